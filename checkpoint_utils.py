@@ -1,0 +1,161 @@
+"""Checkpoints of a LoRA run: the adapter, the optimizer, where the run stands. Never the frozen base.
+
+    output_dir/
+      args.yaml environment.json    the resolved arguments (a valid --config) and where the result comes from
+      logs/                         TensorBoard
+      checkpoint-100/               adapter_model.safetensors, adapter_config.json (PEFT's own format),
+                                    optimizer.pt, scheduler.pt, state.json, args.yaml, environment.json
+      adapter/                      the final adapter alone, once the run is done
+
+Written by hand and not by `Accelerator.save_state`, which writes the base and reads back pickles. Random states need no
+file: the loop seeds every step from (seed, step, process).
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from data_utils.prompt import PROMPT_VERSION
+from script_utils import UserError, environment_record, write_yaml
+
+
+@dataclasses.dataclass
+class RunState:
+    """Where a run stands after `global_step` optimizer steps; with the arguments, all that a resume needs to know."""
+
+    global_step: int = 0
+    data_fingerprint: str = ""
+    effective_batch: int = 0  # examples an optimizer step
+    loss_sum: float = 0.0  # since the last log entry
+    completion_tokens: int = 0  # likewise
+    best_eval_loss: float | None = None
+    best_checkpoint: str | None = None  # its folder's name
+
+
+def checkpoint_step(path):
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def complete_checkpoints(output_dir):
+    """Complete checkpoints, oldest first: an incomplete one still has its temporary name."""
+    return sorted(
+        (path for path in Path(output_dir).glob("checkpoint-*") if path.name[11:].isdecimal()), key=checkpoint_step
+    )
+
+
+def prepare_output_dir(args):
+    """The checkpoint to resume from, or None to start afresh. Refuses a folder that holds a run, unless told to resume
+    or overwrite it. Writes nothing."""
+    output_dir = Path(args.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"--output_dir {output_dir} is a file")
+    parent = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--output_dir {output_dir} cannot be written: no permission in {parent}")
+    if args.resume_from_checkpoint == "latest":
+        return next(reversed(complete_checkpoints(output_dir)), None)
+    if args.resume_from_checkpoint:
+        checkpoint = Path(args.resume_from_checkpoint)
+        if not (checkpoint / "state.json").is_file():
+            raise UserError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there")
+        return checkpoint
+    if (output_dir / "args.yaml").exists() and not args.overwrite_output_dir:
+        raise UserError(
+            f"{output_dir} holds a run: continue it with --resume_from_checkpoint latest, "
+            "replace it with --overwrite_output_dir, or choose another --output_dir"
+        )
+    return None
+
+
+def clear_run(output_dir):
+    """Delete what an earlier run wrote, and nothing else that lies in the folder."""
+    output_dir = Path(output_dir)
+    for path in (
+        *output_dir.glob("checkpoint-*"),
+        *output_dir.glob("incomplete-*"),
+        output_dir / "adapter",
+        output_dir / "logs",
+    ):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def save_adapter(folder, accelerator, model, args):
+    """The adapter in PEFT's own format, with the arguments and the prompt version it was trained with."""
+    accelerator.unwrap_model(model).save_pretrained(folder, save_embedding_layers=False)
+    write_yaml(folder / "args.yaml", args)
+    write_environment(folder, accelerator, args)
+
+
+def write_environment(folder, accelerator, args):
+    record = environment_record(
+        prompt_version=PROMPT_VERSION,
+        mixed_precision=accelerator.mixed_precision,
+        num_processes=accelerator.num_processes,
+    )
+    (folder / "environment.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def save_checkpoint(accelerator, args, model, optimizer, scheduler, state):
+    """Write `checkpoint-<step>` beside its final name and rename it when complete, then delete the surplus: a kill at any
+    instant leaves the checkpoints before it whole. On the main process; the others wait."""
+    if accelerator.is_main_process:
+        output_dir = Path(args.output_dir)
+        final = output_dir / f"checkpoint-{state.global_step}"
+        folder = output_dir / f"incomplete-{final.name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        save_adapter(folder, accelerator, model, args)
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        torch.save(scheduler.state_dict(), folder / "scheduler.pt")
+        (folder / "state.json").write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
+        for file in folder.iterdir():  # on the disk before the name says complete, should the machine itself go down
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        shutil.rmtree(final, ignore_errors=True)  # of a run that was resumed from an earlier step
+        folder.rename(final)
+        *older, _newest = complete_checkpoints(output_dir)
+        surplus = max(0, len(older) + 1 - args.save_total_limit)
+        for path in [path for path in older if path.name != state.best_checkpoint][:surplus]:
+            shutil.rmtree(path)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(checkpoint, accelerator, args, model, optimizer, scheduler, fresh, may_change):
+    """Put adapter, optimizer and scheduler where the checkpoint left them; returns its RunState.
+
+    `fresh` is the RunState that this invocation would start with. An argument outside `may_change`, the data or the
+    effective batch that differs from the checkpoint's raises UserError by name: it would be another experiment.
+    """
+    from peft import set_peft_model_state_dict  # late, as in model_utils
+
+    try:
+        state = RunState(**json.loads((checkpoint / "state.json").read_text()))
+        saved_args = yaml.safe_load((checkpoint / "args.yaml").read_text())
+        adapter = load_file(checkpoint / "adapter_model.safetensors")
+        optimizer_state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+        scheduler_state = torch.load(checkpoint / "scheduler.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken file makes json, yaml, safetensors and torch raise
+        raise UserError(
+            f"{checkpoint} cannot be read ({type(error).__name__}): remove it to resume from the one before"
+        ) from None
+    now = dataclasses.asdict(args)
+    for name in sorted(set(now) - set(may_change)):
+        if now[name] != saved_args.get(name):
+            raise UserError(f"--{name} is {now[name]} but {checkpoint} was trained with {saved_args.get(name)}")
+    if state.effective_batch != fresh.effective_batch:
+        raise UserError(
+            f"the effective batch (processes x accumulation x batch size) is {fresh.effective_batch} but {checkpoint} was "
+            f"trained with {state.effective_batch}: change --gradient_accumulation_steps"
+        )
+    if state.data_fingerprint != fresh.data_fingerprint:
+        raise UserError(f"the training rows are not those that {checkpoint} was trained on")
+    set_peft_model_state_dict(accelerator.unwrap_model(model), adapter)
+    optimizer.load_state_dict(optimizer_state)
+    scheduler.load_state_dict(scheduler_state)
+    return state

@@ -1,0 +1,148 @@
+"""Rows to tokens, tokens to padding-free micro-batches, and the order in which optimizer steps meet them."""
+
+import hashlib
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from data_utils.prompt import render_prompt
+
+
+class Example(NamedTuple):
+    row_id: str
+    input_ids: np.ndarray  # int32 [tokens]: prompt, completion, end of sequence
+    prompt_length: int  # in tokens; the rest is supervised
+
+    @property
+    def completion_length(self):
+        return len(self.input_ids) - self.prompt_length
+
+
+def encode(tokenizer, texts):
+    """Token ids of each text, a list of lists. Text that spells a special token stays text: rows cannot forge one."""
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
+        "input_ids"
+    ]
+
+
+def encode_prompts(tokenizer, prompts):
+    """Prompt ids exactly as training sees them: with the beginning-of-sequence token of models that expect one."""
+    wants_bos = tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    prefix = [tokenizer.bos_token_id] if wants_bos else []
+    return [prefix + ids for ids in encode(tokenizer, prompts)]
+
+
+def tokenize_rows(tokenizer, rows, max_seq_length):
+    """Examples of the rows that fit, and the ids of those that do not: a cut answer would teach broken JSON.
+
+    Prompt and completion are tokenised apart, so that the ids of the prompt are those that inference feeds.
+    """
+    if not rows:
+        return [], []
+    prompts = encode_prompts(tokenizer, [render_prompt(row.query, row.tools) for row in rows])
+    completions = encode(tokenizer, [row.answers for row in rows])
+    examples, too_long = [], []
+    for row, prompt, completion in zip(rows, prompts, completions, strict=True):
+        input_ids = np.array(prompt + completion + [tokenizer.eos_token_id], dtype=np.int32)
+        if len(input_ids) > max_seq_length:
+            too_long.append(row.id)
+        else:
+            examples.append(Example(row.id, input_ids, len(prompt)))
+    return examples, too_long
+
+
+def fingerprint(examples):
+    """A hash of every token and its supervision, to notice on resume that the data is not the same any more."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(f"{example.row_id} {example.prompt_length} ".encode())
+        digest.update(example.input_ids.tobytes())
+    return digest.hexdigest()
+
+
+def collate(examples, supervised=True):
+    """Examples end to end as one padding-free sequence, ready for `model(**batch)` but for `labels`.
+
+    input_ids, position_ids: int64 [1, tokens]; positions restart at 0 with each example, from which the attention
+    kernel isolates them. logits_to_keep: int64 [completion tokens], the positions that predict a completion token:
+    the head runs on these alone. labels: int64 [completion tokens], the tokens they predict. Without `supervised` the
+    last two are empty, and the loss and its gradients are zero.
+    """
+    lengths = [len(example.input_ids) for example in examples]
+    input_ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)
+    starts = np.cumsum([0, *lengths[:-1]])
+    targets = [
+        np.arange(start + example.prompt_length, start + length) if supervised else np.arange(0)
+        for example, start, length in zip(examples, starts, lengths, strict=True)
+    ]
+    targets = np.concatenate(targets)
+    return {
+        "input_ids": torch.from_numpy(input_ids)[None],
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        "logits_to_keep": torch.from_numpy(targets - 1),
+        "labels": torch.from_numpy(input_ids[targets]),
+    }
+
+
+def micro_batches(examples, batch_size, num_processes=1, process_index=0):
+    """This process's share of `examples`, in collated micro-batches of `batch_size`.
+
+    All processes get equally many, since their backward passes meet: where examples run out, a micro-batch without
+    supervision fills the place.
+    """
+    share = examples[process_index::num_processes]
+    count = math.ceil(math.ceil(len(examples) / num_processes) / batch_size)
+    chunks = [share[i * batch_size : (i + 1) * batch_size] for i in range(count)]
+    return [collate(chunk) if chunk else collate(examples[:1], supervised=False) for chunk in chunks]
+
+
+class OptimizerStep(NamedTuple):
+    micro_batches: list  # of this process, collated
+    num_tokens: int  # of all processes
+    num_completion_tokens: int  # of all processes: what the loss is divided by
+    row_ids: list  # of all processes
+
+
+class TrainingData:
+    """The optimizer steps of a run: `data[k]` is step k, a function of the seed and k alone.
+
+    Which examples meet in a step depends on the global batch, not on how processes, accumulation and micro-batches share
+    it out. Resuming needs no replay: step k is simply asked for. The last step of an epoch takes what is left over.
+    """
+
+    def __init__(self, examples, seed, batch_size, accumulation_steps, num_processes=1, process_index=0):
+        self.examples = examples
+        self.seed = seed
+        self.batch_size = batch_size
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.global_batch = batch_size * accumulation_steps * num_processes
+        self.steps_per_epoch = math.ceil(len(examples) / self.global_batch)
+        self._epoch, self._order = None, None
+
+    def __getitem__(self, step):
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, epoch_order(len(self.examples), self.seed, epoch)
+        chosen = self._order[place * self.global_batch : (place + 1) * self.global_batch]
+        examples = [self.examples[i] for i in chosen]
+        return OptimizerStep(
+            micro_batches(examples, self.batch_size, self.num_processes, self.process_index),
+            sum(len(example.input_ids) for example in examples),
+            sum(example.completion_length for example in examples),
+            [example.row_id for example in examples],
+        )
+
+
+def epoch_order(num_examples, seed, epoch):
+    """The permutation of an epoch: a function of (seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+
+
+def mark_supervised(tokenizer, example):
+    """The example as the model reads it, its supervised span between ⟦ and ⟧: what training is about, to look at."""
+    prompt = tokenizer.decode(example.input_ids[: example.prompt_length])
+    completion = tokenizer.decode(example.input_ids[example.prompt_length :])
+    return f"{prompt}⟦{completion}⟧"

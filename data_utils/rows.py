@@ -1,0 +1,230 @@
+"""Rows in the xLAM schema: load them from anywhere, validate each one, and split them by hash.
+
+A row is a `query`, the `tools` on offer and the `answers` (the calls to make), the last two as JSON strings. They stay
+strings all the way to the prompt: parsed into columns, `datasets` would add every row's keys to every other row as
+nulls (trl#5118).
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from data_utils.prompt import to_json
+from data_utils.tool_calls import check_calls, check_tools, parse_json
+from script_utils import UserError, check_hub_access
+
+COLUMNS = ("query", "tools", "answers")
+DEMO_ROWS = 4000
+
+
+class Row(NamedTuple):
+    id: str
+    query: str
+    tools: str  # JSON text as `to_json` renders it
+    answers: str  # likewise
+
+    def tool_names(self):
+        return {tool["name"] for tool in json.loads(self.tools)}
+
+
+def load_rows(dataset_name, revision=None, max_bad_rows=0.01):
+    """The valid rows of a data set, in its order, and the bad ones as `{reason: [ids]}`.
+
+    `dataset_name` is a .json, .jsonl or .parquet file, a folder in the hub's layout, `demo`, or a hub id. More bad rows
+    than `max_bad_rows` (a share of all rows below 1, a count from 1 on) raise UserError, as do no valid rows at all.
+    """
+    rows, bad, seen = [], defaultdict(list), set()
+    for record in read_records(dataset_name, revision):
+        try:
+            row = validate(record)
+            if row.id in seen:
+                raise ValueError("repeated id")
+        except ValueError as error:
+            bad[str(error)].append(row_id(record))
+        else:
+            rows.append(row)
+            seen.add(row.id)
+    num_bad = sum(map(len, bad.values()))
+    total = len(rows) + num_bad
+    if total == 0:
+        raise UserError(f"{dataset_name} has no rows")
+    allowed = max_bad_rows if max_bad_rows >= 1 else max_bad_rows * total
+    if num_bad > allowed or not rows:
+        raise UserError(
+            f"{num_bad} of the {total} rows of {dataset_name} are bad ({describe_bad_rows(bad)}); "
+            f"--max_bad_rows allows {allowed:g}"
+        )
+    return rows, dict(bad)
+
+
+def describe_bad_rows(bad):
+    """`unknown tool: 2 rows (17, 29); missing field 'tools': 1 row (4)`, at most five ids a reason."""
+    return "; ".join(
+        f"{reason}: {len(ids)} row{'s' * (len(ids) > 1)} ({', '.join(ids[:5])}{', ...' * (len(ids) > 5)})"
+        for reason, ids in sorted(bad.items(), key=lambda item: -len(item[1]))
+    )
+
+
+def validate(record):
+    """The record as a Row with canonical JSON; raises ValueError with the reason, the same text for the same kind."""
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    values = {}
+    for column in COLUMNS:
+        if record.get(column) is None:
+            raise ValueError(f"missing field '{column}'")
+        if not isinstance(record[column], str):
+            raise ValueError(f"field '{column}' is not a string")
+        try:
+            record[column].encode()
+            values[column] = record[column] if column == "query" else parse_json(record[column])
+        except ValueError:  # UnicodeEncodeError, of half a surrogate pair, is one too
+            raise ValueError(f"broken {'text' if column == 'query' else 'JSON'} in field '{column}'") from None
+    try:
+        check_tools(values["tools"])
+        check_calls(values["answers"])
+        tools, answers = to_json(values["tools"]), to_json(values["answers"])
+        (tools + answers).encode()  # "\ud800" is an escape in the text and half a surrogate pair in the value
+    except UnicodeEncodeError:
+        raise ValueError("half a surrogate pair in a string") from None
+    if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
+        raise ValueError("a call to a tool that is not in its list")
+    return Row(row_id(record), values["query"], tools, answers)
+
+
+def row_id(record):
+    """The record's `id`, or a hash of its content where it has none."""
+    if not isinstance(record, dict):
+        return str(record)
+    if record.get("id") is not None:
+        return str(record["id"])
+    return hashlib.sha256(repr(record).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def read_records(dataset_name, revision=None):
+    """The data set's records, unvalidated: dicts, or a line's place ("line 17") where it holds none."""
+    path = Path(dataset_name)
+    if dataset_name == "demo":
+        from demo.rows import generate_rows
+
+        return generate_rows(DEMO_ROWS, seed=0)
+    if path.suffix in (".json", ".jsonl", ".parquet"):
+        if not path.is_file():
+            raise UserError(f"{dataset_name}: no such file")
+        read = {".json": read_json_file, ".jsonl": read_jsonl_file, ".parquet": read_parquet_file}[path.suffix]
+        try:
+            return read(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {dataset_name}: {getattr(error, 'strerror', None) or error}") from None
+    if path.is_dir() or (dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/"))):
+        return read_hub_dataset(dataset_name, revision)
+    raise UserError(f"{dataset_name} is neither a .json, .jsonl or .parquet file, nor a folder, a hub id or 'demo'")
+
+
+def read_json_file(path):
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(records, list):
+        raise UserError(f"{path} must hold a list of rows")
+    return [as_json_strings(record) if isinstance(record, dict) else record for record in records]
+
+
+def read_jsonl_file(path):
+    records = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    record = None
+                records.append(as_json_strings(record) if isinstance(record, dict) else f"line {number}")
+    return records
+
+
+def as_json_strings(record):
+    """Tools and answers that a file holds as real lists, rendered as the JSON strings that a row has."""
+    rendered = {key: to_json(record[key]) for key in ("tools", "answers") if isinstance(record.get(key), list)}
+    return {**record, **rendered}
+
+
+def read_parquet_file(path):
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+    check_columns(path, {field.name: str(field.type) for field in table.schema})
+    return table.to_pylist()
+
+
+def read_hub_dataset(name, revision):
+    """The train split of a data set on the Hugging Face hub, or of a local folder in the hub's layout."""
+    import datasets
+
+    if not Path(name).is_dir():
+        check_hub_access(name, "dataset", revision)
+    datasets.disable_progress_bars()
+    try:
+        dataset = datasets.load_dataset(name, split="train", revision=revision)
+    except Exception as error:  # load_dataset raises whatever its builder does
+        raise UserError(
+            f"cannot load the data set {name}: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from None
+    check_columns(name, {column: str(feature.dtype) for column, feature in dataset.features.items()})
+    return dataset
+
+
+def check_columns(name, types):
+    """Typed columns must be there and hold strings: nested ones have already been padded with null keys."""
+    missing = [column for column in COLUMNS if column not in types]
+    if missing:
+        raise UserError(f"{name} has no column {', '.join(missing)}; it has {', '.join(types)}")
+    nested = [column for column in COLUMNS if types[column] not in ("string", "large_string")]
+    if nested:
+        raise UserError(
+            f"{name}: column {nested[0]} is {types[nested[0]]}, but must hold JSON strings: "
+            "a nested column gives every row the keys of all rows"
+        )
+
+
+def split_rows(rows, eval_fraction, seed, by="random"):
+    """Training rows, evaluation rows, and rows in neither. A function of the seed and the rows alone, not their order.
+
+    `random`: the `round(eval_fraction * n)` rows whose hash of (seed, id) is smallest. `tools`: no tool of an
+    evaluation row occurs in a training row. Tools are held out in the order of their hash until enough rows use held-out
+    tools alone; rows that use both kinds are left out.
+    """
+
+    def order(name):
+        return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+    ordered = sorted(rows, key=lambda row: order(row.id))
+    wanted = round(eval_fraction * len(rows))
+    if by == "random":
+        return ordered[wanted:], ordered[:wanted], []
+
+    tools = {row.id: row.tool_names() for row in ordered}
+    open_tools = {row.id: len(tools[row.id]) for row in ordered}  # how many of a row's tools are not held out
+    users = defaultdict(list)
+    for row in ordered:
+        for tool in tools[row.id]:
+            users[tool].append(row.id)
+    held_out, inside = set(), 0
+    for tool in sorted(users, key=order):
+        if inside >= wanted:
+            break
+        held_out.add(tool)
+        for user in users[tool]:
+            open_tools[user] -= 1
+            inside += open_tools[user] == 0
+    eval_rows = [row for row in ordered if tools[row.id] and open_tools[row.id] == 0][:wanted]
+    train_rows = [row for row in ordered if not tools[row.id] & held_out]
+    kept = {row.id for row in eval_rows} | {row.id for row in train_rows}
+    return train_rows, eval_rows, [row for row in ordered if row.id not in kept]

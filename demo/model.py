@@ -1,0 +1,69 @@
+"""The demo's base model: a Qwen3 of about three million parameters, and a tokenizer under which values are easy to copy."""
+
+import copy
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+END_TOKEN = "<|endoftext|>"
+# Words (each part of a camelCase name on its own), single digits, line ends, and runs of anything else. A value thus has
+# the same tokens after a space in a query as after a quote in JSON, so copying it is a matter of repeating tokens.
+PIECES = Regex(r"\p{Lu}?\p{Ll}+|\p{Lu}+(?!\p{Ll})|\p{L}|\p{N}|\n|[^\p{L}\p{N}\n]+")
+
+
+def build_tokenizer(texts, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE on an iterable of texts; it adds no special tokens, and decoding restores any text exactly."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(PIECES, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_TOKEN], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_TOKEN, pad_token=END_TOKEN, clean_up_tokenization_spaces=False
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """A randomly initialised model for the tokenizer, in float32."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=448,
+        num_hidden_layers=7,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(config)
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str) -> None:
+    """Saves both as `AutoModelForCausalLM` and `AutoTokenizer` load them, the weights in bfloat16."""
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def random_demo_model(folder: str, seed: int = 0) -> None:
+    """Saves an untrained model with a tokenizer trained on demo rows: it has the base model's shape, but no skill."""
+    from demo.rows import generate_rows
+
+    texts = (text for row in generate_rows(2000, seed) for text in (row["query"], row["tools"], row["answers"]))
+    tokenizer = build_tokenizer(texts, vocab_size=3072)
+    save(build_model(tokenizer, seed), tokenizer, folder)

@@ -1,0 +1,155 @@
+"""Pretrains the demo's base model from scratch on its synthetic corpus: a few minutes on one GPU.
+
+python -m demo.pretrain --output_dir demo/base
+python -m demo.pretrain --output_dir /tmp/base --steps 20 --batch_size 4 --device cpu
+"""
+
+import argparse
+import itertools
+import math
+import multiprocessing
+import os
+import time
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from demo.corpus import documents
+from demo.model import build_model, build_tokenizer, save
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--output_dir", required=True)
+parser.add_argument("--steps", type=int, default=3000)
+parser.add_argument("--batch_size", type=int, default=128, help="sequences a step")
+parser.add_argument("--length", type=int, default=1024, help="tokens a sequence")
+parser.add_argument("--learning_rate", type=float, default=3e-3)
+parser.add_argument("--warmup_steps", type=int, default=100)
+parser.add_argument("--weight_decay", type=float, default=0.05)
+parser.add_argument("--vocab_size", type=int, default=3072)
+parser.add_argument("--passes", type=int, default=1, help="how often each batch is used; more where the CPUs are slow")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--device", default="cuda")
+parser.add_argument("--compile", action="store_true", help="compile the model: slower to start, then faster")
+parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that write and tokenise the corpus")
+parser.add_argument("--save_steps", type=int, default=500)
+parser.add_argument("--logging_steps", type=int, default=50)
+
+TOKENIZER_DOCUMENTS = 6000
+HELD_OUT_BATCHES = 2
+
+
+def main(args: argparse.Namespace) -> None:
+    started = time.time()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.makedirs(args.output_dir, exist_ok=True)
+    torch.set_float32_matmul_precision("high")
+
+    tokenizer = build_tokenizer(itertools.islice(documents("tokenizer"), TOKENIZER_DOCUMENTS), args.vocab_size)
+    log(f"tokenizer of {len(tokenizer)} after {time.time() - started:.0f} s")
+    # The processes fork before CUDA starts. Each makes whole batches, in order, ahead of the training.
+    shape = (args.seed, args.batch_size, args.length)
+    pool = multiprocessing.get_context("fork").Pool(
+        args.workers, start_worker, (tokenizer.backend_tokenizer.to_str(), shape)
+    )
+    batches = pool.imap(make_batch, range(-HELD_OUT_BATCHES, math.ceil(args.steps / args.passes)))
+    held_out = [next(batches) for _ in range(HELD_OUT_BATCHES)]
+
+    model = build_model(tokenizer, args.seed).to(args.device)
+    decayed = [weight for weight in model.parameters() if weight.ndim > 1]
+    others = [weight for weight in model.parameters() if weight.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, args))
+    loss_of = torch.compile(token_loss) if args.compile else token_loss
+    log(
+        f"{model.num_parameters():,} parameters, {args.workers} workers; first batch after {time.time() - started:.0f} s"
+    )
+
+    model.train()
+    used: list[torch.Tensor] = []
+    training_started = window_started = time.time()
+    window_loss = torch.zeros((), device=args.device)
+    for step in range(1, args.steps + 1):
+        # a batch is fresh first and comes again later, from a random place of what was used
+        if (step - 1) % args.passes == 0:
+            used.append(next(batches))
+            batch = used[-1]
+        else:
+            batch = used[(step * 7919) % len(used)]
+        loss = loss_of(model, to_device(batch, args.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        window_loss += loss.detach()
+
+        if step % args.logging_steps == 0 or step == args.steps:
+            count = (step - 1) % args.logging_steps + 1
+            mean = window_loss.item() / count  # waits for the device
+            rate = count * args.batch_size * args.length / (time.time() - window_started)
+            elapsed = time.time() - started
+            log(f"step {step} loss {mean:.4f} lr {schedule.get_last_lr()[0]:.2e} {rate:,.0f} tok/s {elapsed:.0f} s")
+            window_loss.zero_()
+            window_started = time.time()
+        if step % args.save_steps == 0 or step == args.steps:
+            save(model, tokenizer, args.output_dir)
+            model.eval()
+            with torch.no_grad():
+                losses = [token_loss(model, to_device(batch, args.device)).item() for batch in held_out]
+            model.train()
+            log(f"step {step} held-out loss {sum(losses) / len(losses):.4f}, saved to {args.output_dir}")
+            window_started = time.time()
+    pool.terminate()
+    tokens = args.steps * args.batch_size * args.length
+    log(f"{tokens:,} tokens in {time.time() - training_started:.0f} s; {time.time() - started:.0f} s in all")
+
+
+def token_loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of a batch of shape [sequences, length + 1]."""
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.device.type == "cuda"):
+        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+
+
+def learning_rate_factor(step: int, args: argparse.Namespace) -> float:
+    """Linear warm-up, then a cosine to a fiftieth."""
+    if step < args.warmup_steps:
+        return (step + 1) / args.warmup_steps
+    progress = (step - args.warmup_steps) / max(1, args.steps - args.warmup_steps)
+    return 0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def to_device(batch: np.ndarray, device: str) -> torch.Tensor:
+    tensor = torch.from_numpy(batch)
+    if device != "cpu":
+        tensor = tensor.pin_memory().to(device, non_blocking=True)  # no waiting for the copy
+    return tensor.long()
+
+
+def start_worker(tokenizer: str, shape: tuple[int, int, int]) -> None:
+    global worker
+    torch.set_num_threads(1)
+    worker = Tokenizer.from_str(tokenizer), *shape
+
+
+def make_batch(index: int) -> np.ndarray:
+    """The batch of a step, which depends on seed and index alone: each sequence starts with a document and is full of them."""
+    tokenizer, seed, batch_size, length = worker
+    batch = np.zeros((batch_size, length + 1), dtype=np.int16)
+    ids = ([*tokenizer.encode(text).ids, 0] for text in documents(f"{seed} {index}"))
+    for sequence in batch:
+        row: list[int] = []
+        while len(row) < len(sequence):
+            row += next(ids)
+        sequence[:] = row[: len(sequence)]
+    return batch
+
+
+def log(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main(parser.parse_args())

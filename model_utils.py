@@ -1,0 +1,163 @@
+"""The one place that loads a tokenizer and a base model, quantises it, and gives it a LoRA adapter."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from data_utils.batching import Example, collate
+from demo.model import random_demo_model
+from script_utils import ROOT, UserError, check_hub_access
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
+
+# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; the longest matching name counts.
+PEAK_BF16_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 5090": 210e12,
+}
+
+
+def resolve_model(name):
+    """The path or hub id that `transformers` loads: `demo` is the embedded model; a hub id must be within reach."""
+    if name == "demo":
+        folder = ROOT / "demo" / "model"
+        if not folder.exists():
+            random_demo_model(folder)
+        return str(folder)
+    if not Path(name).is_dir():
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise UserError(f"{name}: no such model folder (a hub id looks like Qwen/Qwen3-4B-Base)")
+        check_hub_access(name, "model")
+    return name
+
+
+def load_tokenizer(name, revision=None):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and what tokenizers raises
+        raise UserError(f"cannot load a tokenizer from {name}: {one_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no end-of-sequence token: generations could not stop")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(name, accelerator, revision=None, quantization="none", attn_implementation="sdpa"):
+    """The causal language model on this process's device, frozen, in bf16 or float32 as the Accelerator's precision
+    says; its linear layers in NF4 (double quantisation, QLoRA) or int8 if asked for."""
+    dtype = DTYPES[accelerator.mixed_precision]
+    config = {
+        "none": None,
+        "nf4": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        ),
+        "int8": BitsAndBytesConfig(load_in_8bit=True),
+    }[quantization]
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=dtype,
+            quantization_config=config,
+            attn_implementation=attn_implementation,
+            device_map={"": accelerator.device},
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, ImportError, KeyError, SafetensorError
+        raise UserError(f"cannot load a model from {name}: {one_line(error)}") from None
+    return model.requires_grad_(False).eval()
+
+
+def one_line(error):
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' * (len(text) > 300)}"
+
+
+def add_lora(model, r, alpha, dropout, target_modules):
+    """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs."""
+    from peft import LoraConfig, get_peft_model  # late: importing peft imports bitsandbytes, and takes seconds
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"cannot add LoRA to {', '.join(target_modules)}: {one_line(error)}") from None
+
+
+@torch.no_grad()
+def check_isolation(model, name):
+    """Refuse a model whose examples see their neighbours in a padding-free batch.
+
+    Two tiny examples end to end: editing the first must not move the second's logits. Linear attention, sliding caches
+    and kernels that ignore restarting positions fail this without a word.
+    """
+    first, edited, second = ([token + i for token in range(8)] for i in (1, 20, 40))
+    logits = []
+    for neighbour in (first, edited):
+        batch = collate([Example("", torch.tensor(ids).int().numpy(), 1) for ids in (neighbour, second)])
+        batch = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+        logits.append(model(**batch, use_cache=False).logits[0, len(first) - 1 :].float())
+    leak = (logits[0] - logits[1]).abs().max() / logits[0].std()
+    # Exactly 0 where attention alone mixes tokens; mixtures of experts regroup their sums within rounding.
+    if not leak < (1e-4 if model.dtype == torch.float32 else 2e-2):
+        raise UserError(
+            f"{name} with --attn_implementation {model.config._attn_implementation} lets examples of one batch see each "
+            f"other (logits move by {leak:.1e} of their spread): use another --attn_implementation or model"
+        )
+
+
+def dtype_census(model):
+    """`{"trainable float32": 66_060_288, "frozen nf4": 3_623_878_656, ...}`: parameters by role and dtype."""
+    census = Counter()
+    for parameter in model.parameters():
+        four_bit = type(parameter).__name__ == "Params4bit"  # two weights a byte
+        dtype = "nf4" if four_bit else str(parameter.dtype).removeprefix("torch.")
+        role = "trainable" if parameter.requires_grad else "frozen"
+        census[f"{role} {dtype}"] += parameter.numel() * (1 + four_bit)
+    return dict(census)
+
+
+def training_flops(model, gradient_checkpointing):
+    """FLOP of a training step, per token in the layers and per completion token in the head.
+
+    A frozen weight costs 4 per token (forward 2, gradient of its input 2; it has no gradient of its own), a LoRA weight
+    6, and checkpointing runs the layers' forward once more. Attention's own products are left out: at these lengths a
+    few per cent.
+    """
+    embeddings = {id(weight): weight.numel() for weight in (model.get_input_embeddings().weight, head_weight(model))}
+    census = dtype_census(model)
+    frozen = sum(count for role, count in census.items() if role.startswith("frozen")) - sum(embeddings.values())
+    trainable = sum(count for role, count in census.items() if role.startswith("trainable"))
+    again = 2 if gradient_checkpointing else 0
+    return frozen * (4 + again) + trainable * (6 + again), 4 * head_weight(model).numel()
+
+
+def head_weight(model):
+    return model.get_output_embeddings().weight
+
+
+def peak_flops(accelerator):
+    """The bf16 peak of all processes' devices in FLOP/s, or None where it is not known."""
+    if accelerator.device.type != "cuda" or accelerator.mixed_precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(accelerator.device)
+    known = [key for key in PEAK_BF16_FLOPS if name.startswith(key)]
+    return PEAK_BF16_FLOPS[max(known, key=len)] * accelerator.num_processes if known else None

@@ -1,0 +1,175 @@
+"""A random two-layer Qwen3 with its own tokenizer, rows of the demo's generator, and ways to run the real scripts."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client reads it; the scripts inherit it
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import script_utils
+import train
+from demo.model import build_tokenizer
+from demo.rows import generate_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A folder with a random float32 Qwen3 of two layers and a tokenizer whose pad token is its end token."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    tokenizer = build_tokenizer([row["query"] + row["tools"] for row in generate_rows(300, seed=1)], 1000)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.1,  # so that tokens matter: with 0.02 random models say the same whatever they read
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory):
+    """84 valid rows: 80 to train on and 4 held out at --eval_fraction 0.05."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in generate_rows(84, seed=2)))
+    return path
+
+
+@pytest.fixture
+def flags(tiny_model, rows_file, tmp_path):
+    """Flags of a small exact run, as a dict that a test changes: no dropout, logged at every step."""
+    return {
+        "model_name_or_path": tiny_model,
+        "dataset_name": rows_file,
+        "output_dir": tmp_path / "run",
+        "quantization": "none",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0,
+        "learning_rate": 1e-2,
+        "max_seq_length": 2048,
+        "gradient_checkpointing": "false",
+        "logging_steps": 1,
+        "eval_steps": 1000,
+        "save_steps": 1000,
+    }
+
+
+def command_line(flags):
+    line = []
+    for name, value in flags.items():
+        line += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    return line
+
+
+class Result:
+    """What a script left behind: its exit code and the two streams."""
+
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run_here(capsys, monkeypatch):
+    """`run_here(module, flags)`: the script's real `main` in this process, which saves ten seconds of imports."""
+
+    def run(module, flags):
+        argv = flags if isinstance(flags, list) else command_line(flags)
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *argv])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        capsys.readouterr()
+        code = 0
+        try:
+            script_utils.run_script(module.main)
+        except SystemExit as stop:
+            code = stop.code
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def train_here(run_here):
+    """Train in this process and return the output folder; fails the test if the run fails."""
+
+    def run(flags):
+        result = run_here(train, flags)
+        assert result.code == 0, result.err
+        return Path(flags["output_dir"])
+
+    return run
+
+
+def launch_command(script, flags, processes=1):
+    config = "cpu.yaml" if processes == 1 else "cpu_2proc.yaml"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q"]
+    return [*launcher, "--config_file", str(ROOT / "accelerate_configs" / config), script, *command_line(flags)]
+
+
+def launch(script, flags, processes=1):
+    """`accelerate launch script` for real, from the repository's root."""
+    done = subprocess.run(launch_command(script, flags, processes), cwd=ROOT, capture_output=True, text=True)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def launch_and_kill(script, flags, when, processes=1):
+    """Launch, and SIGKILL the whole process group as soon as `when()` is true."""
+    process = subprocess.Popen(
+        launch_command(script, flags, processes),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while not when():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "never got there"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def curve(output_dir, tag):
+    """`[(step, value), ...]` of a TensorBoard scalar, in the order written, over all event files."""
+    events = EventAccumulator(str(Path(output_dir) / "logs"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def values(output_dir, tag):
+    return torch.tensor([value for _, value in curve(output_dir, tag)], dtype=torch.float64)
+
+
+def first_moments(checkpoint):
+    """Adam's first moments by parameter: after one step, a tenth of the clipped gradient."""
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    return [state[i]["exp_avg"] for i in sorted(state)]
+
+
+def read_args(folder):
+    return yaml.safe_load((Path(folder) / "args.yaml").read_text())

@@ -1,0 +1,177 @@
+"""Defaults, recipes and flags; and every wrong use ends in one line with the right exit code."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT, launch
+
+import train
+from script_utils import UsageError, parse_arguments
+from train import TrainingArguments
+
+
+def parse(*argv):
+    return parse_arguments(TrainingArguments, "", list(argv))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_flags_override_the_recipe_which_overrides_the_defaults(recipe):
+    path = recipe(
+        "learning_rate: 2e-4\nseed: 7\nlora_target_modules: [q_proj, v_proj]\nmax_train_steps: null\ndtype: bf16\n"
+    )
+    args = parse("--config", path, "--seed", "8", "--no_gradient_checkpointing")
+    assert (args.learning_rate, args.seed, args.lora_target_modules) == (2e-4, 8, ["q_proj", "v_proj"])
+    assert (args.max_train_steps, args.dtype, args.gradient_checkpointing) == (None, "bf16", False)
+    assert args.lora_r == TrainingArguments().lora_r == 32
+
+
+def test_the_reference_recipe_is_the_reference_experiment():
+    args = parse("--config", str(ROOT / "recipes" / "qwen3_4b_qlora.yaml"))
+    assert (
+        args.model_name_or_path == "Qwen/Qwen3-4B-Base" and args.dataset_name == "Salesforce/xlam-function-calling-60k"
+    )
+    assert (args.lora_r, args.lora_alpha, args.lora_dropout, len(args.lora_target_modules)) == (32, 64, 0.05, 7)
+    assert (args.quantization, args.dtype, args.gradient_checkpointing) == ("nf4", "bf16", True)
+    batch = (args.per_device_train_batch_size, args.per_device_eval_batch_size, args.gradient_accumulation_steps)
+    assert batch == (2, 2, 4)
+    assert (args.num_train_epochs, args.learning_rate, args.lr_scheduler_type, args.warmup_ratio) == (
+        1,
+        1e-4,
+        "cosine",
+        0.03,
+    )
+    assert (args.max_seq_length, args.eval_steps, args.max_eval_examples, args.eval_fraction) == (1024, 100, 300, 0.05)
+    assert (
+        args.stop_after_steps is None
+        and "\n# stop_after_steps: 2900" in (ROOT / "recipes/qwen3_4b_qlora.yaml").read_text()
+    )
+    # The dataclass defaults are the same experiment.
+    for name, value in vars(args).items():
+        if name not in ("config", "dtype", "max_eval_examples"):
+            assert value == getattr(TrainingArguments(), name), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_parses(path):
+    parse("--config", str(path))
+
+
+def test_nothing_named_is_the_demo_and_anything_named_is_not(capsys):
+    assert parse().dataset_name == "demo"
+    assert "recipes/demo.yaml" in capsys.readouterr().err
+    assert parse("--seed", "1").model_name_or_path == "demo"
+    assert parse("--dataset_name", "rows.jsonl").model_name_or_path == "Qwen/Qwen3-4B-Base"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "unknown key 'learning_rat': did you mean learning_rate?"),
+        ("seed: abc", "--seed"),
+        ("quantization: nf5", "nf5"),
+        ("gradient_checkpointing: maybe", "maybe"),
+        ("lora_r: {a: 1}", "must be a value or a list"),
+        ("lora_target_modules: []", "must be a value or a list"),
+        ("per_device_train_batch_size: 1.5", "1.5"),
+        ("config: other.yaml", "unknown key 'config'"),
+        ("- a", "must hold"),
+        ("", "must hold"),
+        ("a: [", "not valid YAML"),
+        ("learning_rate: -1", "--learning_rate must be above 0"),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_name(recipe, text, message):
+    with pytest.raises(UsageError, match=re.escape(message)) as error:
+        parse("--config", recipe(text))
+    assert ("\n" not in str(error.value) and "recipe.yaml" in str(error.value)) or text.startswith("learning_rate")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning_rat", "1"], "unknown argument --learning_rat: did you mean --learning_rate?"),
+        (["--learning_rate", "nan"], "--learning_rate must be above 0, not nan"),
+        (["--learning_rate", "inf"], "--learning_rate must be above 0, not inf"),
+        (["--per_device_train_batch_size", "-2"], "--per_device_train_batch_size must be above 0, not -2"),
+        (["--per_device_train_batch_size", "two"], "invalid int value: 'two'"),
+        (["--lora_dropout", "1"], "--lora_dropout must be at least 0 and below 1"),
+        (["--quantization", "fp4"], "fp4"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--config", "absent.yaml"], "cannot read absent.yaml"),
+        (["--overwrite_output_dir", "--resume_from_checkpoint", "latest"], "contradict"),
+        (["--seed"], "expected one argument"),
+        (["stray"], "unknown argument stray"),
+    ],
+)
+def test_a_bad_flag_is_one_line_and_exit_code_2(run_here, argv, message):
+    result = run_here(train, argv)
+    assert result.code == 2
+    lines = [line for line in result.err.strip().splitlines() if "embedded demo" not in line]
+    assert len(lines) == 1 and lines[0].startswith("train.py: error: ") and message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset_name": "absent.jsonl"}, "absent.jsonl: no such file"),
+        ({"dataset_name": "some/rows"}, "cannot load the data set some/rows"),
+        ({"model_name_or_path": "absent"}, "absent: no such model folder"),
+        ({"model_name_or_path": "some/model"}, "some/model"),
+        ({"resume_from_checkpoint": "absent"}, "absent: no checkpoint there"),
+        ({"output_dir": "README.md"}, "README.md is a file"),
+        ({"lora_target_modules": ["q_prj"]}, "cannot add LoRA to q_prj"),
+    ],
+)
+def test_a_failure_is_one_line_and_exit_code_1(run_here, flags, monkeypatch, change, message):
+    monkeypatch.chdir(ROOT)
+    result = run_here(train, flags | change)
+    assert result.code == 1
+    (line,) = result.err.strip().splitlines()
+    assert line.startswith("train.py: error: ") and message in line
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_real_launch_prints_the_line_first_and_no_traceback_of_ours(processes, flags):
+    result = launch("train.py", flags | {"dataset_name": "absent.jsonl"}, processes)
+    assert result.code != 0
+    assert result.err.count("train.py: error: absent.jsonl: no such file") == 1
+    assert 'File "' + str(ROOT) not in result.err
+
+
+def test_without_a_launcher_the_exit_code_is_ours():
+    done = subprocess.run([sys.executable, "train.py", "--seed=x"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "invalid int value" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_readmes_training_commands_parse(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^ *(accelerate launch .*?train\.py.*)$", text, flags=re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        before, after = command.split("train.py")
+        words = shlex.split(before)
+        if "--config_file" in words:
+            assert (ROOT / words[words.index("--config_file") + 1]).is_file()
+        parse(*shlex.split(after, comments=True))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_launch_file_is_one_that_accelerate_reads(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"]

@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from data_utils.batching import (
+    Example,
+    TrainingData,
+    collate,
+    encode_prompts,
+    epoch_order,
+    fingerprint,
+    mark_supervised,
+    micro_batches,
+    tokenize_rows,
+)
+from data_utils.prompt import render_prompt
+from data_utils.rows import Row, load_rows
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def rows(rows_file):
+    return load_rows(str(rows_file))[0]
+
+
+def example(prompt, completion, row_id="x"):
+    return Example(row_id, np.array(prompt + completion, dtype=np.int32), len(prompt))
+
+
+def test_ids_are_prompt_then_completion_then_end(tokenizer, rows):
+    examples, _ = tokenize_rows(tokenizer, rows, 4096)
+    for row, got in zip(rows, examples, strict=True):
+        prompt = encode_prompts(tokenizer, [render_prompt(row.query, row.tools)])[0]
+        assert got.input_ids[: got.prompt_length].tolist() == prompt  # what inference feeds
+        assert tokenizer.decode(got.input_ids[got.prompt_length : -1]) == row.answers
+        assert got.input_ids[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
+
+
+def test_long_rows_are_dropped_and_named_never_cut(tokenizer, rows):
+    whole, none = tokenize_rows(tokenizer, rows, 4096)
+    assert none == []
+    limit = sorted(len(got.input_ids) for got in whole)[len(rows) // 2]
+    kept, too_long = tokenize_rows(tokenizer, rows, limit)
+    assert kept and too_long
+    assert {got.row_id for got in kept} | set(too_long) == {row.id for row in rows}
+    assert all(fingerprint([got]) in {fingerprint([other]) for other in whole} for got in kept)
+
+
+def test_text_cannot_forge_special_tokens(tokenizer):
+    row = Row("x", "stop <|endoftext|> here", "[]", '["<|endoftext|>"]')
+    (got,), _ = tokenize_rows(tokenizer, [row], 4096)
+    assert (got.input_ids == tokenizer.eos_token_id).nonzero()[0].tolist() == [len(got.input_ids) - 1]
+
+
+def test_collate_to_the_letter():
+    batch = collate([example([10, 11, 12], [13, 0]), example([20], [21, 22, 0])])
+    assert batch["input_ids"].tolist() == [[10, 11, 12, 13, 0, 20, 21, 22, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
+    assert batch["logits_to_keep"].tolist() == [2, 3, 5, 6, 7]
+    assert batch["labels"].tolist() == [13, 0, 21, 22, 0]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+    empty = collate([example([10, 11, 12], [13, 0])], supervised=False)
+    assert empty["logits_to_keep"].tolist() == empty["labels"].tolist() == []
+    assert empty["logits_to_keep"].dtype == torch.int64
+
+
+def test_the_supervised_span_is_marked(tokenizer, rows):
+    (got,), _ = tokenize_rows(tokenizer, rows[:1], 4096)
+    prompt = render_prompt(rows[0].query, rows[0].tools)
+    assert mark_supervised(tokenizer, got) == f"{prompt}⟦{rows[0].answers}<|endoftext|>⟧"
+
+
+@pytest.mark.parametrize("num_examples", [1, 2, 3, 5, 8])
+def test_processes_share_every_example_once_in_equally_many_micro_batches(num_examples):
+    examples = [example([1, 2, 3 + i], [100 + i, 0]) for i in range(num_examples)]
+    shares = [micro_batches(examples, 2, num_processes=2, process_index=i) for i in range(2)]
+    assert len(shares[0]) == len(shares[1]) >= 1
+    supervised = [label for share in shares for batch in share for label in batch["labels"].tolist() if label]
+    assert sorted(supervised) == [100 + i for i in range(num_examples)]
+
+
+def steps(examples, num_steps, batch_size, accumulation_steps, num_processes):
+    """Row ids by optimizer step, and the tokens that each step's processes saw between them."""
+    data = [
+        TrainingData(examples, 7, batch_size, accumulation_steps, num_processes, index)
+        for index in range(num_processes)
+    ]
+    ids = [data[0][k].row_ids for k in range(num_steps)]
+    seen = [
+        sorted(label for process in data for batch in process[k].micro_batches for label in batch["labels"].tolist())
+        for k in range(num_steps)
+    ]
+    return ids, seen
+
+
+@pytest.mark.parametrize("split", [(1, 8, 1), (8, 1, 1), (2, 2, 2), (1, 2, 4), (4, 1, 2)])
+def test_order_depends_on_seed_and_epoch_alone(split):
+    examples = [example([1, i], [1000 + i, 0], row_id=i) for i in range(21)]
+    assert steps(examples, 7, *split) == steps(examples, 7, 2, 4, 1)
+    ids, _ = steps(examples, 6, *split)
+    assert [len(step) for step in ids] == [8, 8, 5, 8, 8, 5]  # the last step of an epoch takes what is left
+    epochs = [[row_id for step in part for row_id in step] for part in (ids[:3], ids[3:])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(21)) and epochs[0] != epochs[1]
+    assert epochs[0] == epoch_order(21, seed=7, epoch=0).tolist()
+
+
+def test_counts_are_those_of_all_processes():
+    examples = [example([1] * (i + 1), [5] * i + [0], row_id=i) for i in range(6)]
+    for index in range(2):
+        step = TrainingData(examples, 0, 1, 3, 2, index)[0]
+        assert step.num_tokens == sum(len(got.input_ids) for got in examples)
+        assert step.num_completion_tokens == sum(got.completion_length for got in examples)
+
+
+def test_any_step_can_be_asked_for_first():
+    examples = [example([1, i], [0], row_id=i) for i in range(20)]
+    forward = TrainingData(examples, 0, 2, 2)
+    all_ids = [forward[k].row_ids for k in range(12)]
+    assert TrainingData(examples, 0, 2, 2)[11].row_ids == all_ids[11]
+    assert forward[2].row_ids == all_ids[2]

@@ -1,0 +1,158 @@
+"""The loss and its gradients: against transformers, over every way to cut up a step, and without neighbours."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import first_moments, launch, values
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3NextConfig, Qwen3NextForCausalLM
+
+from data_utils.batching import collate, tokenize_rows
+from data_utils.rows import load_rows
+from model_utils import check_isolation
+from script_utils import UserError
+from train import completion_loss, evaluate_loss
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def examples(tiny_model, rows_file):
+    return tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), load_rows(str(rows_file))[0][:7], 4096)[0]
+
+
+def padded(examples):
+    """The same examples as transformers' users batch them: right-padded, -100 on all that is not supervised."""
+    length = max(len(example.input_ids) for example in examples)
+    input_ids = torch.zeros(len(examples), length, dtype=torch.long)
+    labels = torch.full_like(input_ids, -100)
+    for i, example in enumerate(examples):
+        ids = torch.from_numpy(example.input_ids).long()
+        input_ids[i, : len(ids)] = ids
+        labels[i, example.prompt_length : len(ids)] = ids[example.prompt_length :]
+    mask = torch.tensor([[i < len(example.input_ids) for i in range(length)] for example in examples]).long()
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
+def test_loss_and_gradients_are_those_of_transformers_own_labels(model, examples):
+    expected = model(**padded(examples)).loss
+    expected.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    num_tokens = sum(example.completion_length for example in examples)
+    loss = completion_loss(model, collate(examples), model.device) / num_tokens
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    model.zero_grad()
+
+
+def test_a_micro_batch_without_supervision_is_harmless(model, examples):
+    loss = completion_loss(model, collate(examples[:1], supervised=False), model.device)
+    loss.backward()
+    assert loss.item() == 0
+    gradients = [parameter.grad for parameter in model.model.layers.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    model.zero_grad()
+
+
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_examples_of_a_batch_do_not_see_each_other(tiny_model, examples, attn_implementation):
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_model, dtype=torch.float32, attn_implementation=attn_implementation
+    ).eval()
+    check_isolation(model, "tiny")
+    first, second, third = examples[:3]
+    edited = first._replace(input_ids=(first.input_ids + 7) % 900)
+
+    def logits(*batch):
+        inputs = collate(batch)
+        inputs.pop("labels")
+        with torch.no_grad():
+            return model(**inputs, use_cache=False).logits[0]
+
+    before, after = logits(first, second, third), logits(edited, second, third)
+    own = first.completion_length
+    assert not torch.equal(before[:own], after[:own])
+    assert torch.equal(before[own:], after[own:])
+    torch.testing.assert_close(before[-third.completion_length :], logits(third), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_mixes_examples_is_refused():
+    """Linear attention runs on from one example into the next, whatever the positions say."""
+    config = Qwen3NextConfig(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        layer_types=["linear_attention", "full_attention"],
+    )
+    torch.manual_seed(0)
+    model = Qwen3NextForCausalLM(config).eval()
+    with pytest.raises(UserError, match="lets examples of one batch see each other"):
+        check_isolation(model, "leaky")
+
+
+def test_gradients_are_equal_however_a_step_is_cut_up(train_here, flags, tmp_path):
+    """7 examples a step by (processes, accumulation, batch), the last micro-batches short; gradient checkpointing too.
+
+    Adam's first moment after one step is a tenth of the clipped gradient, read from the checkpoint.
+    """
+    flags |= {"max_train_steps": 1, "warmup_ratio": 0, "max_train_examples": 7, "max_eval_examples": 3}
+    runs = {}
+    for accumulation, batch, checkpointing in [(1, 8, False), (4, 2, False), (8, 1, False), (4, 2, True)]:
+        output_dir = tmp_path / f"{accumulation}_{batch}_{checkpointing}"
+        train_here(
+            flags
+            | {
+                "output_dir": output_dir,
+                "gradient_accumulation_steps": accumulation,
+                "per_device_train_batch_size": batch,
+                "per_device_eval_batch_size": batch,
+                "gradient_checkpointing": checkpointing,
+            }
+        )
+        runs[accumulation, batch, checkpointing] = output_dir
+    runs["two processes"] = tmp_path / "two"
+    both = flags | {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "output_dir": tmp_path / "two"}
+    result = launch("train.py", both, processes=2)
+    assert result.code == 0, result.err
+
+    one, *others = runs.values()
+    expected = first_moments(one / "checkpoint-1")
+    assert any(moment.abs().max() > 1e-3 for moment in expected)
+    for output_dir in others:
+        for tag in ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss"):
+            torch.testing.assert_close(values(output_dir, tag), values(one, tag), rtol=2e-6, atol=0)
+        for got, wanted in zip(first_moments(output_dir / "checkpoint-1"), expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_checkpointing_leaves_nf4_gradients_as_they_are(train_here, flags, tmp_path):
+    flags |= {"max_train_steps": 1, "warmup_ratio": 0, "max_train_examples": 4, "quantization": "nf4"}
+    moments = []
+    for checkpointing in (True, False):
+        output_dir = tmp_path / f"{checkpointing}"
+        train_here(flags | {"output_dir": output_dir, "gradient_checkpointing": checkpointing})
+        moments.append(first_moments(output_dir / "checkpoint-1"))
+    assert all(torch.equal(*pair) for pair in zip(*moments, strict=True))
+
+
+def test_evaluation_weighs_tokens_and_not_batches(model, examples):
+    expected = model(**padded(examples)).loss.item()
+    for batch_size in (1, 2, 3, 16):
+        assert evaluate_loss(Accelerator(cpu=True), model, examples, batch_size) == pytest.approx(expected, rel=2e-6)

@@ -1,0 +1,152 @@
+"""Resuming: exact after a SIGKILL, refused where it would be another experiment."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from conftest import curve, launch, launch_and_kill, values
+
+import train
+
+EXACT_TAGS = (
+    "train/loss",
+    "train/grad_norm",
+    "train/learning_rate",
+    "train/completion_tokens",
+    "train/epoch",
+    "eval/loss",
+)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(flags, tmp_path, processes):
+    """14 steps of 6 examples over 80 rows, so the kill falls after an epoch's end too; dropout on."""
+    flags |= {
+        "lora_dropout": 0.1,
+        "max_train_steps": 24,
+        "save_steps": 4,
+        "eval_steps": 4,
+        "gradient_accumulation_steps": 4 // processes,
+    }
+    straight = launch("train.py", flags | {"output_dir": tmp_path / "straight"}, processes)
+    assert straight.code == 0, straight.err
+
+    flags |= {"output_dir": tmp_path / "killed", "resume_from_checkpoint": "latest"}  # afresh at first
+    launch_and_kill("train.py", flags, (tmp_path / "killed" / "checkpoint-12").is_dir, processes)
+    assert not (tmp_path / "killed" / "adapter").exists()
+    resumed = launch("train.py", flags, processes)
+    assert resumed.code == 0, resumed.err
+    assert "Resuming from" in resumed.out
+
+    for tag in EXACT_TAGS:
+        points = curve(tmp_path / "killed", tag)
+        assert points == curve(tmp_path / "straight", tag), tag
+        assert [step for step, _ in points] == sorted({step for step, _ in points})
+    for name in ("adapter/adapter_model.safetensors", "checkpoint-24/adapter_model.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+@pytest.fixture
+def finished(train_here, flags):
+    """A finished run of four steps, with a checkpoint at each."""
+    flags |= {"max_train_steps": 4, "save_steps": 1, "save_total_limit": 9}
+    return train_here(flags)
+
+
+def test_latest_on_a_finished_run_does_nothing(run_here, flags, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
+    assert result.code == 0 and "is finished" in result.out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_stopped_run_goes_on(run_here, train_here, flags, finished, tmp_path):
+    part = flags | {"output_dir": tmp_path / "part"}
+    train_here(part | {"stop_after_steps": 2})
+    result = run_here(train, part | {"resume_from_checkpoint": "latest"})
+    assert result.code == 0, result.err
+    for tag in EXACT_TAGS:
+        assert curve(tmp_path / "part", tag) == curve(finished, tag)
+
+
+def test_an_incomplete_checkpoint_is_never_taken(run_here, flags, finished):
+    (finished / "checkpoint-4").rename(finished / "incomplete-checkpoint-4")
+    shutil.rmtree(finished / "adapter")
+    result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
+    assert result.code == 0, result.err
+    assert "after step 3" in result.out and (finished / "checkpoint-4").is_dir()
+    assert not list(finished.glob("incomplete-*"))
+
+
+def test_any_checkpoint_can_be_resumed_by_path(run_here, flags, finished):
+    expected = (finished / "adapter" / "adapter_model.safetensors").read_bytes()
+    result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
+    assert result.code == 0, result.err
+    assert (finished / "adapter" / "adapter_model.safetensors").read_bytes() == expected
+    assert [step for step, _ in curve(finished, "train/loss")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 43}, "--seed is 43 but"),
+        ({"lora_r": 8}, "--lora_r is 8 but"),
+        ({"lora_target_modules": ["q_proj"]}, "--lora_target_modules"),
+        ({"learning_rate": 1e-3}, "--learning_rate"),
+        ({"max_seq_length": 300}, "--max_seq_length"),
+        ({"max_train_steps": 9}, "--max_train_steps"),
+        ({"gradient_accumulation_steps": 3}, "the effective batch"),
+    ],
+)
+def test_another_experiment_is_refused_by_name(run_here, flags, finished, change, named):
+    result = run_here(train, flags | change | {"resume_from_checkpoint": finished / "checkpoint-2"})
+    assert result.code == 1
+    (line,) = result.err.strip().splitlines()
+    assert named in line
+
+
+def test_the_same_effective_batch_cut_otherwise_is_not(run_here, flags, finished):
+    change = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "gradient_checkpointing": "true"}
+    before = values(finished, "train/loss")
+    result = run_here(train, flags | change | {"resume_from_checkpoint": finished / "checkpoint-2"})
+    assert result.code == 0, result.err
+    torch.testing.assert_close(values(finished, "train/loss"), before, rtol=1e-4, atol=0)
+
+
+def test_changed_rows_are_noticed(run_here, flags, finished, rows_file, tmp_path):
+    lines = rows_file.read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record["query"] += " Thanks!"
+    original = rows_file.read_text()
+    rows_file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    try:
+        result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
+    finally:
+        rows_file.write_text(original)
+    assert result.code == 1 and "the training rows are not those" in result.err
+
+
+def test_a_checkpoint_cannot_run_code(run_here, flags, finished, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "planted"), "w"))
+
+    with (finished / "checkpoint-2" / "optimizer.pt").open("wb") as file:
+        pickle.dump(Payload(), file)
+    result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
+    assert result.code == 1 and "cannot be read" in result.err and len(result.err.strip().splitlines()) == 1
+    assert not (tmp_path / "planted").exists()
+
+
+def test_an_output_folder_that_holds_a_run_is_refused(run_here, flags, finished):
+    (finished / "notes.txt").write_text("mine")
+    result = run_here(train, flags)
+    assert result.code == 1 and "--resume_from_checkpoint latest" in result.err
+    result = run_here(train, flags | {"overwrite_output_dir": True, "max_train_steps": 1})
+    assert result.code == 0, result.err
+    assert [path.name for path in finished.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert [step for step, _ in curve(finished, "train/loss")] == [1]
+    assert (finished / "notes.txt").read_text() == "mine"

@@ -1,0 +1,191 @@
+import json
+import random
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import datasets
+import pytest
+
+from data_utils.rows import load_rows, split_rows
+from demo.rows import generate_rows
+from script_utils import UserError, check_hub_access
+
+GOOD = generate_rows(60, seed=3)
+
+
+def write_jsonl(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_every_format_gives_the_same_rows(tmp_path):
+    expected, bad = load_rows(write_jsonl(tmp_path / "rows.jsonl", GOOD))
+    assert not bad
+    assert [(row.query, json.loads(row.tools)) for row in expected] == [
+        (r["query"], json.loads(r["tools"])) for r in GOOD
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(GOOD))
+    as_lists = [{**row, "tools": json.loads(row["tools"]), "answers": json.loads(row["answers"])} for row in GOOD]
+    (tmp_path / "lists.json").write_text(json.dumps(as_lists))
+    datasets.Dataset.from_list(GOOD).to_parquet(tmp_path / "rows.parquet")
+    hub_folder = tmp_path / "hub"  # laid out as Salesforce/xlam-function-calling-60k is
+    hub_folder.mkdir()
+    (hub_folder / "xlam_function_calling_60k.json").write_text(json.dumps(GOOD))
+    (hub_folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: dataset\n  data_files:\n  - split: train\n    path: xlam_function_calling_60k.json\n---\n"
+    )
+    for name in ("rows.json", "lists.json", "rows.parquet", "hub"):
+        assert load_rows(str(tmp_path / name))[0] == expected, name
+
+
+def test_nested_parquet_columns_are_refused(tmp_path):
+    """`datasets` and Parquet pad nested columns with every other row's keys (trl#5118)."""
+    as_lists = [{**row, "tools": json.loads(row["tools"])} for row in GOOD[:2]]
+    datasets.Dataset.from_list(as_lists).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="column tools .* must hold JSON strings"):
+        load_rows(str(tmp_path / "rows.parquet"))
+
+
+def test_tools_get_no_null_keys(tmp_path):
+    tools = [[{"name": "f", "parameters": {"only_here": {"type": "int"}}}], [{"name": "g", "parameters": {}}]]
+    records = [{"id": i, "query": "q", "tools": json.dumps(t), "answers": "[]"} for i, t in enumerate(tools)]
+    datasets.Dataset.from_list(records).to_parquet(tmp_path / "rows.parquet")
+    rows, _ = load_rows(str(tmp_path / "rows.parquet"))
+    assert [json.loads(row.tools) for row in rows] == tools
+
+
+def test_bad_rows_are_counted_and_named(tmp_path):
+    call = [{"name": "f", "arguments": {}}]
+    good = {"id": "fine", "query": "q", "tools": '[{"name": "f"}]', "answers": json.dumps(call)}
+    records = [
+        good,
+        {**good, "id": "unknown", "answers": '[{"name": "g", "arguments": {}}]'},
+        {**good, "id": "broken", "answers": "[{"},
+        {**good, "id": "nan", "answers": '[{"name": "f", "arguments": {"x": NaN}}]'},
+        {**good, "id": "scalar", "answers": "1"},
+        {key: value for key, value in good.items() if key != "tools"} | {"id": 17},
+        {**good, "id": "surrogate", "answers": '[{"name": "f", "arguments": {"x": "\\ud800"}}]'},
+        {**good, "id": "number", "query": 3},
+        good,
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"id": \n\n[1]\n')
+    rows, bad = load_rows(str(path), max_bad_rows=10)
+    assert [row.id for row in rows] == ["fine"]
+    assert bad == {
+        "a call to a tool that is not in its list": ["unknown"],
+        "broken JSON in field 'answers'": ["broken", "nan"],
+        "not a list of calls": ["scalar"],
+        "missing field 'tools'": ["17"],
+        "half a surrogate pair in a string": ["surrogate"],
+        "field 'query' is not a string": ["number"],
+        "repeated id": ["fine"],
+        "not a JSON object": ["line 10", "line 12"],
+    }
+    with pytest.raises(UserError, match=r"10 of the 11 rows .*unknown.*--max_bad_rows allows 9"):
+        load_rows(str(path), max_bad_rows=9)
+    with pytest.raises(UserError, match="--max_bad_rows allows 5.5"):
+        load_rows(str(path), max_bad_rows=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.jsonl", None, "no such file"),
+        ("empty.jsonl", "", "has no rows"),
+        ("empty.json", "[]", "has no rows"),
+        ("broken.json", "[{", "is not valid JSON"),
+        ("object.json", "{}", "must hold a list"),
+        ("broken.parquet", "PAR1 or not", "not a readable Parquet file"),
+        ("rows.csv", "a,b", "neither a .json"),
+        ("latin.jsonl", b"\xff\xfe\xff", "cannot read"),
+    ],
+)
+def test_unreadable_files(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as error:
+        load_rows(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_column_is_named(tmp_path):
+    datasets.Dataset.from_list([{"id": 1, "query": "q"}]).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="no column tools, answers; it has id, query"):
+        load_rows(str(tmp_path / "rows.parquet"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return load_rows(write_jsonl(tmp_path_factory.mktemp("split") / "rows.jsonl", generate_rows(1010, seed=4)))[0]
+
+
+def test_random_split_is_by_hash_of_seed_and_id(rows):
+    training, evaluation, neither = split_rows(rows, 0.05, seed=42)
+    assert (len(training), len(evaluation), neither) == (960, 50, [])  # round(50.5) is 50
+    assert {row.id for row in training + evaluation} == {row.id for row in rows}
+    shuffled = random.Random(0).sample(rows, len(rows))
+    assert split_rows(shuffled, 0.05, seed=42) == (training, evaluation, [])
+    assert set(split_rows(rows, 0.05, seed=43)[1]) != set(evaluation)
+    # A row's place does not depend on the other rows: with half of them, half of those held out are the same ones.
+    half = [row for i, row in enumerate(rows) if i % 2]
+    assert set(split_rows(half, 0.05, seed=42)[1]) >= {row for row in half if row in evaluation[:20]}
+
+
+def test_tools_split_shares_no_tool(rows):
+    training, evaluation, neither = split_rows(rows, 0.03, seed=42, by="tools")
+    assert len(evaluation) == round(0.03 * len(rows))
+    names = [set().union(*(row.tool_names() for row in part)) for part in (training, evaluation)]
+    assert training and not names[0] & names[1]
+    assert len(training) + len(evaluation) + len(neither) == len(rows)
+    assert split_rows(list(reversed(rows)), 0.03, seed=42, by="tools") == (training, evaluation, neither)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub on this machine that answers every request with `hub.status` and `hub.error_code`."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(server.status)
+            self.send_header("X-Error-Code", server.error_code)
+            self.send_header("X-Error-Message", "as the test wishes")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", f"http://127.0.0.1:{server.server_port}")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (403, "GatedRepo", r"is gated: accept its conditions at http.*/datasets/some/rows.*\(GatedRepoError\)"),
+        (401, "GatedRepo", "is gated"),
+        (404, "RepoNotFound", r"no dataset some/rows.*\(RepositoryNotFoundError\)"),
+        (404, "RevisionNotFound", r"no dataset some/rows at revision v9.*\(RevisionNotFoundError\)"),
+        (500, "", "cannot reach"),
+    ],
+)
+def test_the_hub_says_no(hub, status, code, message):
+    hub.status, hub.error_code = status, code
+    with pytest.raises(UserError, match=message):
+        check_hub_access("some/rows", "dataset", "v9")
+
+
+def test_the_hub_is_not_there(hub, monkeypatch):
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(UserError, match="cannot reach .*HF_HUB_OFFLINE=1"):
+        load_rows("some/rows")

@@ -1,0 +1,155 @@
+"""What a training run does and leaves behind, through the real `main`."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import curve, launch, read_args, values
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+
+import train
+from data_utils.batching import collate, tokenize_rows
+from data_utils.prompt import PROMPT_VERSION
+from data_utils.rows import load_rows, split_rows
+from train import completion_loss, step_seed
+
+
+def test_only_the_adapter_moves_and_plain_peft_reads_it(train_here, flags, tiny_model, rows_file):
+    base_before = load_file(tiny_model / "model.safetensors")
+    output_dir = train_here(flags | {"max_train_steps": 3, "warmup_ratio": 0, "eval_fraction": 0.1})
+    assert {path.name for path in output_dir.iterdir()} == {
+        "args.yaml", "environment.json", "dropped_rows.json", "logs", "checkpoint-3", "adapter",
+    }  # fmt: skip
+    adapter = load_file(output_dir / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    moved = [name for name in adapter if "lora_B" in name and adapter[name].any()]
+    assert len(moved) == 2 * 7  # layers times projections: B starts at zero
+    assert not [name for name in adapter if "lora_" not in name]
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), output_dir / "adapter").eval()
+    for name, weight in load_file(tiny_model / "model.safetensors").items():
+        assert torch.equal(weight, base_before[name])
+    _, eval_rows, _ = split_rows(load_rows(str(rows_file))[0], 0.1, seed=42)
+    examples, _ = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), eval_rows, 2048)
+    with torch.no_grad():
+        loss = completion_loss(model, collate(examples), model.device).item()
+    loss /= sum(example.completion_length for example in examples)
+    assert curve(output_dir, "eval/loss") == [(3, pytest.approx(loss, rel=1e-5))]
+
+
+def test_a_checkpoint_holds_the_run_and_not_the_base(train_here, flags):
+    output_dir = train_here(flags | {"max_train_steps": 2})
+    checkpoint = output_dir / "checkpoint-2"
+    assert {path.name for path in checkpoint.iterdir()} == {
+        "adapter_model.safetensors", "adapter_config.json", "README.md", "args.yaml", "environment.json",
+        "optimizer.pt", "scheduler.pt", "state.json",
+    }  # fmt: skip
+    adapter_bytes = (checkpoint / "adapter_model.safetensors").stat().st_size
+    assert sum(path.stat().st_size for path in checkpoint.iterdir()) < 3 * adapter_bytes + 50_000  # Adam: two moments
+    environment = json.loads((checkpoint / "environment.json").read_text())
+    assert environment["prompt_version"] == PROMPT_VERSION and environment["torch"] == torch.__version__
+    assert read_args(checkpoint)["lora_r"] == flags["lora_r"] and "resume_from_checkpoint" not in read_args(checkpoint)
+
+
+def test_args_yaml_repeats_the_run(run_here, train_here, flags, tmp_path):
+    first = train_here(flags | {"max_train_steps": 2})
+    again = run_here(train, ["--config", str(first / "args.yaml"), "--output_dir", str(tmp_path / "again")])
+    assert again.code == 0, again.err
+    for name in ("adapter/adapter_model.safetensors",):
+        assert (first / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_learning_rate_is_cosine_with_warmup_and_stops_without_bending(train_here, flags):
+    output_dir = train_here(flags | {"max_train_steps": 20, "stop_after_steps": 12, "warmup_ratio": 0.12})
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=flags["learning_rate"])
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=3, num_training_steps=20)
+    expected = []
+    for step in range(1, 13):
+        expected.append((step, pytest.approx(schedule.get_last_lr()[0], rel=1e-6)))
+        optimizer.step()
+        schedule.step()
+    assert curve(output_dir, "train/learning_rate") == expected
+    assert (output_dir / "checkpoint-12").is_dir() and (output_dir / "adapter").is_dir()
+
+
+def test_loss_falls_and_curves_are_complete(train_here, flags):
+    output_dir = train_here(flags | {"max_train_steps": 12, "logging_steps": 5, "eval_steps": 6})
+    tags = "loss learning_rate grad_norm tokens_per_second completion_tokens data_wait_fraction peak_memory_gib epoch"
+    for tag in tags.split():
+        assert [step for step, _ in curve(output_dir, f"train/{tag}")] == [5, 10, 12], tag
+    losses = values(output_dir, "train/loss")
+    assert losses[-1] < losses[0] - 0.5
+    assert [step for step, _ in curve(output_dir, "eval/loss")] == [6, 12]
+    assert values(output_dir, "train/epoch")[-1] == pytest.approx(12 / 10)
+    assert 0 <= values(output_dir, "train/data_wait_fraction").max() < 0.5
+
+
+def test_a_logged_loss_is_the_mean_over_the_tokens_since_the_last(train_here, flags, tmp_path):
+    every = train_here(flags | {"max_train_steps": 6, "output_dir": tmp_path / "every"})
+    third = train_here(flags | {"max_train_steps": 6, "output_dir": tmp_path / "third", "logging_steps": 3})
+    losses, tokens = values(every, "train/loss"), values(every, "train/completion_tokens")
+    expected = (losses * tokens).view(2, 3).sum(1) / tokens.view(2, 3).sum(1)
+    torch.testing.assert_close(values(third, "train/loss"), expected, rtol=1e-6, atol=0)
+    assert values(third, "train/completion_tokens").tolist() == tokens.view(2, 3).sum(1).tolist()
+
+
+def test_gradients_are_clipped_once_a_step_by_their_global_norm(train_here, flags, tmp_path):
+    flags |= {"max_train_steps": 1, "warmup_ratio": 0}
+    norms = []
+    for max_grad_norm in (0, 0.01):
+        output_dir = train_here(flags | {"max_grad_norm": max_grad_norm, "output_dir": tmp_path / str(max_grad_norm)})
+        state = torch.load(output_dir / "checkpoint-1" / "optimizer.pt", weights_only=True)["state"]
+        norms.append(math.sqrt(sum((10 * moments["exp_avg"]).square().sum().item() for moments in state.values())))
+        logged = values(output_dir, "train/grad_norm").item()
+    assert norms[0] == pytest.approx(logged, rel=1e-4) and norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run_here, flags):
+    result = run_here(train, flags | {"learning_rate": 1e30, "warmup_ratio": 0, "save_steps": 1, "max_train_steps": 9})
+    assert result.code == 1
+    (line,) = result.err.strip().splitlines()
+    assert "has loss nan" in line and "demo-0000" in line and "last good checkpoint: " in line and "checkpoint-" in line
+
+
+def test_rows_dropped_for_length_are_counted(run_here, flags, tmp_path):
+    result = run_here(train, flags | {"max_train_steps": 1, "max_seq_length": 400})
+    assert result.code == 0, result.err
+    dropped = json.loads((tmp_path / "run" / "dropped_rows.json").read_text())
+    too_long = dropped["longer than 400 tokens"]
+    assert (
+        0 < len(too_long) < 84 and f"{80 - (84 - 4 - len(too_long))} + " in result.out
+    ) or "longer than 400" in result.out
+    nothing = run_here(train, flags | {"max_seq_length": 5, "output_dir": tmp_path / "nothing"})
+    assert nothing.code == 1 and "no training rows left" in nothing.err and not (tmp_path / "nothing").exists()
+
+
+def test_the_supervised_span_is_shown(run_here, flags):
+    out = run_here(train, flags | {"max_train_steps": 1}).out
+    assert out.count("⟦[") == 1 and out.count("<|endoftext|>⟧") == 1
+
+
+def test_checkpoints_beyond_the_limit_go_but_never_the_newest_or_the_best(train_here, flags):
+    flags |= {"max_train_steps": 5, "save_steps": 1, "save_total_limit": 2}
+    output_dir = train_here(flags | {"stop_after_steps": 1})
+    state_file = output_dir / "checkpoint-1" / "state.json"
+    state = json.loads(state_file.read_text())
+    assert state["best_checkpoint"] == "checkpoint-1"
+    assert state["best_eval_loss"] == pytest.approx(values(output_dir, "eval/loss").item())
+    state_file.write_text(json.dumps(state | {"best_eval_loss": -1}))  # not to be beaten
+    train_here(flags | {"resume_from_checkpoint": "latest"})
+    assert {path.name for path in output_dir.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-5"}
+
+
+def test_step_seeds_differ_by_step_process_and_seed():
+    seeds = {step_seed(seed, step, process) for seed in range(3) for step in range(50) for process in range(4)}
+    assert len(seeds) == 600
+
+
+def test_no_flags_at_all_trains_the_embedded_demo(tmp_path):
+    result = launch("train.py", {"output_dir": tmp_path / "run", "max_train_steps": 2})
+    assert result.code == 0, result.err
+    assert "recipes/demo.yaml" in result.err and "eval loss" in result.out
+    assert read_args(tmp_path / "run" / "adapter")["model_name_or_path"] == "demo"

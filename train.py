@@ -1,0 +1,381 @@
+"""Fine-tune a base language model with LoRA or QLoRA to turn a query and a list of tools into a JSON list of calls.
+
+    accelerate launch train.py                                      # the embedded demo: offline, on a CPU
+    accelerate launch -q --config_file accelerate_configs/single_gpu.yaml train.py --config recipes/qwen3_4b_qlora.yaml
+    tensorboard --logdir runs                                       # look at it
+    accelerate launch ... train.py --config ... --resume_from_checkpoint latest
+
+Rows, prompt and batches come from data_utils/, the model from model_utils.py. The defaults below are the reference
+experiment's; `main` is the run, from top to bottom. Edit either.
+"""
+
+import json
+import math
+import resource
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import get_scheduler
+
+from checkpoint_utils import (
+    RunState,
+    clear_run,
+    complete_checkpoints,
+    load_checkpoint,
+    prepare_output_dir,
+    save_adapter,
+    save_checkpoint,
+    write_environment,
+)
+from data_utils.batching import TrainingData, fingerprint, mark_supervised, micro_batches, tokenize_rows
+from data_utils.rows import describe_bad_rows, load_rows, split_rows
+from model_utils import (
+    add_lora,
+    check_isolation,
+    dtype_census,
+    load_base_model,
+    load_tokenizer,
+    peak_flops,
+    resolve_model,
+    training_flops,
+)
+from script_utils import (
+    UserError,
+    parse_arguments,
+    require,
+    require_positive,
+    require_share,
+    run_script,
+    start_accelerator,
+    write_yaml,
+)
+
+
+@dataclass
+class TrainingArguments:
+    config: str | None = field(default=None, metadata={"help": "YAML file of these arguments; flags override it"})
+    # Model and data
+    model_name_or_path: str = field(default="Qwen/Qwen3-4B-Base", metadata={"help": "Hub id, folder, or 'demo'"})
+    model_revision: str | None = None
+    dataset_name: str = field(
+        default="Salesforce/xlam-function-calling-60k",
+        metadata={"help": "Hub id, .json, .jsonl or .parquet file, folder in the hub's layout, or 'demo'"},
+    )
+    dataset_revision: str | None = None
+    eval_fraction: float = field(default=0.05, metadata={"help": "Share of the valid rows held out"})
+    eval_split: Literal["random", "tools"] = field(
+        default="random", metadata={"help": "tools: no tool of a held-out row occurs in training"}
+    )
+    max_bad_rows: float = field(default=0.01, metadata={"help": "Bad rows to bear: a share below 1, a count from 1 on"})
+    max_train_examples: int | None = None
+    max_eval_examples: int | None = None
+    max_seq_length: int = field(default=1024, metadata={"help": "Tokens; longer rows are dropped, never cut"})
+    # Where
+    output_dir: str = "runs/qwen3_4b_qlora"
+    overwrite_output_dir: bool = False
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "'latest', or a checkpoint's path"})
+    # Optimisation
+    seed: int = 42
+    dtype: Literal["auto", "bf16", "fp32"] = field(
+        default="auto", metadata={"help": "auto: bf16 on CUDA, fp32 on a CPU"}
+    )
+    num_train_epochs: float = 1.0
+    max_train_steps: int | None = field(default=None, metadata={"help": "Optimizer steps; overrides num_train_epochs"})
+    stop_after_steps: int | None = field(
+        default=None, metadata={"help": "End early, on the same learning-rate schedule"}
+    )
+    per_device_train_batch_size: int = 2
+    per_device_eval_batch_size: int = 2
+    gradient_accumulation_steps: int = 4
+    learning_rate: float = 1e-4
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = field(default=1.0, metadata={"help": "0 turns clipping off"})
+    optim: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch_fused"
+    # LoRA
+    lora_r: int = 32
+    lora_alpha: int = 64
+    lora_dropout: float = 0.05
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    # Memory and speed
+    quantization: Literal["none", "nf4", "int8"] = "nf4"
+    gradient_checkpointing: bool = True
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    # Logging, evaluation, checkpoints: every so many optimizer steps
+    logging_steps: int = 10
+    eval_steps: int = 100
+    save_steps: int = 100
+    save_total_limit: int = field(default=3, metadata={"help": "Checkpoints kept; the newest and the best always are"})
+
+    def __post_init__(self):
+        require_positive(
+            self, "max_train_examples", "max_eval_examples", "max_seq_length", "num_train_epochs", "max_train_steps",
+            "stop_after_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
+            "gradient_accumulation_steps", "learning_rate", "lora_r", "lora_alpha", "logging_steps", "eval_steps",
+            "save_steps", "save_total_limit",
+        )  # fmt: skip
+        require_share(self, "eval_fraction", "warmup_ratio", "lora_dropout")
+        for name in ("seed", "max_bad_rows", "weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            require(value >= 0 and math.isfinite(value), f"--{name} must be at least 0, not {value}")
+        require(
+            not (self.overwrite_output_dir and self.resume_from_checkpoint),
+            "--overwrite_output_dir and --resume_from_checkpoint contradict each other",
+        )
+
+
+# What a resumed run may change without becoming another experiment. Batch size and accumulation may change
+# together: their product is checked.
+MAY_CHANGE_ON_RESUME = [
+    "config",
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "max_bad_rows",
+    "stop_after_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "attn_implementation",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+]
+
+
+def main():
+    args = parse_arguments(TrainingArguments, __doc__)
+    accelerator = start_accelerator(args.dtype)
+    is_main, log = accelerator.is_main_process, accelerator.print
+    checkpoint = prepare_output_dir(args)
+    accelerator.wait_for_everyone()  # all have looked at the folder before anyone writes to it
+
+    # Rows -> prompt -> tokens
+    rows, dropped = load_rows(args.dataset_name, args.dataset_revision, args.max_bad_rows)
+    train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+    model_path = resolve_model(args.model_name_or_path)
+    tokenizer = load_tokenizer(model_path, args.model_revision)
+    train_examples, too_long = tokenize_rows(tokenizer, train_rows[: args.max_train_examples], args.max_seq_length)
+    eval_examples, too_long_eval = tokenize_rows(tokenizer, eval_rows[: args.max_eval_examples], args.max_seq_length)
+    if bad := describe_bad_rows(dropped):
+        log(f"Dropped {sum(map(len, dropped.values()))} of {len(rows) + sum(map(len, dropped.values()))} rows: {bad}")
+    dropped[f"longer than {args.max_seq_length} tokens"] = too_long + too_long_eval
+    dropped["in neither split: offers both held-out and other tools"] = [row.id for row in in_neither]
+    if not train_examples:
+        raise UserError(
+            f"no training rows left: {len(too_long)} are longer than --max_seq_length {args.max_seq_length}"
+        )
+    log(
+        f"{len(rows)} valid rows: {len(train_examples)} to train on, {len(eval_examples)} to evaluate, "
+        f"{len(too_long)} + {len(too_long_eval)} longer than {args.max_seq_length} tokens, {len(in_neither)} in neither split"
+    )
+    log(f"One example; the loss is on what stands between ⟦ and ⟧:\n{mark_supervised(tokenizer, train_examples[0])}")
+
+    # The run's length
+    data = TrainingData(
+        train_examples,
+        args.seed,
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
+    max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.steps_per_epoch)
+    last_step = min(max_steps, args.stop_after_steps or max_steps)
+    output_dir = Path(args.output_dir)
+    if checkpoint == output_dir / f"checkpoint-{last_step}" and (output_dir / "adapter").exists():
+        return log(
+            f"{output_dir} is finished: all {last_step} steps are done, the adapter is in {output_dir / 'adapter'}"
+        )
+
+    # Model, optimizer, schedule
+    model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, args.attn_implementation)
+    check_isolation(model, args.model_name_or_path)
+    torch.manual_seed(args.seed)
+    model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    log("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
+    flops_per_token, flops_per_completion_token = training_flops(model, args.gradient_checkpointing)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable, lr=args.learning_rate, weight_decay=args.weight_decay, fused=args.optim == "adamw_torch_fused"
+    )
+    # Not prepared: Accelerate would step it once for every process.
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * max_steps), max_steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    state = RunState(data_fingerprint=fingerprint(train_examples), effective_batch=data.global_batch)
+    if checkpoint:
+        state = load_checkpoint(checkpoint, accelerator, args, model, optimizer, scheduler, state, MAY_CHANGE_ON_RESUME)
+        log(f"Resuming from {checkpoint}, after step {state.global_step}")
+    writer = None
+    if is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if args.overwrite_output_dir:
+            clear_run(output_dir)
+        write_yaml(output_dir / "args.yaml", args)
+        write_environment(output_dir, accelerator, args)
+        (output_dir / "dropped_rows.json").write_text(json.dumps(dropped, indent=2) + "\n")
+        # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
+        writer = SummaryWriter(output_dir / "logs", purge_step=state.global_step + 1 if checkpoint else None)
+    accelerator.wait_for_everyone()
+
+    # The loop. global_step counts optimizer steps and nothing else.
+    terminal = sys.stdout.isatty()
+    progress = tqdm(total=last_step, initial=state.global_step, disable=not (is_main and terminal), file=sys.stdout)
+    peak = peak_flops(accelerator)
+    num_tokens, seconds, data_seconds = 0, 0.0, 0.0  # since the last log entry
+    model.train()
+    while state.global_step < last_step:
+        step_start = time.perf_counter()
+        torch.manual_seed(step_seed(args.seed, state.global_step, accelerator.process_index))
+        window = data[state.global_step]
+        data_seconds += time.perf_counter() - step_start
+
+        # Summed over the window and divided by its completion tokens on all processes, so that every token weighs
+        # the same however the window is cut up. DDP averages over processes: multiply by their number.
+        loss_sum = torch.zeros((), device=accelerator.device)
+        scale = accelerator.num_processes / window.num_completion_tokens
+        for i, batch in enumerate(window.micro_batches):
+            is_last = i == len(window.micro_batches) - 1
+            with nullcontext() if is_last else accelerator.no_sync(model):
+                loss = completion_loss(model, batch, accelerator.device)
+                accelerator.backward(loss * scale)
+            loss_sum += loss.detach()
+        grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm or math.inf)
+        learning_rate = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+
+        # The one CPU-GPU sync point of a step.
+        step_loss, grad_norm = torch.stack([accelerator.reduce(loss_sum), grad_norm]).tolist()
+        state.global_step += 1
+        if not (math.isfinite(step_loss) and math.isfinite(grad_norm)):
+            last_good = next(reversed(complete_checkpoints(output_dir)), "none yet")
+            raise UserError(
+                f"step {state.global_step} has loss {step_loss / window.num_completion_tokens} and gradient norm {grad_norm}; "
+                f"its rows: {', '.join(window.row_ids)}; last good checkpoint: {last_good}"
+            )
+        state.loss_sum += step_loss
+        state.completion_tokens += window.num_completion_tokens
+        num_tokens += window.num_tokens
+        seconds += time.perf_counter() - step_start
+        progress.update()
+
+        if state.global_step % args.logging_steps == 0 or state.global_step == last_step:
+            metrics = {
+                "train/loss": state.loss_sum / state.completion_tokens,
+                "train/learning_rate": learning_rate,
+                "train/grad_norm": grad_norm,
+                "train/tokens_per_second": num_tokens / seconds,
+                "train/completion_tokens": state.completion_tokens,
+                "train/data_wait_fraction": data_seconds / seconds,
+                "train/peak_memory_gib": peak_memory_gib(accelerator.device),
+                "train/epoch": state.global_step / data.steps_per_epoch,
+            }
+            if peak:
+                flops = flops_per_token * num_tokens + flops_per_completion_token * state.completion_tokens
+                metrics["train/mfu"] = flops / seconds / peak
+            report(writer, state.global_step, metrics)
+            shown = {"loss": metrics["train/loss"], "lr": learning_rate, "tok/s": metrics["train/tokens_per_second"]}
+            progress.set_postfix({key: f"{value:.4g}" for key, value in shown.items()})
+            if not terminal:
+                left = (last_step - state.global_step) * seconds / args.logging_steps
+                log(
+                    f"step {state.global_step}/{last_step}  loss {shown['loss']:.4f}  lr {learning_rate:.2e}  "
+                    f"{shown['tok/s']:,.0f} tok/s  {left / 60:.1f} min left"
+                )
+            state.loss_sum, state.completion_tokens = 0.0, 0
+            num_tokens, seconds, data_seconds = 0, 0.0, 0.0
+
+        is_last = state.global_step == last_step
+        is_save = is_last or state.global_step % args.save_steps == 0
+        if eval_examples and (is_save or state.global_step % args.eval_steps == 0):
+            # Before saving, so that every checkpoint has its evaluation and the best one always exists.
+            eval_loss = evaluate_loss(accelerator, model, eval_examples, args.per_device_eval_batch_size)
+            report(writer, state.global_step, {"eval/loss": eval_loss})
+            say = progress.write if terminal else log
+            say(f"step {state.global_step}/{last_step}  eval loss {eval_loss:.4f}")
+            if is_save and (state.best_eval_loss is None or eval_loss < state.best_eval_loss):
+                state.best_eval_loss, state.best_checkpoint = eval_loss, f"checkpoint-{state.global_step}"
+        if is_save:
+            save_checkpoint(accelerator, args, model, optimizer, scheduler, state)
+    progress.close()
+
+    if is_main:
+        writer.close()
+        unfinished, adapter = output_dir / "incomplete-adapter", output_dir / "adapter"
+        save_adapter(unfinished, accelerator, model, args)
+        shutil.rmtree(adapter, ignore_errors=True)
+        unfinished.rename(adapter)
+        if state.best_checkpoint:
+            log(f"Best checkpoint: {output_dir / state.best_checkpoint} (eval loss {state.best_eval_loss:.4f})")
+        log(f"Adapter after step {state.global_step}: {adapter}")
+        log(f"Curves: tensorboard --logdir {output_dir}")
+    accelerator.end_training()
+
+
+def completion_loss(model, batch, device):
+    """Cross-entropy of the completion tokens of a collated micro-batch, summed; the head runs on these alone.
+
+    `use_cache=False` is more than thrift: with a cache, examples of a padding-free batch see each other.
+    """
+    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    labels = batch.pop("labels")
+    logits = model(**batch, use_cache=False).logits[0]
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+@torch.no_grad()
+def evaluate_loss(accelerator, model, examples, batch_size):
+    """Mean cross-entropy of all completion tokens of `examples`: each token weighs the same, whatever the batches."""
+    model.eval()
+    loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+    batches = micro_batches(examples, batch_size, accelerator.num_processes, accelerator.process_index)
+    for batch in tqdm(
+        batches, desc="eval", leave=False, disable=not (accelerator.is_main_process and sys.stdout.isatty())
+    ):
+        loss_sum += completion_loss(model, batch, accelerator.device)
+    model.train()
+    return accelerator.reduce(loss_sum).item() / sum(example.completion_length for example in examples)
+
+
+def step_seed(seed, step, process_index):
+    """Dropout's seed of one step on one process. Seeding every step makes a resume exact with no random state to
+    save, and keeps evaluation or anything else that you add between steps from changing the training."""
+    return int(np.random.SeedSequence([seed, step, process_index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def report(writer, step, metrics):
+    if writer:  # on the main process
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+
+def peak_memory_gib(device):
+    """Highest memory so far: allocated on the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
+
+
+if __name__ == "__main__":
+    run_script(main)
