@@ -21,8 +21,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from data_utils.prompt import PROMPT_VERSION
-from script_utils import UserError, environment_record, write_yaml
+from script_utils import UserError, write_json, write_yaml
 
 
 @dataclasses.dataclass
@@ -85,23 +84,14 @@ def clear_run(output_dir):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def save_adapter(folder, accelerator, model, args):
-    """The adapter in PEFT's own format, with the arguments and the prompt version it was trained with."""
+def save_adapter(folder, accelerator, model, args, environment):
+    """The adapter in PEFT's own format, with the arguments, the prompt version and the base it was trained with."""
     accelerator.unwrap_model(model).save_pretrained(folder, save_embedding_layers=False)
     write_yaml(folder / "args.yaml", args)
-    write_environment(folder, accelerator, args)
+    write_json(folder / "environment.json", environment)
 
 
-def write_environment(folder, accelerator, args):
-    record = environment_record(
-        prompt_version=PROMPT_VERSION,
-        mixed_precision=accelerator.mixed_precision,
-        num_processes=accelerator.num_processes,
-    )
-    (folder / "environment.json").write_text(json.dumps(record, indent=2) + "\n")
-
-
-def save_checkpoint(accelerator, args, model, optimizer, scheduler, state):
+def save_checkpoint(accelerator, args, environment, model, optimizer, scheduler, state):
     """Write `checkpoint-<step>` beside its final name and rename it when complete, then delete the surplus: a kill at any
     instant leaves the checkpoints before it whole. On the main process; the others wait."""
     if accelerator.is_main_process:
@@ -110,10 +100,10 @@ def save_checkpoint(accelerator, args, model, optimizer, scheduler, state):
         folder = output_dir / f"incomplete-{final.name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        save_adapter(folder, accelerator, model, args)
+        save_adapter(folder, accelerator, model, args, environment)
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
         torch.save(scheduler.state_dict(), folder / "scheduler.pt")
-        (folder / "state.json").write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
+        write_json(folder / "state.json", dataclasses.asdict(state))
         for file in folder.iterdir():  # on the disk before the name says complete, should the machine itself go down
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())

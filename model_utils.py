@@ -1,13 +1,17 @@
 """The one place that loads a tokenizer and a base model, quantises it, and gives it a LoRA adapter."""
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from data_utils.batching import Example, collate
+from data_utils.prompt import PROMPT_VERSION
 from demo.model import random_demo_model
 from script_utils import ROOT, UserError, check_hub_access
 
@@ -100,6 +104,49 @@ def add_lora(model, r, alpha, dropout, target_modules):
         return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"cannot add LoRA to {', '.join(target_modules)}: {one_line(error)}") from None
+
+
+def base_fingerprint(model):
+    """A hash of rows spread over the input embedding: the same for the same base in bf16, float32 or NF4."""
+    weight = model.get_input_embeddings().weight.detach()
+    rows = weight[torch.linspace(0, len(weight) - 1, 64).long().to(weight.device)].bfloat16().cpu()
+    return hashlib.sha256(rows.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+
+def read_adapter(folder):
+    """What train.py saved beside an adapter: its arguments and its environment, two dicts. Refuses, as UserError, a
+    folder without them and an adapter trained on another version of the prompt."""
+    folder = Path(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "args.yaml", "environment.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there")
+    try:
+        environment = json.loads((folder / "environment.json").read_text())
+        args = yaml.safe_load((folder / "args.yaml").read_text())
+        prompt_version = environment["prompt_version"]
+    except (ValueError, KeyError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} cannot be read: {one_line(error)}") from None
+    if prompt_version != PROMPT_VERSION:
+        raise UserError(
+            f"{folder} was trained on prompt version {prompt_version}, but data_utils/prompt.py is version {PROMPT_VERSION}"
+        )
+    return args, environment
+
+
+def load_adapter(model, folder):
+    """The base under the adapter saved in `folder`: merged into it, or beside its weights where these are quantised.
+    Refuses an adapter trained on another base."""
+    from peft import PeftModel  # late, as in add_lora
+
+    _, environment = read_adapter(folder)
+    if environment["base_fingerprint"] != base_fingerprint(model):
+        raise UserError(f"{folder} was trained on another base model than {model.name_or_path}")
+    try:
+        model = PeftModel.from_pretrained(model, folder)
+    except Exception as error:  # whatever a broken file makes safetensors and peft raise
+        raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
+    quantized = not all(parameter.is_floating_point() for parameter in model.parameters())
+    return (model if quantized else model.merge_and_unload()).eval()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import difflib
+import json
 import logging
 import math
 import os
@@ -71,12 +72,12 @@ class OneLineParser(HfArgumentParser):
         raise UsageError(f"{self.source}{message} (see --help)")
 
 
-def parse_arguments(arguments_class, description, argv=None):
+def parse_arguments(arguments_class, description, demo_recipe, argv=None):
     """Defaults of the dataclass, then the values of `--config FILE`, then the flags: the later one wins.
 
     The values of the YAML file go through the parser as flags, so that `2e-4` is a number and a wrong type or choice is
-    refused as it is on the command line. With neither `--config` nor a model or data set named, recipes/demo.yaml
-    is the recipe. Raises UsageError.
+    refused as it is on the command line. With no `--config`, model, data set or adapter named, `demo_recipe` (a file of
+    recipes/) is the recipe. Raises UsageError.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = OneLineParser(arguments_class, description=description, allow_abbrev=False)
@@ -85,9 +86,11 @@ def parse_arguments(arguments_class, description, argv=None):
     chosen = [name for name in ("config", "model_name_or_path", "dataset_name", "adapter") if name in defaults]
     recipe = named["config"]
     if all(named[name] == defaults[name] for name in chosen):
-        recipe = str(ROOT / "recipes" / "demo.yaml")
+        recipe = str(ROOT / "recipes" / demo_recipe)
         if os.environ.get("RANK", "0") == "0":
-            print("No model, data set or --config named: running the embedded demo, recipes/demo.yaml", file=sys.stderr)
+            print(
+                f"No model, data or --config named: running the embedded demo, recipes/{demo_recipe}", file=sys.stderr
+            )
     if recipe:
         recipe_argv = recipe_as_flags(recipe, set(defaults) - set(INVOCATION))
         parser.source = f"{recipe}: "
@@ -145,6 +148,10 @@ def write_yaml(path, arguments):
         if value is not None and name not in INVOCATION
     }
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def write_json(path, value):
+    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def require(condition, message):

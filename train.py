@@ -9,7 +9,6 @@ Rows, prompt and batches come from data_utils/, the model from model_utils.py. T
 experiment's; `main` is the run, from top to bottom. Edit either.
 """
 
-import json
 import math
 import resource
 import shutil
@@ -35,12 +34,13 @@ from checkpoint_utils import (
     prepare_output_dir,
     save_adapter,
     save_checkpoint,
-    write_environment,
 )
 from data_utils.batching import TrainingData, fingerprint, mark_supervised, micro_batches, tokenize_rows
+from data_utils.prompt import PROMPT_VERSION
 from data_utils.rows import describe_bad_rows, load_rows, split_rows
 from model_utils import (
     add_lora,
+    base_fingerprint,
     check_isolation,
     dtype_census,
     load_base_model,
@@ -51,12 +51,14 @@ from model_utils import (
 )
 from script_utils import (
     UserError,
+    environment_record,
     parse_arguments,
     require,
     require_positive,
     require_share,
     run_script,
     start_accelerator,
+    write_json,
     write_yaml,
 )
 
@@ -159,7 +161,7 @@ MAY_CHANGE_ON_RESUME = [
 
 
 def main():
-    args = parse_arguments(TrainingArguments, __doc__)
+    args = parse_arguments(TrainingArguments, __doc__, "demo.yaml")
     accelerator = start_accelerator(args.dtype)
     is_main, log = accelerator.is_main_process, accelerator.print
     checkpoint = prepare_output_dir(args)
@@ -206,6 +208,12 @@ def main():
     # Model, optimizer, schedule
     model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, args.attn_implementation)
     check_isolation(model, args.model_name_or_path)
+    environment = environment_record(
+        prompt_version=PROMPT_VERSION,
+        base_fingerprint=base_fingerprint(model),
+        mixed_precision=accelerator.mixed_precision,
+        num_processes=accelerator.num_processes,
+    )
     torch.manual_seed(args.seed)
     model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
     if args.gradient_checkpointing:
@@ -230,8 +238,8 @@ def main():
         if args.overwrite_output_dir:
             clear_run(output_dir)
         write_yaml(output_dir / "args.yaml", args)
-        write_environment(output_dir, accelerator, args)
-        (output_dir / "dropped_rows.json").write_text(json.dumps(dropped, indent=2) + "\n")
+        write_json(output_dir / "environment.json", environment)
+        write_json(output_dir / "dropped_rows.json", dropped)
         # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
         writer = SummaryWriter(output_dir / "logs", purge_step=state.global_step + 1 if checkpoint else None)
     accelerator.wait_for_everyone()
@@ -316,13 +324,13 @@ def main():
             if is_save and (state.best_eval_loss is None or eval_loss < state.best_eval_loss):
                 state.best_eval_loss, state.best_checkpoint = eval_loss, f"checkpoint-{state.global_step}"
         if is_save:
-            save_checkpoint(accelerator, args, model, optimizer, scheduler, state)
+            save_checkpoint(accelerator, args, environment, model, optimizer, scheduler, state)
     progress.close()
 
     if is_main:
         writer.close()
         unfinished, adapter = output_dir / "incomplete-adapter", output_dir / "adapter"
-        save_adapter(unfinished, accelerator, model, args)
+        save_adapter(unfinished, accelerator, model, args, environment)
         shutil.rmtree(adapter, ignore_errors=True)
         unfinished.rename(adapter)
         if state.best_checkpoint:

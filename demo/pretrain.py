@@ -18,25 +18,32 @@ from tokenizers import Tokenizer
 from demo.corpus import documents
 from demo.model import build_model, build_tokenizer, save
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--output_dir", required=True)
-parser.add_argument("--steps", type=int, default=3000)
-parser.add_argument("--batch_size", type=int, default=128, help="sequences a step")
-parser.add_argument("--length", type=int, default=1024, help="tokens a sequence")
-parser.add_argument("--learning_rate", type=float, default=3e-3)
-parser.add_argument("--warmup_steps", type=int, default=100)
-parser.add_argument("--weight_decay", type=float, default=0.05)
-parser.add_argument("--vocab_size", type=int, default=3072)
-parser.add_argument("--passes", type=int, default=1, help="how often each batch is used; more where the CPUs are slow")
-parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--device", default="cuda")
-parser.add_argument("--compile", action="store_true", help="compile the model: slower to start, then faster")
-parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that write and tokenise the corpus")
-parser.add_argument("--save_steps", type=int, default=500)
-parser.add_argument("--logging_steps", type=int, default=50)
-
 TOKENIZER_DOCUMENTS = 6000
 HELD_OUT_BATCHES = 2
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch_size", type=int, default=128, help="sequences a step")
+    parser.add_argument("--length", type=int, default=1024, help="tokens a sequence")
+    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--warmup_steps", type=int, default=100)
+    parser.add_argument("--weight_decay", type=float, default=0.05)
+    parser.add_argument("--vocab_size", type=int, default=3072)
+    parser.add_argument(
+        "--passes", type=int, default=1, help="how often each batch is used; more where the CPUs are slow"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--compile", action="store_true", help="compile the model: slower to start, then faster")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes that write and tokenise the corpus"
+    )
+    parser.add_argument("--save_steps", type=int, default=500)
+    parser.add_argument("--logging_steps", type=int, default=50)
+    return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
@@ -67,13 +74,15 @@ def main(args: argparse.Namespace) -> None:
     )
 
     model.train()
-    used: list[torch.Tensor] = []
+    used: list[np.ndarray] = []
     training_started = window_started = time.time()
-    window_loss = torch.zeros((), device=args.device)
+    window_loss, waited = torch.zeros((), device=args.device), 0.0
     for step in range(1, args.steps + 1):
         # a batch is fresh first and comes again later, from a random place of what was used
         if (step - 1) % args.passes == 0:
+            asked = time.time()
             used.append(next(batches))
+            waited += time.time() - asked
             batch = used[-1]
         else:
             batch = used[(step * 7919) % len(used)]
@@ -89,10 +98,10 @@ def main(args: argparse.Namespace) -> None:
             count = (step - 1) % args.logging_steps + 1
             mean = window_loss.item() / count  # waits for the device
             rate = count * args.batch_size * args.length / (time.time() - window_started)
-            elapsed = time.time() - started
-            log(f"step {step} loss {mean:.4f} lr {schedule.get_last_lr()[0]:.2e} {rate:,.0f} tok/s {elapsed:.0f} s")
+            elapsed, waiting = time.time() - started, waited / (time.time() - window_started)
+            log(f"step {step} loss {mean:.4f} {rate:,.0f} tok/s, {waiting:.0%} waiting for data, {elapsed:.0f} s")
             window_loss.zero_()
-            window_started = time.time()
+            window_started, waited = time.time(), 0.0
         if step % args.save_steps == 0 or step == args.steps:
             save(model, tokenizer, args.output_dir)
             model.eval()
@@ -152,4 +161,4 @@ def log(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main(parser.parse_args())
+    main(parse_arguments())

@@ -15,7 +15,7 @@ from train import TrainingArguments
 
 
 def parse(*argv):
-    return parse_arguments(TrainingArguments, "", list(argv))
+    return parse_arguments(TrainingArguments, "", "demo.yaml", list(argv))
 
 
 @pytest.fixture
