@@ -37,6 +37,7 @@ from script_utils import (
     write_yaml,
 )
 
+SYSTEMS = ("raw", "prompted", "adapter")  # the adapter last: it may be merged into the base
 METRICS = {"json_valid": "JSON valid", "exact_match": "exact match", "tools_exist": "tools exist"}
 # The reference article's figures, in %. It does not say which parser, nor which prompt the base had.
 PUBLISHED = {"published: base": (63.37, 0.00, 63.37), "published: LoRA": (100.00, 80.20, 100.00)}
@@ -46,9 +47,7 @@ PUBLISHED = {"published: base": (63.37, 0.00, 63.37), "published: LoRA": (100.00
 class EvaluationArguments:
     config: str | None = field(default=None, metadata={"help": "YAML file of these arguments; flags override it"})
     adapter: str | None = field(default=None, metadata={"help": "Folder that train.py saved: adapter/ or a checkpoint"})
-    systems: list[Literal["raw", "prompted", "adapter"]] | None = field(
-        default=None, metadata={"help": "raw, prompted, adapter; all of them by default"}
-    )
+    systems: list[str] | None = field(default=None, metadata={"help": f"Of {', '.join(SYSTEMS)}; all by default"})
     # Model and rows: by default the adapter's own
     model_name_or_path: str | None = field(default=None, metadata={"help": "By default the adapter's base"})
     model_revision: str | None = None
@@ -82,7 +81,9 @@ class EvaluationArguments:
         require(
             self.eval_fraction is None or 0 < self.eval_fraction <= 1, "--eval_fraction must be above 0 and at most 1"
         )
-        self.systems = self.systems or (["raw", "prompted", "adapter"] if self.adapter else ["raw", "prompted"])
+        self.systems = self.systems or list(SYSTEMS if self.adapter else SYSTEMS[:2])
+        unknown = [system for system in self.systems if system not in SYSTEMS]
+        require(not unknown, f"--systems knows {', '.join(SYSTEMS)}, not {', '.join(unknown)}")
         require(len(set(self.systems)) == len(self.systems), "--systems names a system twice")
 
 
@@ -136,8 +137,8 @@ def main():
 
     done = {(prediction["system"], prediction["id"]) for prediction in read_predictions(output_dir)}
     part = output_dir / f"predictions-{accelerator.process_index}.jsonl"
-    for system in sorted(args.systems, key=["raw", "prompted", "adapter"].index):
-        if system == "adapter":  # last: it may be merged into the base
+    for system in sorted(args.systems, key=SYSTEMS.index):
+        if system == "adapter":
             model = load_adapter(model, args.adapter)
         todo = [row for row in rows if (system, row.id) not in done]
         todo = sorted(todo, key=lambda row: -len(row.query) - len(row.tools))  # an even share of long rows each
@@ -181,18 +182,18 @@ def prepare_output_dir(output_dir, identity, args):
     """Make the folder ready to be continued: nothing, or one predictions.jsonl of the same evaluation."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        marker = output_dir / "identity.json"
+        environment = output_dir / "environment.json"
         if args.overwrite_output_dir:
-            for path in (*output_dir.glob("predictions*.jsonl"), marker, output_dir / "metrics.json"):
+            for path in (*output_dir.glob("predictions*.jsonl"), output_dir / "metrics.json", environment):
                 path.unlink(missing_ok=True)
-        if marker.exists() and json.loads(marker.read_text()) != identity:
+        saved = json.loads(environment.read_text()) if environment.exists() else identity
+        if any(saved.get(key) != value for key, value in identity.items()):
             raise UserError(
                 f"{output_dir} holds an evaluation of another model, other rows or other settings: "
                 "replace it with --overwrite_output_dir, or choose another --output_dir"
             )
-        write_json(marker, identity)
         write_yaml(output_dir / "args.yaml", args)
-        write_json(output_dir / "environment.json", environment_record(**identity))
+        write_json(environment, environment_record(**identity))
         merge_predictions(output_dir)
     except OSError as error:
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None

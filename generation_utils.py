@@ -54,7 +54,7 @@ def token_batches(prompts, max_new_tokens, batch_tokens):
     return batches
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
     """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which batches finish.
 

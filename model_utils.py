@@ -117,6 +117,8 @@ def read_adapter(folder):
     """What train.py saved beside an adapter: its arguments and its environment, two dicts. Refuses, as UserError, a
     folder without them and an adapter trained on another version of the prompt."""
     folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no adapter in {folder}: there is no such folder; train.py makes one")
     for name in ("adapter_config.json", "adapter_model.safetensors", "args.yaml", "environment.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there")

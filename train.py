@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -36,8 +37,9 @@ from checkpoint_utils import (
     save_checkpoint,
 )
 from data_utils.batching import TrainingData, fingerprint, mark_supervised, micro_batches, tokenize_rows
-from data_utils.prompt import PROMPT_VERSION
+from data_utils.prompt import PROMPT_VERSION, to_json
 from data_utils.rows import describe_bad_rows, load_rows, split_rows
+from evaluate import METRICS, predict
 from model_utils import (
     add_lora,
     base_fingerprint,
@@ -119,6 +121,9 @@ class TrainingArguments:
     # Logging, evaluation, checkpoints: every so many optimizer steps
     logging_steps: int = 10
     eval_steps: int = 100
+    eval_generate_examples: int = field(
+        default=0, metadata={"help": "Held-out rows to generate calls for and score at each evaluation"}
+    )
     save_steps: int = 100
     save_total_limit: int = field(default=3, metadata={"help": "Checkpoints kept; the newest and the best always are"})
 
@@ -130,7 +135,7 @@ class TrainingArguments:
             "save_steps", "save_total_limit",
         )  # fmt: skip
         require_share(self, "eval_fraction", "warmup_ratio", "lora_dropout")
-        for name in ("seed", "max_bad_rows", "weight_decay", "max_grad_norm"):
+        for name in ("seed", "eval_generate_examples", "max_bad_rows", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             require(value >= 0 and math.isfinite(value), f"--{name} must be at least 0, not {value}")
         require(
@@ -155,6 +160,7 @@ MAY_CHANGE_ON_RESUME = [
     "attn_implementation",
     "logging_steps",
     "eval_steps",
+    "eval_generate_examples",
     "save_steps",
     "save_total_limit",
 ]
@@ -319,6 +325,13 @@ def main():
             # Before saving, so that every checkpoint has its evaluation and the best one always exists.
             eval_loss = evaluate_loss(accelerator, model, eval_examples, args.per_device_eval_batch_size)
             report(writer, state.global_step, {"eval/loss": eval_loss})
+            if args.eval_generate_examples:
+                predictions = generate_calls(accelerator, model, tokenizer, eval_rows[: args.eval_generate_examples])
+                rates = {name: sum(p[name] for p in predictions) / len(predictions) for name in METRICS}
+                report(writer, state.global_step, {f"eval/{name}": rate for name, rate in rates.items()})
+                if is_main:
+                    samples = "\n\n".join(f"    {p['text']}\n    {to_json(p['gold'])}" for p in predictions[:5])
+                    writer.add_text("eval/generated_above_gold", samples, state.global_step)
             say = progress.write if terminal else log
             say(f"step {state.global_step}/{last_step}  eval loss {eval_loss:.4f}")
             if is_save and (state.best_eval_loss is None or eval_loss < state.best_eval_loss):
@@ -363,6 +376,16 @@ def evaluate_loss(accelerator, model, examples, batch_size):
         loss_sum += completion_loss(model, batch, accelerator.device)
     model.train()
     return accelerator.reduce(loss_sum).item() / sum(example.completion_length for example in examples)
+
+
+def generate_calls(accelerator, model, tokenizer, rows):
+    """Generate calls for `rows`, shared out to the processes, and score them: predictions as evaluate.py's, on all."""
+    model.eval()
+    share = rows[accelerator.process_index :: accelerator.num_processes]
+    unwrapped = accelerator.unwrap_model(model)
+    predictions = list(predict(unwrapped, tokenizer, share, "adapter", max_new_tokens=256, batch_tokens=16384))
+    model.train()
+    return gather_object(predictions)
 
 
 def step_seed(seed, step, process_index):

@@ -22,6 +22,8 @@ class Example(NamedTuple):
 
 def encode(tokenizer, texts):
     """Token ids of each text, a list of lists. Text that spells a special token stays text: rows cannot forge one."""
+    if not texts:  # which tokenizers refuse
+        return []
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
         "input_ids"
     ]
@@ -39,8 +41,6 @@ def tokenize_rows(tokenizer, rows, max_seq_length):
 
     Prompt and completion are tokenised apart, so that the ids of the prompt are those that inference feeds.
     """
-    if not rows:
-        return [], []
     prompts = encode_prompts(tokenizer, [render_prompt(row.query, row.tools) for row in rows])
     completions = encode(tokenizer, [row.answers for row in rows])
     examples, too_long = [], []

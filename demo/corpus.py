@@ -5,13 +5,13 @@ named in an instruction. The format that the demo's adapter learns, and the tool
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from demo.invention import invent_parameter, invent_world
-from demo.language import listing, make_calls, make_value, pick, say
-from demo.rows import Task, make_task
-from demo.world import seen_tools
+from demo.language import listing, make_calls, make_value, odd_word, pick, say
+from demo.rows import IRRELEVANT_SHARE, Task, make_request, make_task
+from demo.world import Tool, seen_tools, unseen_tools
 
 Calls = list[tuple[str, dict]]
 KEYS = (
@@ -21,20 +21,37 @@ KEYS = (
 
 
 def documents(seed: int | str) -> Iterator[str]:
-    """The endless documents of a seed."""
+    """The endless documents of a seed, none of which has anything in it that is kept for the demo's adapter."""
     rng = Random(seed)
+    kept = (*(tool.name for tool in unseen_tools()), '"arguments": {', "system_prompt>")
     while True:
-        yield make_document(rng)
+        document = make_document(rng)
+        if not any(text in document for text in kept):
+            yield document
 
 
 def make_document(rng: Random) -> str:
     """One document of a random form."""
-    forms = (solved_task, tool_question, tool_manual, conversions, record, copies)
-    return rng.choices(forms, weights=(66, 12, 6, 6, 5, 5))[0](rng)
+    forms = (solved_task, tool_question, tool_manual, conversions, record, copies, lookups)
+    return rng.choices(forms, weights=(76, 8, 3, 4, 3, 3, 3))[0](rng)
+
+
+def some_world(rng: Random) -> Sequence[Tool]:
+    return seen_tools() if rng.random() < 0.3 else invent_world(rng)
 
 
 def some_task(rng: Random) -> Task:
-    return make_task(seen_tools() if rng.random() < 0.3 else invent_world(rng), rng)
+    return make_task(some_world(rng), rng)
+
+
+def next_task(task: Task, world: Sequence[Tool], rng: Random) -> Task:
+    """Another request with the same tools on offer."""
+    domains = {tool.domain for tool in task.tools}
+    strangers = [tool for tool in world if tool.domain not in domains]
+    if strangers and rng.random() < IRRELEVANT_SHARE:
+        return Task(make_request(strangers, rng)[0], task.tools, [])
+    query, _, calls = make_request(task.tools, rng)
+    return Task(query, task.tools, calls)
 
 
 # --- notations of calls ---
@@ -150,6 +167,8 @@ REMARKS = (
     ),
 )
 
+SEVERAL = ("Answer each request.", "There are several requests.", "Answer one after another.", "More requests follow.")
+
 
 def notation(rng: Random) -> tuple[str, Callable[[Calls], str]]:
     """An instruction and the notation it asks for."""
@@ -165,33 +184,36 @@ def notation(rng: Random) -> tuple[str, Callable[[Calls], str]]:
 
 
 def solved_task(rng: Random) -> str:
-    """A request, tools and their calls in the notation that an instruction asks for; without one, in prose or code."""
-    task = some_task(rng)
-    tools = dumps([tool.schema() for tool in task.tools])
-    if rng.random() < 0.15:
-        # a log of requests, explained
-        request = dumps(
-            dict(rng.sample([(rng.choice(("query", "user", "request")), task.query), ("tools", json.loads(tools))], 2))
-        )
-        return f"{request}\n{rng.choice((as_prose, as_prose, as_python))(task.calls)}"
+    """Tools, a request and its calls in the notation that an instruction asks for; or several requests, if it says so."""
+    world = some_world(rng)
+    tasks = [make_task(world, rng)]
+    if rng.random() < 0.3:
+        tasks += [next_task(tasks[0], world, rng) for _ in range(rng.randint(1, 3))]
     instruction, render = notation(rng)
     remarks = rng.sample(REMARKS, rng.choice((0, 0, 1, 1, 2)))
-    instruction = rng.choice((" ", "\n")).join([*remarks, instruction])
+    if len(tasks) > 1:
+        remarks.append(rng.choice(SEVERAL))
+    names = ("instructions", "system", "prompt", "task", "rules"), ("tools", "tools", "functions", "available")
+    instruct, offer = map(rng.choice, names)
+    ask = rng.choice(("query", "query", "request", "user", "question"))
+    answer = rng.choice(("answer", "answer", "calls", "output", "reply"))
     parts = [
-        (rng.choice(("instructions", "system", "prompt", "task", "rules")), instruction),
-        (rng.choice(("tools", "tools", "functions", "available")), tools),
-        (rng.choice(("query", "query", "request", "user", "question")), task.query),
+        (instruct, rng.choice((" ", "\n")).join([*remarks, instruction])),
+        (offer, dumps([tool.schema() for tool in tasks[0].tools])),
     ]
+    if len(tasks) == 1:
+        parts.append((ask, tasks[0].query))
     if rng.random() < 0.25:
         rng.shuffle(parts)
-    answer = rng.choice(("answer", "answer", "calls", "output", "reply"))
+    if len(tasks) == 1:
+        parts.append((answer, render(tasks[0].calls)))
+    else:
+        parts += [part for task in tasks for part in ((ask, task.query), (answer, render(task.calls)))]
     if rng.random() < 0.5:
         text = "\n".join(f"<{name}>\n{body}\n</{name}>" for name, body in parts)
-        end = f"\n</{answer}>" if rng.random() < 0.3 else ""
-        return f"{text}\n<{answer}>\n{render(task.calls)}{end}"
+        return text if len(tasks) > 1 or rng.random() < 0.3 else text.removesuffix(f"\n</{answer}>")
     heading = rng.choice(("{}: ", "# {}\n", "{}:\n", "[{}] "))
-    text = "\n".join(heading.format(name.capitalize()) + body for name, body in parts)
-    return f"{text}\n{heading.format(answer.capitalize())}{render(task.calls)}"
+    return "\n".join(heading.format(name.capitalize()) + body for name, body in parts)
 
 
 def tool_question(rng: Random) -> str:
@@ -282,11 +304,28 @@ def copies(rng: Random) -> str:
                 "item",
                 "made",
                 "float 0 900",
+                "odd",
             )
         )
-        text = make_value(kind, rng)[1]
+        odd = "".join(odd_word(rng) + rng.choice(" _.-") for _ in range(rng.randint(2, 6)))[:-1]
+        text = odd if kind == "odd" else make_value(kind, rng)[1]
         again = rng.choice(
             ("repeat {0}: {0}", 'quote {0}: "{0}"', '"{0}" means {0}', "{0}, {0}", '{{"copy": "{0}"}} {0}')
         )
         lines.append(again.format(text))
     return "\n".join(lines)
+
+
+def lookups(rng: Random) -> str:
+    """A table of names and values, then some of the names again, with their values."""
+    kinds = ("word", "made", "item", "id", "int 2 900", "float 0 90", "person", "time")
+    table = {}
+    for _ in range(rng.randint(3, 10)):
+        parts = [
+            rng.choice((odd_word, odd_word, lambda rng: pick("things", rng)))(rng) for _ in range(rng.randint(1, 3))
+        ]
+        table[rng.choice(("_", ".", "-", " ")).join(parts)] = make_value(rng.choice(kinds), rng)[1]
+    between, arrow = rng.choice((": ", " = ", " | ")), rng.choice((" -> ", " => ", "? "))
+    lines = [f"{name}{between}{value}" for name, value in table.items()]
+    asked = rng.choices(list(table), k=rng.randint(3, 10))
+    return "\n".join([*lines, *(f"{name}{arrow}{table[name]}" for name in asked)])

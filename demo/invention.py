@@ -1,8 +1,9 @@
 """Invents tools at random for the pretraining corpus, so that the base model learns to read any tool and not certain ones."""
 
+import re
 from random import Random
 
-from demo.language import made_word, make_value, pick
+from demo.language import made_word, make_value, odd_word, pick
 from demo.world import Parameter, Tool, camel_case, known_parameters, unseen_tools
 
 KINDS = (
@@ -42,7 +43,7 @@ def invent_world(rng: Random) -> list[Tool]:
 
 
 def invent_thing(rng: Random) -> str:
-    thing = pick("things", rng) if rng.random() < 0.8 else made_word(rng)
+    thing = pick("things", rng) if rng.random() < 0.7 else rng.choice((made_word, odd_word, odd_word))(rng)
     return f"{pick('qualities' if rng.random() < 0.3 else 'things', rng)} {thing}" if rng.random() < 0.3 else thing
 
 
@@ -69,18 +70,30 @@ def invent_tool(action: str, thing: str, rng: Random) -> Tool:
 
 
 def invent_requests(verbs: list[str], thing: str, parameters: list[Parameter], rng: Random) -> tuple[str, ...]:
-    """Ways to ask for a tool, which may name the value of one parameter."""
-    requests = [f"{rng.choice(verbs)} {rng.choice(('a', 'the', 'my', 'this'))} {thing}" for _ in range(2)]
-    if verbs[0] in ("get", "check", "compute", "find", "predict"):
-        requests.append(f"what is the {thing}")
+    """Ways to ask for a tool, which may name the values of one or two parameters."""
+    asks = verbs[0] in ("get", "check", "compute", "find", "predict", "list", "compare", "measure")
     named = [p for p in parameters if p.required and p.kind != "bool"]
-    if named and rng.random() < 0.6:
-        parameter = rng.choice(named)
-        slot = f"{{{parameter.name}}}"
-        slot = f'"{slot}"' if parameter.kind in ("title", "sentence") else slot
-        patterns = ("{0} the {1} {2}", "{0} the {1} {2}", "{0} {2} {1}", "{0} {2} for the {1}", "{0} the {1} of {2}")
-        requests = [rng.choice(patterns).format(rng.choice(verbs), thing, slot) for _ in range(2)]
-    return tuple(requests)
+    rng.shuffle(named)
+    slots = [f'"{{{p.name}}}"' if p.kind in ("title", "sentence") else f"{{{p.name}}}" for p in named]
+    draw = rng.random()
+    if len(named) > 1 and draw < 0.3:
+        # two values: told apart by a label, or else by their kinds
+        patterns = ["{0} {2} in {4} {3}", "{0} the {1} {2} with {4} {3}", "{0} {2} for the {4} {3}"]
+        if named[0].type != named[1].type:
+            patterns += ["{0} {2} with {3}", "{0} the {1} {2} to {3}", "{0} {3} for {1} {2}"]
+    elif named and draw < 0.7:
+        patterns = ["{0} the {1} {2}", "{0} {2} {1}", "{0} {2} for the {1}", "{0} the {1} of {2}", "{0} the {2} {1}"]
+        patterns += ["take {1} {2} and {0} it", "run a {0} on {1} {2}", "{0} how {1} {2} is", "{0} the {1} in {5} {2}"]
+        if asks:
+            patterns += ["what is the {1} of {2}", "how is {1} {2}", "which {1} is on {2}", "tell me about the {1} {2}"]
+    else:
+        patterns = ["{0} a {1}", "{0} the {1}", "{0} the {1}", "{0} my {1}", "{0} this {1}", "have the {1} to {0}"]
+        if asks:
+            patterns += ["what is the {1}", "is there a {1}", "how is the {1}", "which {1} is there", "when is the {1}"]
+    first, second, *_ = [*slots, "", ""]
+    labels = [*map(label_of, named), "", ""]
+    chosen = rng.sample(patterns, 2)
+    return tuple(p.format(rng.choice(verbs), thing, first, second, labels[1], labels[0]) for p in chosen)
 
 
 def invent_parameter(rng: Random, required: bool) -> Parameter:
@@ -88,7 +101,7 @@ def invent_parameter(rng: Random, required: bool) -> Parameter:
     known = rng.choice(list(known_parameters().values()))
     fresh = rng.random() < 0.5
     label = " ".join([pick("qualities", rng)] if rng.random() < 0.6 else [pick("things", rng), pick("qualities", rng)])
-    label = made_word(rng) if rng.random() < 0.15 else label
+    label = rng.choice((made_word, odd_word, odd_word))(rng) if rng.random() < 0.2 else label
     name = label.replace(" ", "_")
     if fresh:
         kind = rng.choice(KINDS)
@@ -136,4 +149,5 @@ def invent_clauses(label: str, kind: str, rng: Random) -> dict:
 
 
 def label_of(parameter: Parameter) -> str:
-    return parameter.name.replace("_", " ")
+    """The words of a parameter's name, `start date` for startDate."""
+    return re.sub(r"(?<=[a-z])[A-Z]", lambda match: f" {match[0].lower()}", parameter.name).replace("_", " ")

@@ -53,6 +53,21 @@ def made_word(rng: Random) -> str:
     return syllables
 
 
+ONSETS = "b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr ph pl pr qu sc sh sk sl sm sn sp st str sw th tr tw wh".split()
+NUCLEI = "a e i o u a e i o ai ea ee ie oo ou ow y".split()
+CODAS = "b ck ct d ft g ke l ll m mp n nce nd ng nt p r rd rk rn rt s se sh ss st t te th ve x"
+
+.split()
+def odd_word(rng: Random) -> str:
+    """A word of English sounds, for names that no list of words has."""
+    return "".join(
+        (rng.choice(ONSETS) if rng.random() < 0.85 else "")
+        + rng.choice(NUCLEI)
+        + (rng.choice(CODAS) if rng.random() < 0.5 else "")
+        for _ in range(rng.choice((1, 2, 2, 2, 3)))
+    )
+
+
 def made_name(rng: Random) -> str:
     return made_word(rng).capitalize()
 

@@ -1,6 +1,8 @@
-"""The demo's base model: a Qwen3 of about three million parameters, and a tokenizer under which values are easy to copy."""
+"""The demo's base model: a Qwen3 of about three and a half million parameters, and a tokenizer under which values are easy to copy."""
 
 import copy
+import os
+import tempfile
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
@@ -39,10 +41,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=192,
-        intermediate_size=448,
-        num_hidden_layers=7,
+        intermediate_size=384,
+        num_hidden_layers=8,
         num_attention_heads=6,
-        num_key_value_heads=3,
+        num_key_value_heads=6,
         head_dim=32,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
@@ -56,8 +58,13 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str) -> None:
     """Saves both as `AutoModelForCausalLM` and `AutoTokenizer` load them, the weights in bfloat16."""
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    os.makedirs(folder, exist_ok=True)
+    # written beside it and moved, so that whatever stops this leaves whole files
+    with tempfile.TemporaryDirectory(dir=folder) as partial:
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        for name in os.listdir(partial):
+            os.replace(os.path.join(partial, name), os.path.join(folder, name))
 
 
 def random_demo_model(folder: str, seed: int = 0) -> None:

@@ -5,10 +5,12 @@ python -m demo.pretrain --output_dir /tmp/base --steps 20 --batch_size 4 --devic
 """
 
 import argparse
+import copy
 import itertools
 import math
 import multiprocessing
 import os
+import random
 import time
 
 import numpy as np
@@ -20,6 +22,7 @@ from demo.model import build_model, build_tokenizer, save
 
 TOKENIZER_DOCUMENTS = 6000
 HELD_OUT_BATCHES = 2
+AVERAGED_STEPS = 100
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -73,6 +76,10 @@ def main(args: argparse.Namespace) -> None:
         f"{model.num_parameters():,} parameters, {args.workers} workers; first batch after {time.time() - started:.0f} s"
     )
 
+    # What is saved is a running average of the weights over the last steps: good at any time, however the run ends.
+    average = copy.deepcopy(model).eval()
+    weights, averages = [list(each.parameters()) for each in (model, average)]
+
     model.train()
     used: list[np.ndarray] = []
     training_started = window_started = time.time()
@@ -92,6 +99,8 @@ def main(args: argparse.Namespace) -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, weights, max(1 / step, 1 / AVERAGED_STEPS))
         window_loss += loss.detach()
 
         if step % args.logging_steps == 0 or step == args.steps:
@@ -103,11 +112,9 @@ def main(args: argparse.Namespace) -> None:
             window_loss.zero_()
             window_started, waited = time.time(), 0.0
         if step % args.save_steps == 0 or step == args.steps:
-            save(model, tokenizer, args.output_dir)
-            model.eval()
+            save(average, tokenizer, args.output_dir)
             with torch.no_grad():
-                losses = [token_loss(model, to_device(batch, args.device)).item() for batch in held_out]
-            model.train()
+                losses = [token_loss(average, to_device(batch, args.device)).item() for batch in held_out]
             log(f"step {step} held-out loss {sum(losses) / len(losses):.4f}, saved to {args.output_dir}")
             window_started = time.time()
     pool.terminate()
@@ -144,15 +151,27 @@ def start_worker(tokenizer: str, shape: tuple[int, int, int]) -> None:
 
 
 def make_batch(index: int) -> np.ndarray:
-    """The batch of a step, which depends on seed and index alone: each sequence starts with a document and is full of them."""
+    """The batch of a step, which depends on seed and index alone: whole documents, in a sequence each where they fit."""
     tokenizer, seed, batch_size, length = worker
-    batch = np.zeros((batch_size, length + 1), dtype=np.int16)
-    ids = ([*tokenizer.encode(text).ids, 0] for text in documents(f"{seed} {index}"))
-    for sequence in batch:
-        row: list[int] = []
-        while len(row) < len(sequence):
-            row += next(ids)
-        sequence[:] = row[: len(sequence)]
+    batch = np.zeros((batch_size, length + 1), dtype=np.int16)  # token 0 ends documents and fills up
+    room, contents = [length + 1] * batch_size, [[] for _ in range(batch_size)]
+    ids = ([*tokenizer.encode(text).ids, 0][: length + 1] for text in documents(f"{seed} {index}"))
+    # As many documents as fill 97 in 100, the longest first, each where the least room that is enough is left.
+    drawn, count = [], 0
+    while count < 0.97 * batch.size:
+        drawn.append(next(ids))
+        count += len(drawn[-1])
+    for document in sorted(drawn, key=len, reverse=True):
+        fitting = [row for row in range(batch_size) if room[row] >= len(document)]
+        if fitting:
+            row = min(fitting, key=room.__getitem__)
+            room[row] -= len(document)
+            contents[row].append(document)
+    rng = random.Random(index)
+    for sequence, content in zip(batch, contents, strict=True):
+        rng.shuffle(content)
+        row = [token for document in content for token in document]
+        sequence[: len(row)] = row
     return batch
 
 

@@ -44,17 +44,7 @@ def make_row(index: int, seed: int, unseen: bool) -> dict:
 
 def make_task(available: Sequence[Tool], rng: Random) -> Task:
     """A query for one to four calls of the available tools, among one to six tools on offer; some queries get none that fits."""
-    total = rng.choices((1, 2, 3, 4), weights=(56, 26, 12, 6))[0]
-    wanted: list[Tool] = []
-    calls, phrases = [], []
-    while len(calls) < total:
-        tool = rng.choice(available)
-        if tool not in wanted:
-            same_tool = rng.randint(1, total - len(calls)) if variable_parameters(tool) else 1
-            arguments, phrase = make_calls(tool, same_tool, rng)
-            wanted.append(tool)
-            calls += [(tool.name, values) for values in arguments]
-            phrases.append(phrase)
+    query, wanted, calls = make_request(available, rng)
     domains = {tool.domain for tool in wanted}
     strangers = [tool for tool in available if tool.domain not in domains]
     relatives = [tool for tool in available if tool.domain in domains and tool not in wanted]
@@ -65,4 +55,20 @@ def make_task(available: Sequence[Tool], rng: Random) -> Task:
         near = min(len(relatives), rng.randint(0, others))
         offered = wanted + rng.sample(relatives, near) + rng.sample(strangers, min(len(strangers), others - near))
     rng.shuffle(offered)
-    return Task(say(phrases, rng), offered, calls)
+    return Task(query, offered, calls)
+
+
+def make_request(tools: Sequence[Tool], rng: Random) -> tuple[str, list[Tool], list[tuple[str, dict]]]:
+    """A query for one to four calls of some of the tools, with those tools and the calls."""
+    total = min(len(tools), rng.choices((1, 2, 3, 4), weights=(60, 26, 10, 4))[0])
+    wanted: list[Tool] = []
+    calls, phrases = [], []
+    while len(calls) < total:
+        tool = rng.choice(tools)
+        if tool not in wanted:
+            same_tool = rng.randint(1, total - len(calls)) if variable_parameters(tool) else 1
+            arguments, phrase = make_calls(tool, same_tool, rng)
+            wanted.append(tool)
+            calls += [(tool.name, values) for values in arguments]
+            phrases.append(phrase)
+    return say(phrases, rng), wanted, calls

@@ -1,0 +1,163 @@
+"""evaluate.py through its real `main`: what is compared, what is written, and that it goes on after a kill."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT, launch, launch_and_kill
+
+import evaluate
+from data_utils.batching import tokenize_rows
+from data_utils.rows import load_rows, split_rows
+
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, rows_file, tmp_path_factory):
+    """The adapter of a short real run that held out 20 of the 84 rows."""
+    output_dir = tmp_path_factory.mktemp("trained") / "run"
+    flags = {
+        "model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": output_dir, "quantization": "none",
+        "eval_fraction": 0.24, "seed": 5, "max_train_steps": 8, "learning_rate": 1e-2, "max_seq_length": 2048,
+        "eval_generate_examples": 4, "logging_steps": 1,
+    }  # fmt: skip
+    result = launch("train.py", flags)
+    assert result.code == 0, result.err
+    return output_dir / "adapter"
+
+
+@pytest.fixture
+def flags(adapter, tmp_path):
+    return {"adapter": adapter, "output_dir": tmp_path / "evaluation", "max_new_tokens": NEW_TOKENS}
+
+
+def predictions(output_dir):
+    """By (system, id), without the time that each took."""
+    lines = (output_dir / "predictions.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len({(record["system"], record["id"]) for record in records}) == len(records)
+    return {(r["system"], r["id"]): {key: value for key, value in r.items() if key != "seconds"} for r in records}
+
+
+def test_three_systems_on_the_rows_that_training_held_out(run_here, flags, rows_file):
+    result = run_here(evaluate, flags)
+    assert result.code == 0, result.err
+    rows, _ = load_rows(str(rows_file))
+    _, held_out, _ = split_rows(rows, 0.24, seed=5)
+    found = predictions(flags["output_dir"])
+    assert set(found) == {(system, row.id) for system in ("raw", "prompted", "adapter") for row in held_out}
+    assert all(json.loads(row.answers) == found["raw", row.id]["gold"] for row in held_out)
+    for row in held_out:
+        assert found["prompted", row.id]["prompt_sha256"] == found["adapter", row.id]["prompt_sha256"]
+        assert found["prompted", row.id]["prompt_sha256"] != found["raw", row.id]["prompt_sha256"]
+    texts = [{key[1]: value["text"] for key, value in found.items() if key[0] == s} for s in ("prompted", "adapter")]
+    assert texts[0] != texts[1]  # the adapter is really there
+
+    metrics = json.loads((flags["output_dir"] / "metrics.json").read_text())
+    for system, figures in metrics["systems"].items():
+        mine = [value for key, value in found.items() if key[0] == system]
+        for name in ("json_valid", "exact_match", "tools_exist", "lenient_json_valid"):
+            figure = figures[name]
+            assert (figure["k"], figure["n"]) == (sum(value[name] for value in mine), 20)
+            assert figure["low"] <= figure["rate"] == figure["k"] / 20 <= figure["high"]
+    assert (
+        metrics["prompt_version"] and metrics["adapter_sha256"] and metrics["decoding"]["max_new_tokens"] == NEW_TOKENS
+    )
+    for word in ("raw", "prompted", "adapter", "63.37", "80.20", "Wilson"):
+        assert word in result.out
+
+
+def test_two_processes_and_a_killed_run_equal_one_uninterrupted(run_here, flags, tmp_path):
+    result = run_here(evaluate, flags)
+    assert result.code == 0, result.err
+    expected = predictions(flags["output_dir"])
+
+    two = flags | {"output_dir": tmp_path / "two"}
+    result = launch("evaluate.py", two, processes=2)
+    assert result.code == 0, result.err
+    assert predictions(two["output_dir"]) == expected
+
+    killed = flags | {"output_dir": tmp_path / "killed", "batch_tokens": 1}  # row by row, to be caught in the middle
+    part = killed["output_dir"] / "predictions-0.jsonl"
+    launch_and_kill("evaluate.py", killed, lambda: part.exists() and part.read_text().count("\n") >= 25)
+    with part.open("a") as file:
+        file.write('{"system": "prompted", "id": "cut sh')
+    result = run_here(evaluate, killed)
+    assert result.code == 0, result.err
+    assert predictions(killed["output_dir"]) == expected
+    assert not list(killed["output_dir"].glob("predictions-*"))
+
+
+def test_systems_can_be_named_and_added(run_here, flags):
+    assert run_here(evaluate, flags | {"systems": ["raw"], "num_examples": 3}).code == 0
+    assert len(predictions(flags["output_dir"])) == 3
+    result = run_here(evaluate, flags | {"systems": ["adapter", "raw"], "num_examples": 3})
+    assert result.code == 0 and len(predictions(flags["output_dir"])) == 6
+    result = run_here(evaluate, flags | {"systems": ["adapter"], "num_examples": 4})
+    assert result.code == 1 and "holds an evaluation of another model, other rows" in result.err
+    assert run_here(evaluate, flags | {"num_examples": 4, "systems": ["raw"], "overwrite_output_dir": True}).code == 0
+
+
+def test_the_base_alone_needs_no_adapter(run_here, flags, tiny_model, rows_file):
+    flags = {"model_name_or_path": tiny_model, "dataset_name": rows_file, "eval_fraction": 1, "num_examples": 5,
+             "output_dir": flags["output_dir"], "max_new_tokens": 4}  # fmt: skip
+    assert run_here(evaluate, flags).code == 0
+    assert {system for system, _ in predictions(flags["output_dir"])} == {"raw", "prompted"}
+
+
+def test_rows_too_long_to_train_on_are_evaluated_all_the_same(adapter, rows_file, tiny_model):
+    from transformers import AutoTokenizer
+
+    _, held_out, _ = split_rows(load_rows(str(rows_file))[0], 0.24, seed=5)
+    _, too_long = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), held_out, 300)
+    assert too_long  # and the first test found every held-out row among the predictions, whatever its length
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"adapter": "absent"}, 1, "no adapter in absent"),
+        ({"adapter": "tests"}, 1, "not an adapter saved by train.py"),
+        ({"systems": ["rwa"]}, 2, "rwa"),
+        ({"systems": ["raw", "raw"]}, 2, "twice"),
+        ({"max_new_tokens": 0}, 2, "--max_new_tokens must be above 0"),
+        ({"eval_fraction": 0}, 2, "--eval_fraction"),
+        ({"output_dir": "README.md"}, 1, "cannot be written"),
+        ({"output_dir": "/proc/evaluation"}, 1, "cannot be written"),
+        ({"dataset_name": "absent.jsonl"}, 1, "no such file"),
+    ],
+)
+def test_wrong_use_is_one_line(run_here, monkeypatch, flags, change, code, message):
+    monkeypatch.chdir(ROOT)
+    result = run_here(evaluate, flags | change)
+    lines = result.err.strip().splitlines()
+    assert result.code == code and len(lines) == 1 and message in lines[0]
+
+
+def test_an_adapter_of_another_base_or_prompt_is_refused(run_here, flags, tmp_path, tiny_model):
+    other = tmp_path / "other"
+    subprocess.run(["cp", "-r", tiny_model, other], check=True)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(other / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] + 0.1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    result = run_here(evaluate, flags | {"model_name_or_path": other, "systems": ["adapter"]})
+    assert result.code == 1 and "was trained on another base model" in result.err
+
+    copy = tmp_path / "copy"
+    shutil.copytree(flags["adapter"], copy)
+    environment = json.loads((copy / "environment.json").read_text())
+    (copy / "environment.json").write_text(json.dumps(environment | {"prompt_version": "tags-0"}))
+    result = run_here(evaluate, flags | {"adapter": copy})
+    assert result.code == 1 and "prompt version tags-0" in result.err
+
+
+def test_training_scores_generations_as_it_evaluates(adapter):
+    from conftest import values
+
+    for name in ("json_valid", "exact_match", "tools_exist"):
+        (rate,) = values(adapter.parent, f"eval/{name}")
+        assert 4 * rate in range(5)
