@@ -117,7 +117,7 @@ class TrainingArguments:
     # Memory and speed
     quantization: Literal["none", "nf4", "int8"] = "nf4"
     gradient_checkpointing: bool = True
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    attn_implementation: Literal["auto", "isolated", "sdpa", "eager"] = "auto"
     # Logging, evaluation, checkpoints: every so many optimizer steps
     logging_steps: int = 10
     eval_steps: int = 100
@@ -224,6 +224,7 @@ def main():
     model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    log(f"Attention: {model.config._attn_implementation}")
     log("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
     flops_per_token, flops_per_completion_token = training_flops(model, args.gradient_checkpointing)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -7,6 +7,7 @@ named in an instruction. The format that the demo's adapter learns, and the tool
 import json
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
+from typing import NamedTuple
 
 from demo.invention import invent_parameter, invent_world
 from demo.language import listing, make_calls, make_value, odd_word, pick, say
@@ -14,23 +15,32 @@ from demo.rows import IRRELEVANT_SHARE, Task, make_request, make_task
 from demo.world import Tool, seen_tools, unseen_tools
 
 Calls = list[tuple[str, dict]]
+
+
+class Document(NamedTuple):
+    """A text in two parts: what is given, made up at random, and what is told, much of which follows from the first."""
+
+    given: str
+    told: str
+
+
 KEYS = (
     *(("function", "args"), ("tool", "input"), ("action", "params"), ("call", "with"), ("fn", "kwargs")),
     *(("operation", "options"), ("method", "inputs"), ("command", "values"), ("function", "params"), ("tool", "args")),
 )
 
 
-def documents(seed: int | str) -> Iterator[str]:
+def documents(seed: int | str) -> Iterator[Document]:
     """The endless documents of a seed, none of which has anything in it that is kept for the demo's adapter."""
     rng = Random(seed)
-    kept = (*(tool.name for tool in unseen_tools()), '"arguments": {', "system_prompt>")
+    kept = (*(tool.name for tool in unseen_tools()), '"arguments"', "system_prompt>")
     while True:
         document = make_document(rng)
-        if not any(text in document for text in kept):
+        if not any(text in document.given or text in document.told for text in kept):
             yield document
 
 
-def make_document(rng: Random) -> str:
+def make_document(rng: Random) -> Document:
     """One document of a random form."""
     forms = (solved_task, tool_question, tool_manual, conversions, record, copies, lookups)
     return rng.choices(forms, weights=(76, 8, 3, 4, 3, 3, 3))[0](rng)
@@ -183,7 +193,7 @@ def notation(rng: Random) -> tuple[str, Callable[[Calls], str]]:
 # --- documents ---
 
 
-def solved_task(rng: Random) -> str:
+def solved_task(rng: Random) -> Document:
     """Tools, a request and its calls in the notation that an instruction asks for; or several requests, if it says so."""
     world = some_world(rng)
     tasks = [make_task(world, rng)]
@@ -205,21 +215,28 @@ def solved_task(rng: Random) -> str:
         parts.append((ask, tasks[0].query))
     if rng.random() < 0.25:
         rng.shuffle(parts)
-    if len(tasks) == 1:
-        parts.append((answer, render(tasks[0].calls)))
-    else:
-        parts += [part for task in tasks for part in ((ask, task.query), (answer, render(task.calls)))]
+    pairs = [((ask, task.query), (answer, render(task.calls))) for task in tasks]
+    told = [part for pair in pairs for part in pair] if len(tasks) > 1 else [pairs[0][1]]
     if rng.random() < 0.5:
-        text = "\n".join(f"<{name}>\n{body}\n</{name}>" for name, body in parts)
-        return text if len(tasks) > 1 or rng.random() < 0.3 else text.removesuffix(f"\n</{answer}>")
-    heading = rng.choice(("{}: ", "# {}\n", "{}:\n", "[{}] "))
-    return "\n".join(heading.format(name.capitalize()) + body for name, body in parts)
+        opening, closing = "<{}>\n", "\n</{}>\n"
+    else:
+        opening, closing = rng.choice(("{}: ", "# {}\n", "{}:\n", "[{}] ")), "\n"
+        parts, told = ([(name.capitalize(), body) for name, body in each] for each in (parts, told))
+    if len(tasks) > 1:
+        parts.append(told.pop(0))
+    given = "".join(opening.format(name) + body + closing.format(name) for name, body in parts)
+    text = "".join(opening.format(name) + body + closing.format(name) for name, body in told)
+    text = text.removesuffix("\n")
+    if len(tasks) == 1 and rng.random() < 0.7:
+        text = text.removesuffix(f"\n</{answer}>")
+    start = opening.format(told[0][0])
+    return Document(given + start, text.removeprefix(start))
 
 
-def tool_question(rng: Random) -> str:
+def tool_question(rng: Random) -> Document:
     """Questions on a list of tools, with their answers."""
     task = some_task(rng)
-    lines = [dumps([tool.schema() for tool in task.tools])]
+    lines = []
     for _ in range(rng.randint(2, 6)):
         tool = rng.choice(task.tools)
         parameter = rng.choice(tool.parameters)
@@ -241,10 +258,10 @@ def tool_question(rng: Random) -> str:
             lines.append(f"Which tools does this need: {task.query} -> {names}")
         else:
             lines.append(f"What are the arguments of {tool.name}? {listing([p.name for p in tool.parameters])}")
-    return "\n".join(lines)
+    return Document(dumps([tool.schema() for tool in task.tools]) + "\n", "\n".join(lines))
 
 
-def tool_manual(rng: Random) -> str:
+def tool_manual(rng: Random) -> Document:
     """One tool described to people, with an example."""
     task = some_task(rng)
     tool = rng.choice(task.tools)
@@ -254,10 +271,11 @@ def tool_manual(rng: Random) -> str:
         lines.append(f"- {parameter.name} ({parameter.type}{default}): {parameter.description}")
     (arguments,), request = make_calls(tool, 1, rng)
     render = rng.choice(NOTATIONS)[0]
-    return "\n".join([*lines, f"Example: {say([request], rng)}", render([(tool.name, arguments)])])
+    lines.append(f"Example: {say([request], rng)}\n")
+    return Document("\n".join(lines), render([(tool.name, arguments)]))
 
 
-def conversions(rng: Random) -> str:
+def conversions(rng: Random) -> Document:
     """Values as people say them and as programs write them."""
     kinds = (
         "date 2019 2032",
@@ -272,20 +290,20 @@ def conversions(rng: Random) -> str:
     )
     pairs = [make_value(rng.choice(kinds), rng) for _ in range(rng.randint(3, 10))]
     arrow = rng.choice((" -> ", " = ", ": ", " => "))
-    return "\n".join(f"{text}{arrow}{dumps(value)}" for value, text in pairs)
+    return Document("", "\n".join(f"{text}{arrow}{dumps(value)}" for value, text in pairs))
 
 
-def record(rng: Random) -> str:
+def record(rng: Random) -> Document:
     """The same record twice, in two notations."""
     parameters = {p.name: p for p in (invent_parameter(rng, required=True) for _ in range(rng.randint(2, 7)))}
     values = {name: make_value(parameter.kind, rng)[0] for name, parameter in parameters.items()}
     calls = [(pick("things", rng), values)]
     renders = [render for render, _ in NOTATIONS]
     first, second = rng.sample(renders, 2)
-    return f"{first(calls)}\n\n{second(calls)}" if rng.random() < 0.7 else f"{first(calls)}\n\n{dumps(values)}"
+    return Document(f"{first(calls)}\n\n", second(calls) if rng.random() < 0.7 else dumps(values))
 
 
-def copies(rng: Random) -> str:
+def copies(rng: Random) -> Document:
     """Texts repeated, bare and in quotes."""
     lines = []
     for _ in range(rng.randint(2, 6)):
@@ -313,10 +331,10 @@ def copies(rng: Random) -> str:
             ("repeat {0}: {0}", 'quote {0}: "{0}"', '"{0}" means {0}', "{0}, {0}", '{{"copy": "{0}"}} {0}')
         )
         lines.append(again.format(text))
-    return "\n".join(lines)
+    return Document("", "\n".join(lines))
 
 
-def lookups(rng: Random) -> str:
+def lookups(rng: Random) -> Document:
     """A table of names and values, then some of the names again, with their values."""
     kinds = ("word", "made", "item", "id", "int 2 900", "float 0 90", "person", "time")
     table = {}
@@ -326,6 +344,6 @@ def lookups(rng: Random) -> str:
         ]
         table[rng.choice(("_", ".", "-", " ")).join(parts)] = make_value(rng.choice(kinds), rng)[1]
     between, arrow = rng.choice((": ", " = ", " | ")), rng.choice((" -> ", " => ", "? "))
-    lines = [f"{name}{between}{value}" for name, value in table.items()]
+    lines = "".join(f"{name}{between}{value}\n" for name, value in table.items())
     asked = rng.choices(list(table), k=rng.randint(3, 10))
-    return "\n".join([*lines, *(f"{name}{arrow}{table[name]}" for name in asked)])
+    return Document(lines, "\n".join(f"{name}{arrow}{table[name]}" for name in asked))

@@ -21,6 +21,12 @@ QUESTIONS = (
     *[PLAIN_QUESTION] * 5,
     *("Tell me, {}?", "Hi, {}?", "I'd like to know, {}?", "{}? Thanks!", "Quick question: {}?", "{}"),
 )
+ONSETS = (
+    *"b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr ph pl pr qu sc sh sk sl sm sn sp".split(),
+    *"st str sw th tr tw wh".split(),
+)
+NUCLEI = "a e i o u a e i o ai ea ee ie oo ou ow y".split()
+CODAS = "b ck ct d ft g ke l ll m mp n nce nd ng nt p r rd rk rn rt s se sh ss st t te th ve x".split()
 JOINERS = (" and ", ", and ", ", then ", "; also, ", ", and after that ", ", and also ")
 SENTENCE_JOINERS = ("Also, ", "Then ", "Next, ", "And ", "After that, ", "Finally, ", "")
 
@@ -53,11 +59,6 @@ def made_word(rng: Random) -> str:
     return syllables
 
 
-ONSETS = "b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr ph pl pr qu sc sh sk sl sm sn sp st str sw th tr tw wh".split()
-NUCLEI = "a e i o u a e i o ai ea ee ie oo ou ow y".split()
-CODAS = "b ck ct d ft g ke l ll m mp n nce nd ng nt p r rd rk rn rt s se sh ss st t te th ve x"
-
-.split()
 def odd_word(rng: Random) -> str:
     """A word of English sounds, for names that no list of words has."""
     return "".join(

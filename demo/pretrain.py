@@ -22,14 +22,15 @@ from demo.model import build_model, build_tokenizer, save
 
 TOKENIZER_DOCUMENTS = 6000
 HELD_OUT_BATCHES = 2
+GIVEN_WEIGHT = 0.2  # of the tokens that a document gives: most of them cannot be foreseen, so they would drown the rest
 AVERAGED_STEPS = 100
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch_size", type=int, default=128, help="sequences a step")
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--batch_size", type=int, default=96, help="sequences a step")
     parser.add_argument("--length", type=int, default=1024, help="tokens a sequence")
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--warmup_steps", type=int, default=100)
@@ -55,7 +56,10 @@ def main(args: argparse.Namespace) -> None:
     os.makedirs(args.output_dir, exist_ok=True)
     torch.set_float32_matmul_precision("high")
 
-    tokenizer = build_tokenizer(itertools.islice(documents("tokenizer"), TOKENIZER_DOCUMENTS), args.vocab_size)
+    texts = (
+        document.given + document.told for document in itertools.islice(documents("tokenizer"), TOKENIZER_DOCUMENTS)
+    )
+    tokenizer = build_tokenizer(texts, args.vocab_size)
     log(f"tokenizer of {len(tokenizer)} after {time.time() - started:.0f} s")
     # The processes fork before CUDA starts. Each makes whole batches, in order, ahead of the training.
     shape = (args.seed, args.batch_size, args.length)
@@ -88,9 +92,10 @@ def main(args: argparse.Namespace) -> None:
         # a batch is fresh first and comes again later, from a random place of what was used
         if (step - 1) % args.passes == 0:
             asked = time.time()
-            used.append(next(batches))
+            batch = next(batches)
             waited += time.time() - asked
-            batch = used[-1]
+            if args.passes > 1:
+                used.append(batch)
         else:
             batch = used[(step * 7919) % len(used)]
         loss = loss_of(model, to_device(batch, args.device))
@@ -114,19 +119,26 @@ def main(args: argparse.Namespace) -> None:
         if step % args.save_steps == 0 or step == args.steps:
             save(average, tokenizer, args.output_dir)
             with torch.no_grad():
-                losses = [token_loss(average, to_device(batch, args.device)).item() for batch in held_out]
-            log(f"step {step} held-out loss {sum(losses) / len(losses):.4f}, saved to {args.output_dir}")
+                batches_on_device = [to_device(batch, args.device) for batch in held_out]
+                told, both = (
+                    sum(token_loss(average, batch, weight).item() for batch in batches_on_device) / len(held_out)
+                    for weight in (0.0, 1.0)
+                )
+            log(f"step {step} held-out loss {told:.4f} of told tokens, {both:.4f} of all; saved to {args.output_dir}")
             window_started = time.time()
     pool.terminate()
     tokens = args.steps * args.batch_size * args.length
     log(f"{tokens:,} tokens in {time.time() - training_started:.0f} s; {time.time() - started:.0f} s in all")
 
 
-def token_loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of a batch of shape [sequences, length + 1]."""
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.device.type == "cuda"):
-        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+def token_loss(model: torch.nn.Module, batch: torch.Tensor, given_weight: float = GIVEN_WEIGHT) -> torch.Tensor:
+    """Weighted mean cross-entropy of a batch of shape [2, sequences, length + 1]: the tokens, and 1 where one is told."""
+    tokens, told = batch
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.device.type == "cuda"):
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
+    weights = given_weight + (1 - given_weight) * told[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
 
 
 def learning_rate_factor(step: int, args: argparse.Namespace) -> float:
@@ -151,27 +163,34 @@ def start_worker(tokenizer: str, shape: tuple[int, int, int]) -> None:
 
 
 def make_batch(index: int) -> np.ndarray:
-    """The batch of a step, which depends on seed and index alone: whole documents, in a sequence each where they fit."""
+    """The batch of a step, which depends on seed and index alone: whole documents, wherever in it they fit.
+
+    Shape [2, batch_size, length + 1]: the tokens, and 1 where a token is told.
+    """
     tokenizer, seed, batch_size, length = worker
-    batch = np.zeros((batch_size, length + 1), dtype=np.int16)  # token 0 ends documents and fills up
-    room, contents = [length + 1] * batch_size, [[] for _ in range(batch_size)]
-    ids = ([*tokenizer.encode(text).ids, 0][: length + 1] for text in documents(f"{seed} {index}"))
+    batch = np.zeros((2, batch_size, length + 1), dtype=np.int16)  # token 0 ends documents and fills up
     # As many documents as fill 97 in 100, the longest first, each where the least room that is enough is left.
     drawn, count = [], 0
-    while count < 0.97 * batch.size:
-        drawn.append(next(ids))
-        count += len(drawn[-1])
-    for document in sorted(drawn, key=len, reverse=True):
-        fitting = [row for row in range(batch_size) if room[row] >= len(document)]
-        if fitting:
-            row = min(fitting, key=room.__getitem__)
-            room[row] -= len(document)
+    for document in documents(f"{seed} {index}"):
+        given, told = (tokenizer.encode(text).ids for text in document)
+        tokens = [*given, *told, 0][: length + 1]
+        drawn.append((tokens, ([0] * len(given) + [1] * (len(told) + 1))[: length + 1]))
+        count += len(tokens)
+        if count > 0.97 * batch[0].size:
+            break
+    room, contents = [length + 1] * batch_size, [[] for _ in range(batch_size)]
+    for document in sorted(drawn, key=lambda document: -len(document[0])):
+        size = len(document[0])
+        row = min((row for row in range(batch_size) if room[row] >= size), key=room.__getitem__, default=None)
+        if row is not None:
+            room[row] -= size
             contents[row].append(document)
     rng = random.Random(index)
-    for sequence, content in zip(batch, contents, strict=True):
+    for row, content in enumerate(contents):
         rng.shuffle(content)
-        row = [token for document in content for token in document]
-        sequence[: len(row)] = row
+        for part in (0, 1):
+            line = [number for document in content for number in document[part]]
+            batch[part, row, : len(line)] = line
     return batch
 
 
