@@ -21,7 +21,6 @@ from transformers.utils import logging as transformers_logging
 
 from data_utils.batching import Example, collate
 from data_utils.prompt import PROMPT_VERSION
-from demo.model import random_demo_model
 from script_utils import ROOT, UserError, check_hub_access
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
@@ -46,10 +45,7 @@ PEAK_BF16_FLOPS = {
 def resolve_model(name):
     """The path or hub id that `transformers` loads: `demo` is the embedded model; a hub id must be within reach."""
     if name == "demo":
-        folder = ROOT / "demo" / "model"
-        if not folder.exists():
-            random_demo_model(folder)
-        return str(folder)
+        return str(ROOT / "demo" / "base")
     if not Path(name).is_dir():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise UserError(f"{name}: no such model folder (a hub id looks like Qwen/Qwen3-4B-Base)")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from data_utils.prompt import to_json
 from data_utils.tool_calls import check_calls, check_tools, parse_json
+from demo.rows import generate_rows
 from script_utils import UserError, check_hub_access
 
 COLUMNS = ("query", "tools", "answers")
@@ -32,7 +33,7 @@ class Row(NamedTuple):
 def load_rows(dataset_name, revision=None, max_bad_rows=0.01):
     """The valid rows of a data set, in its order, and the bad ones as `{reason: [ids]}`.
 
-    `dataset_name` is a .json, .jsonl or .parquet file, a folder in the hub's layout, `demo`, or a hub id. More bad rows
+    `dataset_name` is a .json, .jsonl or .parquet file, a folder in the hub's layout, `demo`, `demo_unseen`, or a hub id. More bad rows
     than `max_bad_rows` (a share of all rows below 1, a count from 1 on) raise UserError, as do no valid rows at all.
     """
     rows, bad, seen = [], defaultdict(list), set()
@@ -106,10 +107,8 @@ def row_id(record):
 def read_records(dataset_name, revision=None):
     """The data set's records, unvalidated: dicts, or a line's place ("line 17") where it holds none."""
     path = Path(dataset_name)
-    if dataset_name == "demo":
-        from demo.rows import generate_rows
-
-        return generate_rows(DEMO_ROWS, seed=0)
+    if dataset_name in ("demo", "demo_unseen"):  # the latter: tools that no row of the former offers
+        return generate_rows(DEMO_ROWS, seed=0, unseen_tools=dataset_name == "demo_unseen")
     if path.suffix in (".json", ".jsonl", ".parquet"):
         if not path.is_file():
             raise UserError(f"{dataset_name}: no such file")
