@@ -48,21 +48,22 @@ def complete_checkpoints(output_dir):
     )
 
 
-def prepare_output_dir(args):
+def prepare_output_dir(args, is_main):
     """The checkpoint to resume from, or None to start afresh. Refuses a folder that holds a run, unless told to resume
-    or overwrite it. Writes nothing."""
+    or overwrite it. Leaves nothing written."""
     output_dir = Path(args.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir {output_dir} is a file")
-    parent = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--output_dir {output_dir} cannot be written: no permission in {parent}")
+    if is_main:
+        try_writing(output_dir)
     if args.resume_from_checkpoint == "latest":
         return next(reversed(complete_checkpoints(output_dir)), None)
     if args.resume_from_checkpoint:
         checkpoint = Path(args.resume_from_checkpoint)
         if not (checkpoint / "state.json").is_file():
             raise UserError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there")
+        if checkpoint.resolve().parent != output_dir.resolve():
+            raise UserError(f"{checkpoint} is of another run: resume it with --output_dir {checkpoint.parent}")
         return checkpoint
     if (output_dir / "args.yaml").exists() and not args.overwrite_output_dir:
         raise UserError(
@@ -72,8 +73,35 @@ def prepare_output_dir(args):
     return None
 
 
+def try_writing(output_dir):
+    existed = output_dir.exists()
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / ".writable").touch()
+        (output_dir / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
+    if not existed:
+        output_dir.rmdir()  # nothing is left behind by a run that fails before it starts
+
+
+def abandon_later_steps(output_dir, step):
+    """Delete what a run that goes on from `step` will make again: later checkpoints and the final adapter."""
+    for path in complete_checkpoints(output_dir):
+        if checkpoint_step(path) > step:
+            delete_checkpoint(path)
+    shutil.rmtree(Path(output_dir) / "adapter", ignore_errors=True)
+
+
+def delete_checkpoint(path):
+    """Renamed first, so that a kill in between leaves nothing half-deleted under a complete checkpoint's name."""
+    doomed = path.with_name(f"incomplete-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(path.rename(doomed))
+
+
 def clear_run(output_dir):
-    """Delete what an earlier run wrote, and nothing else that lies in the folder."""
+    """Delete the checkpoints, the adapter and the logs of an earlier run, and nothing else that lies in the folder."""
     output_dir = Path(output_dir)
     for path in (
         *output_dir.glob("checkpoint-*"),
@@ -112,11 +140,11 @@ def save_checkpoint(accelerator, args, environment, model, optimizer, scheduler,
         *older, _newest = complete_checkpoints(output_dir)
         surplus = max(0, len(older) + 1 - args.save_total_limit)
         for path in [path for path in older if path.name != state.best_checkpoint][:surplus]:
-            shutil.rmtree(path)
+            delete_checkpoint(path)
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(checkpoint, accelerator, args, model, optimizer, scheduler, fresh, may_change):
+def load_checkpoint(checkpoint, accelerator, args, environment, model, optimizer, scheduler, fresh, may_change):
     """Put adapter, optimizer and scheduler where the checkpoint left them; returns its RunState.
 
     `fresh` is the RunState that this invocation would start with. An argument outside `may_change`, the data or the
@@ -126,7 +154,8 @@ def load_checkpoint(checkpoint, accelerator, args, model, optimizer, scheduler, 
 
     try:
         state = RunState(**json.loads((checkpoint / "state.json").read_text()))
-        saved_args = yaml.safe_load((checkpoint / "args.yaml").read_text())
+        saved_args = dict(yaml.safe_load((checkpoint / "args.yaml").read_text(encoding="utf-8")))
+        saved_environment = dict(json.loads((checkpoint / "environment.json").read_text(encoding="utf-8")))
         adapter = load_file(checkpoint / "adapter_model.safetensors")
         optimizer_state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
         scheduler_state = torch.load(checkpoint / "scheduler.pt", map_location="cpu", weights_only=True)
@@ -143,9 +172,15 @@ def load_checkpoint(checkpoint, accelerator, args, model, optimizer, scheduler, 
             f"the effective batch (processes x accumulation x batch size) is {fresh.effective_batch} but {checkpoint} was "
             f"trained with {state.effective_batch}: change --gradient_accumulation_steps"
         )
+    for name in ("base_fingerprint", "mixed_precision", "prompt_version"):
+        if environment[name] != saved_environment.get(name):
+            raise UserError(f"{name} is {environment[name]} but {checkpoint} has {saved_environment.get(name)}")
     if state.data_fingerprint != fresh.data_fingerprint:
         raise UserError(f"the training rows are not those that {checkpoint} was trained on")
-    set_peft_model_state_dict(accelerator.unwrap_model(model), adapter)
-    optimizer.load_state_dict(optimizer_state)
-    scheduler.load_state_dict(scheduler_state)
+    try:
+        set_peft_model_state_dict(accelerator.unwrap_model(model), adapter)
+        optimizer.load_state_dict(optimizer_state)
+        scheduler.load_state_dict(scheduler_state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{checkpoint} does not fit this model ({type(error).__name__})") from None
     return state

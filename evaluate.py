@@ -104,10 +104,15 @@ FROM_TRAINING = {
 def main():
     args = parse_arguments(EvaluationArguments, __doc__, "demo_evaluate.yaml")
     training_args = read_adapter(args.adapter)[0] if args.adapter else {}
+    for owner, revision in (("model_name_or_path", "model_revision"), ("dataset_name", "dataset_revision")):
+        if getattr(args, owner) not in (None, training_args.get(owner)):  # another repository has other revisions
+            training_args.pop(revision, None)
     for name, otherwise in FROM_TRAINING.items():
         if getattr(args, name) is None:
             setattr(args, name, training_args.get(name, otherwise))
-    args.output_dir = args.output_dir or str(Path(args.adapter or "runs").parent / "evaluation")
+    args.output_dir = args.output_dir or str(
+        (Path(args.adapter).parent if args.adapter else Path("runs")) / "evaluation"
+    )
     output_dir = Path(args.output_dir)
     accelerator = start_accelerator(args.dtype)
     is_main = accelerator.is_main_process
@@ -135,7 +140,8 @@ def main():
         prepare_output_dir(output_dir, identity, args)
     accelerator.wait_for_everyone()
 
-    done = {(prediction["system"], prediction["id"]) for prediction in read_predictions(output_dir)}
+    # Of the merged file alone: the parts are already growing where another process is ahead of this one.
+    done = {(p["system"], p["id"]) for p in read_predictions([output_dir / "predictions.jsonl"])}
     part = output_dir / f"predictions-{accelerator.process_index}.jsonl"
     for system in sorted(args.systems, key=SYSTEMS.index):
         if system == "adapter":
@@ -154,6 +160,10 @@ def main():
         predictions = merge_predictions(output_dir)
         place = {row.id: i for i, row in enumerate(rows)}
         chosen = [prediction for prediction in predictions if prediction["system"] in args.systems]
+        if len(chosen) != len(rows) * len(args.systems):
+            raise UserError(
+                f"{output_dir} has {len(chosen)} predictions for {len(rows)} rows of {len(args.systems)} systems"
+            )
         results = summarize(sorted(chosen, key=lambda prediction: place[prediction["id"]]))
         write_json(output_dir / "metrics.json", {"systems": results, **identity, **environment_record()})
         print_table(results, args)
@@ -186,7 +196,12 @@ def prepare_output_dir(output_dir, identity, args):
         if args.overwrite_output_dir:
             for path in (*output_dir.glob("predictions*.jsonl"), output_dir / "metrics.json", environment):
                 path.unlink(missing_ok=True)
-        saved = json.loads(environment.read_text()) if environment.exists() else identity
+        try:
+            saved = dict(json.loads(environment.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            saved = {} if list(output_dir.glob("predictions*.jsonl")) else identity
+        except (ValueError, TypeError):
+            saved = {}
         if any(saved.get(key) != value for key, value in identity.items()):
             raise UserError(
                 f"{output_dir} holds an evaluation of another model, other rows or other settings: "
@@ -199,10 +214,10 @@ def prepare_output_dir(output_dir, identity, args):
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
 
 
-def read_predictions(output_dir):
-    """Every whole prediction in the folder; a line cut short by a kill is not one."""
+def read_predictions(paths):
+    """Every whole prediction in the files; a line cut short by a kill is not one."""
     predictions = []
-    for path in sorted(output_dir.glob("predictions*.jsonl")):
+    for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 predictions.append(json.loads(line))
@@ -213,7 +228,10 @@ def read_predictions(output_dir):
 
 def merge_predictions(output_dir):
     """Gather the processes' files in predictions.jsonl, each prediction once; returns them."""
-    predictions = {(prediction["system"], prediction["id"]): prediction for prediction in read_predictions(output_dir)}
+    predictions = {
+        (prediction["system"], prediction["id"]): prediction
+        for prediction in read_predictions(sorted(output_dir.glob("predictions*.jsonl")))
+    }
     merged = output_dir / "predictions.jsonl.incomplete"
     merged.write_text("".join(json.dumps(prediction) + "\n" for prediction in predictions.values()), encoding="utf-8")
     merged.replace(output_dir / "predictions.jsonl")

@@ -9,7 +9,6 @@ Tools are a JSON list in xLAM's flat form: [{"name", "description", "parameters"
 An output that is not a list of calls to these tools ends with exit code 1; the raw text is then on stderr.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +52,8 @@ def main():
     tools = read_tools(args.tools)
     training_args = read_adapter(args.adapter)[0] if args.adapter else {}
     model_name = args.model_name_or_path or training_args["model_name_or_path"]
-    revision = args.model_revision or training_args.get("model_revision")
+    own_base = model_name == training_args.get("model_name_or_path")
+    revision = args.model_revision or (training_args.get("model_revision") if own_base else None)
     quantization = args.quantization or training_args.get("quantization", "none")
 
     accelerator = start_accelerator(args.dtype)
@@ -85,8 +85,9 @@ def read_tools(path):
     try:
         tools = parse_json(sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8"))
         if isinstance(tools, str):  # the `tools` field of an xLAM row, copied as it is
-            tools = json.loads(tools)
+            tools = parse_json(tools)
         check_tools(tools)
+        to_json(tools).encode()
     except UnicodeDecodeError:
         raise UserError(f"--tools {name} is not UTF-8 text") from None
     except OSError as error:

@@ -31,6 +31,7 @@ PEAK_BF16_FLOPS = {
     "NVIDIA A10G": 70e12,
     "NVIDIA A10": 125e12,
     "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
     "NVIDIA L40S": 362e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100": 989e12,
@@ -110,6 +111,10 @@ def add_lora(model, r, alpha, dropout, target_modules):
     """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs."""
     from peft import LoraConfig, get_peft_model  # late: importing peft imports bitsandbytes, and takes seconds
 
+    names = {name.split(".")[-1] for name, _ in model.named_modules()}
+    if unknown := [module for module in target_modules if module not in names]:
+        raise UserError(f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers")
+
     config = LoraConfig(
         task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules
     )
@@ -120,10 +125,15 @@ def add_lora(model, r, alpha, dropout, target_modules):
 
 
 def base_fingerprint(model):
-    """A hash of rows spread over the input embedding: the same for the same base in bf16, float32 or NF4."""
+    """A hash of all norms and of rows spread over the input embedding: the same for the same base in bf16, float32 or
+    NF4, whose quantisation leaves these alone. Merging an adapter into linear layers goes unnoticed."""
     weight = model.get_input_embeddings().weight.detach()
     rows = weight[torch.linspace(0, len(weight) - 1, 64).long().to(weight.device)].bfloat16().cpu()
-    return hashlib.sha256(rows.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    norms = [parameter.detach().bfloat16().cpu() for parameter in model.parameters() if parameter.ndim == 1]
+    digest = hashlib.sha256()
+    for tensor in (rows, *norms):
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_adapter(folder):
@@ -136,10 +146,11 @@ def read_adapter(folder):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there")
     try:
-        environment = json.loads((folder / "environment.json").read_text())
-        args = yaml.safe_load((folder / "args.yaml").read_text())
+        environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
+        args = dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8")))
         prompt_version = environment["prompt_version"]
-    except (ValueError, KeyError, yaml.YAMLError) as error:
+        _ = environment["base_fingerprint"], args["model_name_or_path"]
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{folder} cannot be read: {one_line(error)}") from None
     if prompt_version != PROMPT_VERSION:
         raise UserError(

@@ -42,6 +42,7 @@ def run_script(main):
     name = Path(sys.argv[0]).name
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers a faster CPU kernel from the hub
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' to each other, not the user's
+    sys.stdout.reconfigure(errors="backslashreplace")  # examples hold any text, terminals do not
     try:
         main()
     except UserError as error:
@@ -81,11 +82,10 @@ def parse_arguments(arguments_class, description, demo_recipe, argv=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = OneLineParser(arguments_class, description=description, allow_abbrev=False)
-    named = vars(parser.parse_known_args(argv)[0])
+    recipe = parser.parse_known_args(argv)[0].config
     defaults = {field.name: field.default for field in dataclasses.fields(arguments_class)}
-    chosen = [name for name in ("config", "model_name_or_path", "dataset_name", "adapter") if name in defaults]
-    recipe = named["config"]
-    if all(named[name] == defaults[name] for name in chosen):
+    named = {word.split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    if not named & {"__config", "__model_name_or_path", "__dataset_name", "__adapter"}:
         recipe = str(ROOT / "recipes" / demo_recipe)
         if os.environ.get("RANK", "0") == "0":
             print(
@@ -133,7 +133,7 @@ def read_yaml(path):
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, nesting without end
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold `name: value` lines")
@@ -151,7 +151,10 @@ def write_yaml(path, arguments):
 
 
 def write_json(path, value):
-    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    """Write the value as indented JSON; a kill leaves the old file or the new one."""
+    unfinished = Path(f"{path}.incomplete")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def require(condition, message):
@@ -195,7 +198,8 @@ def start_accelerator(dtype):
             "launch with one of the files in accelerate_configs/"
         )
     if use_cpu:  # a bare launch sets OMP_NUM_THREADS=1
-        torch.set_num_threads(max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return accelerator
 
 
@@ -246,17 +250,16 @@ def environment_record(**extra):
         except PackageNotFoundError:
             return None
 
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git on this machine
+        commit = ""
     packages = ["torch", "accelerate", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers", "safetensors"]
     return {
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": commit or None,
         "python": platform.python_version(),
         **{package: installed(package) for package in packages},
         "machine": platform.platform(),

@@ -29,6 +29,7 @@ from transformers import get_scheduler
 
 from checkpoint_utils import (
     RunState,
+    abandon_later_steps,
     clear_run,
     complete_checkpoints,
     load_checkpoint,
@@ -170,7 +171,7 @@ def main():
     args = parse_arguments(TrainingArguments, __doc__, "demo.yaml")
     accelerator = start_accelerator(args.dtype)
     is_main, log = accelerator.is_main_process, accelerator.print
-    checkpoint = prepare_output_dir(args)
+    checkpoint = prepare_output_dir(args, is_main)
     accelerator.wait_for_everyone()  # all have looked at the folder before anyone writes to it
 
     # Rows -> prompt -> tokens
@@ -186,7 +187,8 @@ def main():
     dropped["in neither split: offers both held-out and other tools"] = [row.id for row in in_neither]
     if not train_examples:
         raise UserError(
-            f"no training rows left: {len(too_long)} are longer than --max_seq_length {args.max_seq_length}"
+            f"no training rows left of {len(rows)}: --eval_fraction {args.eval_fraction} holds out {len(eval_rows)}, "
+            f"{len(in_neither)} are in neither split, {len(too_long)} are longer than --max_seq_length {args.max_seq_length}"
         )
     log(
         f"{len(rows)} valid rows: {len(train_examples)} to train on, {len(eval_examples)} to evaluate, "
@@ -237,18 +239,21 @@ def main():
 
     state = RunState(data_fingerprint=fingerprint(train_examples), effective_batch=data.global_batch)
     if checkpoint:
-        state = load_checkpoint(checkpoint, accelerator, args, model, optimizer, scheduler, state, MAY_CHANGE_ON_RESUME)
+        state = load_checkpoint(
+            checkpoint, accelerator, args, environment, model, optimizer, scheduler, state, MAY_CHANGE_ON_RESUME
+        )
         log(f"Resuming from {checkpoint}, after step {state.global_step}")
     writer = None
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         if args.overwrite_output_dir:
             clear_run(output_dir)
+        abandon_later_steps(output_dir, state.global_step)
         write_yaml(output_dir / "args.yaml", args)
         write_json(output_dir / "environment.json", environment)
         write_json(output_dir / "dropped_rows.json", dropped)
         # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
-        writer = SummaryWriter(output_dir / "logs", purge_step=state.global_step + 1 if checkpoint else None)
+        writer = SummaryWriter(output_dir / "logs", purge_step=state.global_step + 1)
     accelerator.wait_for_everyone()
 
     # The loop. global_step counts optimizer steps and nothing else.

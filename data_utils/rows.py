@@ -87,7 +87,9 @@ def validate(record):
         check_tools(values["tools"])
         check_calls(values["answers"])
         tools, answers = to_json(values["tools"]), to_json(values["answers"])
-        (tools + answers).encode()  # "\ud800" is an escape in the text and half a surrogate pair in the value
+        (
+            row_id(record) + tools + answers
+        ).encode()  # "\ud800" is an escape in the text and half a surrogate pair in the value
     except UnicodeEncodeError:
         raise ValueError("half a surrogate pair in a string") from None
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
@@ -124,7 +126,7 @@ def read_records(dataset_name, revision=None):
 
 def read_json_file(path):
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(records, list):
@@ -134,7 +136,7 @@ def read_json_file(path):
 
 def read_jsonl_file(path):
     records = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
@@ -167,11 +169,14 @@ def read_hub_dataset(name, revision):
     """The train split of a data set on the Hugging Face hub, or of a local folder in the hub's layout."""
     import datasets
 
-    if not Path(name).is_dir():
+    local = Path(name).is_dir()
+    if not local:
         check_hub_access(name, "dataset", revision)
     datasets.disable_progress_bars()
     try:
-        dataset = datasets.load_dataset(name, split="train", revision=revision)
+        # The cache knows a local folder by its name and not by its content: it would answer with the rows of long ago.
+        again = "force_redownload" if local else None
+        dataset = datasets.load_dataset(name, split="train", revision=revision, download_mode=again)
     except Exception as error:  # load_dataset raises whatever its builder does
         raise UserError(
             f"cannot load the data set {name}: {type(error).__name__}: {' '.join(str(error).split())}"

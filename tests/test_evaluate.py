@@ -82,11 +82,13 @@ def test_two_processes_and_a_killed_run_equal_one_uninterrupted(run_here, flags,
     killed = flags | {"output_dir": tmp_path / "killed", "batch_tokens": 1}  # row by row, to be caught in the middle
     part = killed["output_dir"] / "predictions-0.jsonl"
     launch_and_kill("evaluate.py", killed, lambda: part.exists() and part.read_text().count("\n") >= 25)
+    before = part.read_text().splitlines()[:25]
     with part.open("a") as file:
         file.write('{"system": "prompted", "id": "cut sh')
     result = run_here(evaluate, killed)
     assert result.code == 0, result.err
     assert predictions(killed["output_dir"]) == expected
+    assert set(before) <= set((killed["output_dir"] / "predictions.jsonl").read_text().splitlines())  # not made again
     assert not list(killed["output_dir"].glob("predictions-*"))
 
 

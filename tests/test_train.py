@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -119,9 +120,12 @@ def test_rows_dropped_for_length_are_counted(run_here, flags, tmp_path):
     assert result.code == 0, result.err
     dropped = json.loads((tmp_path / "run" / "dropped_rows.json").read_text())
     too_long = dropped["longer than 400 tokens"]
-    assert (
-        0 < len(too_long) < 84 and f"{80 - (84 - 4 - len(too_long))} + " in result.out
-    ) or "longer than 400" in result.out
+    assert 0 < len(too_long) < 84
+    kept, evaluated, long_training, long_held_out = map(
+        int, re.search(r"rows: (\d+) to train on, (\d+) to evaluate, (\d+) \+ (\d+) longer", result.out).groups()
+    )
+    assert (kept + long_training, evaluated + long_held_out) == (80, 4)
+    assert long_training + long_held_out == len(too_long)
     nothing = run_here(train, flags | {"max_seq_length": 5, "output_dir": tmp_path / "nothing"})
     assert nothing.code == 1 and "no training rows left" in nothing.err and not (tmp_path / "nothing").exists()
 

@@ -1,0 +1,58 @@
+"""The embedded default: its rows are fair and repeatable, and the experiment's story comes true on a small scale."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+import evaluate
+from data_utils.rows import load_rows
+from demo.corpus import documents
+from demo.rows import generate_rows
+from demo.world import unseen_tools
+
+
+def test_rows_are_a_function_of_the_seed():
+    assert generate_rows(5, seed=1) == generate_rows(10, seed=1)[:5] != generate_rows(5, seed=2)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_unseen"])
+def test_rows_are_valid_varied_and_answerable(name):
+    rows, bad = load_rows(name)
+    assert not bad and len(rows) == 4000
+    calls = [json.loads(row.answers) for row in rows]
+    assert {len(each) for each in calls} == {0, 1, 2, 3, 4}
+    assert 0.05 < sum(not each for each in calls) / len(calls) < 0.12  # irrelevance
+    assert max(len(row.tool_names()) for row in rows) == 6
+    kinds = {type(value) for each in calls for call in each for value in call["arguments"].values()}
+    assert kinds == {str, int, float, bool, list}
+
+
+def test_unseen_tools_are_unseen():
+    names = set().union(*(row.tool_names() for row in load_rows("demo")[0]))
+    unseen = {tool.name for tool in unseen_tools()}
+    assert unseen and not names & unseen
+    corpus = documents("a test")
+    for _ in range(2000):
+        text = "".join(next(corpus))
+        assert '"arguments"' not in text and "system_prompt>" not in text and not any(name in text for name in unseen)
+
+
+def test_lora_brings_the_format_that_prompting_does_not(train_here, run_here, tmp_path):
+    """A shortened `make demo`: exact match from none to most."""
+    flags = {"config": ROOT / "recipes" / "demo.yaml", "output_dir": tmp_path / "run", "max_train_steps": 40}
+    train_here(flags | {"max_eval_examples": 8})
+    flags = {
+        "config": ROOT / "recipes" / "demo_evaluate.yaml",
+        "adapter": tmp_path / "run" / "adapter",
+        "num_examples": 24,
+    }
+    result = run_here(evaluate, flags)
+    assert result.code == 0, result.err
+    figures = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())["systems"]
+    rates = {system: {name: value["rate"] for name, value in each.items() if isinstance(value, dict) and "rate" in value}
+             for system, each in figures.items()}  # fmt: skip
+    assert rates["raw"]["exact_match"] == rates["prompted"]["exact_match"] == 0
+    assert rates["raw"]["json_valid"] + 0.3 < rates["prompted"]["json_valid"]
+    assert rates["adapter"]["json_valid"] > 0.9 and rates["adapter"]["exact_match"] > 0.7
+    assert figures["adapter"]["finish"]["length"] == 0  # generations stop by themselves
