@@ -58,7 +58,7 @@ def run_script(main):
     else:
         return
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(3)  # main has usually met the same error: the launcher stops us before we repeat it
+        time.sleep(10)  # main has usually met the same error: the launcher stops us before we repeat it
     if message:
         print(" ".join(message.split("\n")), file=sys.stderr, flush=True)
     sys.exit(code)
