@@ -161,7 +161,7 @@ def test_a_real_launch_prints_the_line_first_and_no_traceback_of_ours(processes,
     result = launch("train.py", flags | {"dataset_name": "absent.jsonl"}, processes)
     assert result.code != 0
     assert result.err.count("train.py: error: absent.jsonl: no such file") == 1
-    assert 'File "' + str(ROOT) not in result.err
+    assert f'File "{ROOT}/train.py"' not in result.err and f'File "{ROOT}/script_utils.py"' not in result.err
 
 
 def test_without_a_launcher_the_exit_code_is_ours():
