@@ -52,7 +52,7 @@ def prepare_output_dir(args, is_main):
     """The checkpoint to resume from, or None to start afresh. Refuses a folder that holds a run, unless told to resume
     or overwrite it. Leaves nothing written."""
     output_dir = Path(args.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
+    if output_dir.is_file():
         raise UserError(f"--output_dir {output_dir} is a file")
     if is_main:
         try_writing(output_dir)
@@ -135,7 +135,6 @@ def save_checkpoint(accelerator, args, environment, model, optimizer, scheduler,
         for file in folder.iterdir():  # on the disk before the name says complete, should the machine itself go down
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        shutil.rmtree(final, ignore_errors=True)  # of a run that was resumed from an earlier step
         folder.rename(final)
         *older, _newest = complete_checkpoints(output_dir)
         surplus = max(0, len(older) + 1 - args.save_total_limit)

@@ -65,12 +65,3 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: st
         tokenizer.save_pretrained(partial)
         for name in os.listdir(partial):
             os.replace(os.path.join(partial, name), os.path.join(folder, name))
-
-
-def random_demo_model(folder: str, seed: int = 0) -> None:
-    """Saves an untrained model with a tokenizer trained on demo rows: it has the base model's shape, but no skill."""
-    from demo.rows import generate_rows
-
-    texts = (text for row in generate_rows(2000, seed) for text in (row["query"], row["tools"], row["answers"]))
-    tokenizer = build_tokenizer(texts, vocab_size=3072)
-    save(build_model(tokenizer, seed), tokenizer, folder)
