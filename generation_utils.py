@@ -1,88 +1,195 @@
-"""Batched greedy generation of tool calls, for evaluate.py, infer.py and the evaluations inside train.py."""
+"""Greedy generation of tool calls by continuous batching, for evaluate.py, infer.py and the evaluations inside train.py.
+
+Rows live in the slots of one preallocated cache. All slots decode one token at a time, on a GPU by replaying one CUDA
+graph; a row that is done leaves its slot, and waiting prompts are prefilled into the free ones, end to end without
+padding, as in training.
+"""
 
 import functools
 import time
+from collections import deque
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from accelerate.utils import send_to_device
+from transformers.cache_utils import Cache
 
-from data_utils.batching import encode_prompts
+from attention_utils import ISOLATED
+from data_utils.batching import Example, collate, encode_prompts
 from data_utils.tool_calls import ValueWatcher
+
+PREFILL_TOKENS = 8192  # of one forward pass over prompts, or a single longer prompt
 
 
 class Generation(NamedTuple):
     text: str  # without the end token
     num_tokens: int
     finish: str  # "end": the end token; "closed": the answer was complete; "length": the budget was used up
-    seconds: float  # the batch's time, divided by its rows
-
-
-class AnswerIsComplete(StoppingCriteria):
-    """Stops each row of a batch at the end token, or when its ValueWatcher has seen enough."""
-
-    def __init__(self, tokenizer, num_rows):
-        self.eos_token_id = tokenizer.eos_token_id
-        self.piece = functools.cache(lambda token: tokenizer.decode([token]))
-        self.watchers = [ValueWatcher() for _ in range(num_rows)]
-        self.tokens = [[] for _ in range(num_rows)]
-        self.finish = [None] * num_rows
-
-    def __call__(self, input_ids, scores, **kwargs):
-        for row, token in enumerate(input_ids[:, -1].tolist()):
-            if self.finish[row]:
-                continue  # finished rows are fed padding
-            if token == self.eos_token_id:
-                self.finish[row] = "end"
-                continue
-            self.tokens[row].append(token)
-            if self.watchers[row].feed(self.piece(token)):
-                self.finish[row] = "closed"
-        return torch.tensor([finish is not None for finish in self.finish], device=input_ids.device)
-
-
-def token_batches(prompts, max_new_tokens, batch_tokens):
-    """Indices of `prompts` (lists of token ids) in batches, longest first, each of at most `batch_tokens` tokens, padding
-    and room for `max_new_tokens` included (or one prompt where that alone is more)."""
-    batches = []
-    for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-        width = (len(prompts[batches[-1][0]]) if batches else 0) + max_new_tokens
-        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    seconds: float  # every step's time divided by the rows in it
 
 
 @torch.no_grad()
 def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
-    """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which batches finish.
+    """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which rows finish.
 
-    Left-padded batches, longest prompts first: the first batch needs the most memory and padding is little.
+    The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at the end token, or when
+    its ValueWatcher has seen enough. Decoding options of the model's own generation_config are not in force.
     """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    attention = base.config._attn_implementation
+    base.set_attn_implementation(ISOLATED)
+    piece = functools.cache(lambda token: tokenizer.decode([token]))
     prompt_ids = encode_prompts(tokenizer, prompts)
-    # Whole, so that nothing of the model's own defaults (sampling, penalties, other end tokens) is left in force.
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    for batch in token_batches(prompt_ids, max_new_tokens, batch_tokens):
-        start = time.perf_counter()
-        width = max(len(prompt_ids[i]) for i in batch)
-        input_ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, i in enumerate(batch):
-            input_ids[row, width - len(prompt_ids[i]) :] = torch.tensor(prompt_ids[i])
-            attention_mask[row, width - len(prompt_ids[i]) :] = 1
-        complete = AnswerIsComplete(tokenizer, len(batch))
-        model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            stopping_criteria=StoppingCriteriaList([complete]),
-        )
-        seconds = (time.perf_counter() - start) / len(batch)
-        for row, i in enumerate(batch):
-            tokens = complete.tokens[row]
-            yield i, Generation(tokenizer.decode(tokens), len(tokens), complete.finish[row] or "length", seconds)
+    try:
+        for group, num_slots, length in plan_groups([len(ids) for ids in prompt_ids], max_new_tokens, batch_tokens):
+            slots = Slots(model, num_slots, length)
+            waiting, answers = deque(group), {}  # answers: of the rows in a slot, by slot
+            while waiting or answers:
+                start = time.perf_counter()
+                free = [slot for slot in range(num_slots) if slot not in answers]
+                if waiting and (len(free) >= num_slots / 4 or not answers):
+                    entering = take_prompts(waiting, prompt_ids, len(free))
+                    answers |= {slot: Answer(index) for slot, index in zip(free, entering, strict=False)}
+                    new_tokens = slots.prefill(free[: len(entering)], [prompt_ids[index] for index in entering])
+                else:
+                    new_tokens = slots.decode(list(answers))
+                seconds = (time.perf_counter() - start) / len(answers)
+                for answer in answers.values():
+                    answer.seconds += seconds
+                for slot, token in new_tokens.items():
+                    answer = answers[slot]
+                    if finish := answer.add(token, tokenizer.eos_token_id, piece, max_new_tokens):
+                        del answers[slot]
+                        text = tokenizer.decode(answer.tokens)
+                        yield answer.index, Generation(text, len(answer.tokens), finish, answer.seconds)
+    finally:
+        base.set_attn_implementation(attention)
+
+
+def plan_groups(lengths, max_new_tokens, batch_tokens):
+    """Prompts that share a cache: `[(indices, slots, tokens a slot), ...]`, longest first.
+
+    A group's rows need more than half of what its longest needs, so that little of the cache lies idle.
+    """
+    groups = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        room = lengths[index] + max_new_tokens
+        if not groups or 2 * room <= groups[-1][1]:
+            groups.append(([], room))
+        groups[-1][0].append(index)
+    return [(group, max(1, min(len(group), batch_tokens // room)), room) for group, room in groups]
+
+
+def take_prompts(waiting, prompt_ids, most):
+    """Removes from the front of `waiting` at least one and at most `most` prompts that PREFILL_TOKENS hold."""
+    taken, num_tokens = [], 0
+    while waiting and len(taken) < most:
+        num_tokens += len(prompt_ids[waiting[0]])
+        if taken and num_tokens > PREFILL_TOKENS:
+            break
+        taken.append(waiting.popleft())
+    return taken
+
+
+class Answer:
+    """What one row has generated so far."""
+
+    def __init__(self, index):
+        self.index = index
+        self.tokens = []
+        self.watcher = ValueWatcher()
+        self.seconds = 0.0
+
+    def add(self, token, eos_token_id, piece, max_new_tokens):
+        """Why the row is finished with this token (Generation.finish), or None."""
+        if token == eos_token_id:
+            return "end"
+        self.tokens.append(token)
+        if self.watcher.feed(piece(token)):
+            return "closed"
+        return "length" if len(self.tokens) == max_new_tokens else None
+
+
+class Slots:
+    """A cache of `num_slots` rows of up to `length` tokens, and the model's two ways over it."""
+
+    def __init__(self, model, num_slots, length):
+        self.model = model
+        self.cache = SlotCache(num_slots, length)
+        self.slots = torch.arange(num_slots, device=model.device)
+        self.tokens = torch.zeros_like(self.slots)  # the newest of each slot
+        self.positions = torch.zeros_like(self.slots)  # where these stand
+        self.used = [0] * num_slots  # tokens of each slot in the cache, as this process keeps count
+        self.graphs, self.graph_pool = {}, None
+
+    def prefill(self, slots, prompts):
+        """Read a prompt (a list of token ids) into each of `slots`; returns `{slot: first new token}`."""
+        batch = collate([Example("", np.array(ids, dtype=np.int32), len(ids)) for ids in prompts], supervised=False)
+        del batch["labels"]
+        batch = send_to_device(batch, self.model.device)
+        here = torch.tensor(slots, device=self.model.device)
+        lengths = batch["cu_seq_lens_q"].diff().long()
+        batch["logits_to_keep"] = lengths.cumsum(0) - 1
+        self.cache.write_at = torch.repeat_interleave(here, lengths), batch["position_ids"][0]
+        self.cache.shown = None
+        new_tokens = self.model(**batch, past_key_values=self.cache, use_cache=True).logits[0].argmax(-1)
+        self.tokens[here], self.positions[here] = new_tokens, lengths
+        for slot, ids in zip(slots, prompts, strict=True):
+            self.used[slot] = len(ids)
+        return dict(zip(slots, new_tokens.tolist(), strict=True))
+
+    def decode(self, slots):
+        """One more token for each of `slots`; returns `{slot: token}`. The other slots go through the motions."""
+        for slot in slots:
+            self.used[slot] += 1
+        # Attention is as wide as the longest row needs, in few different widths: each has its own CUDA graph.
+        width = min(self.cache.length, -(-max(self.used[slot] for slot in slots) // 128) * 128)
+        if self.model.device.type != "cuda":
+            self.step(width)
+        elif width in self.graphs:
+            self.graphs[width].replay()
+        else:
+            self.step(width)  # what libraries set up at a first use must not be captured
+            self.graphs[width] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graphs[width], pool=self.graph_pool):
+                self.step(width)  # captured and not run
+            self.graph_pool = self.graphs[width].pool()
+        tokens = self.tokens.tolist()
+        return {slot: tokens[slot] for slot in slots}
+
+    def step(self, width):
+        self.cache.write_at = self.slots, self.positions
+        self.cache.shown = width
+        logits = self.model(
+            input_ids=self.tokens[:, None],
+            position_ids=self.positions[:, None],
+            slot_ages=self.positions[:, None] - torch.arange(width, device=self.positions.device),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        self.tokens.copy_(logits.argmax(-1))
+        self.positions.add_(1).clamp_(max=self.cache.length - 1)
+
+
+class SlotCache(Cache):
+    """Keys and values, [slots, kv_heads, length, head_dim] a layer, allocated when first written."""
+
+    def __init__(self, num_slots, length):
+        super().__init__(layers=[])
+        self.num_slots, self.length = num_slots, length
+        self.keys, self.values = [], []
+        self.write_at = None  # slots and positions, int64 [tokens] each, of the tokens that come next
+        self.shown = None  # how much of every slot attention is to see; None for the new tokens alone
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        if layer_idx == len(self.keys):
+            for stored, states in ((self.keys, key_states), (self.values, value_states)):
+                stored.append(states.new_zeros(self.num_slots, states.shape[1], self.length, states.shape[3]))
+        slots, positions = self.write_at
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[slots, :, positions] = key_states.transpose(1, 2).flatten(0, 1)
+        values[slots, :, positions] = value_states.transpose(1, 2).flatten(0, 1)
+        if self.shown is None:
+            return key_states, value_states
+        return keys[:, :, : self.shown], values[:, :, : self.shown]

@@ -6,19 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import yaml
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from accelerate.utils import send_to_device
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from attention_utils import has_varlen_kernel
 from data_utils.batching import Example, collate
 from data_utils.prompt import PROMPT_VERSION
 from script_utils import ROOT, UserError, check_hub_access
@@ -66,10 +59,11 @@ def load_tokenizer(name, revision=None):
     return tokenizer
 
 
-def choose_attention(device):
-    """What `--attn_implementation auto` means: no masks on a CPU; SDPA's block mask elsewhere, where `isolated_attention`
-    would wait for the GPU in every layer to learn the examples' lengths."""
-    return "isolated" if device.type == "cpu" else "sdpa"
+def choose_attention(device, dtype):
+    """What `--attn_implementation auto` means: examples kept apart by kernel, without masks, on a CPU and where torch has
+    its variable-length kernel; by SDPA's block mask elsewhere, where the kernel's stand-in would wait for the GPU in
+    every layer to learn the examples' lengths."""
+    return "isolated" if device.type == "cpu" or has_varlen_kernel(device, dtype) else "sdpa"
 
 
 def load_base_model(name, accelerator, revision=None, quantization="none", attn_implementation="auto"):
@@ -84,7 +78,7 @@ def load_base_model(name, accelerator, revision=None, quantization="none", attn_
         "int8": BitsAndBytesConfig(load_in_8bit=True),
     }[quantization]
     if attn_implementation == "auto":
-        attn_implementation = choose_attention(accelerator.device)
+        attn_implementation = choose_attention(accelerator.device, dtype)
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -175,35 +169,6 @@ def load_adapter(model, folder):
     return (model if quantized else model.merge_and_unload()).eval()
 
 
-def isolated_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, cu_seq_lens_q=None, **kwargs):
-    """Causal attention within each example of a padding-free batch, by SDPA on one example after the other.
-
-    query: [1, heads, tokens, head_dim]; key, value: [1, kv_heads, tokens, head_dim]. No mask of tokens x tokens is made
-    and nothing outside the blocks on its diagonal is computed. Without `cu_seq_lens_q`, in generation, plain SDPA.
-    """
-    if cu_seq_lens_q is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    lengths = cu_seq_lens_q.diff().tolist()
-    window = kwargs.get("sliding_window")
-    if kwargs.get("softcap") or (window and max(lengths) > window):
-        raise UserError("this model's attention needs --attn_implementation sdpa")
-    blocks = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    attended = [
-        F.scaled_dot_product_attention(*block, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True)
-        for block in blocks
-    ]
-    return torch.cat(attended, dim=2).transpose(1, 2), None
-
-
-def isolated_mask(*args, attention_mask=None, **kwargs):
-    """No mask for a padding-free batch: `isolated_attention` needs none. SDPA's own where padding is to be masked."""
-    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
-
-
-AttentionInterface.register("isolated", isolated_attention)
-AttentionMaskInterface.register("isolated", isolated_mask)
-
-
 @torch.no_grad()
 def check_isolation(model, name):
     """Refuse a model whose examples see their neighbours in a padding-free batch.
@@ -215,7 +180,8 @@ def check_isolation(model, name):
     logits = []
     for neighbour in (first, edited):
         batch = collate([Example("", torch.tensor(ids).int().numpy(), 1) for ids in (neighbour, second)])
-        batch = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+        del batch["labels"]
+        batch = send_to_device(batch, model.device)
         try:
             logits.append(model(**batch, use_cache=False).logits[0, len(first) - 1 :].float())
         except ValueError as error:  # what transformers raises for kernels that know that they cannot

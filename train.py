@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -364,7 +364,7 @@ def completion_loss(model, batch, device):
 
     `use_cache=False` is more than thrift: with a cache, examples of a padding-free batch see each other.
     """
-    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    batch = send_to_device(batch, device, non_blocking=True)
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits[0]
     return F.cross_entropy(logits.float(), labels, reduction="sum")

@@ -66,8 +66,8 @@ def collate(examples, supervised=True):
     """Examples end to end as one padding-free sequence, ready for `model(**batch)` but for `labels`.
 
     input_ids, position_ids: int64 [1, tokens]; positions restart at 0 with each example, from which the attention
-    kernel isolates them. cu_seq_lens_q: int32 [examples + 1], where each example starts and the last one ends, for kernels
-    that are told so. logits_to_keep: int64 [completion tokens], the positions that predict a completion token:
+    kernel isolates them. cu_seq_lens_q: int32 [examples + 1], where each example starts and the last one ends, and
+    max_length_q, the longest, for kernels that are told so. logits_to_keep: int64 [completion tokens], the positions that predict a completion token:
     the head runs on these alone. labels: int64 [completion tokens], the tokens they predict. Without `supervised` the
     last two are empty, and the loss and its gradients are zero.
     """
@@ -83,6 +83,7 @@ def collate(examples, supervised=True):
         "input_ids": torch.from_numpy(input_ids)[None],
         "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
         "cu_seq_lens_q": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
+        "max_length_q": max(lengths),
         "logits_to_keep": torch.from_numpy(targets - 1),
         "labels": torch.from_numpy(input_ids[targets]),
     }

@@ -62,6 +62,7 @@ def test_collate_to_the_letter():
     assert batch["input_ids"].tolist() == [[10, 11, 12, 13, 0, 20, 21, 22, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
     assert batch["cu_seq_lens_q"].tolist() == [0, 5, 9] and batch.pop("cu_seq_lens_q").dtype == torch.int32
+    assert batch.pop("max_length_q") == 5
     assert batch["logits_to_keep"].tolist() == [2, 3, 5, 6, 7]
     assert batch["labels"].tolist() == [13, 0, 21, 22, 0]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}

@@ -2,23 +2,26 @@
 
 import pytest
 import torch
+from conftest import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_utils.batching import encode_prompts
 from data_utils.prompt import render_prompt
 from data_utils.rows import load_rows
 from data_utils.tool_calls import ValueWatcher
-from generation_utils import AnswerIsComplete, generate, token_batches
+from generation_utils import Answer, generate, plan_groups
+
+BASE = ROOT / "demo" / "base"  # a random model says one token over and over, whatever came before
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model):
-    return AutoTokenizer.from_pretrained(tiny_model)
+def tokenizer():
+    return AutoTokenizer.from_pretrained(BASE)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model):
-    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+def model():
+    return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
@@ -26,31 +29,50 @@ def prompts(rows_file):
     return [render_prompt(row.query, row.tools) for row in load_rows(str(rows_file))[0][:32]]
 
 
+def plain_completion(model, tokenizer, prompt, max_new_tokens):
+    """By transformers' own generate, without the end token."""
+    ids = torch.tensor(encode_prompts(tokenizer, [prompt]))
+    tokens = model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)[0, ids.shape[1] :].tolist()
+    return tokens[: tokens.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in tokens else tokens
+
+
 def test_batched_equals_one_at_a_time_equals_plain_transformers(model, tokenizer, prompts):
-    batched = dict(generate(model, tokenizer, prompts, 12, batch_tokens=20_000))
-    alone = dict(generate(model, tokenizer, prompts, 12, batch_tokens=1))
+    batched = dict(generate(model, tokenizer, prompts, 40, batch_tokens=50_000))
+    alone = dict(generate(model, tokenizer, prompts[:12], 40, batch_tokens=1))
     assert sorted(batched) == list(range(32))
-    for i, prompt in enumerate(prompts):
-        assert batched[i].text == alone[i].text and batched[i].finish == alone[i].finish
-        ids = torch.tensor(encode_prompts(tokenizer, [prompt]))
-        plain = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
-        ended = plain.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in plain else len(plain)
-        assert tokenizer.decode(plain[:ended]).startswith(batched[i].text)
-        assert batched[i].num_tokens <= 12 and (batched[i].finish != "length" or batched[i].num_tokens == 12)
+    assert len({generation.num_tokens for generation in batched.values()}) > 5  # rows stop each at its own time
+    for i, prompt in enumerate(prompts[:12]):
+        assert batched[i][:3] == alone[i][:3]
+        plain = plain_completion(model, tokenizer, prompt, 40)
+        assert tokenizer.decode(plain[: batched[i].num_tokens]) == batched[i].text
+        if batched[i].finish != "closed":
+            assert len(plain) == batched[i].num_tokens
+            assert (len(plain) == 40) == (batched[i].finish == "length")
 
 
-def test_the_models_own_sampling_defaults_are_left_out_of_force(model, tokenizer, prompts):
-    before = dict(generate(model, tokenizer, prompts[:4], 8, batch_tokens=20_000))
-    model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0)
-    after = dict(generate(model, tokenizer, prompts[:4], 8, batch_tokens=20_000))
-    assert [before[i].text for i in range(4)] == [after[i].text for i in range(4)]
+def test_rows_enter_slots_as_others_leave(model, tokenizer, prompts):
+    """Three slots for 32 rows: what an earlier row left in the cache is not seen."""
+    room = max(map(len, encode_prompts(tokenizer, prompts))) + 40
+    few = dict(generate(model, tokenizer, prompts, 40, batch_tokens=3 * room))
+    many = dict(generate(model, tokenizer, prompts, 40, batch_tokens=50_000))
+    assert all(few[i][:3] == many[i][:3] for i in range(32))
 
 
-def test_batches_are_longest_first_and_within_their_tokens():
-    prompts = [[0] * length for length in (5, 90, 30, 31, 200, 7)]
-    batches = token_batches(prompts, max_new_tokens=10, batch_tokens=130)
-    assert batches == [[4], [1], [3, 2, 5], [0]]
-    assert sorted(index for batch in token_batches(prompts, 10, 1) for index in batch) == list(range(6))
+def test_a_sliding_window_is_kept_to(tokenizer, prompts):
+    model = AutoModelForCausalLM.from_pretrained(
+        BASE, dtype=torch.float32, layer_types=["sliding_attention", "full_attention"] * 4, sliding_window=16
+    ).eval()
+    windowed = dict(generate(model, tokenizer, prompts[:6], 40, batch_tokens=20_000))
+    assert sum(generation.num_tokens for generation in windowed.values()) > 60
+    for i, generation in windowed.items():
+        plain = plain_completion(model, tokenizer, prompts[i], 40)
+        assert tokenizer.decode(plain[: generation.num_tokens]) == generation.text
+
+
+def test_prompts_that_share_a_cache_are_of_similar_length():
+    groups = plan_groups([5, 90, 30, 31, 200, 7, 100], max_new_tokens=10, batch_tokens=250)
+    assert groups == [([4, 6], 1, 210), ([1], 1, 100), ([3, 2], 2, 41), ([5, 0], 2, 17)]
+    assert plan_groups([5, 7], 10, batch_tokens=1) == [([1, 0], 1, 17)]
 
 
 @pytest.mark.parametrize(
@@ -76,12 +98,16 @@ def test_a_text_is_watched_until_its_value_closed_and_something_follows(text, se
     assert fed.startswith(seen) and (piece_length > 1 or fed == seen)
 
 
-def test_rows_of_a_batch_stop_each_on_their_own(tokenizer):
-    rows = ["[1] x y z", "[[2] x y z", "[3]"]
-    tokens = [tokenizer(text).input_ids for text in rows]
-    tokens[2] += [tokenizer.eos_token_id] * 9
-    complete = AnswerIsComplete(tokenizer, 3)
-    for step in range(min(map(len, tokens))):
-        done = complete(torch.tensor([ids[: step + 1] for ids in tokens]), None)
-    assert done.tolist() == [True, False, True] and complete.finish == ["closed", None, "end"]
-    assert [tokenizer.decode(ids) for ids in complete.tokens][::2] == ["[1] x", "[3]"]
+@pytest.mark.parametrize(
+    ("text", "finish", "kept"),
+    [("[1] x y", "closed", "[1] x"), ("[[2] x y z", "length", "[[2] x y"), ("[3]", "end", "[3]")],
+)
+def test_a_row_stops_at_its_value_its_budget_or_the_end_token(tokenizer, text, finish, kept):
+    tokens = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+    answer = Answer(0)
+    budget = len(tokenizer(kept).input_ids) if finish == "length" else 99
+    reasons = [answer.add(token, tokenizer.eos_token_id, lambda t: tokenizer.decode([t]), budget) for token in tokens]
+    first = next(i for i, reason in enumerate(reasons) if reason)
+    assert reasons[first] == finish
+    stopped = answer.tokens[: first + (finish != "end")]
+    assert tokenizer.decode(stopped) == kept

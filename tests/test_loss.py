@@ -37,11 +37,16 @@ def padded(examples):
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 
-def test_loss_and_gradients_are_those_of_transformers_own_labels(model, examples):
-    expected = model(**padded(examples)).loss
+@pytest.fixture(scope="module")
+def peer(tiny_model):
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+
+
+def test_loss_and_gradients_are_those_of_transformers_own_labels(peer, model, examples):
+    peer.zero_grad()
+    expected = peer(**padded(examples)).loss
     expected.backward()
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
+    gradients = [parameter.grad for parameter in peer.parameters()]
     num_tokens = sum(example.completion_length for example in examples)
     loss = completion_loss(model, collate(examples), model.device) / num_tokens
     loss.backward()
@@ -165,7 +170,7 @@ def test_checkpointing_leaves_nf4_gradients_as_they_are(train_here, flags, tmp_p
     assert all(torch.equal(*pair) for pair in zip(*moments, strict=True))
 
 
-def test_evaluation_weighs_tokens_and_not_batches(model, examples):
-    expected = model(**padded(examples)).loss.item()
+def test_evaluation_weighs_tokens_and_not_batches(peer, model, examples):
+    expected = peer(**padded(examples)).loss.item()
     for batch_size in (1, 2, 3, 16):
         assert evaluate_loss(Accelerator(cpu=True), model, examples, batch_size) == pytest.approx(expected, rel=2e-6)

@@ -1,0 +1,81 @@
+"""The attention kernel: examples of a padding-free batch kept apart without masks, and decoding over slots of a cache."""
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from script_utils import UserError
+
+try:
+    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and later; flash attention, no package of its own
+except ImportError:
+    varlen_attn = None
+
+ISOLATED = "isolated"  # the name in `attn_implementation`
+VARLEN_KNOWS_GQA = bool(varlen_attn) and "enable_gqa" in inspect.signature(varlen_attn).parameters  # not in torch 2.11
+
+
+def has_varlen_kernel(device, dtype):
+    """Whether torch's variable-length flash attention runs here."""
+    return bool(varlen_attn) and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+
+
+def isolated_attention(
+    module, query, key, value, attention_mask, scaling, dropout=0.0, cu_seq_lens_q=None, max_length_q=None,
+    slot_ages=None, sliding_window=None, **kwargs,
+):  # fmt: skip
+    """Causal attention within each example of a padding-free batch; or, with `slot_ages`, of one new token a cache slot.
+
+    query: [batch, heads, tokens, head_dim]; key, value: [batch, kv_heads, tokens, head_dim]; returns
+    [batch, tokens, heads, head_dim]. Padding-free: batch 1, examples end to end, the i-th from cu_seq_lens_q[i] to
+    cu_seq_lens_q[i + 1] (int32), none longer than max_length_q. Decoding: tokens 1, key and value the whole cache,
+    slot_ages [slots, cache length] how many tokens ago each of its entries was written, negative for those to ignore.
+
+    Nothing outside the blocks on the diagonal is computed and no mask of tokens x tokens made. Registered with
+    `AttentionInterface` alone: transformers then makes no masks, so padded batches are refused.
+    """
+    if kwargs.get("softcap") or kwargs.get("s_aux") is not None:
+        raise UserError("this model's attention (capped, or with sinks) needs --attn_implementation sdpa or eager")
+    if slot_ages is not None:
+        return decode(query, key, value, slot_ages, sliding_window, scaling)
+    if cu_seq_lens_q is None:
+        raise ValueError("isolated attention needs cu_seq_lens_q: it does not know padded batches")
+    if has_varlen_kernel(query.device, query.dtype):
+        window = -1 if sliding_window is None else sliding_window - 1
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+        gqa = {"enable_gqa": True} if VARLEN_KNOWS_GQA else {}
+        if not VARLEN_KNOWS_GQA:
+            key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], dim=1) for states in (key, value))
+        attended = varlen_attn(
+            query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+            scale=scaling, window_size=(window, 0), **gqa,
+        )  # fmt: skip
+        return attended[None], None
+    lengths = cu_seq_lens_q.diff().tolist()
+    blocks = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    attended = [one_example(*block, sliding_window, scaling, dropout) for block in blocks]
+    return torch.cat(attended, dim=2).transpose(1, 2), None
+
+
+def one_example(query, key, value, sliding_window, scaling, dropout):
+    length, mask = query.shape[2], None
+    if sliding_window is not None and length > sliding_window:
+        ages = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)
+        mask = (ages >= 0) & (ages < sliding_window)
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
+    )
+
+
+def decode(query, key, value, slot_ages, sliding_window, scaling):
+    """The query heads that share a key-value head stand in for the query's tokens, so that no key is copied for them."""
+    slots, heads, _, head_dim = query.shape
+    kept = slot_ages >= 0 if sliding_window is None else (slot_ages >= 0) & (slot_ages < sliding_window)
+    grouped = query.view(slots, key.shape[1], heads // key.shape[1], head_dim)
+    attended = F.scaled_dot_product_attention(grouped, key, value, kept[:, None, None], scale=scaling)
+    return attended.reshape(slots, 1, heads, head_dim), None
+
+
+AttentionInterface.register(ISOLATED, isolated_attention)
