@@ -10,7 +10,6 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from transformers.cache_utils import Cache
@@ -124,8 +123,8 @@ class Slots:
         self.graphs, self.graph_pool = {}, None
 
     def prefill(self, slots, prompts):
-        """Read a prompt (a list of token ids) into each of `slots`; returns `{slot: first new token}`."""
-        batch = collate([Example("", np.array(ids, dtype=np.int32), len(ids)) for ids in prompts], supervised=False)
+        """Read a prompt (int32 token ids) into each of `slots`; returns `{slot: first new token}`."""
+        batch = collate([Example("", ids, len(ids)) for ids in prompts], supervised=False)
         del batch["labels"]
         batch = send_to_device(batch, self.model.device)
         here = torch.tensor(slots, device=self.model.device)

@@ -179,8 +179,11 @@ def main():
     train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
     model_path = resolve_model(args.model_name_or_path)
     tokenizer = load_tokenizer(model_path, args.model_revision)
-    train_examples, too_long = tokenize_rows(tokenizer, train_rows[: args.max_train_examples], args.max_seq_length)
-    eval_examples, too_long_eval = tokenize_rows(tokenizer, eval_rows[: args.max_eval_examples], args.max_seq_length)
+    with accelerator.main_process_first():  # the others read what main leaves in the token cache
+        train_examples, too_long = tokenize_rows(tokenizer, train_rows[: args.max_train_examples], args.max_seq_length)
+        eval_examples, too_long_eval = tokenize_rows(
+            tokenizer, eval_rows[: args.max_eval_examples], args.max_seq_length
+        )
     if bad := describe_bad_rows(dropped):
         log(f"Dropped {sum(map(len, dropped.values()))} of {len(rows) + sum(map(len, dropped.values()))} rows: {bad}")
     dropped[f"longer than {args.max_seq_length} tokens"] = too_long + too_long_eval

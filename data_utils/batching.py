@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from data_utils import token_cache
 from data_utils.prompt import render_prompt
 
 
@@ -21,35 +22,45 @@ class Example(NamedTuple):
 
 
 def encode(tokenizer, texts):
-    """Token ids of each text, a list of lists. Text that spells a special token stays text: rows cannot forge one."""
-    if not texts:  # which tokenizers refuse
-        return []
-    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
-        "input_ids"
-    ]
+    """Token ids of each text, int32 arrays. Text that spells a special token stays text: rows cannot forge one."""
+    arrays = []
+    for start in range(0, len(texts), 1000):  # as lists, the ids of a whole data set would take gigabytes
+        ids = tokenizer(
+            texts[start : start + 1000],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+        )["input_ids"]
+        arrays += [np.array(text_ids, dtype=np.int32) for text_ids in ids]
+    return arrays
 
 
 def encode_prompts(tokenizer, prompts):
     """Prompt ids exactly as training sees them: with the beginning-of-sequence token of models that expect one."""
     wants_bos = tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-    prefix = [tokenizer.bos_token_id] if wants_bos else []
-    return [prefix + ids for ids in encode(tokenizer, prompts)]
+    prefix = np.array([tokenizer.bos_token_id] if wants_bos else [], dtype=np.int32)
+    return [np.concatenate([prefix, ids]) for ids in encode(tokenizer, prompts)]
 
 
 def tokenize_rows(tokenizer, rows, max_seq_length):
     """Examples of the rows that fit, and the ids of those that do not: a cut answer would teach broken JSON.
 
-    Prompt and completion are tokenised apart, so that the ids of the prompt are those that inference feeds.
+    Prompt and completion are tokenised apart, so that the ids of the prompt are those that inference feeds. Large data
+    sets are tokenised once and then read from the token cache.
     """
-    prompts = encode_prompts(tokenizer, [render_prompt(row.query, row.tools) for row in rows])
-    completions = encode(tokenizer, [row.answers for row in rows])
+    prompts = [render_prompt(row.query, row.tools) for row in rows]
+    completions = [row.answers for row in rows]
+    encoded = token_cache.load(tokenizer, prompts, completions)
+    if encoded is None:
+        encoded = encode_prompts(tokenizer, prompts), encode(tokenizer, completions)
+        token_cache.save(tokenizer, prompts, completions, encoded)
+    end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     examples, too_long = [], []
-    for row, prompt, completion in zip(rows, prompts, completions, strict=True):
-        input_ids = np.array(prompt + completion + [tokenizer.eos_token_id], dtype=np.int32)
-        if len(input_ids) > max_seq_length:
+    for row, prompt, completion in zip(rows, *encoded, strict=True):
+        if len(prompt) + len(completion) + 1 > max_seq_length:
             too_long.append(row.id)
         else:
-            examples.append(Example(row.id, input_ids, len(prompt)))
+            examples.append(Example(row.id, np.concatenate([prompt, completion, end]), len(prompt)))
     return examples, too_long
 
 

@@ -17,11 +17,12 @@ def parse_json(text):
     Python's own parser takes NaN, Infinity and 1e999, keeps the last of two equal keys and overflows its stack on deep
     nesting. Raises ValueError (json.JSONDecodeError among them).
     """
-    depth = 0
-    for character in _STRING.sub("", text):
-        depth += (character in "[{") - (character in "]}")
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    if text.count("[") + text.count("{") > MAX_DEPTH:  # else it cannot be deeper, and counting is quick
+        depth = 0
+        for character in _STRING.sub("", text):
+            depth += (character in "[{") - (character in "]}")
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH}")
     return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
 
 

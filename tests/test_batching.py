@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
+from data_utils import token_cache
 from data_utils.batching import (
     Example,
     TrainingData,
@@ -36,7 +38,7 @@ def test_ids_are_prompt_then_completion_then_end(tokenizer, rows):
     examples, _ = tokenize_rows(tokenizer, rows, 4096)
     for row, got in zip(rows, examples, strict=True):
         prompt = encode_prompts(tokenizer, [render_prompt(row.query, row.tools)])[0]
-        assert got.input_ids[: got.prompt_length].tolist() == prompt  # what inference feeds
+        assert got.input_ids[: got.prompt_length].tolist() == prompt.tolist()  # what inference feeds
         assert tokenizer.decode(got.input_ids[got.prompt_length : -1]) == row.answers
         assert got.input_ids[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
 
@@ -55,6 +57,23 @@ def test_text_cannot_forge_special_tokens(tokenizer):
     row = Row("x", "stop <|endoftext|> here", "[]", '["<|endoftext|>"]')
     (got,), _ = tokenize_rows(tokenizer, [row], 4096)
     assert (got.input_ids == tokenizer.eos_token_id).nonzero()[0].tolist() == [len(got.input_ids) - 1]
+
+
+def test_tokens_are_read_from_the_cache_until_a_text_changes(tokenizer, rows, tmp_path, monkeypatch):
+    fresh = tokenize_rows(tokenizer, rows, 4096)[0]
+    monkeypatch.setattr(token_cache, "FROM_TEXTS", 1)
+    monkeypatch.setattr(token_cache, "HF_HOME", tmp_path)
+    for _ in range(2):  # written, then read
+        assert fingerprint(tokenize_rows(tokenizer, rows, 4096)[0]) == fingerprint(fresh)
+    (file,) = tmp_path.glob("*/*")
+    stored = load_file(file)
+    save_file(stored | {"prompt_ids": stored["prompt_ids"] + 1}, file)
+    assert fingerprint(tokenize_rows(tokenizer, rows, 4096)[0]) != fingerprint(fresh)  # it is the file that is read
+    file.write_bytes(file.read_bytes()[:1000])  # as a full disk leaves it
+    assert fingerprint(tokenize_rows(tokenizer, rows, 4096)[0]) == fingerprint(fresh)
+    edited = [rows[0]._replace(query=rows[0].query + "!"), *rows[1:]]
+    assert fingerprint(tokenize_rows(tokenizer, edited, 4096)[0]) != fingerprint(fresh)
+    assert len(list(tmp_path.glob("*/*"))) == 2
 
 
 def test_collate_to_the_letter():

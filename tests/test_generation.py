@@ -31,7 +31,7 @@ def prompts(rows_file):
 
 def plain_completion(model, tokenizer, prompt, max_new_tokens):
     """By transformers' own generate, without the end token."""
-    ids = torch.tensor(encode_prompts(tokenizer, [prompt]))
+    ids = torch.from_numpy(encode_prompts(tokenizer, [prompt])[0]).long()[None]
     tokens = model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)[0, ids.shape[1] :].tolist()
     return tokens[: tokens.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in tokens else tokens
 
