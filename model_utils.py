@@ -93,6 +93,10 @@ def load_base_model(name, accelerator, revision=None, quantization="none", attn_
         raise
     except Exception as error:  # transformers raises OSError, ValueError, ImportError, KeyError, SafetensorError
         raise UserError(f"cannot load a model from {name}: {one_line(error)}") from None
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On a CPU, bitsandbytes repacks NF4 weights at the first evaluation and has no gradient through them then.
+            module.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False).eval()
 
 
@@ -105,6 +109,8 @@ def add_lora(model, r, alpha, dropout, target_modules):
     """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs."""
     from peft import LoraConfig, get_peft_model  # late: importing peft imports bitsandbytes, and takes seconds
 
+    from fused_lora import fuse_lora
+
     names = {name.split(".")[-1] for name, _ in model.named_modules()}
     if unknown := [module for module in target_modules if module not in names]:
         raise UserError(f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers")
@@ -113,7 +119,7 @@ def add_lora(model, r, alpha, dropout, target_modules):
         task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules
     )
     try:
-        return get_peft_model(model, config)
+        return fuse_lora(get_peft_model(model, config))
     except ValueError as error:
         raise UserError(f"cannot add LoRA to {', '.join(target_modules)}: {one_line(error)}") from None
 

@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from data_utils.batching import collate, tokenize_rows
 from data_utils.rows import load_rows
-from model_utils import check_isolation
+from model_utils import add_lora, check_isolation, load_base_model
 from script_utils import UserError
 from train import completion_loss, evaluate_loss
 
@@ -168,6 +168,25 @@ def test_checkpointing_leaves_nf4_gradients_as_they_are(train_here, flags, tmp_p
         train_here(flags | {"output_dir": output_dir, "gradient_checkpointing": checkpointing})
         moments.append(first_moments(output_dir / "checkpoint-1"))
     assert all(torch.equal(*pair) for pair in zip(*moments, strict=True))
+
+
+def test_nf4_gradients_are_those_of_the_dequantised_base(tiny_model, examples):
+    """Also after a pass without gradients, after which bitsandbytes would have none through its weights on some CPUs."""
+    gradients = []
+    for dequantise in (False, True):
+        model = load_base_model(tiny_model, Accelerator(cpu=True), quantization="nf4")
+        check_isolation(model, "tiny")
+        model = model.dequantize() if dequantise else model
+        torch.manual_seed(0)
+        model = add_lora(model, 4, 8, 0.0, ["q_proj", "v_proj", "up_proj"]).train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        completion_loss(model, collate(examples), model.device).backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    for got, wanted in zip(*gradients, strict=True):
+        assert wanted.any()
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluation_weighs_tokens_and_not_batches(peer, model, examples):

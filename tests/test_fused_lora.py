@@ -1,0 +1,79 @@
+"""The fused LoRA layer against PEFT's own, against finite differences, and against dropout written out."""
+
+import copy
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, get_peft_model
+
+from fused_lora import LoraProjection, fuse_lora
+
+
+def layer(quantized=False, dropout=0.0):
+    """PEFT's layer of 96 to 64 features over a random base, with a B that is not zero, and the same layer fused."""
+    torch.manual_seed(0)
+    base = torch.nn.Linear(96, 64, bias=not quantized)
+    if quantized:
+        dense = base.weight.data
+        base = Linear4bit(96, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=True)
+        base.load_state_dict({"weight": dense})
+        base = base.to("cpu")
+    model = torch.nn.Sequential(base).requires_grad_(False)
+    model.is_loaded_in_4bit = quantized  # by which PEFT chooses its layer
+    peft_model = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules=["0"]))
+    torch.nn.init.normal_(peft_model.base_model.model[0].lora_B["default"].weight)
+    return peft_model.train(), fuse_lora(copy.deepcopy(peft_model)).train()
+
+
+def output_and_gradients(model, x):
+    x = x.clone().requires_grad_()
+    y = model(x)
+    (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+    return y, x.grad, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_output_and_gradients_are_pefts(quantized):
+    peft_model, fused = layer(quantized)
+    x = torch.randn(2, 7, 96)
+    for ours, theirs in zip(output_and_gradients(fused, x), output_and_gradients(peft_model, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    assert type(fused.base_model.model[0]).__name__ == ("FusedLinear4bit" if quantized else "FusedLinear")
+
+
+def test_gradients_are_those_of_finite_differences():
+    base = torch.nn.Linear(6, 5).double().requires_grad_(False)
+    x, a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 6), (2, 6), (5, 2)))
+    assert torch.autograd.gradcheck(lambda *tensors: LoraProjection.apply(*tensors, base, 1.5, 0.0), (x, a, b))
+
+
+def test_dropout_is_on_the_adapters_input_alone():
+    _, fused = layer(dropout=0.25)
+    x = torch.randn(3, 50, 96)
+    torch.manual_seed(1)
+    got = output_and_gradients(fused, x)
+    torch.manual_seed(1)
+    mask = torch.native_dropout(x.flatten(0, -2), 0.25, True)[1].view_as(x)
+    assert 0.7 < mask.float().mean() < 0.8
+    plain = fused.base_model.model[0]
+    a, b = plain.lora_A["default"].weight, plain.lora_B["default"].weight
+    fused.zero_grad()
+
+    def written_out(x):
+        return plain.base_layer(x) + 3 * (x * mask / 0.75) @ a.t() @ b.t()
+
+    x = x.requires_grad_()
+    y = written_out(x)
+    (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+    for ours, theirs in zip(got, (y, x.grad, a.grad, b.grad), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    x = x.detach()
+    assert torch.allclose(fused.eval()(x), plain.base_layer(x) + 3 * x @ a.t() @ b.t(), atol=1e-5)
+
+
+def test_an_adapter_can_be_switched_off():
+    _, fused = layer()
+    x = torch.randn(2, 96)
+    with fused.disable_adapter():
+        assert torch.equal(fused(x), fused.base_model.model[0].base_layer(x))
