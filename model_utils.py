@@ -9,9 +9,11 @@ import torch
 import yaml
 from accelerate.utils import send_to_device
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 from transformers.utils import logging as transformers_logging
 
-from attention_utils import has_varlen_kernel
+from attention_utils import ISOLATED, has_varlen_kernel
 from data_utils.batching import Example, collate
 from data_utils.prompt import PROMPT_VERSION
 from script_utils import ROOT, UserError, check_hub_access
@@ -59,14 +61,17 @@ def load_tokenizer(name, revision=None):
     return tokenizer
 
 
-def choose_attention(device, dtype):
-    """What `--attn_implementation auto` means: examples kept apart by kernel, without masks, on a CPU and where torch has
-    its variable-length kernel; by SDPA's block mask elsewhere, where the kernel's stand-in would wait for the GPU in
-    every layer to learn the examples' lengths."""
-    return "isolated" if device.type == "cpu" or has_varlen_kernel(device, dtype) else "sdpa"
+def choose_attention(accelerator, compiled=False):
+    """What `--attn_implementation auto` means: examples kept apart by kernel, without masks, where torch has its
+    variable-length kernel or on a CPU; by SDPA's block mask elsewhere, where the stand-in for that kernel would wait for
+    the GPU in every layer to learn the examples' lengths, and cannot be compiled."""
+    on_cpu = accelerator.device.type == "cpu"
+    if has_varlen_kernel(accelerator.device, DTYPES[accelerator.mixed_precision]) or (on_cpu and not compiled):
+        return ISOLATED
+    return "sdpa"
 
 
-def load_base_model(name, accelerator, revision=None, quantization="none", attn_implementation="auto"):
+def load_base_model(name, accelerator, revision=None, quantization="none", attn_implementation=None):
     """The causal language model on this process's device, frozen, in bf16 or float32 as the Accelerator's precision
     says; its linear layers in NF4 (double quantisation, QLoRA) or int8 if asked for."""
     dtype = DTYPES[accelerator.mixed_precision]
@@ -77,8 +82,6 @@ def load_base_model(name, accelerator, revision=None, quantization="none", attn_
         ),
         "int8": BitsAndBytesConfig(load_in_8bit=True),
     }[quantization]
-    if attn_implementation == "auto":
-        attn_implementation = choose_attention(accelerator.device, dtype)
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -86,7 +89,7 @@ def load_base_model(name, accelerator, revision=None, quantization="none", attn_
             revision=revision,
             dtype=dtype,
             quantization_config=config,
-            attn_implementation=attn_implementation,
+            attn_implementation=attn_implementation or choose_attention(accelerator),
             device_map={"": accelerator.device},
         )
     except torch.OutOfMemoryError:
@@ -122,6 +125,29 @@ def add_lora(model, r, alpha, dropout, target_modules):
         return fuse_lora(get_peft_model(model, config))
     except ValueError as error:
         raise UserError(f"cannot add LoRA to {', '.join(target_modules)}: {one_line(error)}") from None
+
+
+def use_liger_kernels(model):
+    """Liger's Triton kernels for rotary positions, RMSNorm and SwiGLU in a PEFT model."""
+    if not is_liger_kernel_available():
+        raise UserError("--liger_kernel needs a package that is not here: pip install liger-kernel")
+    # The head's loss is ours: it runs on the completion tokens alone.
+    apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
+
+
+def compile_layers(model):
+    """Compile each decoder layer of a PEFT model by itself, for any number of tokens. Training needs one graph for all
+    layers and lengths, evaluation another."""
+    base = model.get_base_model()
+    layers = getattr(base.get_decoder(), "layers", None)
+    if layers is None:
+        raise UserError(f"--torch_compile does not know where {type(base).__name__} keeps its layers")
+    # Else the first layer, whose input has no gradient, would need a graph of its own.
+    base.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: output.requires_grad_() if torch.is_grad_enabled() else output
+    )
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 def base_fingerprint(model):

@@ -64,6 +64,32 @@ def run_script(main):
     sys.exit(code)
 
 
+def step_profiler(steps, steps_done, output_dir):
+    """A started torch profiler of the optimizer steps `A:B`, or None for None: call its `step` after each step.
+
+    Writes profile/steps-A-B.json.gz under `output_dir`, a trace for https://ui.perfetto.dev or TensorBoard's profiler, and
+    beside it the sums by operation as text.
+    """
+    first, last = map(int, (steps or "0:0").split(":"))
+    if last <= steps_done:
+        return None
+    before = max(0, first - 1 - steps_done)
+
+    def write(profiler):
+        folder = Path(output_dir) / "profile"
+        folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(folder / f"steps-{first}-{last}.json.gz"))
+        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=80)
+        (folder / f"steps-{first}-{last}.txt").write_text(table, encoding="utf-8")
+
+    warmup = min(1, before)
+    schedule = torch.profiler.schedule(wait=before - warmup, warmup=warmup, active=last - first + 1, repeat=1)
+    profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=write)
+    profiler.start()
+    return profiler
+
+
 class OneLineParser(HfArgumentParser):
     """HfArgumentParser whose errors are one line instead of all the flags, and name the recipe they come from."""
 

@@ -10,6 +10,7 @@ experiment's; `main` is the run, from top to bottom. Edit either.
 """
 
 import math
+import re
 import resource
 import shutil
 import sys
@@ -37,6 +38,7 @@ from checkpoint_utils import (
     save_adapter,
     save_checkpoint,
 )
+from cuda_graphs import use_cuda_graphs
 from data_utils.batching import TrainingData, fingerprint, mark_supervised, micro_batches, tokenize_rows
 from data_utils.prompt import PROMPT_VERSION, to_json
 from data_utils.rows import describe_bad_rows, load_rows, split_rows
@@ -45,13 +47,17 @@ from model_utils import (
     add_lora,
     base_fingerprint,
     check_isolation,
+    choose_attention,
+    compile_layers,
     dtype_census,
     load_base_model,
     load_tokenizer,
     peak_flops,
     resolve_model,
     training_flops,
+    use_liger_kernels,
 )
+from preflight import preflight
 from script_utils import (
     UserError,
     environment_record,
@@ -61,6 +67,7 @@ from script_utils import (
     require_share,
     run_script,
     start_accelerator,
+    step_profiler,
     write_json,
     write_yaml,
 )
@@ -119,6 +126,15 @@ class TrainingArguments:
     quantization: Literal["none", "nf4", "int8"] = "nf4"
     gradient_checkpointing: bool = True
     attn_implementation: Literal["auto", "isolated", "sdpa", "eager"] = "auto"
+    liger_kernel: bool = field(
+        default=False, metadata={"help": "Liger's RoPE, RMSNorm and SwiGLU; without compilation"}
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the layers: minutes at first, faster from then"}
+    )
+    cuda_graphs: bool = field(
+        default=False, metadata={"help": "Launch a micro-batch's layers at once: for small ones on a fast GPU"}
+    )
     # Logging, evaluation, checkpoints: every so many optimizer steps
     logging_steps: int = 10
     eval_steps: int = 100
@@ -127,6 +143,9 @@ class TrainingArguments:
     )
     save_steps: int = 100
     save_total_limit: int = field(default=3, metadata={"help": "Checkpoints kept; the newest and the best always are"})
+    profile_steps: str | None = field(
+        default=None, metadata={"help": "5:7 writes a trace of steps 5 to 7, for Perfetto, to profile/ in --output_dir"}
+    )
 
     def __post_init__(self):
         require_positive(
@@ -143,6 +162,16 @@ class TrainingArguments:
             not (self.overwrite_output_dir and self.resume_from_checkpoint),
             "--overwrite_output_dir and --resume_from_checkpoint contradict each other",
         )
+        require(
+            not (self.cuda_graphs and self.gradient_checkpointing),
+            "--cuda_graphs keeps what --gradient_checkpointing throws away: switch one of them off",
+        )
+        require(
+            not (self.torch_compile and self.liger_kernel),
+            "--torch_compile makes what --liger_kernel brings, and cannot trace it: switch one of them off",
+        )
+        steps = re.fullmatch(r"([1-9]\d*):(\d+)", self.profile_steps or "1:1")
+        require(steps and int(steps[1]) <= int(steps[2]), f"--profile_steps must be like 5:7, not {self.profile_steps}")
 
 
 # What a resumed run may change without becoming another experiment. Batch size and accumulation may change
@@ -159,11 +188,15 @@ MAY_CHANGE_ON_RESUME = [
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "attn_implementation",
+    "liger_kernel",
+    "torch_compile",
+    "cuda_graphs",
     "logging_steps",
     "eval_steps",
     "eval_generate_examples",
     "save_steps",
     "save_total_limit",
+    "profile_steps",
 ]
 
 
@@ -217,7 +250,10 @@ def main():
         )
 
     # Model, optimizer, schedule
-    model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, args.attn_implementation)
+    attention = args.attn_implementation
+    if attention == "auto":
+        attention = choose_attention(accelerator, args.torch_compile)
+    model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, attention)
     check_isolation(model, args.model_name_or_path)
     environment = environment_record(
         prompt_version=PROMPT_VERSION,
@@ -229,7 +265,11 @@ def main():
     model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    log(f"Attention: {model.config._attn_implementation}")
+    if args.liger_kernel:
+        use_liger_kernels(model)
+    if args.torch_compile:
+        compile_layers(model)
+    log(f"Attention: {attention}")
     log("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
     flops_per_token, flops_per_completion_token = training_flops(model, args.gradient_checkpointing)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -246,6 +286,13 @@ def main():
             checkpoint, accelerator, args, environment, model, optimizer, scheduler, state, MAY_CHANGE_ON_RESUME
         )
         log(f"Resuming from {checkpoint}, after step {state.global_step}")
+    model.train()
+    if state.global_step < last_step:
+        steps = state.global_step, last_step
+        if taken := preflight(accelerator, model, optimizer, completion_loss, data, eval_examples, args, *steps):
+            log(taken)
+        if args.cuda_graphs:
+            use_cuda_graphs(accelerator, model, data, *steps)
     writer = None
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -264,7 +311,7 @@ def main():
     progress = tqdm(total=last_step, initial=state.global_step, disable=not (is_main and terminal), file=sys.stdout)
     peak = peak_flops(accelerator)
     num_tokens, seconds, data_seconds = 0, 0.0, 0.0  # since the last log entry
-    model.train()
+    profiler = step_profiler(args.profile_steps, state.global_step, output_dir) if is_main else None
     while state.global_step < last_step:
         step_start = time.perf_counter()
         torch.manual_seed(step_seed(args.seed, state.global_step, accelerator.process_index))
@@ -301,6 +348,8 @@ def main():
         num_tokens += window.num_tokens
         seconds += time.perf_counter() - step_start
         progress.update()
+        if profiler:
+            profiler.step()
 
         if state.global_step % args.logging_steps == 0 or state.global_step == last_step:
             metrics = {
@@ -348,6 +397,8 @@ def main():
         if is_save:
             save_checkpoint(accelerator, args, environment, model, optimizer, scheduler, state)
     progress.close()
+    if profiler:
+        profiler.stop()
 
     if is_main:
         writer.close()

@@ -100,16 +100,27 @@ def collate(examples, supervised=True):
     }
 
 
-def micro_batches(examples, batch_size, num_processes=1, process_index=0):
-    """This process's share of `examples`, in collated micro-batches of `batch_size`.
+def share_out(items, batch_size, num_processes=1, process_index=0):
+    """This process's share of `items` in lists of `batch_size`. All processes get equally many lists, since their backward
+    passes meet: where items run out, the last lists are empty."""
+    share = items[process_index::num_processes]
+    count = math.ceil(math.ceil(len(items) / num_processes) / batch_size)
+    return [share[i * batch_size : (i + 1) * batch_size] for i in range(count)]
 
-    All processes get equally many, since their backward passes meet: where examples run out, a micro-batch without
-    supervision fills the place.
-    """
-    share = examples[process_index::num_processes]
-    count = math.ceil(math.ceil(len(examples) / num_processes) / batch_size)
-    chunks = [share[i * batch_size : (i + 1) * batch_size] for i in range(count)]
+
+def micro_batches(examples, batch_size, num_processes=1, process_index=0):
+    """This process's share of `examples`, collated; without supervision where it has none left."""
+    chunks = share_out(examples, batch_size, num_processes, process_index)
     return [collate(chunk) if chunk else collate(examples[:1], supervised=False) for chunk in chunks]
+
+
+def largest_chunks(chunks):
+    """The two lists of examples that take the most memory: of most tokens, for the layers, and of most completion tokens,
+    for the head."""
+    return [
+        max(chunks, key=lambda chunk: sum(len(example.input_ids) for example in chunk)),
+        max(chunks, key=lambda chunk: sum(example.completion_length for example in chunk)),
+    ]
 
 
 class OptimizerStep(NamedTuple):
@@ -136,12 +147,24 @@ class TrainingData:
         self.steps_per_epoch = math.ceil(len(examples) / self.global_batch)
         self._epoch, self._order = None, None
 
-    def __getitem__(self, step):
+    def examples_of(self, step):
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(len(self.examples), self.seed, epoch)
         chosen = self._order[place * self.global_batch : (place + 1) * self.global_batch]
-        examples = [self.examples[i] for i in chosen]
+        return [self.examples[i] for i in chosen]
+
+    def largest(self, first_step, last_step):
+        """`largest_chunks` of this process's micro-batches in the steps first_step to last_step - 1."""
+        chunks = [
+            chunk
+            for step in range(first_step, last_step)
+            for chunk in share_out(self.examples_of(step), self.batch_size, self.num_processes, self.process_index)
+        ]
+        return largest_chunks(chunks)
+
+    def __getitem__(self, step):
+        examples = self.examples_of(step)
         return OptimizerStep(
             micro_batches(examples, self.batch_size, self.num_processes, self.process_index),
             sum(len(example.input_ids) for example in examples),

@@ -1,5 +1,6 @@
 """What a training run does and leaves behind, through the real `main`."""
 
+import gzip
 import json
 import math
 import re
@@ -157,3 +158,26 @@ def test_no_flags_at_all_trains_the_embedded_demo(tmp_path):
     assert result.code == 0, result.err
     assert "recipes/demo.yaml" in result.err and "eval loss" in result.out
     assert read_args(tmp_path / "run" / "adapter")["model_name_or_path"] == "demo"
+
+
+def test_a_profile_is_a_trace_of_the_steps_asked_for(train_here, flags):
+    output_dir = train_here(flags | {"max_train_steps": 4, "profile_steps": "2:3"})
+    with gzip.open(output_dir / "profile" / "steps-2-3.json.gz") as file:
+        names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+    assert len([name for name in names if name.startswith("ProfilerStep#")]) == 2
+    assert "LoraProjection" in names
+    assert "LoraProjection" in (output_dir / "profile" / "steps-2-3.txt").read_text()
+    assert [step for step, _ in curve(output_dir, "train/loss")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("speed", "message"),
+    [
+        ({"cuda_graphs": True}, "--cuda_graphs is for one process on one GPU"),
+        ({"liger_kernel": True}, "pip install liger-kernel"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_one_line(run_here, flags, speed, message):
+    result = run_here(train, flags | speed)
+    assert result.code == 1 and message in result.err and len(result.err.strip().splitlines()) == 1
+    assert not flags["output_dir"].exists()

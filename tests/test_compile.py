@@ -1,0 +1,25 @@
+"""--torch_compile: the same numbers, from a graph for training and one for evaluation."""
+
+import torch
+import torch._dynamo
+from conftest import ROOT, values
+from torch._dynamo.utils import counters
+
+
+def test_two_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
+    """Eight layers, six training micro-batches and four evaluations of different lengths, two examples or more each."""
+    flags |= {
+        "model_name_or_path": ROOT / "demo" / "base",
+        "attn_implementation": "sdpa",
+        "max_train_steps": 3,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "eval_steps": 1,
+    }
+    plain = train_here(flags | {"output_dir": tmp_path / "plain"})
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = train_here(flags | {"output_dir": tmp_path / "compiled", "torch_compile": True})
+    assert counters["stats"]["unique_graphs"] == 2
+    for tag in ("train/loss", "train/grad_norm", "eval/loss"):
+        torch.testing.assert_close(values(compiled, tag), values(plain, tag), rtol=1e-4, atol=0)

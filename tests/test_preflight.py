@@ -1,0 +1,64 @@
+"""Which micro-batches are the largest, and what is proposed where they do not fit. (That they run is seen on a GPU.)"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data_utils.batching import Example, TrainingData
+from preflight import what_fits
+from train import TrainingArguments
+
+
+@pytest.mark.parametrize("process_index", [0, 1])
+def test_the_largest_micro_batches_of_the_steps_to_come_are_found(process_index):
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(str(i), np.zeros(rng.integers(10, 100), dtype=np.int32), int(rng.integers(1, 9))) for i in range(61)
+    ]
+    data = TrainingData(examples, 7, 3, 2, num_processes=2, process_index=process_index)
+    most_tokens, most_completions = data.largest(4, 13)  # over an epoch's end
+    batches = [batch for step in range(4, 13) for batch in data[step].micro_batches]
+    assert sum(len(example.input_ids) for example in most_tokens) == max(b["input_ids"].shape[1] for b in batches)
+    assert sum(example.completion_length for example in most_completions) == max(len(b["labels"]) for b in batches)
+
+
+# What a GPU of `room` can hold, where a token costs 4 without checkpointing and 1 with it.
+@pytest.mark.parametrize(
+    ("room", "proposed"),
+    [
+        (
+            16 * 1024,
+            [
+                "--per_device_train_batch_size 4 --gradient_accumulation_steps 6",
+                "--gradient_checkpointing true --cuda_graphs false",
+            ],
+        ),
+        (8 * 1024, ["--per_device_train_batch_size 2 --gradient_accumulation_steps 12", "--gradient_checkpointing true --cuda_graphs false"]),
+        (3 * 1024, ["--gradient_checkpointing true --cuda_graphs false --per_device_train_batch_size 2 --gradient_accumulation_steps 12"]),
+        (
+            600,
+            [
+                "--gradient_checkpointing true --cuda_graphs false --per_device_train_batch_size 1 "
+                "--gradient_accumulation_steps 24 --max_seq_length 512"
+            ],
+        ),
+        (100, []),
+    ],
+)  # fmt: skip
+def test_what_fits_is_proposed_with_the_same_effective_batch(room, proposed):
+    args = TrainingArguments(
+        per_device_train_batch_size=8, gradient_accumulation_steps=3, gradient_checkpointing=False, cuda_graphs=True
+    )
+
+    def fits(batch_size, checkpointing, max_seq_length):
+        return batch_size * max_seq_length * (1 if checkpointing else 4) <= room
+
+    assert not fits(8, False, 1024)
+    assert what_fits(args, fits) == proposed
+
+
+def test_a_batch_of_one_with_checkpointing_has_its_length_left():
+    args = replace(TrainingArguments(), per_device_train_batch_size=1, gradient_checkpointing=True)
+    (only,) = what_fits(args, lambda batch_size, checkpointing, length: length <= 900)
+    assert "--max_seq_length 896" in only
