@@ -2,7 +2,7 @@
 
 At eight examples a step a fast GPU finishes its kernels before the CPU has launched them. A CUDA graph is launched whole,
 but has fixed shapes and addresses. So micro-batches are padded to multiples of PADDING tokens, the padding as one more
-example without supervision, and each size is captured when it first comes. The head and the loss stay outside, on the
+example without supervision, and each size has a graph of its own. The head and the loss stay outside, on the
 completion tokens alone.
 """
 
@@ -10,43 +10,49 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from attention_utils import ISOLATED
+from data_utils.batching import num_tokens
 from script_utils import UserError
 
 PADDING = 256  # tokens; half of it is wasted on average, and a run meets (largest - smallest) / PADDING sizes
 
 
 def use_cuda_graphs(accelerator, model, data, first_step, last_step):
-    """Let the training passes of a PEFT model replay CUDA graphs, for the micro-batches of `data` in these steps."""
+    """Let the training passes of a PEFT model replay CUDA graphs, one pair for each size of the micro-batches of `data` in
+    these steps. Returns how many."""
     if accelerator.device.type != "cuda" or accelerator.num_processes > 1:
         raise UserError("--cuda_graphs is for one process on one GPU")
     if model.config._attn_implementation != ISOLATED:
         raise UserError(f"--cuda_graphs needs --attn_implementation {ISOLATED}, and torch's varlen kernel for it")
     decoder = model.get_base_model().get_decoder()
-    max_tokens = sum(len(example.input_ids) for example in data.largest(first_step, last_step)[0])
     max_length = max(len(example.input_ids) for example in data.examples)
-    dtype = decoder.get_input_embeddings().weight.dtype
-    decoder.forward = GraphedDecoder(decoder, data.batch_size, max_length, max_tokens, dtype)
+    sizes = {padded(num_tokens(chunk)) for chunk in data.chunks(first_step, last_step)}
+    graphed = GraphedDecoder(decoder, data.batch_size, max_length, max(sizes))
+    for size in sorted(sizes, reverse=True):  # the largest first: the others fit in its memory
+        graphed.capture(size)
+    for parameter in graphed.parameters:
+        parameter.grad = None  # rid of what the warm-up left there
+    decoder.forward = graphed
+    return len(sizes)
 
 
 class GraphedDecoder:
     """Stands in for `decoder.forward` in training.
 
     decoder: maps input_ids [1, tokens] to hidden states [1, tokens, hidden]; its trainable parameters get their gradients
-    added as usual. At most max_examples of max_length tokens each meet in a micro-batch, max_tokens in all. Dropout
-    draws from the default generator, so `torch.manual_seed` before a step holds.
+    added as usual. At most max_examples of max_length tokens each meet in a micro-batch of at most max_size tokens,
+    padding included. Dropout draws from the default generator, so `torch.manual_seed` before a step holds.
     """
 
-    def __init__(self, decoder, max_examples, max_length, max_tokens, autocast_dtype):
-        weight = next(decoder.parameters())
-        size = padded(max_tokens)
+    def __init__(self, decoder, max_examples, max_length, max_size):
+        weight = decoder.get_input_embeddings().weight
         self.plain_forward = decoder.forward
         self.max_length = max(max_length, PADDING)
-        self.autocast_dtype = autocast_dtype
+        self.dtype = weight.dtype
         self.device = weight.device
-        self.input_ids = torch.zeros(1, size, dtype=torch.int64, device=self.device)
+        self.input_ids = torch.zeros(1, max_size, dtype=torch.int64, device=self.device)
         self.position_ids = torch.zeros_like(self.input_ids)
         self.cu_seq_lens = torch.zeros(max_examples + 2, dtype=torch.int32, device=self.device)
-        self.hidden = torch.zeros(1, size, decoder.config.hidden_size, dtype=weight.dtype, device=self.device)
+        self.hidden = torch.zeros(1, max_size, decoder.config.hidden_size, dtype=weight.dtype, device=self.device)
         self.hidden_grad = torch.zeros_like(self.hidden)
         self.parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
@@ -63,13 +69,11 @@ class GraphedDecoder:
         self.position_ids[:, tokens:size] = torch.arange(size - tokens, device=self.device)
         self.cu_seq_lens[: len(cu_seq_lens_q)] = cu_seq_lens_q
         self.cu_seq_lens[len(cu_seq_lens_q) :] = size
-        if size not in self.graphs:
-            self.graphs[size] = self.capture(size)
         return BaseModelOutputWithPast(last_hidden_state=Replay.apply(self.anchor, self, size, tokens))
 
     def forward(self, size):
         # Casts that autocast caches would be captured once and stale from the next step on.
-        with torch.autocast("cuda", self.autocast_dtype, cache_enabled=False):
+        with torch.autocast("cuda", self.dtype, cache_enabled=False):
             return self.plain_forward(
                 input_ids=self.input_ids[:, :size],
                 position_ids=self.position_ids[:, :size],
@@ -79,6 +83,8 @@ class GraphedDecoder:
             ).last_hidden_state
 
     def capture(self, size):
+        starts = torch.arange(len(self.cu_seq_lens), device=self.device) * self.max_length
+        self.cu_seq_lens.copy_(starts.clamp(max=size))
         self.take_gradients()
         if not self.graphs:  # what libraries and compilers set up at a first use must not be captured; hidden_grad is 0
             stream = torch.cuda.Stream()
@@ -92,7 +98,7 @@ class GraphedDecoder:
             self.hidden[:, :size].copy_(hidden.detach())
         with torch.cuda.graph(backward, pool=self.pool):
             hidden.backward(self.hidden_grad[:, :size])
-        return forward, backward
+        self.graphs[size] = forward, backward
 
     def take_gradients(self):
         """Make `.grad` the tensors that the graphs add to, zeros where the optimizer has set it to None."""

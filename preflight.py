@@ -24,7 +24,9 @@ def preflight(accelerator, model, optimizer, loss_of, data, eval_examples, args,
         trial = TrainingData(examples, data.seed, batch_size, accumulation, data.num_processes, data.process_index)
         if checkpointing != args.gradient_checkpointing:
             unwrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return bool(examples) and runs(accelerator, model, optimizer, loss_of, trial.largest(first_step, last_step))
+        return bool(examples) and runs(
+            accelerator, model, optimizer, loss_of, largest_chunks(trial.chunks(first_step, last_step))
+        )
 
     def eval_fits(batch_size):
         chunks = share_out(eval_examples, batch_size, data.num_processes, data.process_index)

@@ -292,7 +292,7 @@ def main():
         if taken := preflight(accelerator, model, optimizer, completion_loss, data, eval_examples, args, *steps):
             log(taken)
         if args.cuda_graphs:
-            use_cuda_graphs(accelerator, model, data, *steps)
+            log(f"CUDA graphs for {use_cuda_graphs(accelerator, model, data, *steps)} sizes of micro-batches")
     writer = None
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)

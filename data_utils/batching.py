@@ -115,12 +115,17 @@ def micro_batches(examples, batch_size, num_processes=1, process_index=0):
 
 
 def largest_chunks(chunks):
-    """The two lists of examples that take the most memory: of most tokens, for the layers, and of most completion tokens,
-    for the head."""
+    """The two micro-batches (lists of examples) that take the most memory: of most tokens, for the layers, and of most
+    completion tokens, for the head."""
+    chunks = list(chunks)
     return [
-        max(chunks, key=lambda chunk: sum(len(example.input_ids) for example in chunk)),
+        max(chunks, key=num_tokens),
         max(chunks, key=lambda chunk: sum(example.completion_length for example in chunk)),
     ]
+
+
+def num_tokens(chunk):
+    return sum(len(example.input_ids) for example in chunk)
 
 
 class OptimizerStep(NamedTuple):
@@ -154,14 +159,10 @@ class TrainingData:
         chosen = self._order[place * self.global_batch : (place + 1) * self.global_batch]
         return [self.examples[i] for i in chosen]
 
-    def largest(self, first_step, last_step):
-        """`largest_chunks` of this process's micro-batches in the steps first_step to last_step - 1."""
-        chunks = [
-            chunk
-            for step in range(first_step, last_step)
-            for chunk in share_out(self.examples_of(step), self.batch_size, self.num_processes, self.process_index)
-        ]
-        return largest_chunks(chunks)
+    def chunks(self, first_step, last_step):
+        """This process's micro-batches, as lists of examples, in the steps first_step to last_step - 1."""
+        for step in range(first_step, last_step):
+            yield from share_out(self.examples_of(step), self.batch_size, self.num_processes, self.process_index)
 
     def __getitem__(self, step):
         examples = self.examples_of(step)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_utils.batching import Example, TrainingData
+from data_utils.batching import Example, TrainingData, largest_chunks
 from preflight import what_fits
 from train import TrainingArguments
 
@@ -17,7 +17,7 @@ def test_the_largest_micro_batches_of_the_steps_to_come_are_found(process_index)
         Example(str(i), np.zeros(rng.integers(10, 100), dtype=np.int32), int(rng.integers(1, 9))) for i in range(61)
     ]
     data = TrainingData(examples, 7, 3, 2, num_processes=2, process_index=process_index)
-    most_tokens, most_completions = data.largest(4, 13)  # over an epoch's end
+    most_tokens, most_completions = largest_chunks(data.chunks(4, 13))  # over an epoch's end
     batches = [batch for step in range(4, 13) for batch in data[step].micro_batches]
     assert sum(len(example.input_ids) for example in most_tokens) == max(b["input_ids"].shape[1] for b in batches)
     assert sum(example.completion_length for example in most_completions) == max(len(b["labels"]) for b in batches)

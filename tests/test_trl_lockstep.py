@@ -6,13 +6,13 @@ import math
 import torch
 from conftest import curve
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from data_utils.batching import TrainingData, tokenize_rows
 from data_utils.rows import load_rows, split_rows
 from demo.rows import generate_rows
-from model_utils import add_lora
 
 STEPS = 20
 ROWS = 8 * STEPS - 5  # the last step is short: 3 rows in 2 micro-batches
@@ -31,10 +31,10 @@ def test_twenty_steps_in_lockstep_with_trl(train_here, flags, tiny_model, tmp_pa
     ordered = [examples[row_id] for step in range(STEPS) for row_id in data[step].row_ids]
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     torch.manual_seed(42)
-    model = add_lora(
-        model, flags["lora_r"], flags["lora_alpha"], 0.0,
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    )  # fmt: skip
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0, target_modules=targets)
+    )
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,

@@ -1,0 +1,91 @@
+"""How fast generation_utils.generate is beside transformers' own generate: 100 prompts of xLAM's lengths, 96 new tokens each.
+
+    python -m benchmarks.generate_throughput                    # Qwen3-4B's shape with random weights, on one GPU
+    python -m benchmarks.generate_throughput --shape tiny       # a dry run on a CPU
+
+Nothing is downloaded. A random model has no reason to stop, so that all rows get all their tokens from both.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.train_throughput import SHAPES, make_model, make_rows
+from data_utils.batching import encode_prompts
+from data_utils.prompt import render_prompt
+from data_utils.rows import load_rows
+from generation_utils import generate
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="4b")
+    parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--new_tokens", type=int, default=96)
+    parser.add_argument("--batch_tokens", type=int, nargs="+", default=[131072, 65536, 16384])
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/benchmark"))
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    model_dir = args.work_dir / f"model_{args.shape}"
+    make_model(model_dir, SHAPES[args.shape])
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    make_rows(args.work_dir / "prompts.jsonl", tokenizer, count=args.rows)
+    rows, _ = load_rows(str(args.work_dir / "prompts.jsonl"))
+    prompts = [render_prompt(row.query, row.tools) for row in rows]
+    on_gpu = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.bfloat16 if on_gpu else torch.float32, device_map="cuda" if on_gpu else "cpu"
+    ).eval()
+
+    def ours(batch_tokens):
+        done = list(generate(model, tokenizer, prompts, args.new_tokens, batch_tokens))
+        return len(done), sum(generation.num_tokens for _, generation in done)
+
+    def transformers(prompts):
+        ids = encode_prompts(tokenizer, prompts)
+        width = max(map(len, ids))
+        input_ids = torch.zeros(len(ids), width, dtype=torch.int64)
+        for row, row_ids in enumerate(ids):
+            input_ids[row, width - len(row_ids) :] = torch.from_numpy(row_ids)
+        mask = torch.tensor([[column >= width - len(row_ids) for column in range(width)] for row_ids in ids]).long()
+        out = model.generate(
+            input_ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False,
+            max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens,
+        )  # fmt: skip
+        return len(ids), len(ids) * (out.shape[1] - width)
+
+    table = Table(
+        title=f"{model_dir.name}, {torch.cuda.get_device_name() if on_gpu else 'CPU'}, torch {torch.__version__}"
+    )
+    for column in ("system", "rows/s", "new tokens/s", "peak GiB"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    runs = [(f"ours, {tokens:,} tokens of cache", lambda tokens=tokens: ours(tokens)) for tokens in args.batch_tokens]
+    runs += [
+        ("transformers, one padded batch", lambda: transformers(prompts)),
+        (
+            "transformers, one at a time, 5 rows",
+            lambda: map(sum, zip(*(transformers([p]) for p in prompts[:5]), strict=True)),
+        ),
+    ]
+    transformers(prompts[:2])  # libraries set themselves up
+    for name, run in runs:
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        num_rows, num_tokens = run()
+        seconds = time.perf_counter() - start
+        peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if on_gpu else ""
+        table.add_row(name, f"{num_rows / seconds:.2f}", f"{num_tokens / seconds:,.0f}", peak)
+        print(f"{name}: {num_rows / seconds:.2f} rows/s, {num_tokens} tokens", flush=True)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""How fast train.py trains beside TRL's SFTTrainer: the same model, the same rows, real tokens counted alike, in one run.
+
+    python -m benchmarks.train_throughput                          # all systems on one GPU, about half an hour
+    python -m benchmarks.train_throughput --systems graphs trl_published
+    python -m benchmarks.train_throughput --shape tiny             # a dry run on a CPU
+
+Nothing is downloaded: the model has Qwen3-4B's shape and random weights, the rows xLAM's lengths (total log-normal of median
+350 and sigma 0.5 within 100 to 1,024 tokens, completion of median 65 and sigma 0.55). Ours is `accelerate launch train.py`
+itself. TRL needs `pip install trl`, its best setting liger-kernel too. Every system runs in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from data_utils.batching import tokenize_rows
+from data_utils.rows import load_rows
+from model_utils import add_lora, training_flops
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = {
+    "4b": {
+        "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    },
+    "tiny": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 4096,
+    },
+}  # fmt: skip
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def ours(batch=8, accumulation=1, quantization="none", **flags):
+    return {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "quantization": quantization,
+        "gradient_checkpointing": False,
+    } | flags
+
+
+# All with LoRA r=32, alpha=64, dropout 0.05 on the seven projections. A packed block of 8,192 tokens holds about 20 rows.
+OURS = {
+    "published": ours(2, 4, "nf4", gradient_checkpointing=True),
+    "plain": ours(),
+    "liger": ours(liger_kernel=True),
+    "graphs": ours(cuda_graphs=True),
+    "liger_graphs": ours(liger_kernel=True, cuda_graphs=True),
+    "compiled": ours(torch_compile=True),
+    "compiled_graphs": ours(torch_compile=True, cuda_graphs=True),
+    "compiled_graphs_nf4": ours(8, 1, "nf4", torch_compile=True, cuda_graphs=True),
+    "large_liger": ours(40, liger_kernel=True),
+    "large_compiled": ours(40, torch_compile=True),
+    "large_compiled_nf4": ours(40, 1, "nf4", torch_compile=True),
+}
+TRL = {
+    "trl_published": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    "trl_best": {
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": False,
+        "packing": True, "max_length": 8192, "use_liger_kernel": True,
+    },
+}  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="4b")
+    parser.add_argument("--systems", nargs="+", choices=[*OURS, *TRL], default=[*OURS, *TRL])
+    parser.add_argument("--measured_steps", type=int, default=15, help="after a third as many to warm up")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--run_trl", help=argparse.SUPPRESS)  # this script calls itself
+    args = parser.parse_args()
+    args.work_dir = args.work_dir.resolve()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    model_dir = args.work_dir / f"model_{args.shape}"
+    if args.run_trl:
+        return print(json.dumps(run_trl(args, model_dir, TRL[args.run_trl])))
+    make_model(model_dir, SHAPES[args.shape])
+    make_rows(args.work_dir / "rows.jsonl", AutoTokenizer.from_pretrained(model_dir))
+    ceiling = matrix_product_ceiling()
+    results = {}
+    for name in args.systems:
+        start = time.perf_counter()
+        measure = measure_ours if name in OURS else measure_trl
+        results[name] = measure(args, name, model_dir)
+        results[name]["minutes"] = (time.perf_counter() - start) / 60
+        print(json.dumps({name: results[name]}), flush=True)  # a killed run keeps what it has measured
+    print_table(results, ceiling, model_dir)
+
+
+def make_model(folder, shape):
+    """Random weights in bf16, with the demo's tokenizer: which ids the rows have does not matter to the speed."""
+    if (folder / "config.json").exists():
+        return
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
+    config = Qwen3Config(**shape, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen3ForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def make_rows(path, tokenizer, count=4000, seed=0):
+    """Rows of as many tokens as xLAM's; a word is one token to the demo's tokenizer, and the blank before it another."""
+    rng = np.random.default_rng(seed)
+    words = [token for token in tokenizer.get_vocab() if re.fullmatch("[a-z]{3,}", token)]
+    tools = json.dumps([{"name": "write", "description": "Writes.", "parameters": {"text": {"type": "str"}}}])
+    rows = []
+    for i in range(count):
+        total = int(np.clip(rng.lognormal(np.log(350), 0.5), 100, 1024))
+        completion = int(min(rng.lognormal(np.log(65), 0.55), total / 2))
+        query = " ".join(rng.choice(words, max(1, (total - completion - 105) // 2)))
+        answer = [{"name": "write", "arguments": {"text": " ".join(rng.choice(words, max(1, (completion - 7) // 2)))}}]
+        rows.append({"id": i, "query": query, "tools": tools, "answers": json.dumps(answer)})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def matrix_product_ceiling():
+    """FLOP/s of a bf16 matrix product of 8192 x 8192 x 8192, or None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):
+        a @ b
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(20):
+        a @ b
+    end.record()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return 20 * 2 * 8192**3 / (start.elapsed_time(end) / 1e3)
+
+
+def measure_ours(args, name, model_dir):
+    """`accelerate launch train.py`; the mean of its own train/tokens_per_second after the first quarter of the steps."""
+    output_dir = args.work_dir / name
+    every = max(1, args.measured_steps // 3)
+    flags = OURS[name] | {
+        "model_name_or_path": model_dir,
+        "dataset_name": args.work_dir / "rows.jsonl",
+        "output_dir": output_dir,
+        "eval_fraction": 0,
+        "max_train_steps": 4 * every,
+        "logging_steps": every,
+    }
+    launch_file = ROOT / "accelerate_configs" / ("single_gpu.yaml" if torch.cuda.is_available() else "cpu.yaml")
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "-q", "--config_file", launch_file, ROOT / "train.py",
+         "--overwrite_output_dir", *(f"--{key}={value}" for key, value in flags.items())],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    (args.work_dir / f"{name}.log").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["?"])[-1]}
+    events = EventAccumulator(str(output_dir / "logs"))
+    events.Reload()
+    curve = {tag: [event.value for event in events.Scalars(f"train/{tag}")] for tag in ("tokens_per_second", "loss")}
+    return {
+        "tokens_per_second": float(np.mean(curve["tokens_per_second"][1:])),
+        "peak_memory_gib": events.Scalars("train/peak_memory_gib")[-1].value,
+        "loss": curve["loss"],
+    }
+
+
+def measure_trl(args, name, model_dir):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.train_throughput", "--run_trl", name, "--shape", args.shape, "--work_dir", args.work_dir,
+         "--measured_steps", str(args.measured_steps)],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"WANDB_MODE": "disabled"},
+    )  # fmt: skip
+    (args.work_dir / f"{name}.log").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["?"])[-1]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_trl(args, model_dir, settings):
+    """SFTTrainer on the same tokens; a micro-batch's real tokens are counted where its loss is computed."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    examples, _ = tokenize_rows(tokenizer, load_rows(str(args.work_dir / "rows.jsonl"))[0], 1024)
+    on_gpu = torch.cuda.is_available()
+    warmup = args.measured_steps // 3
+    tokens, marks = [0], []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, trainer_args, state, control, **kwargs):
+            if on_gpu:
+                torch.cuda.synchronize()
+            if state.global_step in (warmup, warmup + args.measured_steps):
+                marks.append((tokens[0], time.perf_counter()))
+
+    class CountingTrainer(SFTTrainer):
+        def compute_loss(self, model, inputs, *arguments, **kwargs):
+            mask = inputs.get("attention_mask")
+            tokens[0] += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+            return super().compute_loss(model, inputs, *arguments, **kwargs)
+
+    liger = {"cross_entropy": False, "fused_linear_cross_entropy": False}  # TRL's own chunked loss stays
+    config = {
+        "output_dir": str(args.work_dir / "trl"), "max_steps": warmup + args.measured_steps, "learning_rate": 1e-4,
+        "bf16": on_gpu, "use_cpu": not on_gpu, "completion_only_loss": True, "max_length": 1024,
+        "gradient_checkpointing": True, "logging_steps": warmup, "save_strategy": "no", "report_to": "none",
+        "disable_tqdm": True,
+    } | settings  # fmt: skip
+    config["use_liger_kernel"] = config.get("use_liger_kernel", False) and on_gpu
+    trainer = CountingTrainer(
+        model=AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=torch.bfloat16 if on_gpu else torch.float32, device_map="cuda" if on_gpu else "cpu"
+        ),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=64, lora_dropout=0.05, target_modules=TARGETS),
+        train_dataset=Dataset.from_list(
+            [
+                {
+                    "input_ids": example.input_ids.tolist(),
+                    "completion_mask": [0] * example.prompt_length + [1] * example.completion_length,
+                }
+                for example in examples
+            ]
+        ),
+        args=SFTConfig(**config, liger_kernel_config=liger if config["use_liger_kernel"] else None),
+        callbacks=[Clock()],
+    )
+    trainer.train()
+    (first_tokens, first_time), (last_tokens, last_time) = marks
+    return {
+        "tokens_per_second": (last_tokens - first_tokens) / (last_time - first_time),
+        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
+        "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def print_table(results, ceiling, model_dir):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Qwen3Config.from_pretrained(model_dir))
+        model = add_lora(model.requires_grad_(False), 32, 64, 0.05, TARGETS)
+    per_token, per_completion_token = training_flops(model, gradient_checkpointing=False)
+    flops = per_token + 0.19 * per_completion_token  # 75 of 400 tokens are completion
+    table = Table(
+        title=f"{model_dir.name}, {torch.cuda.get_device_name() if ceiling else 'CPU'}, torch {torch.__version__}"
+    )
+    for column in ("system", "tok/s", "x TRL published", "x TRL best", "of the ceiling", "peak GiB", "minutes in all"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    speed = {name: result.get("tokens_per_second") for name, result in results.items()}
+    for name, result in results.items():
+        if "error" in result:
+            table.add_row(name, result["error"][:60])
+            continue
+        ratios = [f"{speed[name] / speed[peer]:.1f}" if speed.get(peer) else "" for peer in TRL]
+        share = f"{speed[name] * flops / ceiling:.0%}" if ceiling else ""
+        table.add_row(
+            name, f"{speed[name]:,.0f}", *ratios, share, f"{result['peak_memory_gib']:.1f}", f"{result['minutes']:.1f}"
+        )
+    table.caption = f"{flops / 1e9:.1f} GFLOP a token; ceiling {ceiling / 1e12:.0f} TFLOP/s" if ceiling else None
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+if __name__ == "__main__":
+    main()
