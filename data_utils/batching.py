@@ -117,7 +117,9 @@ def micro_batches(examples, batch_size, num_processes=1, process_index=0):
 def largest_chunks(chunks):
     """The two micro-batches (lists of examples) that take the most memory: of most tokens, for the layers, and of most
     completion tokens, for the head."""
-    chunks = list(chunks)
+    chunks = [chunk for chunk in chunks if chunk]
+    if not chunks:
+        return []
     return [
         max(chunks, key=num_tokens),
         max(chunks, key=lambda chunk: sum(example.completion_length for example in chunk)),
