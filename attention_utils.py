@@ -9,17 +9,23 @@ from transformers import AttentionInterface
 from script_utils import UserError
 
 try:
-    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and later; flash attention, no package of its own
+    from torch.nn.attention.varlen import varlen_attn  # torch's own flash attention: no package is needed
+
+    VARLEN_PARAMETERS = inspect.signature(varlen_attn).parameters
 except ImportError:
-    varlen_attn = None
+    VARLEN_PARAMETERS = {}
 
 ISOLATED = "isolated"  # the name in `attn_implementation`
-VARLEN_KNOWS_GQA = bool(varlen_attn) and "enable_gqa" in inspect.signature(varlen_attn).parameters  # not in torch 2.11
 
 
 def has_varlen_kernel(device, dtype):
-    """Whether torch's variable-length flash attention runs here."""
-    return bool(varlen_attn) and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    """Whether torch's variable-length flash attention runs here: from torch 2.11 and NVIDIA's Ampere generation on."""
+    return (
+        "window_size" in VARLEN_PARAMETERS
+        and device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def isolated_attention(
@@ -43,10 +49,12 @@ def isolated_attention(
     if cu_seq_lens_q is None:
         raise ValueError("isolated attention needs cu_seq_lens_q: it does not know padded batches")
     if has_varlen_kernel(query.device, query.dtype):
+        if dropout:
+            raise UserError("this model's attention dropout needs --attn_implementation sdpa or eager")
         window = -1 if sliding_window is None else sliding_window - 1
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        gqa = {"enable_gqa": True} if VARLEN_KNOWS_GQA else {}
-        if not VARLEN_KNOWS_GQA:
+        gqa = {"enable_gqa": True} if "enable_gqa" in VARLEN_PARAMETERS else {}
+        if not gqa:  # torch 2.11
             key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], dim=1) for states in (key, value))
         attended = varlen_attn(
             query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,

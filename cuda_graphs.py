@@ -6,10 +6,13 @@ example without supervision, and each size has a graph of its own. The head and 
 completion tokens alone.
 """
 
+import contextlib
+import gc
+
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from attention_utils import ISOLATED
+from attention_utils import ISOLATED, has_varlen_kernel
 from data_utils.batching import num_tokens
 from script_utils import UserError
 
@@ -21,14 +24,22 @@ def use_cuda_graphs(accelerator, model, data, first_step, last_step):
     these steps. Returns how many."""
     if accelerator.device.type != "cuda" or accelerator.num_processes > 1:
         raise UserError("--cuda_graphs is for one process on one GPU")
-    if model.config._attn_implementation != ISOLATED:
-        raise UserError(f"--cuda_graphs needs --attn_implementation {ISOLATED}, and torch's varlen kernel for it")
     decoder = model.get_base_model().get_decoder()
+    dtype = decoder.get_input_embeddings().weight.dtype
+    if model.config._attn_implementation != ISOLATED or not has_varlen_kernel(accelerator.device, dtype):
+        raise UserError(f"--cuda_graphs needs --attn_implementation {ISOLATED}, bf16 and torch's varlen kernel")
+    if getattr(model, "is_loaded_in_8bit", False):
+        raise UserError("--cuda_graphs cannot capture int8 layers, which wait for the CPU: use nf4 or none")
     max_length = max(len(example.input_ids) for example in data.examples)
     sizes = {padded(num_tokens(chunk)) for chunk in data.chunks(first_step, last_step)}
     graphed = GraphedDecoder(decoder, data.batch_size, max_length, max(sizes))
-    for size in sorted(sizes, reverse=True):  # the largest first: the others fit in its memory
-        graphed.capture(size)
+    try:
+        for size in sorted(sizes, reverse=True):  # the largest first: the others fit in its memory
+            graphed.capture(size)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or isinstance(error.__context__, torch.OutOfMemoryError):
+            raise UserError("CUDA graphs do not fit in this GPU's memory; --cuda_graphs false would") from None
+        raise
     for parameter in graphed.parameters:
         parameter.grad = None  # rid of what the warm-up left there
     decoder.forward = graphed
@@ -72,8 +83,8 @@ class GraphedDecoder:
         return BaseModelOutputWithPast(last_hidden_state=Replay.apply(self.anchor, self, size, tokens))
 
     def forward(self, size):
-        # Casts that autocast caches would be captured once and stale from the next step on.
-        with torch.autocast("cuda", self.dtype, cache_enabled=False):
+        # A context of its own: casts that an outer one has cached would be stale from the next step on.
+        with torch.autocast("cuda", self.dtype):
             return self.plain_forward(
                 input_ids=self.input_ids[:, :size],
                 position_ids=self.position_ids[:, :size],
@@ -86,17 +97,18 @@ class GraphedDecoder:
         starts = torch.arange(len(self.cu_seq_lens), device=self.device) * self.max_length
         self.cu_seq_lens.copy_(starts.clamp(max=size))
         self.take_gradients()
-        if not self.graphs:  # what libraries and compilers set up at a first use must not be captured; hidden_grad is 0
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+        # What libraries and compilers set up at a first use must not be captured, and some choose by size.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
                 self.forward(size).backward(self.hidden_grad[:, :size])
-            torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(stream)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward, pool=self.pool):
+        with capturing(forward, self.pool):
             hidden = self.forward(size)
             self.hidden[:, :size].copy_(hidden.detach())
-        with torch.cuda.graph(backward, pool=self.pool):
+        with capturing(backward, self.pool):
             hidden.backward(self.hidden_grad[:, :size])
         self.graphs[size] = forward, backward
 
@@ -111,6 +123,18 @@ class GraphedDecoder:
             torch._foreach_zero_([gradient for _, gradient in fresh])
         for parameter, gradient in fresh:
             parameter.grad = gradient
+
+
+@contextlib.contextmanager
+def capturing(graph, pool=None):
+    """`torch.cuda.graph` without a garbage collection inside, which may free what no capture allows to be freed."""
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            yield
+    finally:
+        gc.enable()
 
 
 class Replay(torch.autograd.Function):

@@ -16,7 +16,7 @@ def fuse_lora(model):
     """Give the LoRA layers of a PEFT model with one plain adapter the fused forward. Weights and names stay PEFT's."""
     eligible = {lora.Linear, getattr(lora, "Linear4bit", None)}  # not int8, whose weights have no dense form to ask for
     for module in model.modules():
-        if type(module) in eligible:
+        if type(module) in eligible and isinstance(module.base_layer, torch.nn.Linear):  # GPT-2's are transposed
             module.__class__ = fused_class(type(module))
     return model
 

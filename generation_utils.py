@@ -15,6 +15,7 @@ from accelerate.utils import send_to_device
 from transformers.cache_utils import Cache
 
 from attention_utils import ISOLATED
+from cuda_graphs import capturing
 from data_utils.batching import Example, collate, encode_prompts
 from data_utils.tool_calls import ValueWatcher
 
@@ -122,6 +123,7 @@ class Slots:
         self.used = [0] * num_slots  # tokens of each slot in the cache, as this process keeps count
         self.graphs, self.graph_pool = {}, None
 
+    @torch.compiler.set_stance("force_eager")  # layers compiled for training know nothing of a cache
     def prefill(self, slots, prompts):
         """Read a prompt (int32 token ids) into each of `slots`; returns `{slot: first new token}`."""
         batch = collate([Example("", ids, len(ids)) for ids in prompts], supervised=False)
@@ -144,19 +146,22 @@ class Slots:
             self.used[slot] += 1
         # Attention is as wide as the longest row needs, in few different widths: each has its own CUDA graph.
         width = min(self.cache.length, -(-max(self.used[slot] for slot in slots) // 128) * 128)
-        if self.model.device.type != "cuda":
+        if self.model.device.type != "cuda" or getattr(
+            self.model, "is_loaded_in_8bit", False
+        ):  # int8 waits for the CPU
             self.step(width)
         elif width in self.graphs:
             self.graphs[width].replay()
         else:
             self.step(width)  # what libraries set up at a first use must not be captured
             self.graphs[width] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graphs[width], pool=self.graph_pool):
+            with capturing(self.graphs[width], self.graph_pool):
                 self.step(width)  # captured and not run
             self.graph_pool = self.graphs[width].pool()
         tokens = self.tokens.tolist()
         return {slot: tokens[slot] for slot in slots}
 
+    @torch.compiler.set_stance("force_eager")
     def step(self, width):
         self.cache.write_at = self.slots, self.positions
         self.cache.shown = width

@@ -216,7 +216,9 @@ def check_isolation(model, name):
         batch = send_to_device(batch, model.device)
         try:
             logits.append(model(**batch, use_cache=False).logits[0, len(first) - 1 :].float())
-        except ValueError as error:  # what transformers raises for kernels that know that they cannot
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError) as error:  # what transformers and kernels raise that know that they cannot
             raise UserError(f"{name} cannot keep examples of one batch apart: {one_line(error)}") from None
     leak = (logits[0] - logits[1]).abs().max() / logits[0].std()
     # Exactly 0 where attention alone mixes tokens; mixtures of experts regroup their sums within rounding.

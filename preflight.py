@@ -1,4 +1,10 @@
-"""Before step 1: the run's largest micro-batches, so that what would run out of memory hours later says so at once."""
+"""Before step 1: the run's largest micro-batches, so that what would run out of memory hours later says so at once.
+
+On a GPU alone: a CPU has no such error to wait for. No gradients are left behind, and no random state that matters: the
+loop seeds every step.
+"""
+
+import gc
 
 import torch
 from accelerate.utils import gather_object
@@ -7,45 +13,57 @@ from data_utils.batching import TrainingData, collate, largest_chunks, share_out
 from script_utils import UserError
 
 
-def preflight(accelerator, model, optimizer, loss_of, data, eval_examples, args, first_step, last_step):
-    """On a GPU, run the largest micro-batches of the steps to come and of the evaluation; returns a line on what they took.
+def check_training_fits(accelerator, model, optimizer, loss_of, data, args, first_step, last_step):
+    """Forward and backward over the largest micro-batches of these steps, by `loss_of(model, batch, device)`.
 
-    `loss_of(model, batch, device)` is the loss to go backward from. Where memory runs out, raises UserError with the
-    arguments that fit, tried one after the other. Leaves no gradients behind, and no random state that matters: the loop
-    seeds every step.
+    Where memory runs out, raises UserError with the arguments that fit, tried one after the other.
     """
     if accelerator.device.type != "cuda":
-        return ""
-    unwrapped = accelerator.unwrap_model(model)
+        return
+    model = accelerator.unwrap_model(model)  # processes may differ in what they try: DDP would wait for the others
 
     def fits(batch_size, checkpointing, max_seq_length):
         examples = [example for example in data.examples if len(example.input_ids) <= max_seq_length]
+        if not examples:
+            return False
         accumulation = data.global_batch // (batch_size * data.num_processes)
         trial = TrainingData(examples, data.seed, batch_size, accumulation, data.num_processes, data.process_index)
-        if checkpointing != args.gradient_checkpointing:
-            unwrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return bool(examples) and runs(
-            accelerator, model, optimizer, loss_of, largest_chunks(trial.chunks(first_step, last_step))
-        )
-
-    def eval_fits(batch_size):
-        chunks = share_out(eval_examples, batch_size, data.num_processes, data.process_index)
-        with torch.no_grad():
-            return runs(accelerator, model, optimizer, loss_of, largest_chunks(chunks))
+        if checkpointing and not args.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return runs(model, optimizer, loss_of, largest_chunks(trial.chunks(first_step, last_step)))
 
     problem = ""
     if not fits(args.per_device_train_batch_size, args.gradient_checkpointing, args.max_seq_length):
         found = what_fits(args, fits)
         problem = f"the largest micro-batch does not fit in this GPU's memory; {' or '.join(found) or 'nothing'} would"
-    elif eval_examples and not eval_fits(args.per_device_eval_batch_size):
-        smaller = next(filter(eval_fits, range(args.per_device_eval_batch_size // 2, 0, -1)), 1)
-        problem = f"the evaluation's largest batch does not fit in memory; --per_device_eval_batch_size {smaller} would"
-    for message in gather_object([problem]):  # a process that has the memory must not wait for one that has not
+    raise_anywhere(problem)
+
+
+def check_evaluation_fits(accelerator, model, optimizer, loss_of, data, eval_examples, args):
+    """Likewise the evaluation's largest batch, after whatever training keeps in memory."""
+    if accelerator.device.type != "cuda" or not eval_examples:
+        return
+    model = accelerator.unwrap_model(model).eval()
+
+    def fits(batch_size):
+        chunks = share_out(eval_examples, batch_size, data.num_processes, data.process_index)
+        with torch.no_grad():
+            return runs(model, optimizer, loss_of, largest_chunks(chunks))
+
+    problem = ""
+    if not fits(args.per_device_eval_batch_size):
+        smaller = next(filter(fits, range(args.per_device_eval_batch_size // 2, 0, -1)), None)
+        would = f"--per_device_eval_batch_size {smaller}" if smaller else "nothing"
+        problem = f"the evaluation's largest batch does not fit in this GPU's memory; {would} would"
+    model.train()
+    raise_anywhere(problem)
+
+
+def raise_anywhere(problem):
+    """Raise on all processes what one has met: it must not be waited for."""
+    for message in gather_object([problem]):
         if message:
             raise UserError(message)
-    peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(accelerator.device).total_memory
-    torch.cuda.reset_peak_memory_stats()
-    return f"The largest micro-batches take {peak / 2**30:.1f} of {total / 2**30:.0f} GiB"
 
 
 def what_fits(args, fits):
@@ -72,21 +90,25 @@ def what_fits(args, fits):
     return found
 
 
-def runs(accelerator, model, optimizer, loss_of, chunks):
+def runs(model, optimizer, loss_of, chunks):
     """Whether there is the memory for a pass over each of the micro-batches, with Adam's moments beside it."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        moments = [] if optimizer.state else [torch.empty_like(parameter) for parameter in trainable * 2]
+
+    def passes():  # a function of its own, so that its tensors are gone when it is
+        moments = [torch.empty_like(parameter) for parameter in trainable * 2 if not optimizer.state]
         for chunk in chunks:
-            with accelerator.no_sync(model):
-                loss = loss_of(model, collate(chunk), accelerator.device)
-                if loss.requires_grad:
-                    accelerator.backward(loss)
+            loss = loss_of(model, collate(chunk), model.device)
+            if loss.requires_grad:
+                loss.backward()
         del moments
-        return True
+
+    fitted = True
+    try:
+        passes()
     except torch.OutOfMemoryError:
-        return False
-    finally:
-        for parameter in trainable:
-            parameter.grad = None
-        torch.cuda.empty_cache()
+        fitted = False
+    for parameter in trainable:
+        parameter.grad = None
+    gc.collect()
+    torch.cuda.empty_cache()
+    return fitted

@@ -73,7 +73,8 @@ def step_profiler(steps, steps_done, output_dir):
     first, last = map(int, (steps or "0:0").split(":"))
     if last <= steps_done:
         return None
-    before = max(0, first - 1 - steps_done)
+    first = max(first, steps_done + 1)
+    before = first - 1 - steps_done
 
     def write(profiler):
         folder = Path(output_dir) / "profile"

@@ -57,7 +57,7 @@ from model_utils import (
     training_flops,
     use_liger_kernels,
 )
-from preflight import preflight
+from preflight import check_evaluation_fits, check_training_fits
 from script_utils import (
     UserError,
     environment_record,
@@ -289,10 +289,10 @@ def main():
     model.train()
     if state.global_step < last_step:
         steps = state.global_step, last_step
-        if taken := preflight(accelerator, model, optimizer, completion_loss, data, eval_examples, args, *steps):
-            log(taken)
+        check_training_fits(accelerator, model, optimizer, completion_loss, data, args, *steps)
         if args.cuda_graphs:
             log(f"CUDA graphs for {use_cuda_graphs(accelerator, model, data, *steps)} sizes of micro-batches")
+        check_evaluation_fits(accelerator, model, optimizer, completion_loss, data, eval_examples, args)
     writer = None
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -359,7 +359,7 @@ def main():
                 "train/tokens_per_second": num_tokens / seconds,
                 "train/completion_tokens": state.completion_tokens,
                 "train/data_wait_fraction": data_seconds / seconds,
-                "train/peak_memory_gib": peak_memory_gib(accelerator.device),
+                "train/peak_memory_gib": peak_memory_gib(accelerator.device, args.cuda_graphs),
                 "train/epoch": state.global_step / data.steps_per_epoch,
             }
             if peak:
@@ -461,10 +461,11 @@ def report(writer, step, metrics):
         writer.flush()
 
 
-def peak_memory_gib(device):
-    """Highest memory so far: allocated on the GPU, or resident on a CPU."""
+def peak_memory_gib(device, cuda_graphs):
+    """Highest memory so far: resident on a CPU; on the GPU what tensors took, or, since the tensors inside CUDA graphs are
+    not counted, what was reserved for them."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return (torch.cuda.max_memory_reserved if cuda_graphs else torch.cuda.max_memory_allocated)(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
 
 

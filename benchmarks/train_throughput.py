@@ -149,7 +149,8 @@ def matrix_product_ceiling():
 
 
 def measure_ours(args, name, model_dir):
-    """`accelerate launch train.py`; the mean of its own train/tokens_per_second after the first quarter of the steps."""
+    """`accelerate launch train.py`; the mean of its own train/tokens_per_second, which leaves out logging and saving, after
+    the first quarter of the steps. (TRL's clock runs from one step's end to another's, without saving.)"""
     output_dir = args.work_dir / name
     every = max(1, args.measured_steps // 3)
     flags = OURS[name] | {

@@ -78,9 +78,9 @@ def collate(examples, supervised=True):
 
     input_ids, position_ids: int64 [1, tokens]; positions restart at 0 with each example, from which the attention
     kernel isolates them. cu_seq_lens_q: int32 [examples + 1], where each example starts and the last one ends, and
-    max_length_q, the longest, for kernels that are told so. logits_to_keep: int64 [completion tokens], the positions that predict a completion token:
-    the head runs on these alone. labels: int64 [completion tokens], the tokens they predict. Without `supervised` the
-    last two are empty, and the loss and its gradients are zero.
+    max_length_q, the longest, for kernels that are told so. logits_to_keep: int64 [completion tokens], the positions that
+    predict a completion token: the head runs on these alone. labels: int64 [completion tokens], the tokens they predict.
+    Without `supervised` the last two are empty, and the loss and its gradients are zero.
     """
     lengths = [len(example.input_ids) for example in examples]
     input_ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)

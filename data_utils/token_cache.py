@@ -1,7 +1,7 @@
 """Tokenised data sets on disk, so that only the first run over 60,000 rows waits for the tokenizer.
 
-A file's name is a hash of the rendered texts themselves and of the tokenizer: an edited prompt, other rows or another
-tokenizer never find an old file.
+A file's name is a hash of the rendered texts themselves and of the tokenizer and its library: an edited prompt, other rows
+or another tokenizer never find an old file.
 """
 
 import hashlib
@@ -9,10 +9,12 @@ import os
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+VERSION = 1  # to be raised with every change to how `batching.encode` calls the tokenizer
 FROM_TEXTS = 2000  # fewer are tokenised in a second
 
 
@@ -52,7 +54,7 @@ def file_of(tokenizer, prompts, completions):
     if len(prompts) < FROM_TEXTS or not tokenizer.is_fast:
         return None
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(repr((tokenizer.bos_token_id, tokenizer("").input_ids)).encode())
+    digest.update(repr((VERSION, tokenizers.__version__, tokenizer.bos_token_id, tokenizer("").input_ids)).encode())
     for text in (*prompts, *completions):
         digest.update(hashlib.sha256(text.encode()).digest())
     return Path(HF_HOME) / "tool_call_tokens" / f"{digest.hexdigest()[:32]}.safetensors"

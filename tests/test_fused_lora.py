@@ -42,6 +42,21 @@ def test_output_and_gradients_are_pefts(quantized):
     assert type(fused.base_model.model[0]).__name__ == ("FusedLinear4bit" if quantized else "FusedLinear")
 
 
+def test_in_bf16_it_is_as_near_to_float32_as_peft_is():
+    peft_model, fused = layer()
+    x = torch.randn(40, 96)
+    wanted = output_and_gradients(copy.deepcopy(peft_model), x)
+    off = []
+    for model in (peft_model, fused):
+        model.base_model.model[0].base_layer.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            got = output_and_gradients(model, x.bfloat16())
+        assert [tensor.dtype for tensor in got] == [torch.bfloat16] * 2 + [torch.float32] * 2  # y, x, A, B
+        off.append([((a.float() - b).norm() / b.norm()).item() for a, b in zip(got, wanted, strict=True)])
+    for theirs, ours in zip(*off, strict=True):
+        assert ours < 1.2 * theirs + 1e-3 and theirs < 0.02
+
+
 def test_gradients_are_those_of_finite_differences():
     base = torch.nn.Linear(6, 5).double().requires_grad_(False)
     x, a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 6), (2, 6), (5, 2)))
