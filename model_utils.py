@@ -9,7 +9,6 @@ import torch
 import yaml
 from accelerate.utils import send_to_device
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 from transformers.utils import logging as transformers_logging
 
@@ -131,6 +130,8 @@ def use_liger_kernels(model):
     """Liger's Triton kernels for rotary positions, RMSNorm and SwiGLU in a PEFT model."""
     if not is_liger_kernel_available():
         raise UserError("--liger_kernel needs a package that is not here: pip install liger-kernel")
+    from transformers.integrations.liger import apply_liger_kernel  # late: it imports peft
+
     # The head's loss is ours: it runs on the completion tokens alone.
     apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
