@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object, send_to_device
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import get_scheduler
 
 from checkpoint_utils import (
     RunState,
@@ -276,6 +275,8 @@ def main():
     optimizer = torch.optim.AdamW(
         trainable, lr=args.learning_rate, weight_decay=args.weight_decay, fused=args.optim == "adamw_torch_fused"
     )
+    from transformers import get_scheduler  # late: it imports bitsandbytes, whose hints run_script keeps quiet
+
     # Not prepared: Accelerate would step it once for every process.
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * max_steps), max_steps)
     model, optimizer = accelerator.prepare(model, optimizer)
