@@ -11,17 +11,20 @@ from script_utils import UserError
 try:
     from torch.nn.attention.varlen import varlen_attn  # torch's own flash attention: no package is needed
 
-    VARLEN_PARAMETERS = inspect.signature(varlen_attn).parameters
+    VARLEN_PARAMETERS = set(inspect.signature(varlen_attn).parameters)
 except ImportError:
-    VARLEN_PARAMETERS = {}
+    VARLEN_PARAMETERS = set()
+VARLEN_KNOWS_WINDOWS = "window_size" in VARLEN_PARAMETERS  # from torch 2.11 on; causal is a window
+VARLEN_KNOWS_GQA = "enable_gqa" in VARLEN_PARAMETERS  # not yet in torch 2.11
 
 ISOLATED = "isolated"  # the name in `attn_implementation`
 
 
+@torch.compiler.assume_constant_result  # compiled layers ask too, and cannot trace the question
 def has_varlen_kernel(device, dtype):
     """Whether torch's variable-length flash attention runs here: from torch 2.11 and NVIDIA's Ampere generation on."""
     return (
-        "window_size" in VARLEN_PARAMETERS
+        VARLEN_KNOWS_WINDOWS
         and device.type == "cuda"
         and dtype in (torch.bfloat16, torch.float16)
         and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -53,8 +56,8 @@ def isolated_attention(
             raise UserError("this model's attention dropout needs --attn_implementation sdpa or eager")
         window = -1 if sliding_window is None else sliding_window - 1
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        gqa = {"enable_gqa": True} if "enable_gqa" in VARLEN_PARAMETERS else {}
-        if not gqa:  # torch 2.11
+        gqa = {"enable_gqa": True} if VARLEN_KNOWS_GQA else {}
+        if not VARLEN_KNOWS_GQA:
             key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], dim=1) for states in (key, value))
         attended = varlen_attn(
             query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,

@@ -126,7 +126,7 @@ class GraphedDecoder:
 
 
 @contextlib.contextmanager
-def capturing(graph, pool=None):
+def capturing(graph, pool):
     """`torch.cuda.graph` without a garbage collection inside, which may free what no capture allows to be freed."""
     gc.collect()
     gc.disable()

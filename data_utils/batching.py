@@ -50,10 +50,11 @@ def tokenize_rows(tokenizer, rows, max_seq_length):
     """
     prompts = [render_prompt(row.query, row.tools) for row in rows]
     completions = [row.answers for row in rows]
-    encoded = token_cache.load(tokenizer, prompts, completions)
+    cached = token_cache.file_of(tokenizer, prompts, completions)
+    encoded = token_cache.load(cached)
     if encoded is None:
         encoded = encode_prompts(tokenizer, prompts), encode(tokenizer, completions)
-        token_cache.save(tokenizer, prompts, completions, encoded)
+        token_cache.save(cached, encoded)
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     examples, too_long = [], []
     for row, prompt, completion in zip(rows, *encoded, strict=True):

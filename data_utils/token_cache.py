@@ -18,9 +18,8 @@ VERSION = 1  # to be raised with every change to how `batching.encode` calls the
 FROM_TEXTS = 2000  # fewer are tokenised in a second
 
 
-def load(tokenizer, prompts, completions):
+def load(path):
     """`(prompt ids, completion ids)`, a list of int32 arrays each, or None where they have to be made."""
-    path = file_of(tokenizer, prompts, completions)
     if path is None or not path.is_file():
         return None
     try:
@@ -32,8 +31,8 @@ def load(tokenizer, prompts, completions):
     )
 
 
-def save(tokenizer, prompts, completions, encoded):
-    path = file_of(tokenizer, prompts, completions)
+def save(path, encoded):
+    """Keep what `load` returns; `path` is from `file_of`."""
     if path is None:
         return
     tensors = {}

@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client reads it; the scripts inherit it
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit for bit is asked of the CPU alone
 
 import json
 import signal

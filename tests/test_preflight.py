@@ -1,12 +1,14 @@
-"""Which micro-batches are the largest, and what is proposed where they do not fit. (That they run is seen on a GPU.)"""
+"""Which micro-batches are the largest, what a trial leaves behind, and what is proposed where they do not fit."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 
 from data_utils.batching import Example, TrainingData, largest_chunks
-from preflight import what_fits
+from preflight import runs, what_fits
 from train import TrainingArguments
 
 
@@ -21,6 +23,26 @@ def test_the_largest_micro_batches_of_the_steps_to_come_are_found(process_index)
     batches = [batch for step in range(4, 13) for batch in data[step].micro_batches]
     assert sum(len(example.input_ids) for example in most_tokens) == max(b["input_ids"].shape[1] for b in batches)
     assert sum(example.completion_length for example in most_completions) == max(len(b["labels"]) for b in batches)
+
+
+@pytest.mark.parametrize("memory_runs_out", [False, True])
+def test_a_trial_leaves_no_gradient_behind(memory_runs_out):
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Linear(3, 1)
+    model.device = torch.device("cpu")
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    examples = [Example("x", np.arange(5, dtype=np.int32), 2)]
+    seen = []
+
+    def loss_of(model, batch, device):
+        seen.append(batch["input_ids"].tolist())
+        if memory_runs_out and len(seen) == 2:
+            raise torch.OutOfMemoryError
+        return model(torch.ones(3)).sum()
+
+    assert runs(model, optimizer, loss_of, [examples, examples]) is not memory_runs_out
+    assert seen == [[[0, 1, 2, 3, 4]]] * 2
+    assert all(parameter.grad is None for parameter in model.parameters()) and not optimizer.state
 
 
 # What a GPU of `room` can hold, where a token costs 4 without checkpointing and 1 with it.

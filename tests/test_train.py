@@ -11,6 +11,7 @@ from conftest import curve, launch, read_args, values
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+from transformers.utils import is_liger_kernel_available
 
 import train
 from data_utils.batching import collate, tokenize_rows
@@ -174,7 +175,11 @@ def test_a_profile_is_a_trace_of_the_steps_asked_for(train_here, flags):
     ("speed", "message"),
     [
         ({"cuda_graphs": True}, "--cuda_graphs is for one process on one GPU"),
-        ({"liger_kernel": True}, "pip install liger-kernel"),
+        pytest.param(
+            {"liger_kernel": True},
+            "pip install liger-kernel",
+            marks=pytest.mark.skipif(is_liger_kernel_available(), reason="it is here"),
+        ),
     ],
 )
 def test_what_this_machine_cannot_do_is_one_line(run_here, flags, speed, message):
