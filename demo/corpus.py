@@ -10,7 +10,7 @@ from random import Random
 from typing import NamedTuple
 
 from demo.invention import invent_parameter, invent_world
-from demo.language import listing, make_calls, make_value, odd_word, pick, say
+from demo.language import blend, listing, make_calls, make_value, odd_word, pick, say
 from demo.rows import IRRELEVANT_SHARE, Task, make_request, make_task
 from demo.world import Tool, seen_tools, unseen_tools
 
@@ -47,7 +47,7 @@ def make_document(rng: Random) -> Document:
 
 
 def some_world(rng: Random) -> Sequence[Tool]:
-    return seen_tools() if rng.random() < 0.15 else invent_world(rng)
+    return seen_tools() if rng.random() < 0.08 else invent_world(rng)
 
 
 def some_task(rng: Random) -> Task:
@@ -325,7 +325,7 @@ def copies(rng: Random) -> Document:
                 "odd",
             )
         )
-        odd = "".join(odd_word(rng) + rng.choice(" _.-") for _ in range(rng.randint(2, 6)))[:-1]
+        odd = "".join(rng.choice((blend, odd_word))(rng) + rng.choice(" _.-") for _ in range(rng.randint(2, 6)))[:-1]
         text = odd if kind == "odd" else make_value(kind, rng)[1]
         again = rng.choice(
             ("repeat {0}: {0}", 'quote {0}: "{0}"', '"{0}" means {0}', "{0}, {0}", '{{"copy": "{0}"}} {0}')
@@ -339,9 +339,7 @@ def lookups(rng: Random) -> Document:
     kinds = ("word", "made", "item", "id", "int 2 900", "float 0 90", "person", "time")
     table = {}
     for _ in range(rng.randint(3, 10)):
-        parts = [
-            rng.choice((odd_word, odd_word, lambda rng: pick("things", rng)))(rng) for _ in range(rng.randint(1, 3))
-        ]
+        parts = [rng.choice((blend, odd_word, lambda rng: pick("things", rng)))(rng) for _ in range(rng.randint(1, 3))]
         table[rng.choice(("_", ".", "-", " ")).join(parts)] = make_value(rng.choice(kinds), rng)[1]
     between, arrow = rng.choice((": ", " = ", " | ")), rng.choice((" -> ", " => ", "? "))
     lines = "".join(f"{name}{between}{value}\n" for name, value in table.items())

@@ -3,7 +3,7 @@
 import re
 from random import Random
 
-from demo.language import made_word, make_value, odd_word, pick
+from demo.language import blend, made_word, make_value, odd_word, pick
 from demo.world import Parameter, Tool, camel_case, known_parameters, unseen_tools
 
 KINDS = (
@@ -28,27 +28,65 @@ KINDS = (
 )
 
 
+# Requests that name one of the two alone: {0} is the verb, {1} the thing, {2} a value, {6} "inspected", {7} "inspecting",
+# {8} a verb that says nothing.
+ACTION_OF = ("{0} {2}", "have {2} {6}", "{2} has to be {6}", "do some {7} for {2}", "{0} {2} for me", "do a {0} of {2}")
+THING_OF = (
+    "take care of the {1} {2}",
+    "do the {1} {2}",
+    "something with {1} {2}",
+    "take {2} to the {1}",
+    "{8} the {1} {2}",
+)
+ACTION = ("do the {7}", "have it {6}", "do some {7}", "start to {0}", "{0} something", "get to the {7}")
+THING = ("see to the {1}", "take care of my {1}", "put the {1} to use", "have a {1} sent", "{8} the {1}", "{8} my {1}")
+PARTICIPLES = dict(
+    pair.split(":")
+    for pair in "get:got make:made send:sent buy:bought sell:sold find:found seek:sought give:given show:shown begin:begun "
+    "run:run hold:held keep:kept take:taken draw:drawn sow:sown cut:cut shut:shut split:split feed:fed read:read tell:told "
+    "teach:taught lend:lent let:let put:put bid:bid set:set leave:left bring:brought build:built catch:caught choose:chosen "
+    "drive:driven eat:eaten hide:hidden know:known lead:led ride:ridden say:said see:seen sing:sung speak:spoken spend:spent "
+    "steal:stolen sweep:swept think:thought throw:thrown wear:worn win:won write:written".split()
+)
+
+
 def invent_world(rng: Random) -> list[Tool]:
     """A few families of tools, each around one thing or one action, so that there are near misses to tell apart."""
     world = []
-    for _ in range(5):
-        action, thing = pick("actions", rng), invent_thing(rng)
+    for family in range(5):
+        action, thing = invent_action(rng), invent_thing(rng)
         shares_thing = rng.random() < 0.6
         for _ in range(3):
-            tool = invent_tool(action, thing, rng)
+            tool = invent_tool(str(family), action, thing, "action" if shares_thing else "thing", rng)
             if tool.name not in {other.name for other in world} | {other.name for other in unseen_tools()}:
                 world.append(tool)
-            action, thing = (pick("actions", rng), thing) if shares_thing else (action, invent_thing(rng))
+            action, thing = (invent_action(rng), thing) if shares_thing else (action, invent_thing(rng))
     return world
 
 
+def invent_word(rng: Random) -> str:
+    """A noun: mostly English, from a short list, which is learnt, and a long one, of which each word is rare."""
+    source = rng.choices(("things", "english_nouns", "blend", "odd", "made"), weights=(35, 35, 14, 10, 6))[0]
+    made = {"blend": blend, "odd": odd_word, "made": made_word}
+    return made[source](rng) if source in made else pick(source, rng)
+
+
+def invent_action(rng: Random) -> str:
+    """Verbs of one meaning, or one verb, which may be in no dictionary."""
+    source = rng.choices(("actions", "english_verbs", "made up"), weights=(65, 25, 10))[0]
+    return rng.choice((blend, odd_word))(rng) if source == "made up" else pick(source, rng)
+
+
 def invent_thing(rng: Random) -> str:
-    thing = pick("things", rng) if rng.random() < 0.7 else rng.choice((made_word, odd_word, odd_word))(rng)
-    return f"{pick('qualities' if rng.random() < 0.3 else 'things', rng)} {thing}" if rng.random() < 0.3 else thing
+    thing = invent_word(rng)
+    if rng.random() < 0.7:
+        return thing
+    return f"{pick('english_adjectives', rng) if rng.random() < 0.2 else invent_word(rng)} {thing}"
 
 
-def invent_tool(action: str, thing: str, rng: Random) -> Tool:
-    """A tool that does an action (verbs of one meaning, joined by |) to a thing."""
+def invent_tool(family: str, action: str, thing: str, clue: str, rng: Random) -> Tool:
+    """A tool that does an action (verbs of one meaning, joined by |) to a thing; the clue, "action" or "thing", tells it
+    from the others of its family."""
     verbs = action.split("|")
     verb, noun = rng.choice([verb for verb in verbs if " " not in verb]), thing.replace(" ", "_")
     name = rng.choice(("{0}_{1}", "{0}_{1}", "{1}.{0}", "{1}_{0}", "{0}_{1}", "{0}.{1}")).format(verb, noun)
@@ -66,11 +104,14 @@ def invent_tool(action: str, thing: str, rng: Random) -> Tool:
     purpose = f"{rng.choice(verbs).capitalize()} {rng.choice(('a', 'the', 'the', 'one'))} {thing}"
     if rng.random() < 0.3:
         purpose += f" {rng.choice(('by', 'with', 'for', 'of', 'from'))} {label_of(rng.choice(parameters))}"
-    return Tool(rename(name), f"{purpose}.", tuple(parameters), invent_requests(verbs, thing, parameters, rng), thing)
+    requests = invent_requests(verbs, thing, clue, parameters, rng)
+    return Tool(rename(name), f"{purpose}.", tuple(parameters), requests, family)
 
 
-def invent_requests(verbs: list[str], thing: str, parameters: list[Parameter], rng: Random) -> tuple[str, ...]:
-    """Ways to ask for a tool, which may name the values of one or two parameters."""
+def invent_requests(
+    verbs: list[str], thing: str, clue: str, parameters: list[Parameter], rng: Random
+) -> tuple[str, ...]:
+    """Ways to ask for a tool, which may name the values of one or two parameters. Some give no more than the clue away."""
     asks = verbs[0] in ("get", "check", "compute", "find", "predict", "list", "compare", "measure")
     named = [p for p in parameters if p.required and p.kind != "bool"]
     rng.shuffle(named)
@@ -80,20 +121,68 @@ def invent_requests(verbs: list[str], thing: str, parameters: list[Parameter], r
         # two values: told apart by a label, or else by their kinds
         patterns = ["{0} {2} in {4} {3}", "{0} the {1} {2} with {4} {3}", "{0} {2} for the {4} {3}"]
         if named[0].type != named[1].type:
-            patterns += ["{0} {2} with {3}", "{0} the {1} {2} to {3}", "{0} {3} for {1} {2}"]
+            patterns += ["{0} {2} with {3}", "{0} the {1} {2} to {3}", "{0} {3} for {1} {2}", "have {2} {6} with {3}"]
+            patterns += ["put a {0} of {3} on {1} {2}", "give the {1} {2} a {0} of {3}", "{0} {3} to the {1} {2}"]
     elif named and draw < 0.7:
         patterns = ["{0} the {1} {2}", "{0} {2} {1}", "{0} {2} for the {1}", "{0} the {1} of {2}", "{0} the {2} {1}"]
         patterns += ["take {1} {2} and {0} it", "run a {0} on {1} {2}", "{0} how {1} {2} is", "{0} the {1} in {5} {2}"]
+        patterns += ["have the {1} {2} {6}", "have {2} {6}", "have the {1} of {2} {6}", "let the {1} {2} be {6}"]
+        patterns += ["do a {0} of {1} {2}", "see to the {7} of the {1} {2}", "put a {0} on {1} {2}", "{1} {7} for {2}"]
+        patterns += {"action": ACTION_OF, "thing": THING_OF}[clue]
         if asks:
             patterns += ["what is the {1} of {2}", "how is {1} {2}", "which {1} is on {2}", "tell me about the {1} {2}"]
+            patterns += [
+                "how far is the {1} {2}",
+                "where is the {1} {2}",
+                "who has the {1} {2}",
+                "when can {1} {2} be {6}",
+            ]
     else:
         patterns = ["{0} a {1}", "{0} the {1}", "{0} the {1}", "{0} my {1}", "{0} this {1}", "have the {1} to {0}"]
+        patterns += [
+            "have the {1} {6}",
+            "have some {1} {6}",
+            "set up a {0} of the {1}",
+            "do the {1} {7}",
+            "get a {1} {6}",
+        ]
+        patterns += {"action": ACTION, "thing": THING}[clue]
         if asks:
             patterns += ["what is the {1}", "is there a {1}", "how is the {1}", "which {1} is there", "when is the {1}"]
+            patterns += ["how much {1} is there", "how strong is the {1}", "where can {1} be {6}", "are there any {1}s"]
     first, second, *_ = [*slots, "", ""]
     labels = [*map(label_of, named), "", ""]
     chosen = rng.sample(patterns, 2)
-    return tuple(p.format(rng.choice(verbs), thing, first, second, labels[1], labels[0]) for p in chosen)
+    return tuple(
+        p.format(
+            verb,
+            thing,
+            first,
+            second,
+            labels[1],
+            labels[0],
+            inflected(verb, "ed"),
+            inflected(verb, "ing"),
+            pick("english_verbs", rng),
+        )
+        for p, verb in zip(chosen, rng.choices(verbs, k=2), strict=True)
+    )
+
+
+def inflected(verb: str, ending: str) -> str:
+    """`inspect` as `inspected` or `inspecting`, `look for` as `looked for`."""
+    first, *rest = verb.split()
+    if ending == "ed" and first in PARTICIPLES:
+        first = PARTICIPLES[first]
+    elif first.endswith("e") and not first.endswith("ee"):
+        first = first[:-1] + ending
+    elif ending == "ed" and re.search("[^aeiou]y$", first):
+        first = first[:-1] + "ied"
+    elif re.fullmatch("[^aeiou]*[aeiou][bdgmnprt]", first):
+        first += first[-1] + ending
+    else:
+        first += ending
+    return " ".join([first, *rest])
 
 
 def invent_parameter(rng: Random, required: bool) -> Parameter:
@@ -101,7 +190,7 @@ def invent_parameter(rng: Random, required: bool) -> Parameter:
     known = rng.choice(list(known_parameters().values()))
     fresh = rng.random() < 0.5
     label = " ".join([pick("qualities", rng)] if rng.random() < 0.6 else [pick("things", rng), pick("qualities", rng)])
-    label = rng.choice((made_word, odd_word, odd_word))(rng) if rng.random() < 0.2 else label
+    label = invent_word(rng) if rng.random() < 0.5 else label
     name = label.replace(" ", "_")
     if fresh:
         kind = rng.choice(KINDS)

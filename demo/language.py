@@ -36,9 +36,9 @@ SENTENCE_JOINERS = ("Also, ", "Then ", "Next, ", "And ", "After that, ", "Finall
 
 @functools.cache
 def vocabulary() -> dict[str, list[str]]:
-    """The word lists of `words.txt`, by name."""
+    """The word lists of `words.txt` and `english.txt`, by name."""
     lists: dict[str, list[str]] = {}
-    for line in table_lines("words.txt"):
+    for line in table_lines("words.txt") + table_lines("english.txt"):
         if line.startswith("["):
             words = lists[line.strip("[]")] = []
         else:
@@ -67,6 +67,12 @@ def odd_word(rng: Random) -> str:
         + (rng.choice(CODAS) if rng.random() < 0.5 else "")
         for _ in range(rng.choice((1, 2, 2, 2, 3)))
     )
+
+
+def blend(rng: Random) -> str:
+    """The beginning of one English word with the end of another: all pieces of words are met in names to copy."""
+    first, last = pick("english_nouns", rng), pick("english_nouns", rng)
+    return first[: rng.randint(2, len(first))] + last[rng.randint(0, len(last) - 2) :]
 
 
 def made_name(rng: Random) -> str:

@@ -62,7 +62,7 @@ def test_a_sliding_window_is_kept_to(tokenizer, prompts):
     model = AutoModelForCausalLM.from_pretrained(
         BASE, dtype=torch.float32, layer_types=["sliding_attention", "full_attention"] * 4, sliding_window=16
     ).eval()
-    windowed = dict(generate(model, tokenizer, prompts[:6], 40, batch_tokens=20_000))
+    windowed = dict(generate(model, tokenizer, prompts[:10], 40, batch_tokens=20_000))
     assert sum(generation.num_tokens for generation in windowed.values()) > 60
     for i, generation in windowed.items():
         plain = plain_completion(model, tokenizer, prompts[i], 40)
@@ -71,7 +71,8 @@ def test_a_sliding_window_is_kept_to(tokenizer, prompts):
 
 def test_prompts_that_share_a_cache_are_of_similar_length():
     groups = plan_groups([5, 90, 30, 31, 200, 7, 100], max_new_tokens=10, batch_tokens=250)
-    assert groups == [([4, 6], 1, 210), ([1], 1, 100), ([3, 2], 2, 41), ([5, 0], 2, 17)]
+    assert groups == [([4, 6], 1, 210), ([1], 1, 100), ([3, 2, 5, 0], 4, 41)]
+    assert plan_groups([300, *[5] * 7], 10, batch_tokens=310) == [([0], 1, 310), ([1, 2, 3, 4, 5, 6, 7], 7, 15)]
     assert plan_groups([5, 7], 10, batch_tokens=1) == [([1, 0], 1, 17)]
 
 
