@@ -15,7 +15,7 @@ try:
 except ImportError:
     VARLEN_PARAMETERS = set()
 VARLEN_KNOWS_WINDOWS = "window_size" in VARLEN_PARAMETERS  # from torch 2.11 on; causal is a window
-VARLEN_KNOWS_GQA = "enable_gqa" in VARLEN_PARAMETERS  # not yet in torch 2.11
+VARLEN_ASKS_FOR_GQA = "enable_gqa" in VARLEN_PARAMETERS  # torch 2.11 takes fewer key-value heads unasked
 
 ISOLATED = "isolated"  # the name in `attn_implementation`
 
@@ -56,9 +56,7 @@ def isolated_attention(
             raise UserError("this model's attention dropout needs --attn_implementation sdpa or eager")
         window = -1 if sliding_window is None else sliding_window - 1
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        gqa = {"enable_gqa": True} if VARLEN_KNOWS_GQA else {}
-        if not VARLEN_KNOWS_GQA:
-            key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], dim=1) for states in (key, value))
+        gqa = {"enable_gqa": True} if VARLEN_ASKS_FOR_GQA else {}
         attended = varlen_attn(
             query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
             scale=scaling, window_size=(window, 0), **gqa,

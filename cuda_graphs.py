@@ -34,6 +34,8 @@ def use_cuda_graphs(accelerator, model, data, first_step, last_step):
     sizes = {padded(num_tokens(chunk)) for chunk in data.chunks(first_step, last_step)}
     graphed = GraphedDecoder(decoder, data.batch_size, max_length, max(sizes))
     try:
+        for size in sizes:
+            graphed.warm_up(size)
         for size in sorted(sizes, reverse=True):  # the largest first: the others fit in its memory
             graphed.capture(size)
     except RuntimeError as error:
@@ -68,6 +70,7 @@ class GraphedDecoder:
         self.parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.anchor = torch.zeros((), device=self.device, requires_grad=True)  # for autograd to call Replay.backward
+        self.stream = torch.cuda.Stream()  # for warming up; memory that one stream has freed is not another's to reuse
         self.graphs, self.pool = {}, torch.cuda.graph_pool_handle()
 
     def __call__(self, **kwargs):
@@ -93,17 +96,18 @@ class GraphedDecoder:
                 use_cache=False,
             ).last_hidden_state
 
-    def capture(self, size):
-        starts = torch.arange(len(self.cu_seq_lens), device=self.device) * self.max_length
-        self.cu_seq_lens.copy_(starts.clamp(max=size))
-        self.take_gradients()
-        # What libraries and compilers set up at a first use must not be captured, and some choose by size.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+    def warm_up(self, size):
+        """What libraries and compilers set up at a first use must not be captured, and some choose by size. All sizes before
+        the first capture: a capture keeps its memory, and a warm-up beside it would take as much again."""
+        self.prepare(size)
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             for _ in range(2):
                 self.forward(size).backward(self.hidden_grad[:, :size])
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+    def capture(self, size):
+        self.prepare(size)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with capturing(forward, self.pool):
             hidden = self.forward(size)
@@ -111,6 +115,12 @@ class GraphedDecoder:
         with capturing(backward, self.pool):
             hidden.backward(self.hidden_grad[:, :size])
         self.graphs[size] = forward, backward
+
+    def prepare(self, size):
+        """As many examples of the greatest length as make up `size` tokens."""
+        starts = torch.arange(len(self.cu_seq_lens), device=self.device) * self.max_length
+        self.cu_seq_lens.copy_(starts.clamp(max=size))
+        self.take_gradients()
 
     def take_gradients(self):
         """Make `.grad` the tensors that the graphs add to, zeros where the optimizer has set it to None."""
@@ -128,7 +138,6 @@ class GraphedDecoder:
 @contextlib.contextmanager
 def capturing(graph, pool):
     """`torch.cuda.graph` without a garbage collection inside, which may free what no capture allows to be freed."""
-    gc.collect()
     gc.disable()
     try:
         with torch.cuda.graph(graph, pool=pool):

@@ -70,12 +70,15 @@ def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
 def plan_groups(lengths, max_new_tokens, batch_tokens):
     """Prompts that share a cache: `[(indices, slots, tokens a slot), ...]`, longest first.
 
-    A group's rows need more than half of what its longest needs, so that little of the cache lies idle.
+    One group if the cache has a slot for every row. Else a group's rows need more than half of what its longest needs, so
+    that little of the cache lies idle.
     """
     groups = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for done, index in enumerate(order):
         room = lengths[index] + max_new_tokens
-        if not groups or 2 * room <= groups[-1][1]:
+        all_fit = groups and (len(order) - done + len(groups[-1][0])) * groups[-1][1] <= batch_tokens
+        if not groups or (2 * room <= groups[-1][1] and not all_fit):
             groups.append(([], room))
         groups[-1][0].append(index)
     return [(group, max(1, min(len(group), batch_tokens // room)), room) for group, room in groups]

@@ -12,6 +12,7 @@ follows the seed.
 import argparse
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import torch
@@ -110,7 +111,7 @@ def main():
     )
     for column in ("path", "loss", "difference of the loss", "relative difference of the gradient"):
         table.add_column(column)
-    wanted, wrong = {}, []
+    wanted, bounds, wrong = {}, {}, []  # by whether the base is NF4
     for name, path in PATHS.items():
         if not on_gpu and (path.get("graphs") or path.get("liger")):
             continue
@@ -122,11 +123,17 @@ def main():
         if nf4 not in wanted:
             wanted[nf4] = loss_and_gradients(torch.float32, attention="sdpa", nf4=nf4)
             table.add_row("float32, of NF4" if nf4 else "float32", f"{wanted[nf4][0]:.6f}", "", "")
-        loss, gradient = loss_and_gradients(torch.bfloat16 if on_gpu else torch.float32, **path)
+        try:
+            loss, gradient = loss_and_gradients(torch.bfloat16 if on_gpu else torch.float32, **path)
+        except Exception:  # the other paths are to be seen all the same
+            traceback.print_exc()
+            wrong.append(name)
+            table.add_row(name, "failed")
+            continue
         off = abs(loss - wanted[nf4][0]), ((gradient - wanted[nf4][1]).norm() / wanted[nf4][1].norm()).item()
-        if name == "plain":
-            bounds = 2 * off[0] + 1e-4, 1.25 * off[1] + 1e-5
-        wrong += [name] * (off[0] > bounds[0] or off[1] > bounds[1])
+        if name.startswith("plain"):
+            bounds[nf4] = 2 * off[0] + 1e-3, 1.25 * off[1] + 1e-5
+        wrong += [name] * (off[0] > bounds[nf4][0] or off[1] > bounds[nf4][1])
         table.add_row(name, f"{loss:.6f}", f"{off[0]:.2e}", f"{off[1]:.2e}")
         print(name, loss, *off, flush=True)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
@@ -136,7 +143,7 @@ def main():
         print("dropout under CUDA graphs, seeds 1, 1, 2:", losses)
         wrong += ["dropout"] * (losses[0] != losses[1] or losses[1] == losses[2])
     if wrong:
-        sys.exit(f"further from float32 than the plain path: {', '.join(wrong)}")
+        sys.exit(f"failed, or further from float32 than the plain path: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ OURS = {
     "compiled_graphs_nf4": ours(8, 1, "nf4", torch_compile=True, cuda_graphs=True),
     "large_liger": ours(40, liger_kernel=True),
     "large_compiled": ours(40, torch_compile=True),
-    "large_compiled_nf4": ours(40, 1, "nf4", torch_compile=True),
+    "large_compiled_graphs": ours(40, torch_compile=True, cuda_graphs=True),
+    "large_compiled_graphs_nf4": ours(40, 1, "nf4", torch_compile=True, cuda_graphs=True),
 }
 TRL = {
     "trl_published": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
@@ -119,7 +120,7 @@ def make_model(folder, shape):
 def make_rows(path, tokenizer, count=4000, seed=0):
     """Rows of as many tokens as xLAM's; a word is one token to the demo's tokenizer, and the blank before it another."""
     rng = np.random.default_rng(seed)
-    words = [token for token in tokenizer.get_vocab() if re.fullmatch("[a-z]{3,}", token)]
+    words = [token for token in sorted(tokenizer.get_vocab()) if re.fullmatch("[a-z]{3,}", token)]
     tools = json.dumps([{"name": "write", "description": "Writes.", "parameters": {"text": {"type": "str"}}}])
     rows = []
     for i in range(count):
