@@ -1,7 +1,8 @@
 """PEFT's LoRA layers with a forward and a backward of a third of the kernels: the same sums, written out once.
 
 PEFT computes `W x + scaling * B A dropout(x)` as nine operations or more, casts x to float32 on the way and keeps a dropped
-copy of x for the backward pass. Here the products accumulate into W x in place, and of the dropout the mask alone is kept.
+copy of x for the backward pass. Here the products accumulate into W x in place, and of the dropout the mask alone is kept,
+or in compiled code the mask's seed.
 """
 
 import functools
@@ -44,30 +45,66 @@ class LoraProjection(torch.autograd.Function):
     def forward(ctx, x, a, b, base, scaling, dropout):
         weight = dense_weight(base)
         shape, x = x.shape, x.flatten(0, -2).to(weight.dtype)
-        dropped, mask = torch.native_dropout(x, dropout, True) if dropout else (x, None)
+        dropped, mask, seed = x, None, None
+        if dropout and torch.compiler.is_compiling():
+            seed = torch.randint(2**32, (2,), device=x.device)
+            # Not x * mask, which backward makes again: found in both, it would be kept for each projection instead of x.
+            dropped = (x.float() * (hashed_mask(seed, x.shape, dropout) / (1 - dropout))).to(x.dtype)
+        elif dropout:
+            dropped, mask = torch.native_dropout(x, dropout, True)
         low = dropped @ a.t().to(x.dtype)
-        y = F.linear(x, weight, base.bias).addmm_(low, (b * scaling).t().to(x.dtype))
-        ctx.save_for_backward(x, mask, low, a, b)
-        ctx.base, ctx.scaling, ctx.keep, ctx.shape = base, scaling, 1 - dropout, shape
+        y = add_product(F.linear(x, weight, base.bias), low, (b * scaling).t().to(x.dtype))
+        ctx.save_for_backward(x, mask, seed, low, a, b)
+        ctx.base, ctx.scaling, ctx.dropout, ctx.shape = base, scaling, dropout, shape
         return y.view(*shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, mask, low, a, b = ctx.saved_tensors
+        x, mask, seed, low, a, b = ctx.saved_tensors
+        if seed is not None:
+            mask = hashed_mask(seed, x.shape, ctx.dropout)
+        keep = 1 - ctx.dropout
         dy = dy.flatten(0, -2)
         dlow = dy @ (b * ctx.scaling).to(x.dtype)
         db = (dy.t() @ low).to(b.dtype) * ctx.scaling
-        da = (dlow.t() @ (x if mask is None else x * mask)).to(a.dtype) / ctx.keep
+        da = (dlow.t() @ (x if mask is None else x * mask)).to(a.dtype) / keep
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dy @ dense_weight(ctx.base)
             if mask is None:
-                dx.addmm_(dlow, a.to(x.dtype))
+                dx = add_product(dx, dlow, a.to(x.dtype))
             else:
-                dx.addcmul_(dlow @ (a / ctx.keep).to(x.dtype), mask)
+                dx = dx.addcmul_(dlow @ (a / keep).to(x.dtype), mask)
             dx = dx.view(ctx.shape)
         return dx, da, db, None, None, None
+
+
+def add_product(y, left, right):
+    """y + left @ right, changing y in place. Compiled code leaves the sum to the kernel that reads it, in float32: of a sum in
+    y's own dtype it would make an `addmm`, and a copy of y for it."""
+    if torch.compiler.is_compiling():
+        return (y.float() + (left @ right).float()).to(y.dtype)
+    return y.addmm_(left, right)
+
+
+def hashed_mask(seed, shape, dropout):
+    """Which entries of a [tokens, features] input dropout keeps, as bool: a hash of their position and of two random
+    numbers below 2**32 (int64).
+
+    For compiled code, which makes it anew wherever it reads it, in kernels that wait for memory anyway, and stores none. The
+    mixing is Chris Wellons' lowbias32 but for its last step. Entries of a row that stand some powers of two apart are
+    correlated by 0.1 %; others, other rows and other seeds not measurably.
+    """
+    tokens, features = (torch.arange(size, device=seed.device) for size in shape)
+    row_seed, column_seed = seed.unbind()
+    # From 64 bits to 32 after the xor, not before: compiled index arithmetic keeps its own width whatever dtype it is said
+    # to have (torch 2.11). From here on products wrap around, and >> keeps the sign.
+    rows = (tokens ^ row_seed).int() * (0x9E3779B1 - 2**32)
+    bits = rows[:, None] ^ (features ^ column_seed).int()
+    bits = (bits ^ (bits >> 16 & 0xFFFF)) * 0x7FEB352D
+    bits = (bits ^ (bits >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
+    return bits >= int(dropout * 2**32) - 2**31
 
 
 def dense_weight(linear):

@@ -138,8 +138,7 @@ def use_liger_kernels(model):
 
 def compile_layers(model):
     """Compile each decoder layer of a PEFT model by itself, for any number of tokens. Training needs one graph for all
-    layers and lengths, evaluation another. Dropout stays PyTorch's own kernel: it draws the numbers that it draws without
-    compilation, and four at a time, where a generated one computes four and keeps one."""
+    layers and lengths, evaluation another."""
     base = model.get_base_model()
     layers = getattr(base.get_decoder(), "layers", None)
     if layers is None:
@@ -149,6 +148,7 @@ def compile_layers(model):
         lambda module, args, output: output.requires_grad_() if torch.is_grad_enabled() else output
     )
     for layer in layers:
+        # Random numbers are PyTorch's own: else a kernel would draw the seed of dropout's mask anew for each entry.
         layer.compile(dynamic=True, options={"fallback_random": True})
 
 

@@ -1,4 +1,4 @@
-"""--torch_compile: the same numbers, from a graph for training and one for evaluation."""
+"""--torch_compile: the same numbers, from a graph for training and one for evaluation; and its own dropout."""
 
 import torch
 import torch._dynamo
@@ -14,7 +14,6 @@ def test_two_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
         "max_train_steps": 3,
         "gradient_accumulation_steps": 2,
         "learning_rate": 1e-3,
-        "lora_dropout": 0.1,
         "eval_steps": 1,
     }
     plain = train_here(flags | {"output_dir": tmp_path / "plain"})

@@ -7,7 +7,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 
-from fused_lora import LoraProjection, fuse_lora
+from fused_lora import LoraProjection, fuse_lora, hashed_mask
 
 
 def layer(quantized=False, dropout=0.0):
@@ -63,17 +63,23 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda *tensors: LoraProjection.apply(*tensors, base, 1.5, 0.0), (x, a, b))
 
 
-def test_dropout_is_on_the_adapters_input_alone():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dropout_is_on_the_adapters_input_alone(compiled):
     _, fused = layer(dropout=0.25)
+    plain = copy.deepcopy(fused).base_model.model[0]
+    if compiled:
+        fused.base_model.model[0].compile(dynamic=True, options={"fallback_random": True})
     x = torch.randn(3, 50, 96)
     torch.manual_seed(1)
     got = output_and_gradients(fused, x)
     torch.manual_seed(1)
-    mask = torch.native_dropout(x.flatten(0, -2), 0.25, True)[1].view_as(x)
+    if compiled:
+        mask = hashed_mask(torch.randint(2**32, (2,)), (150, 96), 0.25)
+    else:
+        mask = torch.native_dropout(x.flatten(0, -2), 0.25, True)[1]
+    mask = mask.view_as(x)
     assert 0.7 < mask.float().mean() < 0.8
-    plain = fused.base_model.model[0]
     a, b = plain.lora_A["default"].weight, plain.lora_B["default"].weight
-    fused.zero_grad()
 
     def written_out(x):
         return plain.base_layer(x) + 3 * (x * mask / 0.75) @ a.t() @ b.t()
@@ -82,9 +88,24 @@ def test_dropout_is_on_the_adapters_input_alone():
     y = written_out(x)
     (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
     for ours, theirs in zip(got, (y, x.grad, a.grad, b.grad), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     x = x.detach()
     assert torch.allclose(fused.eval()(x), plain.base_layer(x) + 3 * x @ a.t() @ b.t(), atol=1e-5)
+
+
+def test_a_hashed_mask_is_as_good_as_drawn():
+    """Neither neighbours in a row or a column nor the masks of two seeds know anything of each other."""
+    torch.manual_seed(0)
+    seeds = torch.randint(2**32, (2, 2))
+    one, other = (hashed_mask(seed, (3000, 2560), 0.05).double() for seed in seeds)
+    assert abs(one.mean() - 0.95) < 4e-4
+    assert (
+        one.mean(0).std() < 1.1 * (0.05 * 0.95 / 3000) ** 0.5 and one.mean(1).std() < 1.1 * (0.05 * 0.95 / 2560) ** 0.5
+    )
+    pairs = [(one, other), (one, one.roll(1, 0).roll(1, 1))]
+    pairs += [(one, one.roll(2**power, axis)) for power in range(11) for axis in (0, 1)]
+    for left, right in pairs:
+        assert abs(torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1]) < 0.005
 
 
 def test_an_adapter_can_be_switched_off():
@@ -94,12 +115,20 @@ def test_an_adapter_can_be_switched_off():
         assert torch.equal(fused(x), fused.base_model.model[0].base_layer(x))
 
 
-def test_projections_of_one_input_keep_it_once():
-    """What dropout leaves differs from projection to projection: kept instead, it would be a copy of the input for each."""
-    (_, first), (_, second) = layer(dropout=0.25), layer(dropout=0.25)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_projections_of_one_input_keep_it_once(compiled):
+    """What dropout leaves differs from projection to projection: kept instead, it would be a copy of the input for each.
+    Compiled code keeps no masks either."""
+    projections = [layer(dropout=0.25)[1].base_model.model[0] for _ in range(2)]
+    run = lambda x: projections[0](x) + projections[1](x)  # noqa: E731
+    if compiled:
+        run = torch.compile(run, dynamic=True, options={"fallback_random": True})
     x = torch.randn(40, 96, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        first(x), second(x)
-    inputs = [tensor for tensor in kept if tensor.shape == x.shape and tensor.is_floating_point()]
-    assert {tensor.untyped_storage().data_ptr() for tensor in inputs} == {x.untyped_storage().data_ptr()}
+        run(x)
+    inputs = {
+        tensor.untyped_storage().data_ptr() for tensor in kept if tensor.shape == x.shape and tensor.is_floating_point()
+    }
+    assert inputs == {x.untyped_storage().data_ptr()}
+    assert sum(tensor.dtype == torch.bool for tensor in kept) == (0 if compiled else 2)
