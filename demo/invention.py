@@ -66,14 +66,14 @@ def invent_world(rng: Random) -> list[Tool]:
 
 def invent_word(rng: Random) -> str:
     """A noun: mostly English, from a short list, which is learnt, and a long one, of which each word is rare."""
-    source = rng.choices(("things", "english_nouns", "blend", "odd", "made"), weights=(35, 35, 14, 10, 6))[0]
+    source = rng.choices(("things", "english_nouns", "blend", "odd", "made"), weights=(45, 35, 10, 6, 4))[0]
     made = {"blend": blend, "odd": odd_word, "made": made_word}
     return made[source](rng) if source in made else pick(source, rng)
 
 
 def invent_action(rng: Random) -> str:
     """Verbs of one meaning, or one verb, which may be in no dictionary."""
-    source = rng.choices(("actions", "english_verbs", "made up"), weights=(65, 25, 10))[0]
+    source = rng.choices(("actions", "english_verbs", "made up"), weights=(75, 18, 7))[0]
     return rng.choice((blend, odd_word))(rng) if source == "made up" else pick(source, rng)
 
 
@@ -93,7 +93,7 @@ def invent_tool(family: str, action: str, thing: str, clue: str, rng: Random) ->
     rename = camel_case if rng.random() < 0.2 and "." not in name else str
     parameters: list[Parameter] = []
     said: set[str] = set()
-    for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4, 5))):
+    for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4))):
         parameter = invent_parameter(rng, required=not parameters or rng.random() < 0.6)
         clauses = {*parameter.clauses, *parameter.false_clauses}
         if parameter.name not in {other.name for other in parameters} and not said & clauses:
@@ -128,7 +128,7 @@ def invent_requests(
         patterns += ["take {1} {2} and {0} it", "run a {0} on {1} {2}", "{0} how {1} {2} is", "{0} the {1} in {5} {2}"]
         patterns += ["have the {1} {2} {6}", "have {2} {6}", "have the {1} of {2} {6}", "let the {1} {2} be {6}"]
         patterns += ["do a {0} of {1} {2}", "see to the {7} of the {1} {2}", "put a {0} on {1} {2}", "{1} {7} for {2}"]
-        patterns += {"action": ACTION_OF, "thing": THING_OF}[clue]
+        patterns += {"action": ACTION_OF, "thing": THING_OF}[clue] if rng.random() < 0.5 else ()
         if asks:
             patterns += ["what is the {1} of {2}", "how is {1} {2}", "which {1} is on {2}", "tell me about the {1} {2}"]
             patterns += [
@@ -146,7 +146,7 @@ def invent_requests(
             "do the {1} {7}",
             "get a {1} {6}",
         ]
-        patterns += {"action": ACTION, "thing": THING}[clue]
+        patterns += {"action": ACTION, "thing": THING}[clue] if rng.random() < 0.5 else ()
         if asks:
             patterns += ["what is the {1}", "is there a {1}", "how is the {1}", "which {1} is there", "when is the {1}"]
             patterns += ["how much {1} is there", "how strong is the {1}", "where can {1} be {6}", "are there any {1}s"]
@@ -190,7 +190,7 @@ def invent_parameter(rng: Random, required: bool) -> Parameter:
     known = rng.choice(list(known_parameters().values()))
     fresh = rng.random() < 0.5
     label = " ".join([pick("qualities", rng)] if rng.random() < 0.6 else [pick("things", rng), pick("qualities", rng)])
-    label = invent_word(rng) if rng.random() < 0.5 else label
+    label = invent_word(rng) if rng.random() < 0.35 else label
     name = label.replace(" ", "_")
     if fresh:
         kind = rng.choice(KINDS)
