@@ -31,12 +31,13 @@ def use_cuda_graphs(accelerator, model, data, first_step, last_step):
     if getattr(model, "is_loaded_in_8bit", False):
         raise UserError("--cuda_graphs cannot capture int8 layers, which wait for the CPU: use nf4 or none")
     max_length = max(len(example.input_ids) for example in data.examples)
-    sizes = {padded(num_tokens(chunk)) for chunk in data.chunks(first_step, last_step)}
-    graphed = GraphedDecoder(decoder, data.batch_size, max_length, max(sizes))
+    # The largest first: the others fit in its memory.
+    sizes = sorted({padded(num_tokens(chunk)) for chunk in data.chunks(first_step, last_step)}, reverse=True)
+    graphed = GraphedDecoder(decoder, data.batch_size, max_length, sizes[0])
     try:
         for size in sizes:
             graphed.warm_up(size)
-        for size in sorted(sizes, reverse=True):  # the largest first: the others fit in its memory
+        for size in sizes:
             graphed.capture(size)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or isinstance(error.__context__, torch.OutOfMemoryError):

@@ -74,6 +74,7 @@ def main():
         ),
     ]
     transformers(prompts[:2])  # libraries set themselves up
+    list(generate(model, tokenizer, prompts[:2], 2, 4096))
     for name, run in runs:
         if on_gpu:
             torch.cuda.empty_cache()

@@ -62,6 +62,7 @@ OURS = {
     "compiled": ours(torch_compile=True),
     "compiled_graphs": ours(torch_compile=True, cuda_graphs=True),
     "compiled_graphs_nf4": ours(8, 1, "nf4", torch_compile=True, cuda_graphs=True),
+    "compiled_graphs_nf4_2x4": ours(2, 4, "nf4", torch_compile=True, cuda_graphs=True),  # for 16 to 24 GiB
     "large_liger": ours(40, liger_kernel=True),
     "large_compiled": ours(40, torch_compile=True),
     "large_compiled_graphs": ours(40, torch_compile=True, cuda_graphs=True),

@@ -66,6 +66,18 @@ def test_the_reference_recipe_is_the_reference_experiment():
             assert value == getattr(TrainingArguments(), name), name
 
 
+def test_the_fast_recipe_is_the_same_experiment():
+    reference, fast = (
+        vars(parse("--config", str(ROOT / "recipes" / f"qwen3_4b_{name}.yaml"))) for name in ("qlora", "fast")
+    )
+    assert {name for name in reference if reference[name] != fast[name]} == {
+        *("config", "output_dir", "quantization", "gradient_checkpointing", "torch_compile", "cuda_graphs"),
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    }
+    batches = [r["per_device_train_batch_size"] * r["gradient_accumulation_steps"] for r in (reference, fast)]
+    assert batches == [8, 8]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_parses(path):
     scripts = {
