@@ -48,7 +48,7 @@ def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
             while waiting or answers:
                 start = time.perf_counter()
                 free = [slot for slot in range(num_slots) if slot not in answers]
-                if waiting and (len(free) >= num_slots / 4 or not answers):
+                if waiting and len(free) >= min(len(waiting), num_slots / 4):
                     entering = take_prompts(waiting, prompt_ids, len(free))
                     answers |= {slot: Answer(index) for slot, index in zip(free, entering, strict=False)}
                     new_tokens = slots.prefill(free[: len(entering)], [prompt_ids[index] for index in entering])
@@ -70,8 +70,8 @@ def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
 def plan_groups(lengths, max_new_tokens, batch_tokens):
     """Prompts that share a cache: `[(indices, slots, tokens a slot), ...]`, longest first.
 
-    One group if the cache has a slot for every row. Else a group's rows need more than half of what its longest needs, so
-    that little of the cache lies idle.
+    The rows left share one group if the cache has a slot for each. Else a group's rows need more than half of what its longest
+    needs, so that little of the cache lies idle.
     """
     groups = []
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])

@@ -56,7 +56,7 @@ from model_utils import (
     training_flops,
     use_liger_kernels,
 )
-from preflight import check_evaluation_fits, check_training_fits
+from preflight import check_evaluation_fits, check_graphs_fit, check_training_fits
 from script_utils import (
     UserError,
     environment_record,
@@ -293,6 +293,7 @@ def main():
         check_training_fits(accelerator, model, optimizer, completion_loss, data, args, *steps)
         if args.cuda_graphs:
             log(f"CUDA graphs for {use_cuda_graphs(accelerator, model, data, *steps)} sizes of micro-batches")
+            check_graphs_fit(model, optimizer, completion_loss, data, *steps)
         check_evaluation_fits(accelerator, model, optimizer, completion_loss, data, eval_examples, args)
     writer = None
     if is_main:

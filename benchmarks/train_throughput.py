@@ -1,6 +1,6 @@
 """How fast train.py trains beside TRL's SFTTrainer: the same model, the same rows, real tokens counted alike, in one run.
 
-    python -m benchmarks.train_throughput                          # all systems on one GPU, about half an hour
+    python -m benchmarks.train_throughput                          # all systems on one GPU, the better part of an hour
     python -m benchmarks.train_throughput --systems graphs trl_published
     python -m benchmarks.train_throughput --shape tiny             # a dry run on a CPU
 

@@ -5,9 +5,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 import torch
 
-from data_utils import token_cache
+from data_utils import cache
 from data_utils.prompt import render_prompt
 
 
@@ -46,15 +47,14 @@ def tokenize_rows(tokenizer, rows, max_seq_length):
     """Examples of the rows that fit, and the ids of those that do not: a cut answer would teach broken JSON.
 
     Prompt and completion are tokenised apart, so that the ids of the prompt are those that inference feeds. Large data
-    sets are tokenised once and then read from the token cache.
+    sets are tokenised once and then read from the cache.
     """
     prompts = [render_prompt(row.query, row.tools) for row in rows]
     completions = [row.answers for row in rows]
-    cached = token_cache.file_of(tokenizer, prompts, completions)
-    encoded = token_cache.load(cached)
-    if encoded is None:
+    if len(rows) < cache.FROM_ROWS or not tokenizer.is_fast:  # a tokenizer in Python has no one text to be known by
         encoded = encode_prompts(tokenizer, prompts), encode(tokenizer, completions)
-        token_cache.save(cached, encoded)
+    else:
+        encoded = encode_or_load(tokenizer, prompts, completions)
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     examples, too_long = [], []
     for row, prompt, completion in zip(rows, *encoded, strict=True):
@@ -63,6 +63,25 @@ def tokenize_rows(tokenizer, rows, max_seq_length):
         else:
             examples.append(Example(row.id, np.concatenate([prompt, completion, end]), len(prompt)))
     return examples, too_long
+
+
+def encode_or_load(tokenizer, prompts, completions):
+    versions = tokenizers.__version__, tokenizer.bos_token_id, tokenizer("").input_ids
+    texts = (tokenizer.backend_tokenizer.to_str(), repr(versions), *prompts, *completions)
+    file = cache.file_of("tokens", (text.encode() for text in texts))
+    stored = cache.load(file)
+    if stored is None:
+        stored = {}
+        for part, arrays in (
+            ("prompt", encode_prompts(tokenizer, prompts)),
+            ("completion", encode(tokenizer, completions)),
+        ):
+            stored[f"{part}_ids"] = np.concatenate(arrays)
+            stored[f"{part}_lengths"] = np.array([len(ids) for ids in arrays])
+        cache.save(file, stored)
+    return [
+        np.split(stored[f"{part}_ids"], np.cumsum(stored[f"{part}_lengths"])[:-1]) for part in ("prompt", "completion")
+    ]
 
 
 def fingerprint(examples):

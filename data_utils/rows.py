@@ -11,6 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from data_utils import cache
 from data_utils.prompt import to_json
 from data_utils.tool_calls import check_calls, check_tools, parse_json
 from demo.rows import generate_rows
@@ -33,20 +36,15 @@ class Row(NamedTuple):
 def load_rows(dataset_name, revision=None, max_bad_rows=0.01):
     """The valid rows of a data set, in its order, and the bad ones as `{reason: [ids]}`.
 
-    `dataset_name` is a .json, .jsonl or .parquet file, a folder in the hub's layout, `demo`, `demo_unseen`, or a hub id. More bad rows
-    than `max_bad_rows` (a share of all rows below 1, a count from 1 on) raise UserError, as do no valid rows at all.
+    `dataset_name` is a .json, .jsonl or .parquet file, a folder in the hub's layout, `demo`, `demo_unseen`, or a hub id. Large
+    data sets are validated once and then read from the cache. More bad rows than `max_bad_rows` (a share of all rows below
+    1, a count from 1 on) raise UserError, as do no valid rows at all.
     """
-    rows, bad, seen = [], defaultdict(list), set()
-    for record in read_records(dataset_name, revision):
-        try:
-            row = validate(record)
-            if row.id in seen:
-                raise ValueError("repeated id")
-        except ValueError as error:
-            bad[str(error)].append(row_id(record))
-        else:
-            rows.append(row)
-            seen.add(row.id)
+    source = find_source(dataset_name, revision)
+    try:
+        rows, bad = valid_rows(source) if isinstance(source, list) else validate_or_load(source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {dataset_name}: {getattr(error, 'strerror', None) or error}") from None
     num_bad = sum(map(len, bad.values()))
     total = len(rows) + num_bad
     if total == 0:
@@ -57,7 +55,48 @@ def load_rows(dataset_name, revision=None, max_bad_rows=0.01):
             f"{num_bad} of the {total} rows of {dataset_name} are bad ({describe_bad_rows(bad)}); "
             f"--max_bad_rows allows {allowed:g}"
         )
+    return rows, bad
+
+
+def valid_rows(records):
+    rows, bad, seen = [], defaultdict(list), set()
+    for record in records:
+        try:
+            row = validate(record)
+            if row.id in seen:
+                raise ValueError("repeated id")
+        except ValueError as error:
+            bad[str(error)].append(row_id(record))
+        else:
+            rows.append(row)
+            seen.add(row.id)
     return rows, dict(bad)
+
+
+def validate_or_load(source):
+    file = cache.file_of("rows", content_of(source))
+    if stored := cache.load(file):
+        return unpack(stored)
+    rows, bad = valid_rows(READERS[source.suffix](source) if isinstance(source, Path) else source)
+    if len(rows) >= cache.FROM_ROWS:
+        cache.save(file, pack(rows, bad))
+    return rows, bad
+
+
+def pack(rows, bad):
+    """Rows and bad rows as arrays for the cache."""
+    texts = [text.encode() for row in rows for text in row]
+    return {
+        "texts": np.frombuffer(b"".join(texts), dtype=np.uint8),
+        "lengths": np.array([len(text) for text in texts]),
+        "bad": np.frombuffer(json.dumps(bad).encode(), dtype=np.uint8),
+    }
+
+
+def unpack(stored):
+    texts, ends = stored["texts"].tobytes(), np.cumsum(stored["lengths"]).tolist()
+    fields = [texts[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+    return [Row(*fields[i : i + 4]) for i in range(0, len(fields), 4)], json.loads(stored["bad"].tobytes())
 
 
 def describe_bad_rows(bad):
@@ -106,22 +145,30 @@ def row_id(record):
     return hashlib.sha256(repr(record).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def read_records(dataset_name, revision=None):
-    """The data set's records, unvalidated: dicts, or a line's place ("line 17") where it holds none."""
+def find_source(dataset_name, revision=None):
+    """What holds the rows: a file's path, a `datasets.Dataset`, or the demo's records themselves."""
     path = Path(dataset_name)
     if dataset_name in ("demo", "demo_unseen"):  # the latter: tools that no row of the former offers
         return generate_rows(DEMO_ROWS, seed=0, unseen_tools=dataset_name == "demo_unseen")
-    if path.suffix in (".json", ".jsonl", ".parquet"):
+    if path.suffix in READERS:
         if not path.is_file():
             raise UserError(f"{dataset_name}: no such file")
-        read = {".json": read_json_file, ".jsonl": read_jsonl_file, ".parquet": read_parquet_file}[path.suffix]
-        try:
-            return read(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {dataset_name}: {getattr(error, 'strerror', None) or error}") from None
+        return path
     if path.is_dir() or (dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/"))):
         return read_hub_dataset(dataset_name, revision)
     raise UserError(f"{dataset_name} is neither a .json, .jsonl or .parquet file, nor a folder, a hub id or 'demo'")
+
+
+def content_of(source):
+    """All that the rows of a file or a Dataset follow from, in pieces of bytes."""
+    if isinstance(source, Path):
+        yield source.suffix.encode()
+        yield source.read_bytes()
+    else:
+        for name, column in zip(source.column_names, source.data.itercolumns(), strict=True):
+            for chunk in column.chunks:
+                yield repr((name, chunk.offset, len(chunk))).encode()
+                yield from filter(None, chunk.buffers())
 
 
 def read_json_file(path):
@@ -163,6 +210,9 @@ def read_parquet_file(path):
         raise UserError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
     check_columns(path, {field.name: str(field.type) for field in table.schema})
     return table.to_pylist()
+
+
+READERS = {".json": read_json_file, ".jsonl": read_jsonl_file, ".parquet": read_parquet_file}
 
 
 def read_hub_dataset(name, revision):

@@ -4,7 +4,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
-from data_utils import token_cache
+from data_utils import cache
 from data_utils.batching import (
     Example,
     TrainingData,
@@ -61,8 +61,8 @@ def test_text_cannot_forge_special_tokens(tokenizer):
 
 def test_tokens_are_read_from_the_cache_until_a_text_changes(tokenizer, rows, tmp_path, monkeypatch):
     fresh = tokenize_rows(tokenizer, rows, 4096)[0]
-    monkeypatch.setattr(token_cache, "FROM_TEXTS", 1)
-    monkeypatch.setattr(token_cache, "HF_HOME", tmp_path)
+    monkeypatch.setattr(cache, "FROM_ROWS", 1)
+    monkeypatch.setattr(cache, "HF_HOME", tmp_path)
     for _ in range(2):  # written, then read
         assert fingerprint(tokenize_rows(tokenizer, rows, 4096)[0]) == fingerprint(fresh)
     (file,) = tmp_path.glob("*/*")

@@ -4,8 +4,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import datasets
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from data_utils import cache
 from data_utils.rows import load_rows, split_rows
 from demo.rows import generate_rows
 from script_utils import UserError, check_hub_access
@@ -36,6 +39,28 @@ def test_every_format_gives_the_same_rows(tmp_path):
     )
     for name in ("rows.json", "lists.json", "rows.parquet", "hub"):
         assert load_rows(str(tmp_path / name))[0] == expected, name
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "hub"])
+def test_rows_are_read_from_the_cache_until_their_source_changes(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "FROM_ROWS", 1)
+    monkeypatch.setattr(cache, "HF_HOME", tmp_path / "cache")
+    source, file = tmp_path / name, tmp_path / name
+    if name == "hub":
+        source.mkdir()
+        file = source / "rows.jsonl"
+    records = [*GOOD, {**GOOD[0], "id": "bad \ud800" if name == "rows.jsonl" else "bad", "tools": "no JSON"}]
+    write_jsonl(file, records)
+    fresh = load_rows(str(source), max_bad_rows=1)
+    assert len(fresh[0]) == 60 and list(fresh[1].values()) == [[records[-1]["id"]]]
+    assert load_rows(str(source), max_bad_rows=1) == fresh
+    (stored,) = (tmp_path / "cache").glob("*/*")
+    save_file(load_file(stored) | {"bad": np.frombuffer(b"{}", dtype=np.uint8)}, stored)
+    assert load_rows(str(source))[1] == {}  # it is the file that is read
+    stored.write_bytes(stored.read_bytes()[:1000])  # as a full disk leaves it
+    assert load_rows(str(source), max_bad_rows=1) == fresh
+    write_jsonl(file, [*GOOD[1:], *generate_rows(61, seed=4)[60:]])
+    assert [row.id for row in load_rows(str(source))[0]] == [*(row["id"] for row in GOOD[1:]), "demo-0000060"]
 
 
 def test_nested_parquet_columns_are_refused(tmp_path):
