@@ -10,6 +10,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import random
 import time
 
 import numpy as np
@@ -25,6 +26,7 @@ HELD_OUT_BATCHES = 2
 GIVEN_WEIGHT = 0.2  # of the tokens that a document gives: most of them cannot be foreseen, so they would drown the rest
 AVERAGED_STEPS = 100
 MAX_LENGTH = 1024  # longer documents, which are rare, are left out
+JOINED = 0.3  # of the documents come after another in one text, so that long distances are met too
 NOTHING, GIVEN, TOLD = 0, 1, 2
 
 
@@ -172,15 +174,17 @@ def start_worker(tokenizer: str, shape: tuple[int, int]) -> None:
 
 
 def make_batch(index: int) -> tuple[np.ndarray, ...]:
-    """The batch of a step, which depends on seed and index alone: whole documents end to end, each read by itself.
+    """The batch of a step, which depends on seed and index alone: whole documents end to end, most of them read by
+    themselves.
 
-    tokens, positions (within the document), follows (NOTHING, GIVEN or TOLD: the next token's part of the document), each
-    [size]; and starts, int32 [size // 192 + 1], where the documents start, filled up with the size.
+    tokens, positions (in what is read together), follows (NOTHING, GIVEN or TOLD: the next token's part of the document), each
+    [size]; and starts, int32 [size // 192 + 1], where what is read together starts, filled up with the size.
     """
     tokenizer, seed, size = worker
     tokens = np.zeros(size, dtype=np.int16)  # token 0 ends documents, and fills up
     positions, follows = np.zeros(size, dtype=np.int16), np.zeros(size, dtype=np.uint8)
     starts, end = [0], 0
+    rng = random.Random(f"{seed} {index} joined")
     most = size // 192 - size // MAX_LENGTH  # documents; they have 350 tokens on average
     for document in documents(f"{seed} {index}"):
         given, told = (tokenizer.encode(text).ids for text in document)
@@ -189,9 +193,11 @@ def make_batch(index: int) -> tuple[np.ndarray, ...]:
             continue
         if end + length > size or len(starts) == most:
             break
+        if rng.random() < JOINED and len(starts) > 1 and end + length - starts[-2] <= MAX_LENGTH:
+            starts.pop()
         tokens[end : end + length - 1] = given + told
         follows[end : end + length - 1] = [GIVEN] * max(0, len(given) - 1) + [TOLD] * (len(told) + (len(given) > 0))
-        positions[end : end + length] = np.arange(length)
+        positions[end : end + length] = np.arange(end, end + length) - starts[-1]
         end += length
         starts.append(end)
     positions[end:] = np.arange(size - end) % MAX_LENGTH  # what is left over: nothing is learnt of it
