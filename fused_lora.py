@@ -1,7 +1,7 @@
 """PEFT's LoRA layers with a forward and a backward of a third of the kernels: the same sums, written out once.
 
-PEFT computes `W x + scaling * B A dropout(x)` as nine operations or more and casts x to float32 on the way. Here the products
-accumulate into W x in place, in the dtype of the base, and what dropout left of x is kept for the backward pass but not x itself.
+PEFT computes `W x + scaling * B A dropout(x)` as nine operations or more, casts x to float32 on the way and keeps a dropped
+copy of x for the backward pass. Here the products accumulate into W x in place, and of the dropout the mask alone is kept.
 """
 
 import functools
@@ -47,25 +47,25 @@ class LoraProjection(torch.autograd.Function):
         dropped, mask = torch.native_dropout(x, dropout, True) if dropout else (x, None)
         low = dropped @ a.t().to(x.dtype)
         y = F.linear(x, weight, base.bias).addmm_(low, (b * scaling).t().to(x.dtype))
-        ctx.save_for_backward(dropped, mask, low, a, b)
+        ctx.save_for_backward(x, mask, low, a, b)
         ctx.base, ctx.scaling, ctx.keep, ctx.shape = base, scaling, 1 - dropout, shape
         return y.view(*shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        dropped, mask, low, a, b = ctx.saved_tensors
+        x, mask, low, a, b = ctx.saved_tensors
         dy = dy.flatten(0, -2)
-        dlow = dy @ (b * ctx.scaling).to(dy.dtype)
+        dlow = dy @ (b * ctx.scaling).to(x.dtype)
         db = (dy.t() @ low).to(b.dtype) * ctx.scaling
-        da = (dlow.t() @ dropped).to(a.dtype)
+        da = (dlow.t() @ (x if mask is None else x * mask)).to(a.dtype) / ctx.keep
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dy @ dense_weight(ctx.base)
             if mask is None:
-                dx.addmm_(dlow, a.to(dy.dtype))
+                dx.addmm_(dlow, a.to(x.dtype))
             else:
-                dx.addcmul_(dlow @ (a / ctx.keep).to(dy.dtype), mask)
+                dx.addcmul_(dlow @ (a / ctx.keep).to(x.dtype), mask)
             dx = dx.view(ctx.shape)
         return dx, da, db, None, None, None
 

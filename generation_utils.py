@@ -149,9 +149,8 @@ class Slots:
             self.used[slot] += 1
         # Attention is as wide as the longest row needs, in few different widths: each has its own CUDA graph.
         width = min(self.cache.length, -(-max(self.used[slot] for slot in slots) // 128) * 128)
-        if self.model.device.type != "cuda" or getattr(
-            self.model, "is_loaded_in_8bit", False
-        ):  # int8 waits for the CPU
+        waits_for_cpu = getattr(self.model, "is_loaded_in_8bit", False)
+        if self.model.device.type != "cuda" or waits_for_cpu:
             self.step(width)
         elif width in self.graphs:
             self.graphs[width].replay()

@@ -126,9 +126,8 @@ def validate(record):
         check_tools(values["tools"])
         check_calls(values["answers"])
         tools, answers = to_json(values["tools"]), to_json(values["answers"])
-        (
-            row_id(record) + tools + answers
-        ).encode()  # "\ud800" is an escape in the text and half a surrogate pair in the value
+        # "\ud800" is an escape in the text and half a surrogate pair in the value.
+        (row_id(record) + tools + answers).encode()
     except UnicodeEncodeError:
         raise ValueError("half a surrogate pair in a string") from None
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:

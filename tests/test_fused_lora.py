@@ -92,3 +92,14 @@ def test_an_adapter_can_be_switched_off():
     x = torch.randn(2, 96)
     with fused.disable_adapter():
         assert torch.equal(fused(x), fused.base_model.model[0].base_layer(x))
+
+
+def test_projections_of_one_input_keep_it_once():
+    """What dropout leaves differs from projection to projection: kept instead, it would be a copy of the input for each."""
+    (_, first), (_, second) = layer(dropout=0.25), layer(dropout=0.25)
+    x = torch.randn(40, 96, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        first(x), second(x)
+    inputs = [tensor for tensor in kept if tensor.shape == x.shape and tensor.is_floating_point()]
+    assert {tensor.untyped_storage().data_ptr() for tensor in inputs} == {x.untyped_storage().data_ptr()}

@@ -9,7 +9,7 @@ from data_utils.batching import encode_prompts
 from data_utils.prompt import render_prompt
 from data_utils.rows import load_rows
 from data_utils.tool_calls import ValueWatcher
-from generation_utils import Answer, generate, plan_groups
+from generation_utils import PREFILL_TOKENS, Answer, generate, plan_groups
 
 BASE = ROOT / "demo" / "base"  # a random model says one token over and over, whatever came before
 
@@ -56,6 +56,18 @@ def test_rows_enter_slots_as_others_leave(model, tokenizer, prompts):
     few = dict(generate(model, tokenizer, prompts, 40, batch_tokens=3 * room))
     many = dict(generate(model, tokenizer, prompts, 40, batch_tokens=50_000))
     assert all(few[i][:3] == many[i][:3] for i in range(32))
+
+
+def test_the_last_prompts_do_not_wait_for_many_slots(model, tokenizer, prompts):
+    """All prompts but one fill the first prefill, and there is a slot for each: the last one comes before any decoding."""
+    lengths = {prompt: len(ids) for prompt, ids in zip(prompts, encode_prompts(tokenizer, prompts), strict=True)}
+    longest = sorted(lengths, key=lengths.get, reverse=True)
+    first = [i for i in range(len(longest)) if sum(lengths[prompt] for prompt in longest[:i]) <= PREFILL_TOKENS][-1]
+    passes = []
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: passes.append(kwargs), with_kwargs=True)
+    list(generate(model, tokenizer, longest[: first + 1], 40, batch_tokens=50_000))
+    hook.remove()
+    assert [i for i, kwargs in enumerate(passes) if "cu_seq_lens_q" in kwargs] == [0, 1]
 
 
 def test_a_sliding_window_is_kept_to(tokenizer, prompts):

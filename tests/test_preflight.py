@@ -1,5 +1,6 @@
 """Which micro-batches are the largest, what a trial leaves behind, and what is proposed where they do not fit."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from data_utils.batching import Example, TrainingData, largest_chunks
-from preflight import runs, what_fits
+from preflight import check_graphs_fit, runs, what_fits
+from script_utils import UserError
 from train import TrainingArguments
 
 
@@ -43,6 +45,10 @@ def test_a_trial_leaves_no_gradient_behind(memory_runs_out):
     assert runs(model, optimizer, loss_of, [examples, examples]) is not memory_runs_out
     assert seen == [[[0, 1, 2, 3, 4]]] * 2
     assert all(parameter.grad is None for parameter in model.parameters()) and not optimizer.state
+    seen.clear()
+    data = TrainingData(examples * 2, seed=0, batch_size=1, accumulation_steps=1)
+    with pytest.raises(UserError, match="--cuda_graphs false") if memory_runs_out else nullcontext():
+        check_graphs_fit(model, optimizer, loss_of, data, 0, 2)
 
 
 # What a GPU of `room` can hold, where a token costs 4 without checkpointing and 1 with it.
