@@ -5,6 +5,7 @@ python -m demo.pretrain --output_dir /tmp/base --steps 20 --batch_tokens 4096 --
 """
 
 import argparse
+import collections
 import copy
 import itertools
 import math
@@ -12,6 +13,7 @@ import multiprocessing
 import os
 import random
 import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ AVERAGED_STEPS = 100
 MAX_LENGTH = 1024  # longer documents, which are rare, are left out
 JOINED = 0.3  # of the documents come after another in one text, so that long distances are met too
 NOTHING, GIVEN, TOLD = 0, 1, 2
+MADE_AHEAD = 64  # batches
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -69,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     pool = multiprocessing.get_context("fork").Pool(
         args.workers, start_worker, (tokenizer.backend_tokenizer.to_str(), shape)
     )
-    batches = pool.imap(make_batch, range(-HELD_OUT_BATCHES, math.ceil(args.steps / args.passes)))
+    batches = made_ahead(pool, range(-HELD_OUT_BATCHES, math.ceil(args.steps / args.passes)))
     held_out = [next(batches) for _ in range(HELD_OUT_BATCHES)]
 
     model = build_model(tokenizer, args.seed).to(args.device)
@@ -167,9 +170,21 @@ def to_device(batch: tuple[np.ndarray, ...], device: str) -> list[torch.Tensor]:
     return [tokens.long(), positions.long(), follows, starts]
 
 
+def made_ahead(pool, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, ...]]:
+    """The batches of `indices` in order, up to MADE_AHEAD of them under way: more would only take the CPU from training."""
+    under_way = collections.deque()
+    for index in indices:
+        under_way.append(pool.apply_async(make_batch, (index,)))
+        if len(under_way) > MADE_AHEAD:
+            yield under_way.popleft().get()
+    while under_way:
+        yield under_way.popleft().get()
+
+
 def start_worker(tokenizer: str, shape: tuple[int, int]) -> None:
     global worker
     torch.set_num_threads(1)
+    os.nice(10)  # training comes first
     worker = Tokenizer.from_str(tokenizer), *shape
 
 
