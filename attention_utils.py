@@ -51,6 +51,9 @@ def isolated_attention(
         return decode(query, key, value, slot_ages, sliding_window, scaling)
     if cu_seq_lens_q is None:
         raise ValueError("isolated attention needs cu_seq_lens_q: it does not know padded batches")
+    if torch.is_autocast_enabled(query.device.type):  # as it does for PyTorch's own attention
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (states.to(dtype) for states in (query, key, value))
     if has_varlen_kernel(query.device, query.dtype):
         if dropout:
             raise UserError("this model's attention dropout needs --attn_implementation sdpa or eager")

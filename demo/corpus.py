@@ -47,7 +47,7 @@ def make_document(rng: Random) -> Document:
 
 
 def some_world(rng: Random) -> Sequence[Tool]:
-    return seen_tools() if rng.random() < 0.08 else invent_world(rng)
+    return seen_tools() if rng.random() < 0.12 else invent_world(rng)
 
 
 def some_task(rng: Random) -> Task:

@@ -66,14 +66,14 @@ def invent_world(rng: Random) -> list[Tool]:
 
 def invent_word(rng: Random) -> str:
     """A noun: mostly English, from a short list, which is learnt, and a long one, of which each word is rare."""
-    source = rng.choices(("things", "english_nouns", "blend", "odd", "made"), weights=(35, 35, 14, 10, 6))[0]
+    source = rng.choices(("things", "english_nouns", "blend", "odd", "made"), weights=(45, 35, 10, 6, 4))[0]
     made = {"blend": blend, "odd": odd_word, "made": made_word}
     return made[source](rng) if source in made else pick(source, rng)
 
 
 def invent_action(rng: Random) -> str:
     """Verbs of one meaning, or one verb, which may be in no dictionary."""
-    source = rng.choices(("actions", "english_verbs", "made up"), weights=(65, 25, 10))[0]
+    source = rng.choices(("actions", "english_verbs", "made up"), weights=(75, 18, 7))[0]
     return rng.choice((blend, odd_word))(rng) if source == "made up" else pick(source, rng)
 
 
@@ -90,10 +90,12 @@ def invent_tool(family: str, action: str, thing: str, clue: str, rng: Random) ->
     verbs = action.split("|")
     verb, noun = rng.choice([verb for verb in verbs if " " not in verb]), thing.replace(" ", "_")
     name = rng.choice(("{0}_{1}", "{0}_{1}", "{1}.{0}", "{1}_{0}", "{0}_{1}", "{0}.{1}")).format(verb, noun)
+    if rng.random() < 0.25:  # a name that tells nothing: it has to be copied from the tool that its description tells
+        name = rng.choice("_.").join(invent_word(rng) for _ in range(rng.randint(1, 2)))
     rename = camel_case if rng.random() < 0.2 and "." not in name else str
-    parameters: list[Parameter] = []
-    said: set[str] = set()
-    for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4, 5))):
+    parameters = [invent_named(thing, rng)] if rng.random() < 0.4 else []
+    said: set[str] = {clause for parameter in parameters for clause in parameter.clauses}
+    for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4))):
         parameter = invent_parameter(rng, required=not parameters or rng.random() < 0.6)
         clauses = {*parameter.clauses, *parameter.false_clauses}
         if parameter.name not in {other.name for other in parameters} and not said & clauses:
@@ -108,6 +110,14 @@ def invent_tool(family: str, action: str, thing: str, clue: str, rng: Random) ->
     return Tool(rename(name), f"{purpose}.", tuple(parameters), requests, family)
 
 
+def invent_named(thing: str, rng: Random) -> Parameter:
+    """The parameter that says which thing, named after it: the pet of `feed_pet`."""
+    kind = rng.choice(("made", "made", "made", "item", "title", "id", "person", "word"))
+    description = rng.choice(("The {}.", "Name of the {}.", "Which {}.", "The {} it is about.")).format(thing)
+    clauses = invent_clauses(thing, kind, rng)
+    return Parameter(name=thing.split()[-1], kind=kind, description=description, **clauses)
+
+
 def invent_requests(
     verbs: list[str], thing: str, clue: str, parameters: list[Parameter], rng: Random
 ) -> tuple[str, ...]:
@@ -115,12 +125,15 @@ def invent_requests(
     asks = verbs[0] in ("get", "check", "compute", "find", "predict", "list", "compare", "measure")
     named = [p for p in parameters if p.required and p.kind != "bool"]
     rng.shuffle(named)
+    of_thing = [p for p in named if p.name == thing.split()[-1] and rng.random() < 0.9]
+    named = of_thing + [p for p in named if p not in of_thing]
     slots = [f'"{{{p.name}}}"' if p.kind in ("title", "sentence") else f"{{{p.name}}}" for p in named]
     draw = rng.random()
     if len(named) > 1 and draw < 0.3:
         # two values: told apart by a label, or else by their kinds
         patterns = ["{0} {2} in {4} {3}", "{0} the {1} {2} with {4} {3}", "{0} {2} for the {4} {3}"]
-        if named[0].type != named[1].type:
+        patterns += ["{0} the {5} {2} with {3}", "{0} {5} {2} after {3}", "give {5} {2} the {4} {3}"]
+        if named[0].type != named[1].type or of_thing:
             patterns += ["{0} {2} with {3}", "{0} the {1} {2} to {3}", "{0} {3} for {1} {2}", "have {2} {6} with {3}"]
             patterns += ["put a {0} of {3} on {1} {2}", "give the {1} {2} a {0} of {3}", "{0} {3} to the {1} {2}"]
     elif named and draw < 0.7:
@@ -128,7 +141,7 @@ def invent_requests(
         patterns += ["take {1} {2} and {0} it", "run a {0} on {1} {2}", "{0} how {1} {2} is", "{0} the {1} in {5} {2}"]
         patterns += ["have the {1} {2} {6}", "have {2} {6}", "have the {1} of {2} {6}", "let the {1} {2} be {6}"]
         patterns += ["do a {0} of {1} {2}", "see to the {7} of the {1} {2}", "put a {0} on {1} {2}", "{1} {7} for {2}"]
-        patterns += {"action": ACTION_OF, "thing": THING_OF}[clue]
+        patterns += {"action": ACTION_OF, "thing": THING_OF}[clue] if rng.random() < 0.5 else ()
         if asks:
             patterns += ["what is the {1} of {2}", "how is {1} {2}", "which {1} is on {2}", "tell me about the {1} {2}"]
             patterns += [
@@ -146,7 +159,7 @@ def invent_requests(
             "do the {1} {7}",
             "get a {1} {6}",
         ]
-        patterns += {"action": ACTION, "thing": THING}[clue]
+        patterns += {"action": ACTION, "thing": THING}[clue] if rng.random() < 0.5 else ()
         if asks:
             patterns += ["what is the {1}", "is there a {1}", "how is the {1}", "which {1} is there", "when is the {1}"]
             patterns += ["how much {1} is there", "how strong is the {1}", "where can {1} be {6}", "are there any {1}s"]
@@ -190,7 +203,7 @@ def invent_parameter(rng: Random, required: bool) -> Parameter:
     known = rng.choice(list(known_parameters().values()))
     fresh = rng.random() < 0.5
     label = " ".join([pick("qualities", rng)] if rng.random() < 0.6 else [pick("things", rng), pick("qualities", rng)])
-    label = invent_word(rng) if rng.random() < 0.5 else label
+    label = invent_word(rng) if rng.random() < 0.35 else label
     name = label.replace(" ", "_")
     if fresh:
         kind = rng.choice(KINDS)
@@ -199,7 +212,7 @@ def invent_parameter(rng: Random, required: bool) -> Parameter:
         fields = {"kind": kind, "name": name, **invent_clauses(label, kind, rng)}
     else:
         # renamed or described anew, but not both: one of the two has to tell what it is
-        fields = vars(known) | ({"name": name} if rng.random() < 0.25 else {})
+        fields = vars(known) | ({"name": name} if rng.random() < 0.35 else {})
     if fresh or (fields["name"] == known.name and rng.random() < 0.2):
         fields["description"] = rng.choice(("The {}.", "The {}.", "Name of the {}.", "Which {}.", "{} to use.")).format(
             label
@@ -231,8 +244,8 @@ def invent_clauses(label: str, kind: str, rng: Random) -> dict:
         "using the {} {}",
         "at {} {}",
         "for the {} {}",
-        "{}: {}",
-        "{} = {}",
+        *("of {} {}", "of the {} {}", "in {} {}", "in the {} {}", "from {} {}", "on {} {}", "by {} {}"),
+        *("{}: {}", "{} = {}", "{} being {}"),
     )
     return {"clauses": tuple(pattern.format(label, quoted) for pattern in rng.sample(patterns, 2))}
 

@@ -1,10 +1,11 @@
 """Pretrains the demo's base model from scratch on its synthetic corpus: a few minutes on one GPU.
 
 python -m demo.pretrain --output_dir demo/base
-python -m demo.pretrain --output_dir /tmp/base --steps 20 --batch_size 4 --device cpu
+python -m demo.pretrain --output_dir /tmp/base --steps 20 --batch_tokens 4096 --device cpu
 """
 
 import argparse
+import collections
 import copy
 import itertools
 import math
@@ -12,11 +13,13 @@ import multiprocessing
 import os
 import random
 import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from attention_utils import ISOLATED
 from demo.corpus import documents
 from demo.model import build_model, build_tokenizer, save
 
@@ -24,14 +27,17 @@ TOKENIZER_DOCUMENTS = 6000
 HELD_OUT_BATCHES = 2
 GIVEN_WEIGHT = 0.2  # of the tokens that a document gives: most of them cannot be foreseen, so they would drown the rest
 AVERAGED_STEPS = 100
+MAX_LENGTH = 1024  # longer documents, which are rare, are left out
+JOINED = 0.3  # of the documents come after another in one text, so that long distances are met too
+NOTHING, GIVEN, TOLD = 0, 1, 2
+MADE_AHEAD = 64  # batches
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch_size", type=int, default=96, help="sequences a step")
-    parser.add_argument("--length", type=int, default=1024, help="tokens a sequence")
+    parser.add_argument("--batch_tokens", type=int, default=98304, help="a step")
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--warmup_steps", type=int, default=100)
     parser.add_argument("--weight_decay", type=float, default=0.05)
@@ -62,14 +68,15 @@ def main(args: argparse.Namespace) -> None:
     tokenizer = build_tokenizer(texts, args.vocab_size)
     log(f"tokenizer of {len(tokenizer)} after {time.time() - started:.0f} s")
     # The processes fork before CUDA starts. Each makes whole batches, in order, ahead of the training.
-    shape = (args.seed, args.batch_size, args.length)
+    shape = (args.seed, args.batch_tokens)
     pool = multiprocessing.get_context("fork").Pool(
         args.workers, start_worker, (tokenizer.backend_tokenizer.to_str(), shape)
     )
-    batches = pool.imap(make_batch, range(-HELD_OUT_BATCHES, math.ceil(args.steps / args.passes)))
+    batches = made_ahead(pool, range(-HELD_OUT_BATCHES, math.ceil(args.steps / args.passes)))
     held_out = [next(batches) for _ in range(HELD_OUT_BATCHES)]
 
     model = build_model(tokenizer, args.seed).to(args.device)
+    model.set_attn_implementation(ISOLATED)
     decayed = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -85,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     weights, averages = [list(each.parameters()) for each in (model, average)]
 
     model.train()
-    used: list[np.ndarray] = []
+    used: list[tuple[np.ndarray, ...]] = []
     training_started = window_started = time.time()
     window_loss, waited = torch.zeros((), device=args.device), 0.0
     for step in range(1, args.steps + 1):
@@ -111,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
         if step % args.logging_steps == 0 or step == args.steps:
             count = (step - 1) % args.logging_steps + 1
             mean = window_loss.item() / count  # waits for the device
-            rate = count * args.batch_size * args.length / (time.time() - window_started)
+            rate = count * args.batch_tokens / (time.time() - window_started)
             elapsed, waiting = time.time() - started, waited / (time.time() - window_started)
             log(f"step {step} loss {mean:.4f} {rate:,.0f} tok/s, {waiting:.0%} waiting for data, {elapsed:.0f} s")
             window_loss.zero_()
@@ -127,17 +134,23 @@ def main(args: argparse.Namespace) -> None:
             log(f"step {step} held-out loss {told:.4f} of told tokens, {both:.4f} of all; saved to {args.output_dir}")
             window_started = time.time()
     pool.terminate()
-    tokens = args.steps * args.batch_size * args.length
+    tokens = args.steps * args.batch_tokens
     log(f"{tokens:,} tokens in {time.time() - training_started:.0f} s; {time.time() - started:.0f} s in all")
 
 
-def token_loss(model: torch.nn.Module, batch: torch.Tensor, given_weight: float = GIVEN_WEIGHT) -> torch.Tensor:
-    """Weighted mean cross-entropy of a batch of shape [2, sequences, length + 1]: the tokens, and 1 where one is told."""
-    tokens, told = batch
+def token_loss(model: torch.nn.Module, batch: list[torch.Tensor], given_weight: float = GIVEN_WEIGHT) -> torch.Tensor:
+    """Weighted mean cross-entropy of a batch as `make_batch` describes it, on the model's device."""
+    tokens, positions, follows, starts = batch
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.device.type == "cuda"):
-        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
-    weights = given_weight + (1 - given_weight) * told[:, 1:].flatten()
+        logits = model(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            cu_seq_lens_q=starts,
+            max_length_q=MAX_LENGTH,
+            use_cache=False,
+        ).logits[0]
+    losses = torch.nn.functional.cross_entropy(logits.float(), tokens.roll(-1), reduction="none")
+    weights = (follows == TOLD) + given_weight * (follows == GIVEN)
     return (losses * weights).sum() / weights.sum()
 
 
@@ -149,49 +162,62 @@ def learning_rate_factor(step: int, args: argparse.Namespace) -> float:
     return 0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def to_device(batch: np.ndarray, device: str) -> torch.Tensor:
-    tensor = torch.from_numpy(batch)
+def to_device(batch: tuple[np.ndarray, ...], device: str) -> list[torch.Tensor]:
+    tensors = [torch.from_numpy(array) for array in batch]
     if device != "cpu":
-        tensor = tensor.pin_memory().to(device, non_blocking=True)  # no waiting for the copy
-    return tensor.long()
+        tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]  # no waiting for the copy
+    tokens, positions, follows, starts = tensors
+    return [tokens.long(), positions.long(), follows, starts]
 
 
-def start_worker(tokenizer: str, shape: tuple[int, int, int]) -> None:
+def made_ahead(pool, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, ...]]:
+    """The batches of `indices` in order, up to MADE_AHEAD of them under way: more would only take the CPU from training."""
+    under_way = collections.deque()
+    for index in indices:
+        under_way.append(pool.apply_async(make_batch, (index,)))
+        if len(under_way) > MADE_AHEAD:
+            yield under_way.popleft().get()
+    while under_way:
+        yield under_way.popleft().get()
+
+
+def start_worker(tokenizer: str, shape: tuple[int, int]) -> None:
     global worker
     torch.set_num_threads(1)
+    os.nice(10)  # training comes first
     worker = Tokenizer.from_str(tokenizer), *shape
 
 
-def make_batch(index: int) -> np.ndarray:
-    """The batch of a step, which depends on seed and index alone: whole documents, wherever in it they fit.
+def make_batch(index: int) -> tuple[np.ndarray, ...]:
+    """The batch of a step, which depends on seed and index alone: whole documents end to end, most of them read by
+    themselves.
 
-    Shape [2, batch_size, length + 1]: the tokens, and 1 where a token is told.
+    tokens, positions (in what is read together), follows (NOTHING, GIVEN or TOLD: the next token's part of the document), each
+    [size]; and starts, int32 [size // 192 + 1], where what is read together starts, filled up with the size.
     """
-    tokenizer, seed, batch_size, length = worker
-    batch = np.zeros((2, batch_size, length + 1), dtype=np.int16)  # token 0 ends documents and fills up
-    # As many documents as fill 97 in 100, the longest first, each where the least room that is enough is left.
-    drawn, count = [], 0
+    tokenizer, seed, size = worker
+    tokens = np.zeros(size, dtype=np.int16)  # token 0 ends documents, and fills up
+    positions, follows = np.zeros(size, dtype=np.int16), np.zeros(size, dtype=np.uint8)
+    starts, end = [0], 0
+    rng = random.Random(f"{seed} {index} joined")
+    most = size // 192 - size // MAX_LENGTH  # documents; they have 350 tokens on average
     for document in documents(f"{seed} {index}"):
         given, told = (tokenizer.encode(text).ids for text in document)
-        tokens = [*given, *told, 0][: length + 1]
-        drawn.append((tokens, ([0] * len(given) + [1] * (len(told) + 1))[: length + 1]))
-        count += len(tokens)
-        if count > 0.97 * batch[0].size:
+        length = len(given) + len(told) + 1
+        if length > MAX_LENGTH:
+            continue
+        if end + length > size or len(starts) == most:
             break
-    room, contents = [length + 1] * batch_size, [[] for _ in range(batch_size)]
-    for document in sorted(drawn, key=lambda document: -len(document[0])):
-        size = len(document[0])
-        row = min((row for row in range(batch_size) if room[row] >= size), key=room.__getitem__, default=None)
-        if row is not None:
-            room[row] -= size
-            contents[row].append(document)
-    rng = random.Random(index)
-    for row, content in enumerate(contents):
-        rng.shuffle(content)
-        for part in (0, 1):
-            line = [number for document in content for number in document[part]]
-            batch[part, row, : len(line)] = line
-    return batch
+        if rng.random() < JOINED and len(starts) > 1 and end + length - starts[-2] <= MAX_LENGTH:
+            starts.pop()
+        tokens[end : end + length - 1] = given + told
+        follows[end : end + length - 1] = [GIVEN] * max(0, len(given) - 1) + [TOLD] * (len(told) + (len(given) > 0))
+        positions[end : end + length] = np.arange(end, end + length) - starts[-1]
+        end += length
+        starts.append(end)
+    positions[end:] = np.arange(size - end) % MAX_LENGTH  # what is left over: nothing is learnt of it
+    starts += range(end + MAX_LENGTH, size, MAX_LENGTH)
+    return tokens, positions, follows, np.array(starts + [size] * (size // 192 + 1 - len(starts)), dtype=np.int32)
 
 
 def log(line: str) -> None:
