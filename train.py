@@ -15,6 +15,7 @@ import resource
 import shutil
 import sys
 import time
+from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -313,6 +314,7 @@ def main():
     progress = tqdm(total=last_step, initial=state.global_step, disable=not (is_main and terminal), file=sys.stdout)
     peak = peak_flops(accelerator)
     num_tokens, seconds, data_seconds = 0, 0.0, 0.0  # since the last log entry
+    unread = deque()  # steps whose loss is on the GPU
     profiler = step_profiler(args.profile_steps, state.global_step, output_dir) if is_main else None
     while state.global_step < last_step:
         step_start = time.perf_counter()
@@ -336,24 +338,33 @@ def main():
         scheduler.step()
         optimizer.zero_grad()
 
-        # The one CPU-GPU sync point of a step.
-        step_loss, grad_norm = torch.stack([accelerator.reduce(loss_sum), grad_norm]).tolist()
-        state.global_step += 1
-        if not (math.isfinite(step_loss) and math.isfinite(grad_norm)):
-            last_good = next(reversed(complete_checkpoints(output_dir)), "none yet")
-            raise UserError(
-                f"step {state.global_step} has loss {step_loss / window.num_completion_tokens} and gradient norm {grad_norm}; "
-                f"its rows: {', '.join(window.row_ids)}; last good checkpoint: {last_good}"
-            )
-        state.loss_sum += step_loss
-        state.completion_tokens += window.num_completion_tokens
+        unread.append((window, torch.stack([accelerator.reduce(loss_sum), grad_norm])))
         num_tokens += window.num_tokens
+        state.global_step += 1
+        is_last = state.global_step == last_step
+        is_log = is_last or state.global_step % args.logging_steps == 0
+        is_save = is_last or state.global_step % args.save_steps == 0
+        is_eval = eval_examples and (is_save or state.global_step % args.eval_steps == 0)
+
+        # Reading a loss waits for the GPU, the only thing here that does: so it is the last step's, while the GPU is busy with
+        # this one, and this one's only before what needs it.
+        while len(unread) > (0 if is_log or is_eval or is_save or profiler else 1):
+            window, results = unread.popleft()
+            step_loss, grad_norm = results.tolist()
+            if not (math.isfinite(step_loss) and math.isfinite(grad_norm)):
+                last_good = next(reversed(complete_checkpoints(output_dir)), "none yet")
+                raise UserError(
+                    f"step {state.global_step - len(unread)} has loss {step_loss / window.num_completion_tokens} and gradient norm "
+                    f"{grad_norm}; its rows: {', '.join(window.row_ids)}; last good checkpoint: {last_good}"
+                )
+            state.loss_sum += step_loss
+            state.completion_tokens += window.num_completion_tokens
         seconds += time.perf_counter() - step_start
         progress.update()
         if profiler:
             profiler.step()
 
-        if state.global_step % args.logging_steps == 0 or state.global_step == last_step:
+        if is_log:
             metrics = {
                 "train/loss": state.loss_sum / state.completion_tokens,
                 "train/learning_rate": learning_rate,
@@ -379,9 +390,7 @@ def main():
             state.loss_sum, state.completion_tokens = 0.0, 0
             num_tokens, seconds, data_seconds = 0, 0.0, 0.0
 
-        is_last = state.global_step == last_step
-        is_save = is_last or state.global_step % args.save_steps == 0
-        if eval_examples and (is_save or state.global_step % args.eval_steps == 0):
+        if is_eval:
             # Before saving, so that every checkpoint has its evaluation and the best one always exists.
             eval_loss = evaluate_loss(accelerator, model, eval_examples, args.per_device_eval_batch_size)
             report(writer, state.global_step, {"eval/loss": eval_loss})

@@ -110,11 +110,19 @@ def test_gradients_are_clipped_once_a_step_by_their_global_norm(train_here, flag
     assert norms[0] == pytest.approx(logged, rel=1e-4) and norms[1] == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(run_here, flags):
-    result = run_here(train, flags | {"learning_rate": 1e30, "warmup_ratio": 0, "save_steps": 1, "max_train_steps": 9})
-    assert result.code == 1
-    (line,) = result.err.strip().splitlines()
-    assert "has loss nan" in line and "demo-0000" in line and "last good checkpoint: " in line and "checkpoint-" in line
+def test_a_loss_that_is_not_finite_stops_the_run(run_here, flags, tmp_path):
+    """With the same step and rows, whether each step's loss is read at once or one step later."""
+    flags |= {"learning_rate": 1e30, "warmup_ratio": 0, "max_train_steps": 9}
+    lines = []
+    for every, last_good in ((1, tmp_path / "1" / "checkpoint-1"), (9, "none yet")):
+        result = run_here(
+            train, flags | {"output_dir": tmp_path / str(every), "save_steps": every, "logging_steps": every}
+        )
+        assert result.code == 1
+        (line,) = result.err.strip().splitlines()
+        assert "step 2 has loss nan" in line and "demo-0000" in line and line.endswith(f"checkpoint: {last_good}")
+        lines.append(line.removesuffix(str(last_good)))
+    assert lines[0] == lines[1]
 
 
 def test_rows_dropped_for_length_are_counted(run_here, flags, tmp_path):
