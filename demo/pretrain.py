@@ -1,6 +1,6 @@
 """Pretrains the demo's base model from scratch on its synthetic corpus: a few minutes on one GPU.
 
-python -m demo.pretrain --output_dir demo/base
+python -m demo.pretrain --output_dir demo/base --compile --passes 3 --steps 8100  # as the base was made
 python -m demo.pretrain --output_dir /tmp/base --steps 20 --batch_tokens 4096 --device cpu
 """
 
@@ -28,7 +28,8 @@ HELD_OUT_BATCHES = 2
 GIVEN_WEIGHT = 0.2  # of the tokens that a document gives: most of them cannot be foreseen, so they would drown the rest
 AVERAGED_STEPS = 100
 MAX_LENGTH = 1024  # longer documents, which are rare, are left out
-JOINED = 0.3  # of the documents come after another in one text, so that long distances are met too
+JOINED = 0.3  # of the documents come after another in one text where they fit, so that long distances are met too
+MEAN_TEXT = 192  # tokens: texts are longer on average, and a batch has room for as many as if they were not
 NOTHING, GIVEN, TOLD = 0, 1, 2
 MADE_AHEAD = 64  # batches
 
@@ -37,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch_tokens", type=int, default=98304, help="a step")
+    parser.add_argument("--batch_tokens", type=int, default=98304, help=f"a step; at least {MAX_LENGTH}")
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--warmup_steps", type=int, default=100)
     parser.add_argument("--weight_decay", type=float, default=0.05)
@@ -53,7 +54,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--save_steps", type=int, default=500)
     parser.add_argument("--logging_steps", type=int, default=50)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.batch_tokens < MAX_LENGTH:
+        parser.error(f"--batch_tokens must be at least {MAX_LENGTH}: the longest document")
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
@@ -193,20 +197,20 @@ def make_batch(index: int) -> tuple[np.ndarray, ...]:
     themselves.
 
     tokens, positions (in what is read together), follows (NOTHING, GIVEN or TOLD: the next token's part of the document), each
-    [size]; and starts, int32 [size // 192 + 1], where what is read together starts, filled up with the size.
+    [size]; and starts, int32 [size // MEAN_TEXT + 1], where what is read together starts, filled up with the size.
     """
     tokenizer, seed, size = worker
     tokens = np.zeros(size, dtype=np.int16)  # token 0 ends documents, and fills up
     positions, follows = np.zeros(size, dtype=np.int16), np.zeros(size, dtype=np.uint8)
     starts, end = [0], 0
     rng = random.Random(f"{seed} {index} joined")
-    most = size // 192 - size // MAX_LENGTH  # documents; they have 350 tokens on average
+    room = size // MEAN_TEXT - size // MAX_LENGTH  # for texts, and the rest that is left over in pieces of MAX_LENGTH
     for document in documents(f"{seed} {index}"):
         given, told = (tokenizer.encode(text).ids for text in document)
         length = len(given) + len(told) + 1
         if length > MAX_LENGTH:
             continue
-        if end + length > size or len(starts) == most:
+        if end + length > size or len(starts) == room:
             break
         if rng.random() < JOINED and len(starts) > 1 and end + length - starts[-2] <= MAX_LENGTH:
             starts.pop()
@@ -217,7 +221,7 @@ def make_batch(index: int) -> tuple[np.ndarray, ...]:
         starts.append(end)
     positions[end:] = np.arange(size - end) % MAX_LENGTH  # what is left over: nothing is learnt of it
     starts += range(end + MAX_LENGTH, size, MAX_LENGTH)
-    return tokens, positions, follows, np.array(starts + [size] * (size // 192 + 1 - len(starts)), dtype=np.int32)
+    return tokens, positions, follows, np.array(starts + [size] * (size // MEAN_TEXT + 1 - len(starts)), dtype=np.int32)
 
 
 def log(line: str) -> None:

@@ -1,4 +1,4 @@
-"""--torch_compile: the same numbers, from a graph for training and one for evaluation; and its own dropout."""
+"""--torch_compile: the same numbers, from a graph for training and one for evaluation, with dropout and without."""
 
 import torch
 import torch._dynamo
@@ -23,3 +23,9 @@ def test_two_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
     assert counters["stats"]["unique_graphs"] == 2
     for tag in ("train/loss", "train/grad_norm", "eval/loss"):
         torch.testing.assert_close(values(compiled, tag), values(plain, tag), rtol=1e-4, atol=0)
+    torch._dynamo.reset()
+    counters.clear()
+    train_here(
+        flags | {"output_dir": tmp_path / "dropout", "torch_compile": True, "lora_dropout": 0.1, "max_train_steps": 2}
+    )
+    assert counters["stats"]["unique_graphs"] == 2
