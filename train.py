@@ -346,8 +346,8 @@ def main():
         is_save = is_last or state.global_step % args.save_steps == 0
         is_eval = eval_examples and (is_save or state.global_step % args.eval_steps == 0)
 
-        # Reading a loss waits for the GPU, the only thing here that does: so it is the last step's, while the GPU is busy with
-        # this one, and this one's only before what needs it.
+        # Reading a loss waits for the GPU, the only thing here that does. So the previous step's is read, while the GPU is busy
+        # with this one; this one's too before anything that needs it.
         while len(unread) > (0 if is_log or is_eval or is_save or profiler else 1):
             window, results = unread.popleft()
             step_loss, grad_norm = results.tolist()
