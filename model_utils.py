@@ -19,6 +19,9 @@ from script_utils import ROOT, UserError, check_hub_access
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
 
+# Random numbers are PyTorch's own: else a kernel would draw the seed of dropout's mask anew for each entry.
+COMPILE = {"dynamic": True, "options": {"fallback_random": True}}
+
 # Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; the longest matching name counts.
 PEAK_BF16_FLOPS = {
     "NVIDIA A100": 312e12,
@@ -148,8 +151,7 @@ def compile_layers(model):
         lambda module, args, output: output.requires_grad_() if torch.is_grad_enabled() else output
     )
     for layer in layers:
-        # Random numbers are PyTorch's own: else a kernel would draw the seed of dropout's mask anew for each entry.
-        layer.compile(dynamic=True, options={"fallback_random": True})
+        layer.compile(**COMPILE)
 
 
 def base_fingerprint(model):

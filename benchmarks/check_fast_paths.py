@@ -29,7 +29,7 @@ from cuda_graphs import use_cuda_graphs
 from data_utils.batching import TrainingData, tokenize_rows
 from data_utils.rows import load_rows
 from fused_lora import LoraProjection, fuse_lora, hashed_mask
-from model_utils import compile_layers, use_liger_kernels
+from model_utils import COMPILE, compile_layers, use_liger_kernels
 from train import completion_loss
 
 FUSED = {"attention": ISOLATED, "fused": True}
@@ -142,7 +142,7 @@ def main():
         wanted = y, *torch.autograd.grad((y * weights).sum(), (x, a, b))
         if on_gpu:
             base.bfloat16()
-        projection = torch.compile(LoraProjection.apply, dynamic=True, options={"fallback_random": True})
+        projection = torch.compile(LoraProjection.apply, **COMPILE)
         torch.manual_seed(1)
         y = projection(x.to(base.weight.dtype), a, b, base, 2.0, 0.05)
         got = y, *torch.autograd.grad((y * weights).sum(), (x, a, b))

@@ -8,6 +8,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 
 from fused_lora import LoraProjection, fuse_lora, hashed_mask
+from model_utils import COMPILE
 
 
 def layer(quantized=False, dropout=0.0):
@@ -68,7 +69,7 @@ def test_dropout_is_on_the_adapters_input_alone(compiled):
     _, fused = layer(dropout=0.25)
     plain = copy.deepcopy(fused).base_model.model[0]
     if compiled:
-        fused.base_model.model[0].compile(dynamic=True, options={"fallback_random": True})
+        fused.base_model.model[0].compile(**COMPILE)
     x = torch.randn(3, 50, 96)
     torch.manual_seed(1)
     got = output_and_gradients(fused, x)
@@ -122,7 +123,7 @@ def test_projections_of_one_input_keep_it_once(compiled):
     projections = [layer(dropout=0.25)[1].base_model.model[0] for _ in range(2)]
     run = lambda x: projections[0](x) + projections[1](x)  # noqa: E731
     if compiled:
-        run = torch.compile(run, dynamic=True, options={"fallback_random": True})
+        run = torch.compile(run, **COMPILE)
     x = torch.randn(40, 96, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
