@@ -45,25 +45,26 @@ class LoraProjection(torch.autograd.Function):
     def forward(ctx, x, a, b, base, scaling, dropout):
         weight = dense_weight(base)
         shape, x = x.shape, x.flatten(0, -2).to(weight.dtype)
-        dropped, mask, seed = x, None, None
+        dropped, mask, noise = x, None, None
         if dropout and torch.compiler.is_compiling():
-            seed = torch.randint(2**32, (2,), device=x.device)
+            noise = torch.randint(-(2**31), 2**31, (sum(x.shape),), dtype=torch.int32, device=x.device)
             # Not x * mask, which backward makes again: found in both, it would be kept for each projection instead of x.
-            dropped = (x.float() * (hashed_mask(seed, x.shape, dropout) / (1 - dropout))).to(x.dtype)
+            dropped = (x.float() * (hashed_mask(noise, x.shape, dropout) / (1 - dropout))).to(x.dtype)
         elif dropout:
             dropped, mask = torch.native_dropout(x, dropout, True)
         low = dropped @ a.t().to(x.dtype)
-        y = add_product(F.linear(x, weight, base.bias), low, (b * scaling).t().to(x.dtype))
-        ctx.save_for_backward(x, mask, seed, low, a, b)
+        y = F.linear(low, (b * scaling).to(x.dtype), base.bias)
+        add_product(y, x, weight.t())
+        ctx.save_for_backward(x, mask, noise, low, a, b)
         ctx.base, ctx.scaling, ctx.dropout, ctx.shape = base, scaling, dropout, shape
         return y.view(*shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, mask, seed, low, a, b = ctx.saved_tensors
-        if seed is not None:
-            mask = hashed_mask(seed, x.shape, ctx.dropout)
+        x, mask, noise, low, a, b = ctx.saved_tensors
+        if noise is not None:
+            mask = hashed_mask(noise, x.shape, ctx.dropout)
         keep = 1 - ctx.dropout
         dy = dy.flatten(0, -2)
         dlow = dy @ (b * ctx.scaling).to(x.dtype)
@@ -71,40 +72,39 @@ class LoraProjection(torch.autograd.Function):
         da = (dlow.t() @ (x if mask is None else x * mask)).to(a.dtype) / keep
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ dense_weight(ctx.base)
+            dx = dlow @ (a / keep).to(x.dtype)
             if mask is None:
-                dx = add_product(dx, dlow, a.to(x.dtype))
+                add_product(dx, dy, dense_weight(ctx.base))
             else:
-                dx = dx.addcmul_(dlow @ (a / keep).to(x.dtype), mask)
+                dx = (dy @ dense_weight(ctx.base)).addcmul_(dx, mask)
             dx = dx.view(ctx.shape)
         return dx, da, db, None, None, None
 
 
 def add_product(y, left, right):
-    """y + left @ right, into y itself; in compiled code by the kernel that reads it, and in float32: of a sum in y's own
-    dtype the compiler would make an `addmm`, and a copy of y for it."""
+    """y += left @ right."""
     if torch.compiler.is_compiling():
-        return (y.float() + (left @ right).float()).to(y.dtype)
-    return y.addmm_(left, right)
+        torch.ops.tool_calls.add_product(y, left, right)
+    else:
+        y.addmm_(left, right)
 
 
-def hashed_mask(seed, shape, dropout):
-    """Which entries of a [tokens, features] input dropout keeps, as bool: a hash of their position and of two random
-    numbers below 2**32 (int64).
+@torch.library.custom_op("tool_calls::add_product", mutates_args={"y"})
+def _(y: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Out of the compiler's sight, who would add to a copy of y."""
+    y.addmm_(left, right)
 
-    For compiled code, which makes it anew wherever it reads it, in kernels that wait for memory anyway, and stores none. The
-    mixing is Chris Wellons' lowbias32 but for its last step: entries of a row at some distances are correlated, by 0.25 % at
-    most of those measured, and rows and seeds hardly at all.
+
+def hashed_mask(noise, shape, dropout):
+    """Which entries of a [tokens, features] input dropout keeps, as bool, by a hash of two random numbers, the row's and
+    the column's, which are `noise`: [tokens + features], int32, uniform.
+
+    For compiled code, which makes it anew wherever it reads it, in kernels that wait for memory anyway, and stores none.
+    Entries are pairwise independent, since the exclusive-or of the numbers is; the multiplication is so that rows with
+    nearly the same number do not drop the same columns.
     """
-    tokens, features = (torch.arange(size, device=seed.device) for size in shape)
-    row_seed, column_seed = seed.unbind()
-    # From 64 bits to 32 after the xor, not before: compiled index arithmetic keeps its own width whatever dtype it is said
-    # to have (torch 2.11). From here on products wrap around, and >> keeps the sign.
-    rows = (tokens ^ row_seed).int() * (0x9E3779B1 - 2**32)
-    bits = rows[:, None] ^ (features ^ column_seed).int()
-    bits = (bits ^ (bits >> 16 & 0xFFFF)) * 0x7FEB352D
-    bits = (bits ^ (bits >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
-    return bits >= int(dropout * 2**32) - 2**31
+    rows, columns = noise.split(shape)
+    return (rows[:, None] ^ columns) * (0x9E3779B1 - 2**32) >= int(dropout * 2**32) - 2**31  # wraps around
 
 
 def dense_weight(linear):

@@ -9,6 +9,7 @@ Rows, prompt and batches come from data_utils/, the model from model_utils.py. T
 experiment's; `main` is the run, from top to bottom. Edit either.
 """
 
+import functools
 import math
 import re
 import resource
@@ -44,6 +45,7 @@ from data_utils.prompt import PROMPT_VERSION, to_json
 from data_utils.rows import describe_bad_rows, load_rows, split_rows
 from evaluate import METRICS, predict
 from model_utils import (
+    COMPILE,
     add_lora,
     base_fingerprint,
     check_isolation,
@@ -267,8 +269,11 @@ def main():
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if args.liger_kernel:
         use_liger_kernels(model)
+    loss_of = completion_loss
     if args.torch_compile:
         compile_layers(model)
+        # Two kernels, not five, and no tensors of the logits' size in between.
+        loss_of = functools.partial(completion_loss, cross_entropy=torch.compile(cross_entropy, **COMPILE))
     log(f"Attention: {attention}")
     log("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
     flops_per_token, flops_per_completion_token = training_flops(model, args.gradient_checkpointing)
@@ -291,10 +296,10 @@ def main():
     model.train()
     if state.global_step < last_step:
         steps = state.global_step, last_step
-        check_training_fits(accelerator, model, optimizer, completion_loss, data, args, *steps)
+        check_training_fits(accelerator, model, optimizer, loss_of, data, args, *steps)
         if args.cuda_graphs:
             log(f"CUDA graphs for {use_cuda_graphs(accelerator, model, data, *steps)} sizes of micro-batches")
-            check_graphs_fit(model, optimizer, completion_loss, data, *steps)
+            check_graphs_fit(model, optimizer, loss_of, data, *steps)
         check_evaluation_fits(accelerator, model, optimizer, completion_loss, data, eval_examples, args)
     writer = None
     if is_main:
@@ -329,7 +334,7 @@ def main():
         for i, batch in enumerate(window.micro_batches):
             is_last = i == len(window.micro_batches) - 1
             with nullcontext() if is_last else accelerator.no_sync(model):
-                loss = completion_loss(model, batch, accelerator.device)
+                loss = loss_of(model, batch, accelerator.device)
                 accelerator.backward(loss * scale)
             loss_sum += loss.detach()
         grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm or math.inf)
@@ -424,7 +429,11 @@ def main():
     accelerator.end_training()
 
 
-def completion_loss(model, batch, device):
+def cross_entropy(logits, labels):
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def completion_loss(model, batch, device, cross_entropy=cross_entropy):
     """Cross-entropy of the completion tokens of a collated micro-batch, summed; the head runs on these alone.
 
     `use_cache=False` is more than thrift: with a cache, examples of a padding-free batch see each other.
@@ -432,7 +441,7 @@ def completion_loss(model, batch, device):
     batch = send_to_device(batch, device, non_blocking=True)
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits[0]
-    return F.cross_entropy(logits.float(), labels, reduction="sum")
+    return cross_entropy(logits, labels)
 
 
 @torch.no_grad()

@@ -137,7 +137,8 @@ def main():
         x, a, b = torch.randn(3000, 2560, **draw), torch.randn(32, 2560, **draw), torch.randn(1024, 32, **draw)
         weights = torch.randn(3000, 1024, device=accelerator.device)
         torch.manual_seed(1)
-        mask = hashed_mask(torch.randint(2**32, (2,), device=accelerator.device), x.shape, 0.05)
+        noise = torch.randint(-(2**31), 2**31, (sum(x.shape),), dtype=torch.int32, device=accelerator.device)
+        mask = hashed_mask(noise, x.shape, 0.05)
         y = base(x) + 2 * (x * mask / 0.95) @ a.t() @ b.t()
         wanted = y, *torch.autograd.grad((y * weights).sum(), (x, a, b))
         if on_gpu:

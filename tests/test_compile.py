@@ -1,4 +1,4 @@
-"""--torch_compile: the same numbers, from a graph for training and one for evaluation, with dropout and without."""
+"""--torch_compile: the same numbers, from three graphs: for training, for its loss and for evaluation; with dropout and without."""
 
 import torch
 import torch._dynamo
@@ -6,7 +6,7 @@ from conftest import ROOT, values
 from torch._dynamo.utils import counters
 
 
-def test_two_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
+def test_three_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
     """Eight layers, six training micro-batches and four evaluations of different lengths, two examples or more each."""
     flags |= {
         "model_name_or_path": ROOT / "demo" / "base",
@@ -20,7 +20,7 @@ def test_two_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
     torch._dynamo.reset()
     counters.clear()
     compiled = train_here(flags | {"output_dir": tmp_path / "compiled", "torch_compile": True})
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == 3
     for tag in ("train/loss", "train/grad_norm", "eval/loss"):
         torch.testing.assert_close(values(compiled, tag), values(plain, tag), rtol=1e-4, atol=0)
     torch._dynamo.reset()
@@ -28,4 +28,4 @@ def test_two_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
     train_here(
         flags | {"output_dir": tmp_path / "dropout", "torch_compile": True, "lora_dropout": 0.1, "max_train_steps": 2}
     )
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == 3
