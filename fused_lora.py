@@ -43,7 +43,7 @@ class LoraProjection(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, a, b, base, scaling, dropout):
-        weight = dense_weight(base)
+        weight = dense(base, base.weight.t())
         shape, x = x.shape, x.flatten(0, -2).to(weight.dtype)
         dropped, mask, noise = x, None, None
         if dropout and torch.compiler.is_compiling():
@@ -54,7 +54,7 @@ class LoraProjection(torch.autograd.Function):
             dropped, mask = torch.native_dropout(x, dropout, True)
         low = dropped @ a.t().to(x.dtype)
         y = F.linear(low, (b * scaling).to(x.dtype), base.bias)
-        add_product(y, x, weight.t())
+        add_product(y, x, weight)
         ctx.save_for_backward(x, mask, noise, low, a, b)
         ctx.base, ctx.scaling, ctx.dropout, ctx.shape = base, scaling, dropout, shape
         return y.view(*shape[:-1], -1)
@@ -73,10 +73,11 @@ class LoraProjection(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dlow @ (a / keep).to(x.dtype)
+            weight = dense(ctx.base, ctx.base.weight)
             if mask is None:
-                add_product(dx, dy, dense_weight(ctx.base))
+                add_product(dx, dy, weight)
             else:
-                dx = (dy @ dense_weight(ctx.base)).addcmul_(dx, mask)
+                dx = (dy @ weight).addcmul_(dx, mask)
             dx = dx.view(ctx.shape)
         return dx, da, db, None, None, None
 
@@ -107,11 +108,15 @@ def hashed_mask(noise, shape, dropout):
     return (rows[:, None] ^ columns) * (0x9E3779B1 - 2**32) >= int(dropout * 2**32) - 2**31  # wraps around
 
 
-def dense_weight(linear):
-    """[out, in], dequantised where it is NF4."""
+def dense(linear, weight):
+    """`linear.weight` or its transpose, dequantised where it is NF4.
+
+    Forward asks for one and backward for the other: in compiled code, dense weights that both use would be kept between
+    them, those of all layers.
+    """
     quant_state = getattr(linear.weight, "quant_state", None)
     if quant_state is None:
-        return linear.weight
+        return weight
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(linear.weight, quant_state)
+    return dequantize_4bit(weight, quant_state)

@@ -1,4 +1,4 @@
-"""--torch_compile: the same numbers, from three graphs: for training, for its loss and for evaluation; with dropout and without."""
+"""--torch_compile: the same numbers, from three graphs (training, its loss, evaluation); as many with dropout and on NF4."""
 
 import torch
 import torch._dynamo
@@ -25,7 +25,6 @@ def test_three_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
         torch.testing.assert_close(values(compiled, tag), values(plain, tag), rtol=1e-4, atol=0)
     torch._dynamo.reset()
     counters.clear()
-    train_here(
-        flags | {"output_dir": tmp_path / "dropout", "torch_compile": True, "lora_dropout": 0.1, "max_train_steps": 2}
-    )
+    flags |= {"torch_compile": True, "lora_dropout": 0.1, "quantization": "nf4", "max_train_steps": 2}
+    train_here(flags | {"output_dir": tmp_path / "dropout"})
     assert counters["stats"]["unique_graphs"] == 3

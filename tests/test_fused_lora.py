@@ -134,3 +134,12 @@ def test_projections_of_one_input_keep_it_once(compiled):
     }
     assert inputs == {x.untyped_storage().data_ptr()}
     assert sum(tensor.dtype == torch.bool for tensor in kept) == (0 if compiled else 2)
+
+
+def test_compiled_layers_keep_no_weights_that_they_dequantised():
+    projection = layer(quantized=True, dropout=0.25)[1].base_model.model[0]
+    projection.compile(**COMPILE)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        projection(torch.randn(40, 96, requires_grad=True))
+    assert kept and not any(tensor.shape in ((64, 96), (96, 64)) for tensor in kept)
