@@ -2,7 +2,7 @@
 
 import torch
 import torch._dynamo
-from conftest import ROOT, values
+from conftest import ROOT, launch, values
 from torch._dynamo.utils import counters
 
 
@@ -28,3 +28,11 @@ def test_three_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
     flags |= {"torch_compile": True, "lora_dropout": 0.1, "quantization": "nf4", "max_train_steps": 2}
     train_here(flags | {"output_dir": tmp_path / "dropout"})
     assert counters["stats"]["unique_graphs"] == 3
+
+
+def test_without_a_compiler_one_line_says_so(flags, monkeypatch):
+    monkeypatch.setenv("CXX", "no_such_compiler")
+    result = launch("train.py", flags | {"torch_compile": True})
+    assert result.code == 1
+    assert "error: --torch_compile needs g++: " in result.err and "Traceback" not in result.err
+    assert not flags["output_dir"].exists()
