@@ -101,18 +101,18 @@ def hashed_mask(noise, shape, dropout):
     the column's, which are `noise`: [tokens + features], int32, uniform.
 
     For compiled code, which makes it anew wherever it reads it, in kernels that wait for memory anyway, and stores none.
-    Entries are pairwise independent, since the exclusive-or of the numbers is; the multiplication is so that rows with
-    nearly the same number do not drop the same columns.
+    Entries are pairwise independent, since the exclusive-or of the numbers is. The multiplication is so that few pairs of
+    rows drop the same columns: those whose numbers differ in few bits, at a dropout of 0.05 one in a hundred thousand.
     """
     rows, columns = noise.split(shape)
     return (rows[:, None] ^ columns) * (0x9E3779B1 - 2**32) >= int(dropout * 2**32) - 2**31  # wraps around
 
 
 def dense(linear, weight):
-    """`linear.weight` or its transpose, dequantised where it is NF4.
+    """`linear.weight` or its transpose, dequantised where it is NF4; to bitsandbytes the transposed bytes mean the latter.
 
     Forward asks for one and backward for the other: in compiled code, dense weights that both use would be kept between
-    them, those of all layers.
+    them, those of all layers. What is kept is their scales, a sixteenth of a byte a weight.
     """
     quant_state = getattr(linear.weight, "quant_state", None)
     if quant_state is None:

@@ -148,9 +148,12 @@ def compile_layers(model):
         raise UserError(f"--torch_compile does not know where {type(base).__name__} keeps its layers")
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=model.device))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever PyTorch, Triton and their compilers raise
         needs = "gcc and Python's headers" if model.device.type == "cuda" else "g++"
-        raise UserError(f"--torch_compile needs {needs}: {str(error).splitlines()[0]}") from None
+        cause = one_line(getattr(error, "inner_exception", error))
+        raise UserError(f"--torch_compile, which needs {needs}, does not work here: {cause}") from None
     # Else the first layer, whose input has no gradient, would need a graph of its own.
     base.get_input_embeddings().register_forward_hook(
         lambda module, args, output: output.requires_grad_() if torch.is_grad_enabled() else output

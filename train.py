@@ -272,8 +272,8 @@ def main():
     loss_of = completion_loss
     if args.torch_compile:
         compile_layers(model)
-        # Two kernels, not five, and no tensors of the logits' size in between.
-        loss_of = functools.partial(completion_loss, cross_entropy=torch.compile(cross_entropy, **COMPILE))
+        # In one pass over the logits each way, keeping no log-probabilities.
+        loss_of = functools.partial(completion_loss, loss_function=torch.compile(cross_entropy, **COMPILE))
     log(f"Attention: {attention}")
     log("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
     flops_per_token, flops_per_completion_token = training_flops(model, args.gradient_checkpointing)
@@ -433,7 +433,7 @@ def cross_entropy(logits, labels):
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
-def completion_loss(model, batch, device, cross_entropy=cross_entropy):
+def completion_loss(model, batch, device, loss_function=cross_entropy):
     """Cross-entropy of the completion tokens of a collated micro-batch, summed; the head runs on these alone.
 
     `use_cache=False` is more than thrift: with a cache, examples of a padding-free batch see each other.
@@ -441,7 +441,7 @@ def completion_loss(model, batch, device, cross_entropy=cross_entropy):
     batch = send_to_device(batch, device, non_blocking=True)
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits[0]
-    return cross_entropy(logits, labels)
+    return loss_function(logits, labels)
 
 
 @torch.no_grad()
