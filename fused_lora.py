@@ -1,8 +1,8 @@
 """PEFT's LoRA layers with a forward and a backward of a third of the kernels: the same sums, written out once.
 
 PEFT computes `W x + scaling * B A dropout(x)` as nine operations or more, casts x to float32 on the way and keeps a dropped
-copy of x for the backward pass. Here the products accumulate into W x in place, and of the dropout the mask alone is kept.
-Compiled code keeps the mask's seed alone, and leaves the sum to whatever reads it.
+copy of x for the backward pass. Here W x is added in place to what the adapter gives, and of the dropout the mask alone is
+kept; in compiled code only the random numbers that it is made from.
 """
 
 import functools

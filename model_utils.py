@@ -19,7 +19,7 @@ from script_utils import ROOT, UserError, check_hub_access
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
 
-# Random numbers are PyTorch's own: else a kernel would draw the seed of dropout's mask anew for each entry.
+# Random numbers are PyTorch's own: else kernels would draw those of dropout's masks anew wherever they read them.
 COMPILE = {"dynamic": True, "options": {"fallback_random": True}}
 
 # Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; the longest matching name counts.
