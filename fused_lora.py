@@ -33,18 +33,18 @@ class FusedForward:
             return super().forward(x)
         (adapter,) = self.active_adapters
         dropout = getattr(self.lora_dropout[adapter], "p", 0.0) if self.training else 0.0  # Identity has no p
-        return LoraProjection.apply(
-            x, self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.base_layer, self.scaling[adapter], dropout
-        )
+        a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        y = LoraProjection.apply(x.flatten(0, -2), a, b, self.base_layer, self.scaling[adapter], dropout)
+        return y.view(*x.shape[:-1], -1)
 
 
 class LoraProjection(torch.autograd.Function):
-    """x: [..., in]; a: [r, in] and b: [out, r], float32 or x's dtype; base: a frozen Linear. Returns [..., out]."""
+    """x: [tokens, in]; a: [r, in] and b: [out, r], float32 or x's dtype; base: a frozen Linear. Returns [tokens, out]."""
 
     @staticmethod
     def forward(ctx, x, a, b, base, scaling, dropout):
         weight = dense(base, base.weight.t())
-        shape, x = x.shape, x.flatten(0, -2).to(weight.dtype)
+        x = x.to(weight.dtype)
         dropped, mask, noise = x, None, None
         if dropout and torch.compiler.is_compiling():
             noise = torch.randint(-(2**31), 2**31, (sum(x.shape),), dtype=torch.int32, device=x.device)
@@ -56,8 +56,8 @@ class LoraProjection(torch.autograd.Function):
         y = F.linear(low, (b * scaling).to(x.dtype), base.bias)
         add_product(y, x, weight)
         ctx.save_for_backward(x, mask, noise, low, a, b)
-        ctx.base, ctx.scaling, ctx.dropout, ctx.shape = base, scaling, dropout, shape
-        return y.view(*shape[:-1], -1)
+        ctx.base, ctx.scaling, ctx.dropout = base, scaling, dropout
+        return y
 
     @staticmethod
     @once_differentiable
@@ -66,7 +66,6 @@ class LoraProjection(torch.autograd.Function):
         if noise is not None:
             mask = hashed_mask(noise, x.shape, ctx.dropout)
         keep = 1 - ctx.dropout
-        dy = dy.flatten(0, -2)
         dlow = dy @ (b * ctx.scaling).to(x.dtype)
         db = (dy.t() @ low).to(b.dtype) * ctx.scaling
         da = (dlow.t() @ (x if mask is None else x * mask)).to(a.dtype) / keep
@@ -78,7 +77,6 @@ class LoraProjection(torch.autograd.Function):
                 add_product(dx, dy, weight)
             else:
                 dx = (dy @ weight).addcmul_(dx, mask)
-            dx = dx.view(ctx.shape)
         return dx, da, db, None, None, None
 
 
