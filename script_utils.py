@@ -282,12 +282,13 @@ def environment_record(**extra):
         commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     except OSError:  # no git on this machine
         commit = ""
-    packages = ["torch", "accelerate", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers", "safetensors"]
+    packages = ["accelerate", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers", "safetensors"]
     return {
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": commit or None,
         "python": platform.python_version(),
+        "torch": torch.__version__,  # with the CUDA version it was built for
         **{package: installed(package) for package in packages},
         "machine": platform.platform(),
         "cpu_count": os.cpu_count(),
