@@ -47,7 +47,7 @@ class LoraProjection(torch.autograd.Function):
         x = x.to(weight.dtype)
         dropped, mask, noise = x, None, None
         if dropout and torch.compiler.is_compiling():
-            noise = torch.randint(-(2**31), 2**31, (sum(x.shape),), dtype=torch.int32, device=x.device)
+            noise = draw_noise(x.shape, x.device)
             # Not x * mask, which backward makes again: found in both, it would be kept for each projection instead of x.
             dropped = (x.float() * (hashed_mask(noise, x.shape, dropout) / (1 - dropout))).to(x.dtype)
         elif dropout:
@@ -94,9 +94,13 @@ def _(y: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     y.addmm_(left, right)
 
 
+def draw_noise(shape, device):
+    """A random number for each row and each column of a [tokens, features] input: [tokens + features], int32, uniform."""
+    return torch.randint(-(2**31), 2**31, (sum(shape),), dtype=torch.int32, device=device)
+
+
 def hashed_mask(noise, shape, dropout):
-    """Which entries of a [tokens, features] input dropout keeps, as bool, by a hash of two random numbers, the row's and
-    the column's, which are `noise`: [tokens + features], int32, uniform.
+    """Which entries of a [tokens, features] input dropout keeps, as bool, by a hash of their row's and their column's noise.
 
     For compiled code, which makes it anew wherever it reads it, in kernels that wait for memory anyway, and stores none.
     Entries are pairwise independent, since the exclusive-or of the numbers is. The multiplication is so that few pairs of

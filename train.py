@@ -271,7 +271,7 @@ def main():
         use_liger_kernels(model)
     loss_of = completion_loss
     if args.torch_compile:
-        log("Compiling in the first step, one graph for all layers: minutes on a GPU")
+        log("Compiling with the first batch, one graph for all layers: minutes on a GPU")
         compile_layers(model)
         # In one pass over the logits each way, keeping no log-probabilities.
         loss_of = functools.partial(completion_loss, loss_function=torch.compile(cross_entropy, **COMPILE))

@@ -28,7 +28,7 @@ from benchmarks.train_throughput import ROOT, SHAPES, TARGETS, make_model, make_
 from cuda_graphs import use_cuda_graphs
 from data_utils.batching import TrainingData, tokenize_rows
 from data_utils.rows import load_rows
-from fused_lora import LoraProjection, fuse_lora, hashed_mask
+from fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
 from model_utils import COMPILE, compile_layers, use_liger_kernels
 from train import completion_loss
 
@@ -137,8 +137,7 @@ def main():
         x, a, b = torch.randn(3000, 2560, **draw), torch.randn(32, 2560, **draw), torch.randn(1024, 32, **draw)
         weights = torch.randn(3000, 1024, device=accelerator.device)
         torch.manual_seed(1)
-        noise = torch.randint(-(2**31), 2**31, (sum(x.shape),), dtype=torch.int32, device=accelerator.device)
-        mask = hashed_mask(noise, x.shape, 0.05)
+        mask = hashed_mask(draw_noise(x.shape, x.device), x.shape, 0.05)
         y = base(x) + 2 * (x * mask / 0.95) @ a.t() @ b.t()
         wanted = y, *torch.autograd.grad((y * weights).sum(), (x, a, b))
         if on_gpu:

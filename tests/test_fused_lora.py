@@ -7,7 +7,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 
-from fused_lora import LoraProjection, fuse_lora, hashed_mask
+from fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
 from model_utils import COMPILE
 
 
@@ -75,8 +75,7 @@ def test_dropout_is_on_the_adapters_input_alone(compiled):
     got = output_and_gradients(fused, x)
     torch.manual_seed(1)
     if compiled:
-        noise = torch.randint(-(2**31), 2**31, (150 + 96,), dtype=torch.int32)
-        mask = hashed_mask(noise, (150, 96), 0.25)
+        mask = hashed_mask(draw_noise((150, 96), "cpu"), (150, 96), 0.25)
     else:
         mask = torch.native_dropout(x.flatten(0, -2), 0.25, True)[1]
     mask = mask.view_as(x)
@@ -99,9 +98,10 @@ def test_a_hashed_mask_is_as_good_as_drawn():
     """By its share, by how that varies between rows and between columns, and by how much any two rows or columns have in
     common: as independent draws but for a pair in a hundred thousand, whose numbers differ in few bits."""
     torch.manual_seed(0)
-    shape = torch.Size((3000, 2560))
-    noise = torch.randint(-(2**31), 2**31, (sum(shape),), dtype=torch.int32)
-    kept = (hashed_mask(noise, shape, 0.05).double() - 0.95) / (0.05 * 0.95) ** 0.5  # mean 0 and variance 1
+    shape = (3000, 2560)
+    kept = (hashed_mask(draw_noise(shape, "cpu"), shape, 0.05).double() - 0.95) / (
+        0.05 * 0.95
+    ) ** 0.5  # mean 0 and variance 1
     assert kept.mean().abs() < 4 / kept.numel() ** 0.5
     for rows in (kept, kept.t()):
         assert 0.85 < (rows.mean(1) * rows.shape[1] ** 0.5).var() < 1.15
