@@ -158,7 +158,8 @@ def compile_layers(model):
     base.get_input_embeddings().register_forward_hook(
         lambda module, args, output: output.requires_grad_() if torch.is_grad_enabled() else output
     )
-    # Else tracing starts over once it has found that scaling, dropout and epsilon are numbers: seconds, and every time.
+    # For the whole process: floats are constants. Else some are taken for inputs, and each training run traces its graph
+    # twice, having found one (epsilon, LoRA's scaling) that cannot be.
     torch._dynamo.config.specialize_float = True
     for layer in layers:
         layer.compile(**COMPILE)
