@@ -24,6 +24,7 @@ def test_three_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
     counters.clear()
     compiled = train_here(flags | {"output_dir": tmp_path / "compiled", "torch_compile": True})
     assert counters["stats"]["unique_graphs"] == 3 + 1
+    assert counters["aot_autograd"]["total"] == 3 + 1  # none was traced twice
     for tag in ("train/loss", "train/grad_norm", "eval/loss"):
         torch.testing.assert_close(values(compiled, tag), values(plain, tag), rtol=1e-4, atol=0)
     torch._dynamo.reset()
