@@ -33,27 +33,27 @@ def has_varlen_kernel(device, dtype):
 
 def isolated_attention(
     module, query, key, value, attention_mask, scaling, dropout=0.0, cu_seq_lens_q=None, max_length_q=None,
-    slot_ages=None, sliding_window=None, **kwargs,
+    slot_lengths=None, sliding_window=None, **kwargs,
 ):  # fmt: skip
-    """Causal attention within each example of a padding-free batch; or, with `slot_ages`, of one new token a cache slot.
+    """Causal attention within each example of a padding-free batch; or, with `slot_lengths`, of one new token a cache slot.
 
     query: [batch, heads, tokens, head_dim]; key, value: [batch, kv_heads, tokens, head_dim]; returns
     [batch, tokens, heads, head_dim]. Padding-free: batch 1, examples end to end, the i-th from cu_seq_lens_q[i] to
-    cu_seq_lens_q[i + 1] (int32), none longer than max_length_q. Decoding: tokens 1, key and value the whole cache,
-    slot_ages [slots, cache length] how many tokens ago each of its entries was written, negative for those to ignore.
+    cu_seq_lens_q[i + 1] (int32), none longer than max_length_q. Decoding: batch the slots, one query token each, key and
+    value the cache; slot_lengths [slots] (int32) says how many of a slot's tokens count, the newest among them.
 
     Nothing outside the blocks on the diagonal is computed and no mask of tokens x tokens made. Registered with
     `AttentionInterface` alone: transformers then makes no masks, so padded batches are refused.
     """
     if kwargs.get("softcap") or kwargs.get("s_aux") is not None:
         raise UserError("this model's attention (capped, or with sinks) needs --attn_implementation sdpa or eager")
-    if slot_ages is not None:
-        return decode(query, key, value, slot_ages, sliding_window, scaling)
-    if cu_seq_lens_q is None:
+    if cu_seq_lens_q is None and slot_lengths is None:
         raise ValueError("isolated attention needs cu_seq_lens_q: it does not know padded batches")
     if torch.is_autocast_enabled(query.device.type):  # as it does for PyTorch's own attention
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(dtype) for states in (query, key, value))
+    if slot_lengths is not None:
+        return decode(query, key, value, slot_lengths, sliding_window, scaling), None
     if has_varlen_kernel(query.device, query.dtype):
         if dropout:
             raise UserError("this model's attention dropout needs --attn_implementation sdpa or eager")
@@ -81,13 +81,24 @@ def one_example(query, key, value, sliding_window, scaling, dropout):
     )
 
 
-def decode(query, key, value, slot_ages, sliding_window, scaling):
+def decode(query, key, value, slot_lengths, sliding_window, scaling):
     """The query heads that share a key-value head stand in for the query's tokens, so that no key is copied for them."""
-    slots, heads, _, head_dim = query.shape
-    kept = slot_ages >= 0 if sliding_window is None else (slot_ages >= 0) & (slot_ages < sliding_window)
-    grouped = query.view(slots, key.shape[1], heads // key.shape[1], head_dim)
-    attended = F.scaled_dot_product_attention(grouped, key, value, kept[:, None, None], scale=scaling)
-    return attended.reshape(slots, 1, heads, head_dim), None
+    slots, kv_heads, length, head_dim = key.shape
+    query = query.reshape(slots, kv_heads, -1, head_dim)
+    if has_varlen_kernel(query.device, query.dtype):
+        # No mask, and no slot is read beyond its length. By the operator beneath varlen_attn, whose own seqused_k only comes
+        # with torch 2.12. A sequence here is one key-value head of a slot.
+        starts = torch.arange(slots * kv_heads + 1, dtype=torch.int32, device=query.device)
+        window = {} if sliding_window is None else {"window_size_left": sliding_window - 1, "window_size_right": 0}
+        attended, *_ = torch.ops.aten._flash_attention_forward(
+            query.flatten(0, 1), key.reshape(-1, 1, head_dim), value.reshape(-1, 1, head_dim), starts, starts * length,
+            1, length, 0.0, False, False, scale=scaling, seqused_k=slot_lengths.repeat_interleave(kv_heads), **window,
+        )  # fmt: skip
+    else:
+        ages = slot_lengths[:, None] - 1 - torch.arange(length, device=query.device)
+        kept = ages >= 0 if sliding_window is None else (ages >= 0) & (ages < sliding_window)
+        attended = F.scaled_dot_product_attention(query, key, value, kept[:, None, None], scale=scaling)
+    return attended.reshape(slots, 1, -1, head_dim)
 
 
 AttentionInterface.register(ISOLATED, isolated_attention)

@@ -137,7 +137,7 @@ class GraphedDecoder:
 
 
 @contextlib.contextmanager
-def capturing(graph, pool):
+def capturing(graph, pool=None):
     """`torch.cuda.graph` without a garbage collection inside, which may free what no capture allows to be freed."""
     gc.disable()
     try:

@@ -123,8 +123,7 @@ class Slots:
         self.slots = torch.arange(num_slots, device=model.device)
         self.tokens = torch.zeros_like(self.slots)  # the newest of each slot
         self.positions = torch.zeros_like(self.slots)  # where these stand
-        self.used = [0] * num_slots  # tokens of each slot in the cache, as this process keeps count
-        self.graphs, self.graph_pool = {}, None
+        self.graph = None
 
     @torch.compiler.set_stance("force_eager")  # layers compiled for training know nothing of a cache
     def prefill(self, slots, prompts):
@@ -139,27 +138,20 @@ class Slots:
         self.cache.shown = None
         new_tokens = self.model(**batch, past_key_values=self.cache, use_cache=True).logits[0].argmax(-1)
         self.tokens[here], self.positions[here] = new_tokens, lengths
-        for slot, ids in zip(slots, prompts, strict=True):
-            self.used[slot] = len(ids)
         return dict(zip(slots, new_tokens.tolist(), strict=True))
 
     def decode(self, slots):
         """One more token for each of `slots`; returns `{slot: token}`. The other slots go through the motions."""
-        for slot in slots:
-            self.used[slot] += 1
-        # Attention is as wide as the longest row needs, in few different widths: each has its own CUDA graph.
-        width = min(self.cache.length, -(-max(self.used[slot] for slot in slots) // 128) * 128)
-        waits_for_cpu = getattr(self.model, "is_loaded_in_8bit", False)
-        if self.model.device.type != "cuda" or waits_for_cpu:
-            self.step(width)
-        elif width in self.graphs:
-            self.graphs[width].replay()
+        if self.model.device.type != "cuda":
+            self.step(self.positions[slots].max().item() + 1)  # attention no wider than the longest row
+        elif self.graph:
+            self.graph.replay()
         else:
-            self.step(width)  # what libraries set up at a first use must not be captured
-            self.graphs[width] = torch.cuda.CUDAGraph()
-            with capturing(self.graphs[width], self.graph_pool):
-                self.step(width)  # captured and not run
-            self.graph_pool = self.graphs[width].pool()
+            self.step(self.cache.length)  # what libraries set up at a first use must not be captured
+            if not getattr(self.model, "is_loaded_in_8bit", False):  # such layers wait for the CPU
+                self.graph = torch.cuda.CUDAGraph()
+                with capturing(self.graph):
+                    self.step(self.cache.length)  # captured and not run
         tokens = self.tokens.tolist()
         return {slot: tokens[slot] for slot in slots}
 
@@ -170,7 +162,7 @@ class Slots:
         logits = self.model(
             input_ids=self.tokens[:, None],
             position_ids=self.positions[:, None],
-            slot_ages=self.positions[:, None] - torch.arange(width, device=self.positions.device),
+            slot_lengths=(self.positions + 1).int(),
             past_key_values=self.cache,
             use_cache=True,
         ).logits[:, -1]
