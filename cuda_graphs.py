@@ -3,17 +3,19 @@
 At eight examples a step a fast GPU finishes its kernels before the CPU has launched them. A CUDA graph is launched whole,
 but has fixed shapes and addresses. So micro-batches are padded to multiples of PADDING tokens, the padding as one more
 example without supervision, and each size has a graph of its own. The head and the loss stay outside, on the
-completion tokens alone.
+completion tokens alone. Gradients are filled past autograd, where DDP does not see them: the loop averages them itself.
 """
 
 import contextlib
 import gc
 
 import torch
+from accelerate.utils import DistributedType
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from attention_utils import ISOLATED, has_varlen_kernel
 from data_utils.batching import num_tokens
+from preflight import raise_anywhere
 from script_utils import UserError
 
 PADDING = 256  # tokens; half of it is wasted on average, and a run meets (largest - smallest) / PADDING sizes
@@ -22,8 +24,10 @@ PADDING = 256  # tokens; half of it is wasted on average, and a run meets (large
 def use_cuda_graphs(accelerator, model, data, first_step, last_step):
     """Let the training passes of a PEFT model replay CUDA graphs, one pair for each size of the micro-batches of `data` in
     these steps. Returns how many."""
-    if accelerator.device.type != "cuda" or accelerator.num_processes > 1:
-        raise UserError("--cuda_graphs is for one process on one GPU")
+    whole_model = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
+    if accelerator.device.type != "cuda" or not whole_model:
+        raise UserError("--cuda_graphs is for GPUs, each with the whole model")
+    model = accelerator.unwrap_model(model)
     decoder = model.get_base_model().get_decoder()
     dtype = decoder.get_input_embeddings().weight.dtype
     if model.config._attn_implementation != ISOLATED or not has_varlen_kernel(accelerator.device, dtype):
@@ -34,15 +38,17 @@ def use_cuda_graphs(accelerator, model, data, first_step, last_step):
     # The largest first: the others fit in its memory.
     sizes = sorted({padded(num_tokens(chunk)) for chunk in data.chunks(first_step, last_step)}, reverse=True)
     graphed = GraphedDecoder(decoder, data.batch_size, max_length, sizes[0])
+    problem = ""
     try:
         for size in sizes:
             graphed.warm_up(size)
         for size in sizes:
             graphed.capture(size)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or isinstance(error.__context__, torch.OutOfMemoryError):
-            raise UserError("CUDA graphs do not fit in this GPU's memory; --cuda_graphs false would") from None
-        raise
+        if not isinstance(error, torch.OutOfMemoryError) and not isinstance(error.__context__, torch.OutOfMemoryError):
+            raise
+        problem = "CUDA graphs do not fit in this GPU's memory; --cuda_graphs false would"
+    raise_anywhere(problem)
     for parameter in graphed.parameters:
         parameter.grad = None  # rid of what the warm-up left there
     decoder.forward = graphed
@@ -138,10 +144,11 @@ class GraphedDecoder:
 
 @contextlib.contextmanager
 def capturing(graph, pool=None):
-    """`torch.cuda.graph` without a garbage collection inside, which may free what no capture allows to be freed."""
+    """`torch.cuda.graph` without a garbage collection inside, which may free what no capture allows to be freed. What other
+    threads do, such as NCCL's, does not end it."""
     gc.disable()
     try:
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             yield
     finally:
         gc.enable()

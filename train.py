@@ -286,7 +286,9 @@ def main():
 
     # Not prepared: Accelerate would step it once for every process.
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * max_steps), max_steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    # No DDP with CUDA graphs, which fill the gradients where it does not see them: the loop averages them then.
+    model = accelerator.prepare_model(model, evaluation_mode=args.cuda_graphs)
+    optimizer = accelerator.prepare_optimizer(optimizer)
 
     state = RunState(data_fingerprint=fingerprint(train_examples), effective_batch=data.global_batch)
     if checkpoint:
@@ -300,7 +302,7 @@ def main():
         check_training_fits(accelerator, model, optimizer, loss_of, data, args, *steps)
         if args.cuda_graphs:
             log(f"CUDA graphs for {use_cuda_graphs(accelerator, model, data, *steps)} sizes of micro-batches")
-            check_graphs_fit(model, optimizer, loss_of, data, *steps)
+            check_graphs_fit(accelerator, model, optimizer, loss_of, data, *steps)
         check_evaluation_fits(accelerator, model, optimizer, completion_loss, data, eval_examples, args)
     writer = None
     if is_main:
@@ -329,7 +331,7 @@ def main():
         data_seconds += time.perf_counter() - step_start
 
         # Summed over the window and divided by its completion tokens on all processes, so that every token weighs
-        # the same however the window is cut up. DDP averages over processes: multiply by their number.
+        # the same however the window is cut up. Processes are averaged over, by DDP or here: multiply by their number.
         loss_sum = torch.zeros((), device=accelerator.device)
         scale = accelerator.num_processes / window.num_completion_tokens
         for i, batch in enumerate(window.micro_batches):
@@ -338,6 +340,8 @@ def main():
                 loss = loss_of(model, batch, accelerator.device)
                 accelerator.backward(loss * scale)
             loss_sum += loss.detach()
+        if args.cuda_graphs and accelerator.num_processes > 1:
+            average_gradients(accelerator, trainable)
         grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm or math.inf)
         learning_rate = scheduler.get_last_lr()[0]
         optimizer.step()
@@ -443,6 +447,14 @@ def completion_loss(model, batch, device, loss_function=cross_entropy):
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits[0]
     return loss_function(logits, labels)
+
+
+@torch.no_grad()
+def average_gradients(accelerator, parameters):
+    """Over the processes, as DDP does."""
+    mean = accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in parameters]), "mean")
+    for parameter, part in zip(parameters, mean.split([parameter.numel() for parameter in parameters]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter))
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@
 In bf16 two right ways to add up differ in the last digits. So everything is measured against float32, and a fast path is
 right if it is no further from it than the plain bf16 path is: transformers' SDPA attention with its block mask, PEFT's own
 LoRA layers, nothing compiled. Exits with 1 if one is not. Dropout is 0 in the table. Beside it, dropout must follow the seed
-and move the gradients as far as PEFT's does, and a compiled layer must drop what its hash says, forward and backward.
+and move the gradients as far as PEFT's does, and a compiled layer must drop what its hash says, forward and backward. Decoding
+must attend to as much of each cache slot as a mask shows, and the demo's model must say in float32 what it says on a CPU.
 """
 
 import argparse
@@ -23,12 +24,14 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import is_liger_kernel_available
 
-from attention_utils import ISOLATED
+from attention_utils import ISOLATED, isolated_attention
 from benchmarks.train_throughput import ROOT, SHAPES, TARGETS, make_model, make_rows
 from cuda_graphs import use_cuda_graphs
 from data_utils.batching import TrainingData, tokenize_rows
+from data_utils.prompt import render_prompt
 from data_utils.rows import load_rows
 from fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
+from generation_utils import generate
 from model_utils import COMPILE, compile_layers, use_liger_kernels
 from train import completion_loss
 
@@ -150,12 +153,40 @@ def main():
         print(f"dropout of a compiled layer: output and gradients off by {', '.join(f'{each:.1e}' for each in off)}")
         return max(off)
 
+    def decoding_error(sliding_window):
+        """Eight slots filled to different lengths: this device's way, in bf16 on a GPU, against the CPU's mask in float32."""
+        lengths = torch.tensor([1, 15, 16, 17, 300, 128, 129, 400], dtype=torch.int32)
+        states = torch.randn(8, 32, 1, 128), torch.randn(8, 8, 400, 128), torch.randn(8, 8, 400, 128)
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        wanted, got = (
+            isolated_attention(
+                None, *(each.to(device, to) for each in states), None, 128**-0.5,
+                slot_lengths=lengths.to(device), sliding_window=sliding_window,
+            )[0].cpu().flatten(1)
+            for device, to in (("cpu", torch.float32), (accelerator.device, dtype))
+        )  # fmt: skip
+        off = ((got - wanted).norm(dim=1) / wanted.norm(dim=1)).max().item()
+        print(f"decoding, {sliding_window or 'all'} tokens seen: a slot's attention off by {off:.1e}", flush=True)
+        return off
+
+    def num_different_texts():
+        demo = AutoModelForCausalLM.from_pretrained(ROOT / "demo" / "base", dtype=torch.float32).eval()
+        prompts = [render_prompt(row.query, row.tools) for row in load_rows("demo")[0][:32]]
+        on_cpu, here = (
+            dict(generate(demo.to(device), tokenizer, prompts, 64, 16384)) for device in ("cpu", accelerator.device)
+        )
+        different = sum(on_cpu[i].text != here[i].text for i in range(32))
+        print(f"generation in float32: {different} of 32 texts are not the CPU's", flush=True)
+        return different
+
     table = Table(
         title=f"Against float32, in {'bf16 on ' + torch.cuda.get_device_name() if on_gpu else 'float32 on a CPU'}"
     )
     for column in ("path", "loss", "difference of the loss", "relative difference of the gradient"):
         table.add_column(column)
     wrong = dropout_errors()
+    wrong += ["decoding"] * (max(map(decoding_error, (None, 16))) > (1e-2 if on_gpu else 0))
+    wrong += ["generation"] * (num_different_texts() > 0)
     wanted, bounds = {}, {}  # by whether the base is NF4
     for name, path in PATHS.items():
         if not on_gpu and (path.get("graphs") or path.get("liger")):

@@ -184,7 +184,9 @@ class TrainingData:
     def chunks(self, first_step, last_step):
         """This process's micro-batches, as lists of examples, in the steps first_step to last_step - 1."""
         for step in range(first_step, last_step):
-            yield from share_out(self.examples_of(step), self.batch_size, self.num_processes, self.process_index)
+            examples = self.examples_of(step)
+            for chunk in share_out(examples, self.batch_size, self.num_processes, self.process_index):
+                yield chunk or examples[:1]  # as micro_batches has it
 
     def __getitem__(self, step):
         examples = self.examples_of(step)

@@ -14,6 +14,7 @@ from data_utils.batching import (
     fingerprint,
     mark_supervised,
     micro_batches,
+    num_tokens,
     tokenize_rows,
 )
 from data_utils.prompt import render_prompt
@@ -136,6 +137,16 @@ def test_counts_are_those_of_all_processes():
         step = TrainingData(examples, 0, 1, 3, 2, index)[0]
         assert step.num_tokens == sum(len(got.input_ids) for got in examples)
         assert step.num_completion_tokens == sum(got.completion_length for got in examples)
+
+
+def test_chunks_are_what_the_micro_batches_hold():
+    """Where a process has no examples left too: CUDA graphs are made for the sizes of the chunks."""
+    examples = [example([1] * (i + 1), [5, 0], row_id=i) for i in range(11)]
+    for index in range(2):
+        data = TrainingData(examples, 0, 1, 4, 2, index)
+        lengths = [batch["input_ids"].shape[1] for step in range(4) for batch in data[step].micro_batches]
+        assert lengths == [num_tokens(chunk) for chunk in data.chunks(0, 4)] and len(lengths) == 4 + 2 + 4 + 2
+    assert [batch["labels"].numel() > 0 for batch in data[1].micro_batches] == [True, False]
 
 
 def test_any_step_can_be_asked_for_first():

@@ -5,7 +5,6 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from attention_utils import isolated_attention
 from data_utils.batching import encode_prompts
 from data_utils.prompt import render_prompt
 from data_utils.rows import load_rows
@@ -80,31 +79,6 @@ def test_a_sliding_window_is_kept_to(tokenizer, prompts):
     for i, generation in windowed.items():
         plain = plain_completion(model, tokenizer, prompts[i], 40)
         assert tokenizer.decode(plain[: generation.num_tokens]) == generation.text
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs and the flash kernel need a GPU")
-def test_a_gpu_generates_the_same(model, tokenizer, prompts):
-    graphed = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, device_map="cuda").eval()
-    on_gpu, on_cpu = (dict(generate(m, tokenizer, prompts, 40, batch_tokens=20_000)) for m in (graphed, model))
-    assert all(on_gpu[i][:3] == on_cpu[i][:3] for i in range(32))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the flash kernel needs a GPU")
-@pytest.mark.parametrize("sliding_window", [None, 16])
-def test_the_kernel_reads_of_each_slot_what_the_mask_shows(sliding_window):
-    torch.manual_seed(0)
-    lengths = torch.tensor([1, 15, 16, 17, 300, 128, 129, 400], dtype=torch.int32)
-    query, key, value = torch.randn(8, 8, 1, 128), torch.randn(8, 2, 400, 128), torch.randn(8, 2, 400, 128)
-    by_mask, by_kernel = (
-        isolated_attention(
-            None, *(states.to(**where) for states in (query, key, value)), None, 128**-0.5,
-            slot_lengths=lengths.to(where["device"]), sliding_window=sliding_window,
-        )[0].cpu()
-        for where in ({"device": "cpu"}, {"device": "cuda", "dtype": torch.bfloat16})
-    )  # fmt: skip
-    assert by_mask.shape == by_kernel.shape == (8, 1, 8, 128)
-    errors = (by_kernel - by_mask).flatten(1).norm(dim=1) / by_mask.flatten(1).norm(dim=1)
-    assert errors.max() < 1e-2
 
 
 def test_prompts_that_share_a_cache_are_of_similar_length():

@@ -182,7 +182,7 @@ def test_a_profile_is_a_trace_of_the_steps_asked_for(train_here, flags):
 @pytest.mark.parametrize(
     ("speed", "message"),
     [
-        ({"cuda_graphs": True}, "--cuda_graphs is for one process on one GPU"),
+        ({"cuda_graphs": True}, "--cuda_graphs is for GPUs"),
         pytest.param(
             {"liger_kernel": True},
             "pip install liger-kernel",
