@@ -27,7 +27,6 @@ def use_cuda_graphs(accelerator, model, data, first_step, last_step):
     whole_model = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
     if accelerator.device.type != "cuda" or not whole_model:
         raise UserError("--cuda_graphs is for GPUs, each with the whole model")
-    model = accelerator.unwrap_model(model)
     decoder = model.get_base_model().get_decoder()
     dtype = decoder.get_input_embeddings().weight.dtype
     if model.config._attn_implementation != ISOLATED or not has_varlen_kernel(accelerator.device, dtype):
@@ -48,6 +47,10 @@ def use_cuda_graphs(accelerator, model, data, first_step, last_step):
         if not isinstance(error, torch.OutOfMemoryError) and not isinstance(error.__context__, torch.OutOfMemoryError):
             raise
         problem = "CUDA graphs do not fit in this GPU's memory; --cuda_graphs false would"
+    if problem:  # other processes are told by way of the GPU
+        del graphed
+        gc.collect()
+        torch.cuda.empty_cache()
     raise_anywhere(problem)
     for parameter in graphed.parameters:
         parameter.grad = None  # rid of what the warm-up left there

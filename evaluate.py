@@ -66,7 +66,9 @@ class EvaluationArguments:
     # Generation
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     max_new_tokens: int = 512
-    batch_tokens: int = field(default=65536, metadata={"help": "Tokens of a batch, padding and new ones included"})
+    batch_tokens: int = field(
+        default=65536, metadata={"help": "Tokens of the cache of keys and values, new ones included"}
+    )
     # Where
     output_dir: str | None = field(default=None, metadata={"help": "By default evaluation/ beside the adapter"})
     overwrite_output_dir: bool = False

@@ -39,9 +39,9 @@ def check_training_fits(accelerator, model, optimizer, loss_of, data, args, firs
     raise_anywhere(problem)
 
 
-def check_graphs_fit(accelerator, model, optimizer, loss_of, data, first_step, last_step):
+def check_graphs_fit(model, optimizer, loss_of, data, first_step, last_step):
     """Likewise once CUDA graphs have taken their memory for good."""
-    fit = runs(accelerator.unwrap_model(model), optimizer, loss_of, largest_chunks(data.chunks(first_step, last_step)))
+    fit = runs(model, optimizer, loss_of, largest_chunks(data.chunks(first_step, last_step)))
     problem = "CUDA graphs leave too little of this GPU's memory; --cuda_graphs false would leave enough"
     raise_anywhere("" if fit else problem)
 

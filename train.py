@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import broadcast, gather_object, send_to_device
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -288,6 +288,8 @@ def main():
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * max_steps), max_steps)
     # No DDP with CUDA graphs, which fill the gradients where it does not see them: the loop averages them then.
     model = accelerator.prepare_model(model, evaluation_mode=args.cuda_graphs)
+    if args.cuda_graphs:
+        broadcast([parameter.data for parameter in trainable])  # as DDP does: unlike cards may draw unlike weights
     optimizer = accelerator.prepare_optimizer(optimizer)
 
     state = RunState(data_fingerprint=fingerprint(train_examples), effective_batch=data.global_batch)
@@ -302,7 +304,7 @@ def main():
         check_training_fits(accelerator, model, optimizer, loss_of, data, args, *steps)
         if args.cuda_graphs:
             log(f"CUDA graphs for {use_cuda_graphs(accelerator, model, data, *steps)} sizes of micro-batches")
-            check_graphs_fit(accelerator, model, optimizer, loss_of, data, *steps)
+            check_graphs_fit(model, optimizer, loss_of, data, *steps)
         check_evaluation_fits(accelerator, model, optimizer, completion_loss, data, eval_examples, args)
     writer = None
     if is_main:
@@ -451,9 +453,11 @@ def completion_loss(model, batch, device, loss_function=cross_entropy):
 
 @torch.no_grad()
 def average_gradients(accelerator, parameters):
-    """Over the processes, as DDP does."""
-    mean = accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in parameters]), "mean")
-    for parameter, part in zip(parameters, mean.split([parameter.numel() for parameter in parameters]), strict=True):
+    """Over the processes in one message, as DDP does in several."""
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    torch.distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    for parameter, part in zip(parameters, flat.split([parameter.numel() for parameter in parameters]), strict=True):
         parameter.grad.copy_(part.view_as(parameter))
 
 

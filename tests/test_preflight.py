@@ -48,7 +48,7 @@ def test_a_trial_leaves_no_gradient_behind(memory_runs_out):
     seen.clear()
     data = TrainingData(examples * 2, seed=0, batch_size=1, accumulation_steps=1)
     with pytest.raises(UserError, match="--cuda_graphs false") if memory_runs_out else nullcontext():
-        check_graphs_fit(accelerator, model, optimizer, loss_of, data, 0, 2)
+        check_graphs_fit(model, optimizer, loss_of, data, 0, 2)
 
 
 # What a GPU of `room` can hold, where a token costs 4 without checkpointing and 1 with it.
