@@ -3,7 +3,7 @@
 At eight examples a step a fast GPU finishes its kernels before the CPU has launched them. A CUDA graph is launched whole,
 but has fixed shapes and addresses. So micro-batches are padded to multiples of PADDING tokens, the padding as one more
 example without supervision, and each size has a graph of its own. The head and the loss stay outside, on the
-completion tokens alone. Gradients are filled past autograd, where DDP does not see them: the loop averages them itself.
+completion tokens alone. Gradients are filled past autograd, where DDP does not see them: average_gradients takes its place.
 """
 
 import contextlib
@@ -172,6 +172,16 @@ class Replay(torch.autograd.Function):
         decoder.take_gradients()
         decoder.graphs[size][1].replay()
         return None, None, None, None
+
+
+@torch.no_grad()
+def average_gradients(accelerator, parameters):
+    """Over the processes in one message, as DDP does in several."""
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    torch.distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    for parameter, part in zip(parameters, flat.split([parameter.numel() for parameter in parameters]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter))
 
 
 def padded(tokens):

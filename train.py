@@ -39,7 +39,7 @@ from checkpoint_utils import (
     save_adapter,
     save_checkpoint,
 )
-from cuda_graphs import use_cuda_graphs
+from cuda_graphs import average_gradients, use_cuda_graphs
 from data_utils.batching import TrainingData, fingerprint, mark_supervised, micro_batches, tokenize_rows
 from data_utils.prompt import PROMPT_VERSION, to_json
 from data_utils.rows import describe_bad_rows, load_rows, split_rows
@@ -449,16 +449,6 @@ def completion_loss(model, batch, device, loss_function=cross_entropy):
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits[0]
     return loss_function(logits, labels)
-
-
-@torch.no_grad()
-def average_gradients(accelerator, parameters):
-    """Over the processes in one message, as DDP does in several."""
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
-    torch.distributed.all_reduce(flat)
-    flat /= accelerator.num_processes
-    for parameter, part in zip(parameters, flat.split([parameter.numel() for parameter in parameters]), strict=True):
-        parameter.grad.copy_(part.view_as(parameter))
 
 
 @torch.no_grad()
