@@ -46,7 +46,7 @@ def isolated_attention(
     `AttentionInterface` alone: transformers then makes no masks, so padded batches are refused.
     """
     if kwargs.get("softcap") or kwargs.get("s_aux") is not None:
-        raise UserError("this model's attention (capped, or with sinks) needs --attn_implementation sdpa or eager")
+        raise UserError(f"{ISOLATED} attention knows neither capped scores nor sinks, which this model has")
     if cu_seq_lens_q is None and slot_lengths is None:
         raise ValueError("isolated attention needs cu_seq_lens_q: it does not know padded batches")
     if torch.is_autocast_enabled(query.device.type):  # as it does for PyTorch's own attention
@@ -56,7 +56,7 @@ def isolated_attention(
         return decode(query, key, value, slot_lengths, sliding_window, scaling), None
     if has_varlen_kernel(query.device, query.dtype):
         if dropout:
-            raise UserError("this model's attention dropout needs --attn_implementation sdpa or eager")
+            raise UserError(f"{ISOLATED} attention has no dropout on a GPU, which this model wants")
         window = -1 if sliding_window is None else sliding_window - 1
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
         gqa = {"enable_gqa": True} if VARLEN_ASKS_FOR_GQA else {}
@@ -98,7 +98,7 @@ def decode(query, key, value, slot_lengths, sliding_window, scaling):
         ages = slot_lengths[:, None] - 1 - torch.arange(length, device=query.device)
         kept = ages >= 0 if sliding_window is None else (ages >= 0) & (ages < sliding_window)
         attended = F.scaled_dot_product_attention(query, key, value, kept[:, None, None], scale=scaling)
-    return attended.reshape(slots, 1, -1, head_dim)
+    return attended.reshape(slots, 1, -1, value.shape[-1])
 
 
 AttentionInterface.register(ISOLATED, isolated_attention)

@@ -2,10 +2,11 @@
 
     output_dir/
       args.yaml environment.json    the resolved arguments (a valid --config) and where the result comes from
+      split.json                    the rows trained on and those held out, as {id: fingerprint of the content}
       logs/                         TensorBoard
-      checkpoint-100/               adapter_model.safetensors, adapter_config.json (PEFT's own format),
-                                    optimizer.pt, scheduler.pt, state.json, args.yaml, environment.json
-      adapter/                      the final adapter alone, once the run is done
+      checkpoint-100/               adapter_model.safetensors, adapter_config.json (PEFT's own format), args.yaml,
+                                    environment.json (with the step), split.json; optimizer.pt, scheduler.pt, state.json
+      adapter/                      once the run is done: a checkpoint without the last three files, the last or the best
 
 Written by hand and not by `Accelerator.save_state`, which writes the base and reads back pickles. Random states need no
 file: the loop seeds every step from (seed, step, process).
@@ -33,6 +34,7 @@ class RunState:
     effective_batch: int = 0  # examples an optimizer step
     loss_sum: float = 0.0  # since the last log entry
     completion_tokens: int = 0  # likewise
+    eval_loss: float | None = None  # the newest
     best_eval_loss: float | None = None
     best_checkpoint: str | None = None  # its folder's name
 
@@ -112,13 +114,6 @@ def clear_run(output_dir):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def save_adapter(folder, accelerator, model, args, environment):
-    """The adapter in PEFT's own format, with the arguments, the prompt version and the base it was trained with."""
-    accelerator.unwrap_model(model).save_pretrained(folder, save_embedding_layers=False)
-    write_yaml(folder / "args.yaml", args)
-    write_json(folder / "environment.json", environment)
-
-
 def save_checkpoint(accelerator, args, environment, model, optimizer, scheduler, state):
     """Write `checkpoint-<step>` beside its final name and rename it when complete, then delete the surplus: a kill at any
     instant leaves the checkpoints before it whole. On the main process; the others wait."""
@@ -128,7 +123,13 @@ def save_checkpoint(accelerator, args, environment, model, optimizer, scheduler,
         folder = output_dir / f"incomplete-{final.name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        save_adapter(folder, accelerator, model, args, environment)
+        accelerator.unwrap_model(model).save_pretrained(folder, save_embedding_layers=False)
+        write_yaml(folder / "args.yaml", args)
+        write_json(
+            folder / "environment.json",
+            environment | {"global_step": state.global_step, "eval_loss": state.eval_loss},
+        )
+        shutil.copy(output_dir / "split.json", folder)
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
         torch.save(scheduler.state_dict(), folder / "scheduler.pt")
         write_json(folder / "state.json", dataclasses.asdict(state))
@@ -141,6 +142,15 @@ def save_checkpoint(accelerator, args, environment, model, optimizer, scheduler,
         for path in [path for path in older if path.name != state.best_checkpoint][:surplus]:
             delete_checkpoint(path)
     accelerator.wait_for_everyone()
+
+
+def deliver_adapter(output_dir, checkpoint):
+    """Make `adapter/` from a checkpoint, without what only a resume needs."""
+    unfinished, adapter = output_dir / "incomplete-adapter", output_dir / "adapter"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(checkpoint, unfinished, ignore=shutil.ignore_patterns("optimizer.pt", "scheduler.pt", "state.json"))
+    shutil.rmtree(adapter, ignore_errors=True)
+    unfinished.rename(adapter)
 
 
 def load_checkpoint(checkpoint, accelerator, args, environment, model, optimizer, scheduler, fresh, may_change):

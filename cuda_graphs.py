@@ -11,6 +11,7 @@ import gc
 
 import torch
 from accelerate.utils import DistributedType
+from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from attention_utils import ISOLATED, has_varlen_kernel
@@ -39,9 +40,10 @@ def use_cuda_graphs(accelerator, model, data, first_step, last_step):
     graphed = GraphedDecoder(decoder, data.batch_size, max_length, sizes[0])
     problem = ""
     try:
-        for size in sizes:
+        shown = {"disable": not accelerator.is_main_process, "unit": "size", "mininterval": 2}
+        for size in tqdm(sizes, desc="Trying the sizes of micro-batches", **shown):
             graphed.warm_up(size)
-        for size in sizes:
+        for size in tqdm(sizes, desc="Capturing their CUDA graphs", **shown):
             graphed.capture(size)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not isinstance(error.__context__, torch.OutOfMemoryError):

@@ -4,7 +4,7 @@
     python evaluate.py --adapter runs/qwen3_4b_qlora/adapter
     accelerate launch -q --config_file accelerate_configs/multi_gpu.yaml evaluate.py --adapter ...
 
-The rows are those that training set aside, found from the adapter's own arguments. Writes predictions.jsonl as it goes (a
+The rows are those that training set aside: the adapter's folder knows them, by content. Writes predictions.jsonl as it goes (a
 killed evaluation continues where it was), then metrics.json, and prints the table. The scores are defined in
 data_utils/tool_calls.py.
 """
@@ -20,11 +20,21 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_VERSION, render_prompt, render_raw_prompt
-from data_utils.rows import load_rows, split_rows
+from data_utils.rows import find_held_out, load_rows, split_rows
 from data_utils.tool_calls import score, wilson_interval
-from generation_utils import generate
-from model_utils import base_fingerprint, load_adapter, load_base_model, load_tokenizer, read_adapter, resolve_model
+from generation_utils import generate, generated_by
+from model_utils import (
+    base_fingerprint,
+    load_adapter,
+    load_base_model,
+    load_tokenizer,
+    naming_adapter,
+    read_adapter,
+    read_split,
+    resolve_model,
+)
 from script_utils import (
     UserError,
     environment_record,
@@ -38,6 +48,7 @@ from script_utils import (
 )
 
 SYSTEMS = ("raw", "prompted", "adapter")  # the adapter last: it may be merged into the base
+SCORING = "2"  # of predictions.jsonl's verdicts: those of an evaluation scored otherwise are not continued
 METRICS = {"json_valid": "JSON valid", "exact_match": "exact match", "tools_exist": "tools exist"}
 # The reference article's figures, in %. It does not say which parser, nor which prompt the base had.
 PUBLISHED = {"published: base": (63.37, 0.00, 63.37), "published: LoRA": (100.00, 80.20, 100.00)}
@@ -53,6 +64,7 @@ class EvaluationArguments:
     model_revision: str | None = None
     quantization: Literal["none", "nf4", "int8"] | None = None
     dataset_name: str | None = field(default=None, metadata={"help": "By default the data set of the training"})
+    dataset_config_name: str | None = None
     dataset_revision: str | None = None
     max_bad_rows: float | None = None
     seed: int | None = field(default=None, metadata={"help": "Of the split; by default the training's"})
@@ -64,6 +76,9 @@ class EvaluationArguments:
         default=1000, metadata={"help": "Of the held-out rows, in the order of their hash"}
     )
     # Generation
+    merge_adapter: bool = field(
+        default=True, metadata={"help": "Into weights that are neither quantised nor shared: faster, and checked"}
+    )
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     max_new_tokens: int = 512
     batch_tokens: int = field(
@@ -95,6 +110,7 @@ FROM_TRAINING = {
     "model_revision": None,
     "quantization": "none",
     "dataset_name": None,
+    "dataset_config_name": None,
     "dataset_revision": None,
     "max_bad_rows": 0.01,
     "seed": 42,
@@ -105,10 +121,16 @@ FROM_TRAINING = {
 
 def main():
     args = parse_arguments(EvaluationArguments, __doc__, "demo_evaluate.yaml")
-    training_args = read_adapter(args.adapter)[0] if args.adapter else {}
-    for owner, revision in (("model_name_or_path", "model_revision"), ("dataset_name", "dataset_revision")):
+    training_args, training_environment = read_adapter(args.adapter) if args.adapter else ({}, {})
+    split = read_split(args.adapter) if args.adapter else None
+    for owner, owned in (
+        ("model_name_or_path", ["model_revision"]),
+        ("dataset_name", ["dataset_revision", "dataset_config_name"]),
+    ):
         if getattr(args, owner) not in (None, training_args.get(owner)):  # another repository has other revisions
-            training_args.pop(revision, None)
+            for name in owned:
+                training_args.pop(name, None)
+    own_model, own_data = (getattr(args, name) is None for name in ("model_name_or_path", "dataset_name"))
     for name, otherwise in FROM_TRAINING.items():
         if getattr(args, name) is None:
             setattr(args, name, training_args.get(name, otherwise))
@@ -119,12 +141,13 @@ def main():
     accelerator = start_accelerator(args.dtype)
     is_main = accelerator.is_main_process
 
-    rows, _ = load_rows(args.dataset_name, args.dataset_revision, args.max_bad_rows)
-    _, held_out, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
-    rows = held_out[: args.num_examples]
+    with naming_adapter(args.adapter if own_data else None, "--dataset_name"):
+        rows, _ = load_rows(args.dataset_name, args.dataset_revision, args.max_bad_rows, args.dataset_config_name)
+    rows = choose_rows(rows, args, training_args, split)[: args.num_examples]
     if not rows:
         raise UserError(f"no rows are held out of {args.dataset_name} at --eval_fraction {args.eval_fraction}")
-    model_path = resolve_model(args.model_name_or_path)
+    with naming_adapter(args.adapter if own_model else None, "--model_name_or_path"):
+        model_path = resolve_model(args.model_name_or_path)
     tokenizer = load_tokenizer(model_path, args.model_revision)
     model = load_base_model(model_path, accelerator, args.model_revision, args.quantization)
     # All that predictions depend on: a folder with others is not continued.
@@ -132,11 +155,14 @@ def main():
         "prompt_version": PROMPT_VERSION,
         "base_fingerprint": base_fingerprint(model),
         "adapter_sha256": file_hash(Path(args.adapter) / "adapter_model.safetensors") if args.adapter else None,
+        "adapter_step": training_environment.get("global_step"),
+        "scoring": SCORING,
         "rows_sha256": hashlib.sha256(repr(rows).encode()).hexdigest(),
         "num_examples": len(rows),
         "quantization": args.quantization,
         "mixed_precision": accelerator.mixed_precision,
         "decoding": {"strategy": "greedy", "max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens},
+        "merge_adapter": args.merge_adapter,
     }
     if is_main:
         prepare_output_dir(output_dir, identity, args)
@@ -147,7 +173,8 @@ def main():
     part = output_dir / f"predictions-{accelerator.process_index}.jsonl"
     for system in sorted(args.systems, key=SYSTEMS.index):
         if system == "adapter":
-            model = load_adapter(model, args.adapter)
+            answered = [render_prompt(row.query, row.tools) + row.answers for row in rows[:2]]
+            model = load_adapter(model, args.adapter, encode_prompts(tokenizer, answered) if args.merge_adapter else ())
         todo = [row for row in rows if (system, row.id) not in done]
         todo = sorted(todo, key=lambda row: -len(row.query) - len(row.tools))  # an even share of long rows each
         todo = todo[accelerator.process_index :: accelerator.num_processes]
@@ -167,10 +194,39 @@ def main():
                 f"{output_dir} has {len(chosen)} predictions for {len(rows)} rows of {len(args.systems)} systems"
             )
         results = summarize(sorted(chosen, key=lambda prediction: place[prediction["id"]]))
-        write_json(output_dir / "metrics.json", {"systems": results, **identity, **environment_record()})
-        print_table(results, args)
+        record = {"generated_by": generated_by(model), **identity, **environment_record()}
+        write_json(output_dir / "metrics.json", {"systems": results, **record})
+        print_table(results, args, training_environment.get("global_step"))
         print(f"Figures: {output_dir / 'metrics.json'}   Every output: {output_dir / 'predictions.jsonl'}")
     accelerator.end_training()
+
+
+def choose_rows(rows, args, training_args, split):
+    """The rows to evaluate: those that the adapter's training held out, or those that the arguments ask for where they name
+    another split or a data set that holds none of them. Refuses rows that were trained on and held-out rows that are gone."""
+    own_split = all(getattr(args, name) == training_args.get(name) for name in ("eval_fraction", "seed", "eval_split"))
+    if split and own_split:
+        held_out, gone = find_held_out(rows, split)
+        if gone and (held_out or args.dataset_name == training_args["dataset_name"]):
+            raise UserError(
+                f"{len(gone)} of the {len(split['held_out'])} rows that {args.adapter} held out are not in "
+                f"{args.dataset_name} any more: {shorten(gone)}; name the data set as it was with --dataset_name, or "
+                "one of other rows to evaluate with --eval_fraction 1"
+            )
+        if not gone:
+            return held_out
+    _, held_out, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+    trained = set(split["trained"].values()) if split else ()
+    if known := [row.id for row in held_out if row.fingerprint() in trained]:
+        raise UserError(
+            f"{len(known)} of the {len(held_out)} rows asked for are rows that {args.adapter} was trained on: {shorten(known)}; "
+            "leave out --eval_fraction, --seed and --eval_split to evaluate those that it held out"
+        )
+    return held_out
+
+
+def shorten(ids):
+    return ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)
 
 
 def predict(model, tokenizer, rows, system, max_new_tokens, batch_tokens):
@@ -253,13 +309,15 @@ def summarize(predictions):
             low, high = wilson_interval(k, n)
             results[system][metric] = {"k": k, "n": n, "rate": k / n, "low": low, "high": high}
         finish = [prediction["finish"] for prediction in mine]
-        results[system]["finish"] = {reason: finish.count(reason) for reason in ("end", "closed", "length")}
-        results[system]["rows_per_second"] = len(mine) / sum(prediction["seconds"] for prediction in mine)
+        results[system]["finish"] = {reason: finish.count(reason) for reason in ("end", "closed", "length", "too_long")}
+        seconds = sum(prediction["seconds"] for prediction in mine)
+        results[system]["rows_per_second"] = len(mine) / seconds if seconds else None
     return results
 
 
-def print_table(results, args):
-    table = Table(title=f"{args.model_name_or_path} on {args.dataset_name}, held-out rows", caption_justify="left")
+def print_table(results, args, step):
+    title = f"{args.model_name_or_path} on {args.dataset_name}, held-out rows"
+    table = Table(title=title + f"; adapter of step {step}" * (step is not None), caption_justify="left")
     table.add_column("system")
     for title in METRICS.values():
         table.add_column(f"{title} %", justify="right")
@@ -274,14 +332,15 @@ def print_table(results, args):
     for name, rates in PUBLISHED.items():
         table.add_row(f"[dim]{name}[/dim]", *(f"[dim]{rate:.2f}[/dim]" for rate in rates), "[dim]101?[/dim]")
     table.caption = (
-        "Below each figure its 95% Wilson interval and, in brackets, the lenient bound: first JSON value anywhere, "
-        "calls without a name pass. Published: Qwen3-4B-Base on xLAM, parser not stated; the figures fit 101 rows."
+        "Below each figure its 95% Wilson interval and, in brackets, the lenient bound: first calls anywhere in the "
+        "text, those without a name pass. Published: Qwen3-4B-Base on xLAM, parser not stated; the figures fit 101 rows."
     )
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
     for system, figures in results.items():
         stops = ", ".join(f"{count} {name}" for name, count in figures["finish"].items() if count)
-        console.print(f"{system}: {figures['rows_per_second']:.2f} rows/s; stopped by {stops}", highlight=False)
+        speed = f"{figures['rows_per_second']:.2f} rows/s; " if figures["rows_per_second"] else ""
+        console.print(f"{system}: {speed}stopped by {stops}", highlight=False)
 
 
 def file_hash(path):

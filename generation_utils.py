@@ -5,27 +5,46 @@ graph; a row that is done leaves its slot, and waiting prompts are prefilled int
 padding, as in training.
 """
 
+import contextlib
 import functools
+import os
+import sys
 import time
+import weakref
 from collections import deque
 from typing import NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
 from attention_utils import ISOLATED
 from cuda_graphs import capturing
 from data_utils.batching import Example, collate, encode_prompts
-from data_utils.tool_calls import ValueWatcher
+from data_utils.tool_calls import finished, opening_value
+from script_utils import UserError
+from self_checks import (
+    LAST,
+    difference,
+    num_positions,
+    one_line,
+    plain_logits,
+    plain_transformers,
+    set_attention,
+    tolerance,
+    unwrapped,
+)
 
 PREFILL_TOKENS = 8192  # of one forward pass over prompts, or a single longer prompt
 
 
 class Generation(NamedTuple):
-    text: str  # without the end token
+    text: str  # without end and padding tokens
     num_tokens: int
-    finish: str  # "end": the end token; "closed": the answer was complete; "length": the budget was used up
+    # "end": an end token; "closed": the answer was complete; "length": the budget was used up, or the model's positions were;
+    # "too_long": the model has no positions for the prompt
+    finish: str
     seconds: float  # every step's time divided by the rows in it
 
 
@@ -33,50 +52,210 @@ class Generation(NamedTuple):
 def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
     """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which rows finish.
 
-    The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at the end token, or when
-    its ValueWatcher has seen enough. Decoding options of the model's own generation_config are not in force.
+    The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at any of the model's end tokens, or
+    when tool_calls.finished says so. Decoding options of the model's own generation_config are not in force. A model on which
+    the continuous batching here fails its check generates by transformers' `generate` instead, row by row.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    attention = base.config._attn_implementation
-    base.set_attn_implementation(ISOLATED)
-    piece = functools.cache(lambda token: tokenizer.decode([token]))
     prompt_ids = encode_prompts(tokenizer, prompts)
+    positions = num_positions(model.config)
+    budgets = [min(max_new_tokens, positions - len(ids)) for ids in prompt_ids]
+    fitting = [index for index, budget in enumerate(budgets) if budget > 0]
+    for index in set(range(len(prompts))) - set(fitting):
+        yield index, Generation("", 0, "too_long", 0.0)
+    if not fitting:
+        return
+    answers = {index: Answer(index, budgets[index], model, tokenizer) for index in fitting}
+    room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
+    if problem_with_slots(model, [prompt_ids[index] for index in fitting], room):
+        for answer in answers.values():
+            generate_plainly(model, prompt_ids[answer.index], answer)
+            yield answer.index, answer.generation()
+    else:
+        yield from generate_in_slots(model, prompt_ids, answers, batch_tokens)
+
+
+class Answer:
+    """What one row has generated so far, and whether it is finished."""
+
+    def __init__(self, index, budget, model, tokenizer):
+        self.index, self.budget, self.tokenizer = index, budget, tokenizer
+        self.end_tokens = end_tokens(model, tokenizer)
+        self.tokens = []
+        self.has_value = False
+        self.finish = None
+        self.seconds = 0.0
+
+    def add(self, token):
+        """Take the next token; returns why the row is finished with it (Generation.finish), or None."""
+        if token in self.end_tokens:
+            self.finish = "end"
+            return self.finish
+        self.tokens.append(token)
+        # What is judged is the whole text, but only where the verdict may have changed: pieces alone lack spaces and letters.
+        if self.has_value or closes_something(self.tokenizer, token):
+            text = self.text()
+            self.has_value = opening_value(text) is not None
+            if self.has_value and finished(text):
+                self.finish = "closed"
+        if not self.finish and len(self.tokens) == self.budget:
+            self.finish = "length"
+        return self.finish
+
+    def text(self):
+        return self.tokenizer.decode([token for token in self.tokens if token != self.tokenizer.pad_token_id])
+
+    def generation(self):
+        return Generation(self.text(), len(self.tokens), self.finish, self.seconds)
+
+
+@functools.lru_cache(maxsize=2**18)
+def closes_something(tokenizer, token):
+    piece = tokenizer.decode([token])
+    return "]" in piece or "}" in piece
+
+
+def end_tokens(model, tokenizer):
+    """All tokens that end an answer: the one that training teaches, and those of the model's generation_config."""
+    own = unwrapped(model).generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+
+
+@torch.compiler.set_stance("force_eager")  # layers compiled for training know nothing of a cache
+def generate_plainly(model, prompt_ids, answer):
+    """One row by transformers' own generate, in the model's own attention."""
+    base = unwrapped(model)
+    start = time.perf_counter()
+    ids = torch.from_numpy(prompt_ids.astype("int64"))[None].to(model.device)
+    stop = StopWith(answer)
+    own_config, base.generation_config = base.generation_config, GenerationConfig()
     try:
-        for group, num_slots, length in plan_groups([len(ids) for ids in prompt_ids], max_new_tokens, batch_tokens):
+        with plain_transformers(model):
+            base.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=answer.budget,
+                do_sample=False,
+                stopping_criteria=StoppingCriteriaList([stop]),
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model raises that transformers itself cannot generate from
+        raise UserError(f"transformers' own generate fails on {type(base).__name__}: {one_line(error)}") from None
+    finally:
+        base.generation_config = own_config
+    answer.seconds = time.perf_counter() - start
+
+
+class StopWith(StoppingCriteria):
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, input_ids, scores, **kwargs):
+        done = self.answer.add(input_ids[0, -1].item()) is not None
+        return torch.full((1,), done, device=input_ids.device)
+
+
+CHECKED = weakref.WeakKeyDictionary()  # by model: the longest row that the check was made for, and the problem or None
+
+
+def problem_with_slots(model, prompt_ids, room):
+    """What keeps a model from continuous batching over slots, or None: checked once for a model, and again for longer rows.
+
+    prompt_ids: int32 arrays; room: the longest row's tokens, new ones included. Said on stderr when found.
+    """
+    base = unwrapped(model)
+    checked_room, problem = CHECKED.get(base, (0, None))
+    if room > checked_room and not problem:
+        problem = find_problem(model, prompt_ids, room)
+        CHECKED[base] = room, problem
+        if problem and os.environ.get("RANK", "0") == "0":
+            print(f"Generating by transformers' generate, row by row, which is slower: {problem}", file=sys.stderr)
+    return problem
+
+
+def generated_by(model):
+    """How a model that has generated did it, in words; None of one that has not."""
+    if unwrapped(model) not in CHECKED:
+        return None
+    _, problem = CHECKED[unwrapped(model)]
+    return f"transformers' generate: {problem}" if problem else "continuous batching"
+
+
+def find_problem(model, prompt_ids, room):
+    """Teacher-forced logits in slots, of the longest and the shortest prompt and a half of it, against plain transformers."""
+    shortest, longest = min(prompt_ids, key=len), max(prompt_ids, key=len)
+    texts = [longest, shortest, shortest[: max(1, len(shortest) // 2)]]
+    reference = [plain_logits(model, [text])[0] for text in texts]
+    allowed = tolerance(model, shortest, reference[1:2])
+    try:
+        with slots_attention(model):
+            # One slot more than rows, as far along as a row can get: idle slots must not count.
+            slots = Slots(model, len(texts) + 1, room)
+            slots.positions.fill_(room - 1)
+            forced = min(LAST, len(texts[-1])) - 1
+            slots.prefill([0, 1, 2], [text[: len(text) - forced] for text in texts])
+            logits = [slots.logits[: len(texts)].clone()]
+            for place in range(forced, 0, -1):
+                tokens = [int(text[len(text) - place]) for text in texts]
+                slots.tokens[: len(texts)] = torch.tensor(tokens, device=model.device)
+                slots.decode([0, 1, 2])
+                logits.append(slots.logits[: len(texts)].clone())
+            mine = torch.stack(logits, dim=1).float()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model raises that knows nothing of such a cache
+        return one_line(error)
+    distance = difference(list(mine), [right[-(forced + 1) :] for right in reference])
+    if distance <= allowed:
+        return None
+    return f"in one cache, rows' logits would move by {distance:.1e} of their spread (rounding: {allowed:.1e})"
+
+
+@contextlib.contextmanager
+def slots_attention(model):
+    before = unwrapped(model).config._attn_implementation
+    set_attention(model, ISOLATED)
+    try:
+        yield
+    finally:
+        set_attention(model, before)
+
+
+def generate_in_slots(model, prompt_ids, answers, batch_tokens):
+    """Continuous batching: see the module's first lines. answers: `{index: Answer}` of the prompts to complete."""
+    rooms = {index: len(prompt_ids[index]) + answer.budget for index, answer in answers.items()}
+    with slots_attention(model):
+        for group, num_slots, length in plan_groups(rooms, batch_tokens):
             slots = Slots(model, num_slots, length)
-            waiting, answers = deque(group), {}  # answers: of the rows in a slot, by slot
-            while waiting or answers:
+            waiting, running = deque(group), {}  # running: the answers of the rows in a slot, by slot
+            while waiting or running:
                 start = time.perf_counter()
-                free = [slot for slot in range(num_slots) if slot not in answers]
+                free = [slot for slot in range(num_slots) if slot not in running]
                 if waiting and len(free) >= min(len(waiting), num_slots / 4):
                     entering = take_prompts(waiting, prompt_ids, len(free))
-                    answers |= {slot: Answer(index) for slot, index in zip(free, entering, strict=False)}
+                    running |= {slot: answers[index] for slot, index in zip(free, entering, strict=False)}
                     new_tokens = slots.prefill(free[: len(entering)], [prompt_ids[index] for index in entering])
                 else:
-                    new_tokens = slots.decode(list(answers))
-                seconds = (time.perf_counter() - start) / len(answers)
-                for answer in answers.values():
+                    new_tokens = slots.decode(list(running))
+                seconds = (time.perf_counter() - start) / len(running)
+                for answer in running.values():
                     answer.seconds += seconds
                 for slot, token in new_tokens.items():
-                    answer = answers[slot]
-                    if finish := answer.add(token, tokenizer.eos_token_id, piece, max_new_tokens):
-                        del answers[slot]
-                        text = tokenizer.decode(answer.tokens)
-                        yield answer.index, Generation(text, len(answer.tokens), finish, answer.seconds)
-    finally:
-        base.set_attn_implementation(attention)
+                    if running[slot].add(token):
+                        answer = running.pop(slot)
+                        yield answer.index, answer.generation()
 
 
-def plan_groups(lengths, max_new_tokens, batch_tokens):
-    """Prompts that share a cache: `[(indices, slots, tokens a slot), ...]`, longest first.
+def plan_groups(rooms, batch_tokens):
+    """Rows that share a cache: `[(indices, slots, tokens a slot), ...]`, longest first. rooms: `{index: tokens it may need}`.
 
     The rows left share one group if the cache has a slot for each. Else a group's rows need more than half of what its longest
     needs, so that little of the cache lies idle.
     """
     groups = []
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    order = sorted(rooms, key=lambda index: -rooms[index])
     for done, index in enumerate(order):
-        room = lengths[index] + max_new_tokens
+        room = rooms[index]
         all_fit = groups and (len(order) - done + len(groups[-1][0])) * groups[-1][1] <= batch_tokens
         if not groups or (2 * room <= groups[-1][1] and not all_fit):
             groups.append(([], room))
@@ -95,25 +274,6 @@ def take_prompts(waiting, prompt_ids, most):
     return taken
 
 
-class Answer:
-    """What one row has generated so far."""
-
-    def __init__(self, index):
-        self.index = index
-        self.tokens = []
-        self.watcher = ValueWatcher()
-        self.seconds = 0.0
-
-    def add(self, token, eos_token_id, piece, max_new_tokens):
-        """Why the row is finished with this token (Generation.finish), or None."""
-        if token == eos_token_id:
-            return "end"
-        self.tokens.append(token)
-        if self.watcher.feed(piece(token)):
-            return "closed"
-        return "length" if len(self.tokens) == max_new_tokens else None
-
-
 class Slots:
     """A cache of `num_slots` rows of up to `length` tokens, and the model's two ways over it."""
 
@@ -123,9 +283,10 @@ class Slots:
         self.slots = torch.arange(num_slots, device=model.device)
         self.tokens = torch.zeros_like(self.slots)  # the newest of each slot
         self.positions = torch.zeros_like(self.slots)  # where these stand
+        self.logits = None  # [slots, vocabulary], from which the newest tokens were chosen
         self.graph = None
 
-    @torch.compiler.set_stance("force_eager")  # layers compiled for training know nothing of a cache
+    @torch.compiler.set_stance("force_eager")
     def prefill(self, slots, prompts):
         """Read a prompt (int32 token ids) into each of `slots`; returns `{slot: first new token}`."""
         batch = collate([Example("", ids, len(ids)) for ids in prompts], supervised=False)
@@ -136,14 +297,15 @@ class Slots:
         batch["logits_to_keep"] = lengths.cumsum(0) - 1
         self.cache.write_at = torch.repeat_interleave(here, lengths), batch["position_ids"][0]
         self.cache.shown = None
-        new_tokens = self.model(**batch, past_key_values=self.cache, use_cache=True).logits[0].argmax(-1)
+        self.logits = self.model(**batch, past_key_values=self.cache, use_cache=True).logits[0]
+        new_tokens = self.logits.argmax(-1)
         self.tokens[here], self.positions[here] = new_tokens, lengths
         return dict(zip(slots, new_tokens.tolist(), strict=True))
 
     def decode(self, slots):
         """One more token for each of `slots`; returns `{slot: token}`. The other slots go through the motions."""
         if self.model.device.type != "cuda":
-            self.step(self.positions[slots].max().item() + 1)  # attention no wider than the longest row
+            self.step(self.width(slots))
         elif self.graph:
             self.graph.replay()
         else:
@@ -155,18 +317,22 @@ class Slots:
         tokens = self.tokens.tolist()
         return {slot: tokens[slot] for slot in slots}
 
+    def width(self, slots):
+        """How much of each slot attention is to see: on a CPU no more than the longest row."""
+        return self.cache.length if self.model.device.type == "cuda" else self.positions[slots].max().item() + 1
+
     @torch.compiler.set_stance("force_eager")
     def step(self, width):
         self.cache.write_at = self.slots, self.positions
         self.cache.shown = width
-        logits = self.model(
+        self.logits = self.model(
             input_ids=self.tokens[:, None],
             position_ids=self.positions[:, None],
             slot_lengths=(self.positions + 1).int(),
             past_key_values=self.cache,
             use_cache=True,
         ).logits[:, -1]
-        self.tokens.copy_(logits.argmax(-1))
+        self.tokens.copy_(self.logits.argmax(-1))
         self.positions.add_(1).clamp_(max=self.cache.length - 1)
 
 

@@ -1,5 +1,6 @@
 """The one place that loads a tokenizer and a base model, quantises it, and gives it a LoRA adapter."""
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -7,15 +8,14 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate.utils import send_to_device
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import is_liger_kernel_available
 from transformers.utils import logging as transformers_logging
 
 from attention_utils import ISOLATED, has_varlen_kernel
-from data_utils.batching import Example, collate
 from data_utils.prompt import PROMPT_VERSION
 from script_utils import ROOT, UserError, check_hub_access
+from self_checks import check_training_batches, difference, one_line, plain_logits, set_attention, tolerance
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
 
@@ -51,6 +51,13 @@ def resolve_model(name):
     return name
 
 
+def load_config(name, revision=None):
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError
+        raise UserError(f"cannot load a model from {name}: {one_line(error)}") from None
+
+
 def load_tokenizer(name, revision=None):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
@@ -63,19 +70,38 @@ def load_tokenizer(name, revision=None):
     return tokenizer
 
 
-def choose_attention(accelerator, compiled=False):
-    """What `--attn_implementation auto` means: examples kept apart by kernel, without masks, where torch has its
-    variable-length kernel or on a CPU; by SDPA's block mask elsewhere, where the stand-in for that kernel would wait for
-    the GPU in every layer to learn the examples' lengths, and cannot be compiled."""
-    on_cpu = accelerator.device.type == "cpu"
-    if has_varlen_kernel(accelerator.device, DTYPES[accelerator.mixed_precision]) or (on_cpu and not compiled):
-        return ISOLATED
-    return "sdpa"
+def choose_attention(model, requested, name, examples, compiled):
+    """Switch a base model to the attention implementation that training is to use, and return its name. It must pass
+    check_training_batches on these examples; UserError where none does.
+
+    `auto` tries, in this order: examples kept apart by kernel, without masks, where torch has its variable-length kernel or on a
+    CPU (elsewhere the stand-in for that kernel would wait for the GPU in every layer, and cannot be compiled); SDPA's block
+    mask; eager.
+    """
+    isolated = has_varlen_kernel(model.device, model.dtype) or (model.device.type == "cpu" and not compiled)
+    candidates = [*([ISOLATED] if isolated else []), "sdpa", "eager"] if requested == "auto" else [requested]
+    problem, tried = None, set()
+    for candidate in candidates:
+        try:
+            implementation = set_attention(model, candidate)
+        except ValueError as error:  # transformers knows that the model has no such one
+            problem = problem or UserError(f"{name} has no --attn_implementation {candidate}: {one_line(error)}")
+            continue
+        if implementation in tried:
+            continue
+        tried.add(implementation)
+        try:
+            check_training_batches(model, name, examples)
+        except UserError as error:
+            problem = error
+        else:
+            return implementation
+    raise problem
 
 
-def load_base_model(name, accelerator, revision=None, quantization="none", attn_implementation=None):
+def load_base_model(name, accelerator, revision=None, quantization="none"):
     """The causal language model on this process's device, frozen, in bf16 or float32 as the Accelerator's precision
-    says; its linear layers in NF4 (double quantisation, QLoRA) or int8 if asked for."""
+    says; its linear layers in NF4 (double quantisation, QLoRA) or int8 if asked for. Its attention is transformers' own."""
     dtype = DTYPES[accelerator.mixed_precision]
     config = {
         "none": None,
@@ -91,7 +117,6 @@ def load_base_model(name, accelerator, revision=None, quantization="none", attn_
             revision=revision,
             dtype=dtype,
             quantization_config=config,
-            attn_implementation=attn_implementation or choose_attention(accelerator),
             device_map={"": accelerator.device},
         )
     except torch.OutOfMemoryError:
@@ -105,23 +130,26 @@ def load_base_model(name, accelerator, revision=None, quantization="none", attn_
     return model.requires_grad_(False).eval()
 
 
-def one_line(error):
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}{'...' * (len(text) > 300)}"
-
-
 def add_lora(model, r, alpha, dropout, target_modules):
     """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs."""
     from peft import LoraConfig, get_peft_model  # late: importing peft imports bitsandbytes, and takes seconds
 
     from fused_lora import fuse_lora
 
-    names = {name.split(".")[-1] for name, _ in model.named_modules()}
+    # Of a model that also sees or hears, only the decoder of text is trained: nothing else meets these rows.
+    text_modules = {model.get_output_embeddings(), *model.get_decoder().modules()}
+    elsewhere = [name for name, module in model.named_modules() if name and module not in text_modules]
+    names = {name.split(".")[-1] for name, module in model.named_modules() if module in text_modules}
     if unknown := [module for module in target_modules if module not in names]:
         raise UserError(f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers")
 
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules
+        task_type="CAUSAL_LM",
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        exclude_modules=[name for name in elsewhere if name.split(".")[-1] in target_modules] or None,
     )
     try:
         return fuse_lora(get_peft_model(model, config))
@@ -177,6 +205,17 @@ def base_fingerprint(model):
     return digest.hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def naming_adapter(adapter, flag):
+    """Add to a UserError within that the value of `flag` comes from the arguments saved with an adapter, if there is one."""
+    try:
+        yield
+    except UserError as error:
+        if not adapter:
+            raise
+        raise UserError(f"{error}; it is named in {Path(adapter) / 'args.yaml'}, {flag} replaces it") from None
+
+
 def read_adapter(folder):
     """What train.py saved beside an adapter: its arguments and its environment, two dicts. Refuses, as UserError, a
     folder without them and an adapter trained on another version of the prompt."""
@@ -200,48 +239,53 @@ def read_adapter(folder):
     return args, environment
 
 
-def load_adapter(model, folder):
-    """The base under the adapter saved in `folder`: merged into it, or beside its weights where these are quantised.
-    Refuses an adapter trained on another base."""
+def read_split(folder):
+    """The rows that an adapter was trained on and those held out (see find_held_out); None of an adapter from before."""
+    path = Path(folder) / "split.json"
+    if not path.is_file():
+        return None
+    try:
+        split = json.loads(path.read_text(encoding="utf-8"))
+        return {part: dict(split[part]) for part in ("trained", "held_out")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+
+
+def load_adapter(model, folder, texts=()):
+    """The base under the adapter saved in `folder`. Refuses an adapter trained on another base.
+
+    Merged into the base's weights, which is faster, if there are `texts` (int32 token ids) to compare the merged model on, and
+    if the weights are neither quantised nor shared with a layer that has no adapter, as those of a tied head are.
+    """
     from peft import PeftModel  # late, as in add_lora
 
     _, environment = read_adapter(folder)
     if environment["base_fingerprint"] != base_fingerprint(model):
         raise UserError(f"{folder} was trained on another base model than {model.name_or_path}")
     try:
-        model = PeftModel.from_pretrained(model, folder)
+        model = PeftModel.from_pretrained(model, folder).eval()
     except Exception as error:  # whatever a broken file makes safetensors and peft raise
         raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
     quantized = not all(parameter.is_floating_point() for parameter in model.parameters())
-    return (model if quantized else model.merge_and_unload()).eval()
-
-
-@torch.no_grad()
-def check_isolation(model, name):
-    """Refuse a model whose examples see their neighbours in a padding-free batch.
-
-    Two tiny examples end to end: editing the first must not move the second's logits. Linear attention, sliding caches
-    and kernels that ignore restarting positions fail this without a word.
-    """
-    first, edited, second = ([token + i for token in range(8)] for i in (1, 20, 40))
-    logits = []
-    for neighbour in (first, edited):
-        batch = collate([Example("", torch.tensor(ids).int().numpy(), 1) for ids in (neighbour, second)])
-        del batch["labels"]
-        batch = send_to_device(batch, model.device)
-        try:
-            logits.append(model(**batch, use_cache=False).logits[0, len(first) - 1 :].float())
-        except torch.OutOfMemoryError:
-            raise
-        except (ValueError, RuntimeError) as error:  # what transformers and kernels raise that know that they cannot
-            raise UserError(f"{name} cannot keep examples of one batch apart: {one_line(error)}") from None
-    leak = (logits[0] - logits[1]).abs().max() / logits[0].std()
-    # Exactly 0 where attention alone mixes tokens; mixtures of experts regroup their sums within rounding.
-    if not leak < (1e-4 if model.dtype == torch.float32 else 2e-2):
+    if quantized or not len(texts) or adapts_shared_weights(model):
+        return model
+    reference = [plain_logits(model, [text])[0] for text in texts]
+    allowed = tolerance(model, texts[0], reference[:1])
+    model = model.merge_and_unload().eval()
+    distance = difference([plain_logits(model, [text])[0] for text in texts], reference)
+    if not distance <= allowed:
         raise UserError(
-            f"{name} with --attn_implementation {model.config._attn_implementation} lets examples of one batch see each "
-            f"other (logits move by {leak:.1e} of their spread): use another --attn_implementation or model"
+            f"merging {folder} into its base moves logits by {distance:.1e} of their spread (rounding: {allowed:.1e}): "
+            "run it unmerged, with --merge_adapter false"
         )
+    return model
+
+
+def adapts_shared_weights(model):
+    """Whether a weight under an adapter's layer has another layer that uses it too."""
+    users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    layers = [module.base_layer for module in model.modules() if hasattr(module, "base_layer")]
+    return any(users[id(parameter)] > 1 for layer in layers for parameter in layer.parameters())
 
 
 def dtype_census(model):

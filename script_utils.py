@@ -42,7 +42,8 @@ def run_script(main):
     name = Path(sys.argv[0]).name
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers a faster CPU kernel from the hub
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' to each other, not the user's
-    sys.stdout.reconfigure(errors="backslashreplace")  # examples hold any text, terminals do not
+    # Examples hold any text, terminals do not. Each line is there when it is printed, in a file too.
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
     except UserError as error:
@@ -157,7 +158,7 @@ def closest(word, candidates):
 def read_yaml(path):
     """The mapping in a YAML file; raises UsageError when there is none."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, nesting without end

@@ -13,7 +13,6 @@ import functools
 import math
 import re
 import resource
-import shutil
 import sys
 import time
 from collections import deque
@@ -34,9 +33,9 @@ from checkpoint_utils import (
     abandon_later_steps,
     clear_run,
     complete_checkpoints,
+    deliver_adapter,
     load_checkpoint,
     prepare_output_dir,
-    save_adapter,
     save_checkpoint,
 )
 from cuda_graphs import average_gradients, use_cuda_graphs
@@ -44,15 +43,16 @@ from data_utils.batching import TrainingData, fingerprint, mark_supervised, micr
 from data_utils.prompt import PROMPT_VERSION, to_json
 from data_utils.rows import describe_bad_rows, load_rows, split_rows
 from evaluate import METRICS, predict
+from generation_utils import problem_with_slots
 from model_utils import (
     COMPILE,
     add_lora,
     base_fingerprint,
-    check_isolation,
     choose_attention,
     compile_layers,
     dtype_census,
     load_base_model,
+    load_config,
     load_tokenizer,
     peak_flops,
     resolve_model,
@@ -73,6 +73,7 @@ from script_utils import (
     write_json,
     write_yaml,
 )
+from self_checks import num_positions
 
 
 @dataclass
@@ -84,6 +85,9 @@ class TrainingArguments:
     dataset_name: str = field(
         default="Salesforce/xlam-function-calling-60k",
         metadata={"help": "Hub id, .json, .jsonl or .parquet file, folder in the hub's layout, or 'demo'"},
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Where a data set has several configurations"}
     )
     dataset_revision: str | None = None
     eval_fraction: float = field(default=0.05, metadata={"help": "Share of the valid rows held out"})
@@ -145,6 +149,10 @@ class TrainingArguments:
     )
     save_steps: int = 100
     save_total_limit: int = field(default=3, metadata={"help": "Checkpoints kept; the newest and the best always are"})
+    final_adapter: Literal["last", "best"] = field(
+        default="last",
+        metadata={"help": "Which step's adapter/ is: the last, or the one of the lowest evaluation loss"},
+    )
     profile_steps: str | None = field(
         default=None, metadata={"help": "5:7 writes a trace of steps 5 to 7, for Perfetto, to profile/ in --output_dir"}
     )
@@ -198,8 +206,11 @@ MAY_CHANGE_ON_RESUME = [
     "eval_generate_examples",
     "save_steps",
     "save_total_limit",
+    "final_adapter",
     "profile_steps",
 ]
+
+GENERATED_TOKENS = 256  # at most, in an evaluation inside training
 
 
 def main():
@@ -210,29 +221,44 @@ def main():
     accelerator.wait_for_everyone()  # all have looked at the folder before anyone writes to it
 
     # Rows -> prompt -> tokens
-    rows, dropped = load_rows(args.dataset_name, args.dataset_revision, args.max_bad_rows)
+    rows, dropped = load_rows(args.dataset_name, args.dataset_revision, args.max_bad_rows, args.dataset_config_name)
     train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
     model_path = resolve_model(args.model_name_or_path)
     tokenizer = load_tokenizer(model_path, args.model_revision)
+    positions = num_positions(load_config(model_path, args.model_revision))
+    max_length = min(args.max_seq_length, positions)
     with accelerator.main_process_first():  # the others read what main leaves in the token cache
-        train_examples, too_long = tokenize_rows(tokenizer, train_rows[: args.max_train_examples], args.max_seq_length)
-        eval_examples, too_long_eval = tokenize_rows(
-            tokenizer, eval_rows[: args.max_eval_examples], args.max_seq_length
-        )
+        train_examples, too_long = tokenize_rows(tokenizer, train_rows[: args.max_train_examples], max_length)
+        eval_examples, too_long_eval = tokenize_rows(tokenizer, eval_rows[: args.max_eval_examples], max_length)
     if bad := describe_bad_rows(dropped):
         log(f"Dropped {sum(map(len, dropped.values()))} of {len(rows) + sum(map(len, dropped.values()))} rows: {bad}")
-    dropped[f"longer than {args.max_seq_length} tokens"] = too_long + too_long_eval
-    dropped["in neither split: offers both held-out and other tools"] = [row.id for row in in_neither]
+    dropped[f"longer than {max_length} tokens"] = [*too_long, *too_long_eval]
+    dropped["in neither split: offers both held-out and other tools, or repeats a held-out row"] = [
+        row.id for row in in_neither
+    ]
     if not train_examples:
         raise UserError(
             f"no training rows left of {len(rows)}: --eval_fraction {args.eval_fraction} holds out {len(eval_rows)}, "
-            f"{len(in_neither)} are in neither split, {len(too_long)} are longer than --max_seq_length {args.max_seq_length}"
+            f"{len(in_neither)} are in neither split, {len(too_long)} are longer than {max_length} tokens, the least of "
+            f"--max_seq_length {args.max_seq_length} and the model's {positions} positions"
         )
+    if args.final_adapter == "best" and not eval_examples:
+        raise UserError("--final_adapter best needs rows to evaluate: raise --eval_fraction")
     log(
         f"{len(rows)} valid rows: {len(train_examples)} to train on, {len(eval_examples)} to evaluate, "
-        f"{len(too_long)} + {len(too_long_eval)} longer than {args.max_seq_length} tokens, {len(in_neither)} in neither split"
+        f"{len(too_long)} + {len(too_long_eval)} longer than {max_length} tokens, {len(in_neither)} in neither split"
     )
+    if warning := describe_too_long(train_examples + eval_examples, too_long | too_long_eval, max_length, positions):
+        log(warning)
+    if accelerator.device.type == "cpu" and (args.quantization != "none" or args.gradient_checkpointing):
+        log("On a CPU, --quantization none --gradient_checkpointing false is several times faster, if memory allows")
     log(f"One example; the loss is on what stands between ⟦ and ⟧:\n{mark_supervised(tokenizer, train_examples[0])}")
+
+    fingerprints = {row.id: row.fingerprint() for row in train_rows + eval_rows}
+    split = {
+        "trained": {example.row_id: fingerprints[example.row_id] for example in train_examples},
+        "held_out": {row.id: fingerprints[row.id] for row in eval_rows},
+    }
 
     # The run's length
     data = TrainingData(
@@ -252,16 +278,19 @@ def main():
         )
 
     # Model, optimizer, schedule
-    attention = args.attn_implementation
-    if attention == "auto":
-        attention = choose_attention(accelerator, args.torch_compile)
-    model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, attention)
-    check_isolation(model, args.model_name_or_path)
+    model = load_base_model(model_path, accelerator, args.model_revision, args.quantization)
+    examples = train_examples + eval_examples
+    attention = choose_attention(model, args.attn_implementation, args.model_name_or_path, examples, args.torch_compile)
+    prompts = [example.input_ids[: example.prompt_length] for example in eval_examples or train_examples]
+    problem_with_slots(
+        model, prompts, max(map(len, prompts)) + GENERATED_TOKENS
+    )  # said now, and not when all is trained
     environment = environment_record(
         prompt_version=PROMPT_VERSION,
         base_fingerprint=base_fingerprint(model),
         mixed_precision=accelerator.mixed_precision,
         num_processes=accelerator.num_processes,
+        attention=attention,
     )
     torch.manual_seed(args.seed)
     model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
@@ -315,6 +344,7 @@ def main():
         write_yaml(output_dir / "args.yaml", args)
         write_json(output_dir / "environment.json", environment)
         write_json(output_dir / "dropped_rows.json", dropped)
+        write_json(output_dir / "split.json", split)
         # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
         writer = SummaryWriter(output_dir / "logs", purge_step=state.global_step + 1)
     accelerator.wait_for_everyone()
@@ -415,8 +445,10 @@ def main():
                     writer.add_text("eval/generated_above_gold", samples, state.global_step)
             say = progress.write if terminal else log
             say(f"step {state.global_step}/{last_step}  eval loss {eval_loss:.4f}")
-            if is_save and (state.best_eval_loss is None or eval_loss < state.best_eval_loss):
+            state.eval_loss = eval_loss
+            if math.isfinite(eval_loss) and (state.best_eval_loss is None or eval_loss < state.best_eval_loss):
                 state.best_eval_loss, state.best_checkpoint = eval_loss, f"checkpoint-{state.global_step}"
+                is_save = True  # the best is always there to be had
         if is_save:
             save_checkpoint(accelerator, args, environment, model, optimizer, scheduler, state)
     progress.close()
@@ -425,15 +457,27 @@ def main():
 
     if is_main:
         writer.close()
-        unfinished, adapter = output_dir / "incomplete-adapter", output_dir / "adapter"
-        save_adapter(unfinished, accelerator, model, args, environment)
-        shutil.rmtree(adapter, ignore_errors=True)
-        unfinished.rename(adapter)
+        last = f"checkpoint-{state.global_step}"
+        delivered = (state.best_checkpoint or last) if args.final_adapter == "best" else last
+        deliver_adapter(output_dir, output_dir / delivered)
         if state.best_checkpoint:
             log(f"Best checkpoint: {output_dir / state.best_checkpoint} (eval loss {state.best_eval_loss:.4f})")
-        log(f"Adapter after step {state.global_step}: {adapter}")
+        log(f"The adapter of {delivered}, the {args.final_adapter} one: {output_dir / 'adapter'}")
         log(f"Curves: tensorboard --logdir {output_dir}")
     accelerator.end_training()
+
+
+def describe_too_long(examples, too_long, max_length, positions):
+    """A warning where more than 2 % of the rows are left out for their length, with the length that keeps 99 % of them."""
+    lengths = sorted([*(len(example.input_ids) for example in examples), *too_long.values()])
+    if len(too_long) <= 0.02 * len(lengths):
+        return None
+    enough = lengths[math.ceil(0.99 * len(lengths)) - 1]
+    cure = (
+        f"--max_seq_length {enough} would keep 99 %" if enough <= positions else f"the model has {positions} positions"
+    )
+    share = len(too_long) / len(lengths)
+    return f"Warning: {share:.0%} of the rows are longer than {max_length} tokens and left out; {cure}"
 
 
 def cross_entropy(logits, labels):
@@ -470,7 +514,7 @@ def generate_calls(accelerator, model, tokenizer, rows):
     model.eval()
     share = rows[accelerator.process_index :: accelerator.num_processes]
     unwrapped = accelerator.unwrap_model(model)
-    predictions = list(predict(unwrapped, tokenizer, share, "adapter", max_new_tokens=256, batch_tokens=16384))
+    predictions = list(predict(unwrapped, tokenizer, share, "adapter", GENERATED_TOKENS, batch_tokens=16384))
     model.train()
     return gather_object(predictions)
 

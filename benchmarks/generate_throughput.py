@@ -20,7 +20,7 @@ from benchmarks.train_throughput import SHAPES, make_model, make_rows
 from data_utils.batching import encode_prompts
 from data_utils.prompt import render_prompt
 from data_utils.rows import load_rows
-from generation_utils import generate
+from generation_utils import generate, problem_with_slots
 
 
 def main():
@@ -74,6 +74,8 @@ def main():
         ),
     ]
     transformers(prompts[:2])  # libraries set themselves up
+    prompt_ids = encode_prompts(tokenizer, prompts)
+    problem_with_slots(model, prompt_ids, max(map(len, prompt_ids)) + args.new_tokens)  # a check once for each model
     list(generate(model, tokenizer, prompts[:2], 2, 4096))
     for name, run in runs:
         if on_gpu:

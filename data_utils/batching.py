@@ -44,7 +44,7 @@ def encode_prompts(tokenizer, prompts):
 
 
 def tokenize_rows(tokenizer, rows, max_seq_length):
-    """Examples of the rows that fit, and the ids of those that do not: a cut answer would teach broken JSON.
+    """Examples of the rows that fit, and the lengths by id of those that do not: a cut answer would teach broken JSON.
 
     Prompt and completion are tokenised apart, so that the ids of the prompt are those that inference feeds. Large data
     sets are tokenised once and then read from the cache.
@@ -56,10 +56,10 @@ def tokenize_rows(tokenizer, rows, max_seq_length):
     else:
         encoded = encode_or_load(tokenizer, prompts, completions)
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
-    examples, too_long = [], []
+    examples, too_long = [], {}
     for row, prompt, completion in zip(rows, *encoded, strict=True):
-        if len(prompt) + len(completion) + 1 > max_seq_length:
-            too_long.append(row.id)
+        if (length := len(prompt) + len(completion) + 1) > max_seq_length:
+            too_long[row.id] = length
         else:
             examples.append(Example(row.id, np.concatenate([prompt, completion, end]), len(prompt)))
     return examples, too_long

@@ -32,15 +32,23 @@ class Row(NamedTuple):
     def tool_names(self):
         return {tool["name"] for tool in json.loads(self.tools)}
 
+    def fingerprint(self):
+        """What the row is known by whatever its id and its other columns: a hash of query, tools and answers."""
+        return content_hash(self.query, self.tools, self.answers)
 
-def load_rows(dataset_name, revision=None, max_bad_rows=0.01):
+
+def content_hash(query, tools, answers):
+    return hashlib.sha256(json.dumps([query, tools, answers]).encode()).hexdigest()[:16]
+
+
+def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None):
     """The valid rows of a data set, in its order, and the bad ones as `{reason: [ids]}`.
 
-    `dataset_name` is a .json, .jsonl or .parquet file, a folder in the hub's layout, `demo`, `demo_unseen`, or a hub id. Large
-    data sets are validated once and then read from the cache. More bad rows than `max_bad_rows` (a share of all rows below
+    `dataset_name` is a .json, .jsonl or .parquet file, a folder in the hub's layout, `demo`, `demo_unseen`, or a hub id, whose
+    configuration is `config_name` where there are several. Large data sets are validated once and then read from the cache. More bad rows than `max_bad_rows` (a share of all rows below
     1, a count from 1 on) raise UserError, as do no valid rows at all.
     """
-    source = find_source(dataset_name, revision)
+    source = find_source(dataset_name, revision, config_name)
     try:
         rows, bad = valid_rows(source) if isinstance(source, list) else validate_or_load(source)
     except (OSError, UnicodeDecodeError) as error:
@@ -77,7 +85,7 @@ def validate_or_load(source):
     file = cache.file_of("rows", content_of(source))
     if stored := cache.load(file):
         return unpack(stored)
-    rows, bad = valid_rows(READERS[source.suffix](source) if isinstance(source, Path) else source)
+    rows, bad = valid_rows(READERS[source.suffix.lower()](source) if isinstance(source, Path) else source)
     if len(rows) >= cache.FROM_ROWS:
         cache.save(file, pack(rows, bad))
     return rows, bad
@@ -127,41 +135,49 @@ def validate(record):
         check_calls(values["answers"])
         tools, answers = to_json(values["tools"]), to_json(values["answers"])
         # "\ud800" is an escape in the text and half a surrogate pair in the value.
-        (row_id(record) + tools + answers).encode()
+        (str(record.get("id")) + tools + answers).encode()
     except UnicodeEncodeError:
         raise ValueError("half a surrogate pair in a string") from None
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
         raise ValueError("a call to a tool that is not in its list")
-    return Row(row_id(record), values["query"], tools, answers)
+    content = {"query": values["query"], "tools": tools, "answers": answers}
+    return Row(row_id({"id": record.get("id"), **content}), **content)
 
 
 def row_id(record):
-    """The record's `id`, or a hash of its content where it has none."""
+    """The record's `id`, or a hash of query, tools and answers where it has none: other columns come and go."""
     if not isinstance(record, dict):
         return str(record)
     if record.get("id") is not None:
         return str(record["id"])
-    return hashlib.sha256(repr(record).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    return content_hash(*(str(record.get(column)) for column in COLUMNS))
 
 
-def find_source(dataset_name, revision=None):
+def find_source(dataset_name, revision=None, config_name=None):
     """What holds the rows: a file's path, a `datasets.Dataset`, or the demo's records themselves."""
     path = Path(dataset_name)
-    if dataset_name in ("demo", "demo_unseen"):  # the latter: tools that no row of the former offers
+    on_hub = dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/"))
+    named_as_file = path.suffix.lower() in READERS
+    is_demo = dataset_name in ("demo", "demo_unseen")  # the latter: tools that no row of the former offers
+    if not is_demo and (path.is_dir() or (on_hub and not path.is_file() and not named_as_file)):
+        return read_hub_dataset(dataset_name, revision, config_name)
+    if config_name:
+        raise UserError(f"--dataset_config_name is for a data set on the hub or a folder, not for {dataset_name}")
+    if is_demo:
         return generate_rows(DEMO_ROWS, seed=0, unseen_tools=dataset_name == "demo_unseen")
-    if path.suffix in READERS:
+    if path.is_file() and not named_as_file:
+        raise UserError(f"{dataset_name}: unsupported file type; what is read is .json, .jsonl and .parquet")
+    if named_as_file:
         if not path.is_file():
             raise UserError(f"{dataset_name}: no such file")
         return path
-    if path.is_dir() or (dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/"))):
-        return read_hub_dataset(dataset_name, revision)
     raise UserError(f"{dataset_name} is neither a .json, .jsonl or .parquet file, nor a folder, a hub id or 'demo'")
 
 
 def content_of(source):
     """All that the rows of a file or a Dataset follow from, in pieces of bytes."""
     if isinstance(source, Path):
-        yield source.suffix.encode()
+        yield source.suffix.lower().encode()
         yield source.read_bytes()
     else:
         for name, column in zip(source.column_names, source.data.itercolumns(), strict=True):
@@ -174,7 +190,8 @@ def read_json_file(path):
     try:
         records = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+        hint = "; JSON lines are read from a file named .jsonl" if str(error).startswith("Extra data") else ""
+        raise UserError(f"{path} is not valid JSON: {error}{hint}") from None
     if not isinstance(records, list):
         raise UserError(f"{path} must hold a list of rows")
     return [as_json_strings(record) if isinstance(record, dict) else record for record in records]
@@ -207,14 +224,14 @@ def read_parquet_file(path):
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    check_columns(path, {field.name: str(field.type) for field in table.schema})
-    return table.to_pylist()
+    check_columns(path, table.schema)
+    return table.select([name for name in ("id", *COLUMNS) if name in table.column_names]).to_pylist()
 
 
 READERS = {".json": read_json_file, ".jsonl": read_jsonl_file, ".parquet": read_parquet_file}
 
 
-def read_hub_dataset(name, revision):
+def read_hub_dataset(name, revision, config_name):
     """The train split of a data set on the Hugging Face hub, or of a local folder in the hub's layout."""
     import datasets
 
@@ -225,31 +242,36 @@ def read_hub_dataset(name, revision):
     try:
         # The cache knows a local folder by its name and not by its content: it would answer with the rows of long ago.
         again = "force_redownload" if local else None
-        dataset = datasets.load_dataset(name, split="train", revision=revision, download_mode=again)
+        dataset = datasets.load_dataset(name, config_name, split="train", revision=revision, download_mode=again)
     except Exception as error:  # load_dataset raises whatever its builder does
-        raise UserError(
-            f"cannot load the data set {name}: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from None
-    check_columns(name, {column: str(feature.dtype) for column, feature in dataset.features.items()})
-    return dataset
+        reason = " ".join(str(error.__cause__ or error).split())
+        hint = "; --dataset_config_name chooses one" if "onfig name is missing" in reason else ""
+        raise UserError(f"cannot load the data set {name}: {type(error).__name__}: {reason}{hint}") from None
+    check_columns(name, dataset.features.arrow_schema)
+    return dataset.select_columns([column for column in ("id", *COLUMNS) if column in dataset.column_names])
 
 
-def check_columns(name, types):
+def check_columns(name, schema):
     """Typed columns must be there and hold strings: nested ones have already been padded with null keys."""
-    missing = [column for column in COLUMNS if column not in types]
+    import pyarrow.types
+
+    missing = [column for column in COLUMNS if column not in schema.names]
     if missing:
-        raise UserError(f"{name} has no column {', '.join(missing)}; it has {', '.join(types)}")
-    nested = [column for column in COLUMNS if types[column] not in ("string", "large_string")]
-    if nested:
-        raise UserError(
-            f"{name}: column {nested[0]} is {types[nested[0]]}, but must hold JSON strings: "
-            "a nested column gives every row the keys of all rows"
-        )
+        raise UserError(f"{name} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+    for column in COLUMNS:
+        kind = schema.field(column).type
+        content = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if not (pyarrow.types.is_string(content) or pyarrow.types.is_large_string(content)):
+            raise UserError(
+                f"{name}: column {column} is {kind}, but must hold JSON strings: "
+                "a nested column gives every row the keys of all rows"
+            )
 
 
 def split_rows(rows, eval_fraction, seed, by="random"):
     """Training rows, evaluation rows, and rows in neither. A function of the seed and the rows alone, not their order.
 
+    A row that repeats a held-out row's query, tools and answers under another id is in neither.
     `random`: the `round(eval_fraction * n)` rows whose hash of (seed, id) is smallest. `tools`: no tool of an
     evaluation row occurs in a training row. Tools are held out in the order of their hash until enough rows use held-out
     tools alone; rows that use both kinds are left out.
@@ -261,7 +283,7 @@ def split_rows(rows, eval_fraction, seed, by="random"):
     ordered = sorted(rows, key=lambda row: order(row.id))
     wanted = round(eval_fraction * len(rows))
     if by == "random":
-        return ordered[wanted:], ordered[:wanted], []
+        return without_repeats(ordered, ordered[wanted:], ordered[:wanted])
 
     tools = {row.id: row.tool_names() for row in ordered}
     open_tools = {row.id: len(tools[row.id]) for row in ordered}  # how many of a row's tools are not held out
@@ -279,5 +301,29 @@ def split_rows(rows, eval_fraction, seed, by="random"):
             inside += open_tools[user] == 0
     eval_rows = [row for row in ordered if tools[row.id] and open_tools[row.id] == 0][:wanted]
     train_rows = [row for row in ordered if not tools[row.id] & held_out]
+    return without_repeats(ordered, train_rows, eval_rows)
+
+
+def without_repeats(ordered, train_rows, eval_rows):
+    held_out = {row.fingerprint() for row in eval_rows}
+    train_rows = [row for row in train_rows if row.fingerprint() not in held_out]
     kept = {row.id for row in eval_rows} | {row.id for row in train_rows}
     return train_rows, eval_rows, [row for row in ordered if row.id not in kept]
+
+
+def find_held_out(rows, split):
+    """The rows that a training held out, by content, in the order in which it did, and the ids of those that are gone.
+
+    split: what train.py saves as split.json, `{"trained": {id: fingerprint}, "held_out": {id: fingerprint}}`.
+    """
+    by_content = defaultdict(list)
+    for row in rows:
+        by_content[row.fingerprint()].append(row)
+    found, gone = [], []
+    for row_id, fingerprint in split["held_out"].items():
+        same = by_content[fingerprint]
+        if same:  # of several, the one of the same id where there is one
+            found.append(same.pop(next((i for i, row in enumerate(same) if row.id == row_id), 0)))
+        else:
+            gone.append(row_id)
+    return found, gone

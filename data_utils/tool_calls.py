@@ -8,7 +8,11 @@ import math
 import re
 
 MAX_DEPTH = 64  # far beyond any real call, far below the parser's recursion limit
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+END_TAG = "</answer>"
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one that never closes ends with the text
+_STRING_OR_END_TAG = re.compile(f"{_STRING.pattern}|{END_TAG}", re.DOTALL)
+_OBJECT_OR_LIST_OF_OBJECTS = re.compile(r"\{|\[(?=\s*\{)")
+_FENCED_EMPTY_LIST = re.compile(r"\s*```\w*\s*\[\s*\]")
 
 
 def parse_json(text):
@@ -17,13 +21,25 @@ def parse_json(text):
     Python's own parser takes NaN, Infinity and 1e999, keeps the last of two equal keys and overflows its stack on deep
     nesting. Raises ValueError (json.JSONDecodeError among them).
     """
+    _check_depth(text)
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+
+
+def _check_depth(text):
     if text.count("[") + text.count("{") > MAX_DEPTH:  # else it cannot be deeper, and counting is quick
         depth = 0
-        for character in _STRING.sub("", text):
+        for character in re.findall(r"[\[{\]}]", _STRING.sub("", text)):
             depth += (character in "[{") - (character in "]}")
             if depth > MAX_DEPTH:
                 raise ValueError(f"nested deeper than {MAX_DEPTH}")
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+
+
+def _value_at(text, start):
+    """The value that begins at `start`, as strictly as parse_json's, and where it ends. Raises ValueError, or RecursionError
+    where brackets open without end."""
+    value, end = _DECODER.raw_decode(text, start)
+    _check_depth(text[start:end])
+    return value, end
 
 
 def _unique(pairs):
@@ -44,6 +60,20 @@ def _finite(text):
     return number
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+
+
+def json_equal(a, b):
+    """Equality of JSON values: `true` is not 1 (in Python it is), 5 is 5.0, keys have no order, lists have."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(json_equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(json_equal(a[key], b[key]) for key in a)
+    return a == b
+
+
 def check_calls(calls):
     """Raises ValueError, saying what is wrong, unless `calls` is a list of `{"name": str, "arguments": {...}}`."""
     if not isinstance(calls, list):
@@ -55,23 +85,87 @@ def check_calls(calls):
             raise ValueError("a call's name must be a string and its arguments an object")
 
 
+FLAT_FORM = 'xLAM\'s flat form, [{"name", "description", "parameters": {argument: {"description", "type"}}}]'
+
+
 def check_tools(tools):
-    """Raises ValueError, saying what is wrong, unless `tools` is a list of objects with unique names."""
+    """Raises ValueError, saying what is wrong, unless `tools` is a list of tools in xLAM's flat form with unique names.
+
+    Trained or asked in another form, a model would take that form's own words (`type`, `properties`) for arguments.
+    """
+    if foreign := foreign_format(tools):
+        raise ValueError(f"these are tools in {foreign}; what is read today is {FLAT_FORM}")
     if not isinstance(tools, list):
         raise ValueError("not a list of tools")
     for tool in tools:
         if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
             raise ValueError("a tool must be an object with a name")
+        parameters = tool.get("parameters", {})
+        if not isinstance(parameters, dict) or not all(isinstance(spec, dict) for spec in parameters.values()):
+            raise ValueError(f"a tool's parameters must be an object with an object for each argument: {FLAT_FORM}")
     if len({tool["name"] for tool in tools}) != len(tools):
         raise ValueError("two tools have the same name")
 
 
-# Scores of a generated text. An output that does not parse is a miss, never an exclusion.
+def foreign_format(tools):
+    """The name of the known format, other than xLAM's, that a parsed value holds tools in; None where there is none."""
+    if isinstance(tools, dict) and ("tools" in tools or "tools" in (tools.get("result") or ())):
+        return "an object that holds the list, as MCP's tools/list gives"
+    for tool in tools if isinstance(tools, list) else [tools]:
+        if not isinstance(tool, dict):
+            continue
+        if isinstance(tool.get("function"), dict):
+            return 'OpenAI\'s wrapper, {"type": "function", "function": {...}}'
+        if "inputSchema" in tool:
+            return "MCP's format (inputSchema)"
+        if "input_schema" in tool:
+            return "Anthropic's format (input_schema)"
+        if "function_declarations" in tool or "functionDeclarations" in tool:
+            return "Gemini's format (function_declarations)"
+        parameters = tool.get("parameters")
+        properties = parameters.get("properties") if isinstance(parameters, dict) else None
+        # An argument may be called "properties": what describes it then has texts, not arguments, in it.
+        if isinstance(properties, dict) and all(isinstance(spec, dict) for spec in properties.values()):
+            return "OpenAI's format (JSON Schema: parameters with properties)"
+    return None
+
+
+# What a generated text says, and when enough of it has been seen. One rule: whatever `finished` cuts off changes no score.
+
+
+def opening_value(text):
+    """The list or object that `text` starts with, strictly parsed, and where it ends; None where it starts otherwise."""
+    start = len(text) - len(text.lstrip())
+    if text[start : start + 1] not in ("[", "{"):
+        return None
+    try:
+        return _value_at(text, start)
+    except (ValueError, RecursionError):
+        return None
+
+
+def finished(text):
+    """Whether generation may stop here: a value has closed, and what follows it is `</answer>` or cannot become it.
+
+    A text that starts otherwise is never finished: it runs on to the end token or the budget, since its value may come later.
+    """
+    if (opening := opening_value(text)) is None:
+        return False
+    rest = text[opening[1] :].lstrip()
+    return rest.startswith(END_TAG) or not END_TAG.startswith(rest)
 
 
 def answer_text(text):
-    """What counts as the answer: the text up to the first `</answer>`, without surrounding blanks."""
-    return text.split("</answer>", 1)[0].strip()
+    """What counts as the answer: the text up to the first `</answer>` outside a JSON string, without surrounding blanks.
+
+    Quotes make strings from the first bracket on: before it, they are prose.
+    """
+    bracket = re.search(r"[\[{]|\Z", text).start()
+    end = text.find(END_TAG, 0, bracket)
+    if end < 0:
+        matches = _STRING_OR_END_TAG.finditer(text, bracket)
+        end = next((match.start() for match in matches if match[0] == END_TAG), len(text))
+    return text[:end].strip()
 
 
 def parse_calls(text):
@@ -81,40 +175,50 @@ def parse_calls(text):
     return calls
 
 
-def first_json_value(text):
-    """The first list or object anywhere in `text`, prose and code fences around it forgiven, or None."""
-    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
-    for start in re.finditer(r"[\[{]", text):
+def lenient_value(text):
+    """What a forgiving parser finds in `text`, or None: the list or object that it starts with, else the first object or
+    non-empty list of objects anywhere. An empty list only at the start or in a code fence there: in code, `[]` means nothing.
+    """
+    if opening := opening_value(text):
+        return opening[0]
+    if _FENCED_EMPTY_LIST.match(text):
+        return []
+    for start in _OBJECT_OR_LIST_OF_OBJECTS.finditer(text):
         try:
-            return decoder.raw_decode(text, start.start())[0]
+            value, _ = _value_at(text, start.start())
         except ValueError:
             continue
         except RecursionError:
-            break  # the brackets that follow are only the inside of this one
+            break  # what follows is only the inside of this one, and trying all of it would take hours
+        if isinstance(value, dict) or all(isinstance(element, dict) for element in value):
+            return value
     return None
+
+
+# Scores of a generated text. An output that does not parse is a miss, never an exclusion.
 
 
 def score(text, gold, tools):
     """The verdicts on one generated text, a dict of booleans.
 
     gold: the list of calls wanted; tools: the tools on offer, both as parsed values.
-    json_valid: the answer is strict JSON, all of it, a list or an object. exact_match: it equals gold, calls in order.
+    json_valid: the answer is strict JSON, all of it, a list or an object. exact_match: it equals gold as JSON, calls in order.
     tools_exist: it is valid, makes at least one call (none only where gold has none), and names tools on offer alone.
-    The lenient_ ones are upper bounds, for comparison with figures whose parser is unknown: the first JSON value anywhere,
-    and elements that name no tool pass.
+    The lenient_ ones are upper bounds, for comparison with figures whose parser is unknown: lenient_value's value, and
+    elements that name no tool pass.
     """
     names = {tool["name"] for tool in tools}
     try:
         value = parse_json(answer_text(text))
     except ValueError:
         value = None
-    lenient = first_json_value(text)
+    lenient = lenient_value(text)
     return {
         "json_valid": isinstance(value, list | dict),
-        "exact_match": value == gold,
+        "exact_match": json_equal(value, gold),
         "tools_exist": _tools_exist(value, names, gold, nameless_pass=False),
         "lenient_json_valid": lenient is not None,
-        "lenient_exact_match": lenient == gold,
+        "lenient_exact_match": json_equal(lenient, gold),
         "lenient_tools_exist": _tools_exist(lenient, names, gold, nameless_pass=True),
     }
 
@@ -138,42 +242,3 @@ def wilson_interval(k, n, z=1.959964):
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
     return (0.0 if k == 0 else low), (1.0 if k == n else high)
-
-
-class ValueWatcher:
-    """Follows a text as it is generated and says when enough has been seen: feed it the pieces in order.
-
-    Enough is one non-blank character after the top-level list or object closes (so that trailing text is still seen to be
-    there) or `</answer>`. A text that opens otherwise runs on: its value may come later.
-    """
-
-    def __init__(self):
-        self.started = self.opened = self.closed = self.in_string = self.escaped = False
-        self.depth = 0
-        self.tail = ""
-
-    def feed(self, piece):
-        self.tail = self.tail[-len("</answer>") :] + piece
-        enough = "</answer>" in self.tail
-        for character in piece:
-            if not self.started:
-                self.started = not character.isspace()
-                self.opened = self.started and character in "[{"
-            if not self.opened:
-                continue
-            if self.in_string:
-                if self.escaped:
-                    self.escaped = False
-                elif character == "\\":
-                    self.escaped = True
-                elif character == '"':
-                    self.in_string = False
-            elif self.closed:
-                if not character.isspace():
-                    return True
-            elif character == '"':
-                self.in_string = True
-            else:
-                self.depth += (character in "[{") - (character in "]}")
-                self.closed = self.depth == 0
-        return enough

@@ -46,7 +46,7 @@ def test_ids_are_prompt_then_completion_then_end(tokenizer, rows):
 
 def test_long_rows_are_dropped_and_named_never_cut(tokenizer, rows):
     whole, none = tokenize_rows(tokenizer, rows, 4096)
-    assert none == []
+    assert none == {}
     limit = sorted(len(got.input_ids) for got in whole)[len(rows) // 2]
     kept, too_long = tokenize_rows(tokenizer, rows, limit)
     assert kept and too_long

@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_utils.batching import encode_prompts
 from data_utils.prompt import render_prompt
 from data_utils.rows import load_rows
-from data_utils.tool_calls import ValueWatcher
 from generation_utils import PREFILL_TOKENS, Answer, generate, plan_groups
 
 BASE = ROOT / "demo" / "base"  # a random model says one token over and over, whatever came before
@@ -82,45 +81,28 @@ def test_a_sliding_window_is_kept_to(tokenizer, prompts):
 
 
 def test_prompts_that_share_a_cache_are_of_similar_length():
-    groups = plan_groups([5, 90, 30, 31, 200, 7, 100], max_new_tokens=10, batch_tokens=250)
+    groups = plan_groups(dict(enumerate([15, 100, 40, 41, 210, 17, 110])), batch_tokens=250)
     assert groups == [([4, 6], 1, 210), ([1], 1, 100), ([3, 2, 5, 0], 4, 41)]
-    assert plan_groups([300, *[5] * 7], 10, batch_tokens=310) == [([0], 1, 310), ([1, 2, 3, 4, 5, 6, 7], 7, 15)]
-    assert plan_groups([5, 7], 10, batch_tokens=1) == [([1, 0], 1, 17)]
-
-
-@pytest.mark.parametrize(
-    ("text", "seen"),
-    [
-        ('[{"name": "f", "arguments": {}}] and so on', '[{"name": "f", "arguments": {}}] a'),
-        ('{"a": "}"}\n\n[1]', '{"a": "}"}\n\n['),
-        ('["\\"]"] x', '["\\"]"] x'),
-        ("[]\n</answer>", "[]\n<"),
-        ("no idea</answer> [1]", "no idea</answer>"),
-        ("prose [1] prose", "prose [1] prose"),
-        ("[[1, 2], [3", "[[1, 2], [3"),
-        ("  [1]   ", "  [1]   "),
-    ],
-)
-@pytest.mark.parametrize("piece_length", [1, 3, 100])
-def test_a_text_is_watched_until_its_value_closed_and_something_follows(text, seen, piece_length):
-    watcher, fed = ValueWatcher(), ""
-    for start in range(0, len(text), piece_length):
-        fed += text[start : start + piece_length]
-        if watcher.feed(text[start : start + piece_length]):
-            break
-    assert fed.startswith(seen) and (piece_length > 1 or fed == seen)
+    rooms = dict(enumerate([310, *[15] * 7]))
+    assert plan_groups(rooms, batch_tokens=310) == [([0], 1, 310), ([1, 2, 3, 4, 5, 6, 7], 7, 15)]
+    assert plan_groups({3: 15, 8: 17}, batch_tokens=1) == [([8, 3], 1, 17)]
 
 
 @pytest.mark.parametrize(
     ("text", "finish", "kept"),
-    [("[1] x y", "closed", "[1] x"), ("[[2] x y z", "length", "[[2] x y"), ("[3]", "end", "[3]")],
+    [
+        ("[1] x y", "closed", "[1] x"),
+        ("[1]</answer>\n[2]", "closed", "[1]</answer>"),
+        ("[[2] x y z", "length", "[[2] x y"),
+        ("[CALLS] [3] x y", "length", "[CALLS] [3] x"),
+        ("[3]", "end", "[3]"),
+    ],
 )
-def test_a_row_stops_at_its_value_its_budget_or_the_end_token(tokenizer, text, finish, kept):
+def test_a_row_stops_at_its_value_its_budget_or_an_end_token(model, tokenizer, text, finish, kept):
     tokens = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
-    answer = Answer(0)
-    budget = len(tokenizer(kept).input_ids) if finish == "length" else 99
-    reasons = [answer.add(token, tokenizer.eos_token_id, lambda t: tokenizer.decode([t]), budget) for token in tokens]
-    first = next(i for i, reason in enumerate(reasons) if reason)
-    assert reasons[first] == finish
-    stopped = answer.tokens[: first + (finish != "end")]
-    assert tokenizer.decode(stopped) == kept
+    answer = Answer(0, len(tokenizer(kept).input_ids) if finish == "length" else 99, model, tokenizer)
+    reasons = []
+    while not reasons or not reasons[-1]:
+        reasons.append(answer.add(tokens[len(reasons)]))
+    assert reasons[-1] == answer.finish == finish
+    assert answer.text() == kept and len(answer.tokens) == len(reasons) - (finish == "end")

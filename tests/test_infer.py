@@ -62,7 +62,7 @@ def test_an_output_that_is_no_list_of_calls(run_here, model_that_says, tools_fil
 
 
 def test_tools_come_from_stdin_and_the_base_can_be_asked_raw(run_here, tiny_model, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(TOOLS))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TOOLS.encode("utf-8-sig")), encoding="ascii"))
     flags = {"model_name_or_path": tiny_model, "query": "hi", "tools": "-", "system": "raw", "max_new_tokens": 3}
     result = run_here(infer, flags)
     assert result.code == 1 and result.out == "" and "cut off at --max_new_tokens 3" in result.err

@@ -1,5 +1,6 @@
 """The loss and its gradients: against transformers, over every way to cut up a step, and without neighbours."""
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -7,10 +8,11 @@ from conftest import ROOT, first_moments, launch, values
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, Qwen3NextConfig, Qwen3NextForCausalLM
 
-from data_utils.batching import collate, tokenize_rows
+from data_utils.batching import Example, collate, tokenize_rows
 from data_utils.rows import load_rows
-from model_utils import add_lora, check_isolation, load_base_model
+from model_utils import add_lora, load_base_model
 from script_utils import UserError
+from self_checks import check_training_batches
 from train import completion_loss, evaluate_loss
 
 
@@ -70,7 +72,7 @@ def test_examples_of_a_batch_do_not_see_each_other(tiny_model, examples, attn_im
     model = AutoModelForCausalLM.from_pretrained(
         tiny_model, dtype=torch.float32, attn_implementation=attn_implementation
     ).eval()
-    check_isolation(model, "tiny")
+    check_training_batches(model, "tiny", examples)
     first, second, third = examples[:3]
     edited = first._replace(input_ids=(first.input_ids + 7) % 900)
 
@@ -87,7 +89,7 @@ def test_examples_of_a_batch_do_not_see_each_other(tiny_model, examples, attn_im
     torch.testing.assert_close(before[-third.completion_length :], logits(third), rtol=1e-5, atol=1e-5)
 
 
-def test_a_kernel_that_mixes_examples_is_refused(tiny_model):
+def test_a_kernel_that_mixes_examples_is_refused(tiny_model, examples):
     def leaky(module, query, key, value, attention_mask, **kwargs):  # what SDPA does when nobody makes the block mask
         groups = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
@@ -96,7 +98,7 @@ def test_a_kernel_that_mixes_examples_is_refused(tiny_model):
     AttentionInterface.register("leaky", leaky)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="leaky").eval()
     with pytest.raises(UserError, match="--attn_implementation leaky lets examples of one batch see each other"):
-        check_isolation(model, "tiny")
+        check_training_batches(model, "tiny", examples)
 
 
 def test_a_model_without_isolation_is_refused():
@@ -121,8 +123,8 @@ def test_a_model_without_isolation_is_refused():
     )
     torch.manual_seed(0)
     model = Qwen3NextForCausalLM(config).eval()
-    with pytest.raises(UserError, match="cannot keep examples of one batch apart|lets examples of one batch see"):
-        check_isolation(model, "linear")
+    with pytest.raises(UserError, match="lets examples of one batch see each other"):
+        check_training_batches(model, "linear", [Example("", np.arange(n, dtype=np.int32), 5) for n in (20, 30)])
 
 
 def test_gradients_are_equal_however_a_step_is_cut_up(train_here, flags, tmp_path):
@@ -186,7 +188,7 @@ def test_nf4_gradients_are_those_of_the_dequantised_base(tiny_model, examples):
     gradients = []
     for dequantise in (False, True):
         model = load_base_model(tiny_model, Accelerator(cpu=True), quantization="nf4")
-        check_isolation(model, "tiny")
+        check_training_batches(model, "tiny", examples)
         model = model.dequantize() if dequantise else model
         torch.manual_seed(0)
         model = add_lora(model, 4, 8, 0.0, ["q_proj", "v_proj", "up_proj"]).train()

@@ -122,7 +122,8 @@ def test_bad_rows_are_counted_and_named(tmp_path):
         ("broken.json", "[{", "is not valid JSON"),
         ("object.json", "{}", "must hold a list"),
         ("broken.parquet", "PAR1 or not", "not a readable Parquet file"),
-        ("rows.csv", "a,b", "neither a .json"),
+        ("rows.csv", "a,b", "rows.csv: unsupported file type"),
+        ("lines.json", '{"id": 1}\n{"id": 2}\n', "JSON lines are read from a file named .jsonl"),
         ("latin.jsonl", b"\xff\xfe\xff", "cannot read"),
     ],
 )

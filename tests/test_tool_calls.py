@@ -1,8 +1,21 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from data_utils.tool_calls import MAX_DEPTH, check_calls, check_tools, parse_json, score, wilson_interval
+from data_utils.tool_calls import (
+    MAX_DEPTH,
+    answer_text,
+    check_calls,
+    check_tools,
+    finished,
+    json_equal,
+    lenient_value,
+    parse_json,
+    score,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +85,7 @@ def test_no_calls_and_no_tools_are_lists():
 
 TOOLS = [{"name": "f"}, {"name": "g"}]
 GOLD = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]
+MARKED = [{"name": "f", "arguments": {"x": 'a "quoted" </answer> [] \\'}}]
 
 
 @pytest.mark.parametrize(
@@ -95,20 +109,151 @@ GOLD = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]
         ("1", GOLD, "000", "000"),
         ("null", GOLD, "000", "000"),
         ("", GOLD, "000", "000"),
-        ('[{"name": "f", "arguments": {"x": NaN}}]', GOLD, "000", "100"),
+        ('[{"name": "f", "arguments": {"x": NaN}}]', GOLD, "000", "000"),
         ('[{"name": "f", "name": "f"}]', GOLD, "000", "000"),
         ("[" * 100_000, GOLD, "000", "000"),
-        ("prose with [a note] and then [1]", [1], "000", "111"),
+        ("prose with [a note] and then [1]", [1], "000", "000"),
+        (f"[TOOL_CALLS] {json.dumps(GOLD)}", GOLD, "000", "111"),
+        (f"<think>[1] is {{odd}}</think>\n{json.dumps(GOLD)}", GOLD, "000", "111"),
+        ("calls = []\nfor x in []: pass", [], "000", "000"),
+        ("```json\n[]\n```", [], "000", "111"),
+        ("[]</answer>", [], "111", "111"),
+        ("[] or so", [], "000", "111"),
+        ("```python\nx = []", [], "000", "000"),
+        ('[{"name": "f", "arguments": {"x": true}}, {"name": "g", "arguments": {}}]', GOLD, "101", "101"),
+        ('[{"name": "f", "arguments": {"x": 1.0}}, {"name": "g", "arguments": {}}]', GOLD, "111", "111"),
+        (json.dumps(MARKED), MARKED, "111", "111"),
+        (f"{json.dumps(MARKED)}</answer>", MARKED, "111", "111"),
+        (f"Sure: {json.dumps(MARKED)}", MARKED, "000", "111"),
+        ('[{"name": "f", "arguments": {"x": 1}</answer>', GOLD, "000", "101"),
     ],
 )
 def test_scores(text, gold, strict, lenient):
     verdicts = score(text, gold, TOOLS)
     names = ("json_valid", "exact_match", "tools_exist")
     assert "".join(str(int(verdicts[name])) for name in names) == strict
-    if text not in ('[{"name": "f", "arguments": {"x": NaN}}]', "prose with [a note] and then [1]"):
-        assert "".join(str(int(verdicts[f"lenient_{name}"])) for name in names) == lenient
+    assert "".join(str(int(verdicts[f"lenient_{name}"])) for name in names) == lenient
     for name in names:
         assert verdicts[f"lenient_{name}"] >= verdicts[name]  # a bound is a bound
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("[1]</answer>", "[1]"),
+        (" [1] \n</answer> [2]</answer>", "[1]"),
+        ('["</answer>"] </answer>', '["</answer>"]'),
+        (r'["\"</answer>"]</answer>', r'["\"</answer>"]'),
+        ('no idea, 5" at most</answer> [1]', 'no idea, 5" at most'),
+        ('["never closed</answer>', '["never closed</answer>'),
+        ("[1", "[1"),
+    ],
+)
+def test_an_answer_ends_at_a_closing_tag_outside_strings(text, answer):
+    assert answer_text(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("seen", "more"),  # finished with the last character of `seen` and not before; never by `more`
+    [
+        ('[{"name": "f", "arguments": {}}] a', "nd so on"),
+        ('{"a": "}"}\n\n[', "1]"),
+        ('["\\"]"] x', ""),
+        ("[]\n</answer>", " more"),
+        ("[]</answ.", ""),
+        ("[1] <b", ""),
+        ("", "no idea</answer> [1]"),
+        ("", "[TOOL_CALLS] [1] x"),
+        ("", "[NaN] x"),
+        ("", '{"a": 1, "a": 2} x'),
+        ("", "[[1, 2], [3"),
+        ("", "  [1]   "),
+        ("", "[1] </answer"),
+    ],
+)
+def test_a_text_is_finished_once_what_follows_its_value_is_clear(seen, more):
+    cuts = [finished((seen + more)[:length]) for length in range(len(seen + more) + 1)]
+    assert cuts == ([False] * len(seen) + [True] * (len(more) + 1) if seen else [False] * len(cuts))
+
+
+FRAGMENTS = st.sampled_from(
+    [*' \n"\\[]{},:<>/', "</answer>", "</ans", "[]", "{}", '"a"', '"</answer>"', "true", "1", "NaN", "[TOOL_CALLS]",
+     "```json\n", "```", "prose", "<think>", '"a": ', json.dumps(GOLD), json.dumps(MARKED), "\u00a0", "[{", "}]"]
+)  # fmt: skip
+
+
+@given(st.lists(FRAGMENTS, max_size=12), st.randoms(use_true_random=False))
+def test_what_generation_cuts_off_changes_no_score(fragments, random):
+    """For every text and however it is chopped into pieces."""
+    text, end = "".join(fragments), 0
+    while end < len(text) and not finished(text[:end]):
+        end += random.randint(1, 9)
+    for gold in (GOLD, MARKED, []):
+        whole = score(text, gold, TOOLS)
+        assert score(text[:end], gold, TOOLS) == whole
+        assert all(whole[name] <= whole[f"lenient_{name}"] for name in ("json_valid", "exact_match", "tools_exist"))
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.floats(-2, 2) | st.text(max_size=3),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=2), values, max_size=3),
+)
+
+
+@given(JSON_VALUES, JSON_VALUES)
+def test_json_equality(a, b):
+    """As equality of what two parsers agree on: types told apart, but for integers and floats."""
+
+    def typed(value):
+        if isinstance(value, list):
+            return "list", [typed(element) for element in value]
+        if isinstance(value, dict):
+            return "dict", sorted((key, typed(element)) for key, element in value.items())
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "number" if number else type(value).__name__, str(float(value) + 0.0) if number else str(value)
+
+    assert json_equal(a, a) and json_equal(a, json.loads(json.dumps(a)))
+    assert json_equal(a, b) == json_equal(b, a) == (typed(a) == typed(b))
+
+
+def test_true_is_not_one_at_any_depth():
+    for pair in ((True, 1), (False, 0), ([[{"a": True}]], [[{"a": 1}]]), ({"a": 0.0}, {"a": False}), ("1", 1)):
+        assert not json_equal(*pair)
+    assert json_equal({"a": 5, "b": [1.0]}, {"b": [1], "a": 5.0}) and not json_equal([1, 2], [2, 1])
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10_000, '{"a":[' * 350_000, '["' + "[" * 2_000_000, '["' + '\\"' * 10**6 + "\\"]
+)
+def test_texts_without_end_take_no_time(text):
+    assert lenient_value(text) is None and not finished(text)
+    assert not any(score(text, GOLD, TOOLS).values())
+
+
+@pytest.mark.parametrize(
+    ("tools", "named"),
+    [
+        ([{"type": "function", "function": {"name": "f"}}], "OpenAI's wrapper"),
+        ([{"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}], "JSON Schema"),
+        ([{"name": "f", "parameters": {"properties": {"x": {"type": "string"}}}}], "JSON Schema"),
+        ([{"name": "f", "inputSchema": {"type": "object"}}], "MCP's format"),
+        ([{"name": "f", "input_schema": {"type": "object"}}], "Anthropic's"),
+        ([{"function_declarations": []}], "Gemini's"),
+        ({"tools": [{"name": "f"}]}, "MCP's tools/list"),
+        ({"jsonrpc": "2.0", "id": 1, "result": {"tools": []}}, "MCP's tools/list"),
+        ([{"name": "f", "parameters": {"type": "object"}}], "an object for each argument"),
+        ([{"name": "f", "parameters": ["x"]}], "an object for each argument"),
+    ],
+)
+def test_tools_of_another_format_are_named(tools, named):
+    with pytest.raises(ValueError, match=named) as error:
+        check_tools(tools)
+    assert "xLAM's flat form" in str(error.value)
+
+
+def test_arguments_may_be_called_as_the_words_of_other_formats():
+    spec = {"description": "d", "type": "str"}
+    check_tools([{"name": "f", "parameters": {"type": spec, "properties": spec, "required": spec}}, {"name": "g"}])
 
 
 @pytest.mark.parametrize(

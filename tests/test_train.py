@@ -24,7 +24,7 @@ def test_only_the_adapter_moves_and_plain_peft_reads_it(train_here, flags, tiny_
     base_before = load_file(tiny_model / "model.safetensors")
     output_dir = train_here(flags | {"max_train_steps": 3, "warmup_ratio": 0, "eval_fraction": 0.1})
     assert {path.name for path in output_dir.iterdir()} == {
-        "args.yaml", "environment.json", "dropped_rows.json", "logs", "checkpoint-3", "adapter",
+        "args.yaml", "environment.json", "dropped_rows.json", "split.json", "logs", "checkpoint-3", "adapter",
     }  # fmt: skip
     adapter = load_file(output_dir / "adapter" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
@@ -47,7 +47,7 @@ def test_a_checkpoint_holds_the_run_and_not_the_base(train_here, flags):
     output_dir = train_here(flags | {"max_train_steps": 2})
     checkpoint = output_dir / "checkpoint-2"
     assert {path.name for path in checkpoint.iterdir()} == {
-        "adapter_model.safetensors", "adapter_config.json", "README.md", "args.yaml", "environment.json",
+        "adapter_model.safetensors", "adapter_config.json", "README.md", "args.yaml", "environment.json", "split.json",
         "optimizer.pt", "scheduler.pt", "state.json",
     }  # fmt: skip
     adapter_bytes = (checkpoint / "adapter_model.safetensors").stat().st_size

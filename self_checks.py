@@ -1,0 +1,173 @@
+"""Short checks of a model against plain transformers, before anything long: the fast paths here must say what it says.
+
+Plain is one text at a time, without cache, by the attention that transformers gives the model by itself. Logits are
+compared on given tokens (teacher-forced). How far two right ways may differ is measured on the model at hand, in its
+dtype: as far as plain transformers differs from itself when the same text is padded.
+"""
+
+import contextlib
+import math
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from transformers.utils import logging as transformers_logging
+
+from data_utils.batching import Example, collate
+from script_utils import UserError
+
+LAST = 9  # positions of a text at whose logits the checks look: errors of windows, chunks and caches add up to the end
+# Bounds of what is taken for rounding, as a share of the logits' spread.
+LEAST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+MOST_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+
+
+def one_line(error):
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' * (len(text) > 300)}"
+
+
+def unwrapped(model):
+    """The transformers model inside a PEFT model, with the adapter's layers in it; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def num_positions(config):
+    """How many tokens the model has positions for, prompt and answer together; infinity where it needs none."""
+    text_config = config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "max_seq_len"):  # the latter is MPT's
+        value = getattr(text_config, name, None)
+        if isinstance(value, int) and value > 0:
+            # Scaled rotary positions reach further, whether the number above says so (as in Llama 3) or not (as in Vicuna).
+            rope = rope_parameters(config)
+            return max(value, int((rope.get("original_max_position_embeddings") or value) * (rope.get("factor") or 1)))
+    return math.inf
+
+
+def rope_parameters(config):
+    return getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+
+
+def set_attention(model, implementation):
+    """Switch the attention implementation and return the one in force: models of an older make keep their own."""
+    base = unwrapped(model)
+    if base.config._attn_implementation != implementation:
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # it warns of models that keep their own
+        try:
+            base.set_attn_implementation(implementation)
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+    return base.config._attn_implementation
+
+
+@contextlib.contextmanager
+def plain_transformers(model):
+    """Within, the model is as transformers runs it by itself: with the attention that it chooses, and fresh."""
+    base = unwrapped(model)
+    before = base.config._attn_implementation
+    set_attention(base, base.get_correct_attn_implementation(None))
+    if "dynamic" in rope_parameters(base.config).get(
+        "rope_type", ""
+    ):  # keeps the scale of the longest text since a short one
+        base(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=base.device), use_cache=False)
+    try:
+        yield
+    finally:
+        set_attention(base, before)
+
+
+@torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # layers compiled for training's batches would be compiled again
+def plain_logits(model, texts):
+    """Logits of plain transformers at the last LAST positions of each text (int32 token ids), float32 [LAST, vocabulary] or
+    fewer. Several texts are padded at the right to one batch, where a causal model must not see the padding."""
+    width = max(map(len, texts))
+    ids = torch.zeros(len(texts), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.from_numpy(text.astype(np.int64))
+        mask[row, : len(text)] = 1
+    keep = sorted({position for text in texts for position in last_positions(len(text))})
+    with plain_transformers(model):
+        logits = model(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            logits_to_keep=torch.tensor(keep, device=model.device),
+            use_cache=False,
+        ).logits.float()
+    place = {position: i for i, position in enumerate(keep)}
+    return [logits[row, [place[position] for position in last_positions(len(text))]] for row, text in enumerate(texts)]
+
+
+def last_positions(length):
+    return range(max(0, length - LAST), length)
+
+
+def difference(logits, reference):
+    """How far two lists of logits are apart, the worst text's root mean square as a share of the spread of the reference."""
+    worst = 0.0
+    for mine, right in zip(logits, reference, strict=True):
+        share = ((mine - right).square().mean().sqrt() / right.std()).item()
+        worst = max(worst, share if math.isfinite(share) else math.inf)
+    return worst
+
+
+def tolerance(model, text, reference):
+    """What counts as rounding: four times what padding moves the text's plain logits, `reference`, within bounds of the dtype."""
+    padded = plain_logits(model, [text, np.concatenate([text, text[:16]])])[:1]
+    dtype = torch.float32 if model.dtype == torch.float32 else torch.bfloat16
+    return min(max(4 * difference(padded, reference), LEAST_TOLERANCE[dtype]), MOST_TOLERANCE[dtype])
+
+
+def check_training_batches(model, name, examples):
+    """Refuse, as UserError, a model whose padding-free batches are not what plain transformers makes of each example.
+
+    First two tiny examples end to end: editing one must not move the other's logits. Linear attention, caches and kernels
+    that ignore restarting positions fail this without a word. Then the run's longest example beside its shortest, both
+    against plain transformers: that finds chunks and windows that were ignored, and rotary positions that depend on the
+    longest example of a batch.
+    """
+    texts = sorted((example.input_ids for example in examples), key=len)
+    longest, shortest = texts[-1], texts[0]
+    try:
+        check_isolation(model)
+        reference = [plain_logits(model, [text])[0] for text in (longest, shortest)]
+        distance = difference(packed_logits(model, [longest, shortest]), reference)
+        if not distance <= tolerance(model, shortest, reference[1:]):
+            raise UserError(
+                f"a batch of {len(longest)} and {len(shortest)} tokens moves logits by {distance:.1e} of their spread"
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what transformers and kernels raise that know that they cannot
+        reason = error if isinstance(error, UserError) else one_line(error)
+        rope = rope_parameters(model.config)
+        apart = rope.get("original_max_position_embeddings") or model.config.get_text_config().max_position_embeddings
+        by_length = rope.get("rope_type") in ("dynamic", "longrope") and apart < len(longest)
+        hint = f"; --max_seq_length {apart} keeps them apart" if by_length else ""
+        raise UserError(
+            f"{name} with --attn_implementation {model.config._attn_implementation} lets examples of one batch see each "
+            f"other, or does not run ({reason}){hint}"
+        ) from None
+
+
+def check_isolation(model):
+    first, edited, second = (np.arange(8, dtype=np.int32) + start for start in (1, 20, 40))
+    logits = [packed_logits(model, [neighbour, second])[1] for neighbour in (first, edited)]
+    leak = (logits[0] - logits[1]).abs().max() / logits[0].std()
+    # Exactly 0 where attention alone mixes tokens; mixtures of experts regroup their sums within rounding.
+    if not leak < (1e-4 if model.dtype == torch.float32 else 2e-2):
+        raise UserError(f"editing one moves another's logits by {leak:.1e} of their spread")
+
+
+@torch.no_grad()
+def packed_logits(model, texts):
+    """Logits at the last positions of each text, as training sees them: end to end in one padding-free batch."""
+    batch = collate([Example("", text, max(1, len(text) - LAST)) for text in texts])
+    ends = batch["cu_seq_lens_q"][1:].tolist()
+    positions = [range(end - len(last_positions(len(text))), end) for end, text in zip(ends, texts, strict=True)]
+    batch["logits_to_keep"] = torch.tensor([position for places in positions for position in places])
+    del batch["labels"]
+    logits = model(**send_to_device(batch, model.device), use_cache=False).logits[0].float()
+    return list(logits.split([len(places) for places in positions]))
