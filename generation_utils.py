@@ -27,6 +27,8 @@ from script_utils import UserError
 from self_checks import (
     LAST,
     difference,
+    least_tolerance,
+    left_padded_logits,
     num_positions,
     one_line,
     plain_logits,
@@ -54,7 +56,7 @@ def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
 
     The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at any of the model's end tokens, or
     when tool_calls.finished says so. Decoding options of the model's own generation_config are not in force. A model on which
-    the continuous batching here fails its check generates by transformers' `generate` instead, row by row.
+    the continuous batching here fails its check generates by transformers' `generate` instead.
     """
     prompt_ids = encode_prompts(tokenizer, prompts)
     positions = num_positions(model.config)
@@ -67,9 +69,7 @@ def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
     answers = {index: Answer(index, budgets[index], model, tokenizer) for index in fitting}
     room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
     if problem_with_slots(model, [prompt_ids[index] for index in fitting], room):
-        for answer in answers.values():
-            generate_plainly(model, prompt_ids[answer.index], answer)
-            yield answer.index, answer.generation()
+        yield from generate_plainly(model, prompt_ids, answers, batch_tokens)
     else:
         yield from generate_in_slots(model, prompt_ids, answers, batch_tokens)
 
@@ -120,22 +120,52 @@ def end_tokens(model, tokenizer):
     return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
 
 
+def generate_plainly(model, prompt_ids, answers, batch_tokens):
+    """By transformers' own generate, in the model's own attention; in padded batches where padding changes nothing."""
+    order = sorted(answers, key=lambda index: (answers[index].budget, len(prompt_ids[index])))
+    texts = [prompt_ids[order[0]], prompt_ids[order[-1]]]
+    reference = [plain_logits(model, [text])[0] for text in texts]
+    try:
+        padding_counts = difference(left_padded_logits(model, texts), reference) > least_tolerance(model)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a model raises that cannot be padded
+        padding_counts = True
+    while order:
+        batch = [answers[order.pop()]]
+        width = len(prompt_ids[batch[0].index]) + batch[0].budget
+        # Only with rows of the same budget: one that goes on beyond its own might have no positions left.
+        while (
+            order
+            and not padding_counts
+            and answers[order[-1]].budget == batch[0].budget
+            and (len(batch) + 1) * width <= batch_tokens
+        ):
+            batch.append(answers[order.pop()])
+        generate_batch(model, [prompt_ids[answer.index] for answer in batch], batch)
+        for answer in batch:
+            yield answer.index, answer.generation()
+
+
 @torch.compiler.set_stance("force_eager")  # layers compiled for training know nothing of a cache
-def generate_plainly(model, prompt_ids, answer):
-    """One row by transformers' own generate, in the model's own attention."""
+def generate_batch(model, prompts, answers):
     base = unwrapped(model)
     start = time.perf_counter()
-    ids = torch.from_numpy(prompt_ids.astype("int64"))[None].to(model.device)
-    stop = StopWith(answer)
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype("int64"))
+        mask[row, width - len(prompt) :] = 1
     own_config, base.generation_config = base.generation_config, GenerationConfig()
     try:
         with plain_transformers(model):
             base.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=answer.budget,
+                ids.to(base.device),
+                attention_mask=mask.to(base.device),
+                max_new_tokens=answers[0].budget,
                 do_sample=False,
-                stopping_criteria=StoppingCriteriaList([stop]),
+                stopping_criteria=StoppingCriteriaList([StopWith(answers)]),
             )
     except torch.OutOfMemoryError:
         raise
@@ -143,16 +173,21 @@ def generate_plainly(model, prompt_ids, answer):
         raise UserError(f"transformers' own generate fails on {type(base).__name__}: {one_line(error)}") from None
     finally:
         base.generation_config = own_config
-    answer.seconds = time.perf_counter() - start
+    for answer in answers:
+        answer.seconds = (time.perf_counter() - start) / len(answers)
 
 
 class StopWith(StoppingCriteria):
-    def __init__(self, answer):
-        self.answer = answer
+    """Hands each row its newest token, and says which rows are finished."""
+
+    def __init__(self, answers):
+        self.answers = answers
 
     def __call__(self, input_ids, scores, **kwargs):
-        done = self.answer.add(input_ids[0, -1].item()) is not None
-        return torch.full((1,), done, device=input_ids.device)
+        for answer, token in zip(self.answers, input_ids[:, -1].tolist(), strict=True):
+            if not answer.finish:
+                answer.add(token)
+        return torch.tensor([bool(answer.finish) for answer in self.answers], device=input_ids.device)
 
 
 CHECKED = weakref.WeakKeyDictionary()  # by model: the longest row that the check was made for, and the problem or None
@@ -169,7 +204,7 @@ def problem_with_slots(model, prompt_ids, room):
         problem = find_problem(model, prompt_ids, room)
         CHECKED[base] = room, problem
         if problem and os.environ.get("RANK", "0") == "0":
-            print(f"Generating by transformers' generate, row by row, which is slower: {problem}", file=sys.stderr)
+            print(f"Generating by transformers' generate, which is slower: {problem}", file=sys.stderr)
     return problem
 
 
@@ -311,9 +346,11 @@ class Slots:
         else:
             self.step(self.cache.length)  # what libraries set up at a first use must not be captured
             if not getattr(self.model, "is_loaded_in_8bit", False):  # such layers wait for the CPU
+                logits = self.logits
                 self.graph = torch.cuda.CUDAGraph()
                 with capturing(self.graph):
                     self.step(self.cache.length)  # captured and not run
+                self.logits.copy_(logits)  # where replays will write theirs
         tokens = self.tokens.tolist()
         return {slot: tokens[slot] for slot in slots}
 

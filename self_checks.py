@@ -6,6 +6,7 @@ dtype: as far as plain transformers differs from itself when the same text is pa
 """
 
 import contextlib
+import inspect
 import math
 
 import numpy as np
@@ -17,9 +18,6 @@ from data_utils.batching import Example, collate
 from script_utils import UserError
 
 LAST = 9  # positions of a text at whose logits the checks look: errors of windows, chunks and caches add up to the end
-# Bounds of what is taken for rounding, as a share of the logits' spread.
-LEAST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-MOST_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 
 
 def one_line(error):
@@ -100,6 +98,24 @@ def plain_logits(model, texts):
     return [logits[row, [place[position] for position in last_positions(len(text))]] for row, text in enumerate(texts)]
 
 
+@torch.no_grad()
+@torch.compiler.set_stance("force_eager")
+def left_padded_logits(model, texts):
+    """As plain_logits gives them, of texts padded at the left to one batch, as transformers' generate wants them."""
+    width = max(map(len, texts))
+    ids = torch.zeros(len(texts), width, dtype=torch.int64, device=model.device)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, width - len(text) :] = torch.from_numpy(text.astype(np.int64))
+        mask[row, width - len(text) :] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask, "logits_to_keep": min(LAST, width), "use_cache": False}
+    if "position_ids" in inspect.signature(unwrapped(model).forward).parameters:
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    with plain_transformers(model):
+        logits = model(**inputs).logits.float()
+    return [logits[row, -len(last_positions(len(text))) :] for row, text in enumerate(texts)]
+
+
 def last_positions(length):
     return range(max(0, length - LAST), length)
 
@@ -114,10 +130,16 @@ def difference(logits, reference):
 
 
 def tolerance(model, text, reference):
-    """What counts as rounding: four times what padding moves the text's plain logits, `reference`, within bounds of the dtype."""
+    """What counts as rounding: four times what padding moves the text's plain logits, `reference`, within bounds of the dtype; a share of the logits' spread."""
     padded = plain_logits(model, [text, np.concatenate([text, text[:16]])])[:1]
-    dtype = torch.float32 if model.dtype == torch.float32 else torch.bfloat16
-    return min(max(4 * difference(padded, reference), LEAST_TOLERANCE[dtype]), MOST_TOLERANCE[dtype])
+    least, most = least_tolerance(model), (1e-3 if model.dtype == torch.float32 else 0.2)
+    return min(max(4 * difference(padded, reference), least), most)
+
+
+def least_tolerance(model):
+    """What may be rounding in any model of this dtype. In bf16, PyTorch's attention kernels and the eager one are up to 0.04
+    apart on one text (SmolLM2-135M, real rows, H100), as far as each is from float32."""
+    return 1e-4 if model.dtype == torch.float32 else 0.1
 
 
 def check_training_batches(model, name, examples):
