@@ -4,12 +4,16 @@ import json
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
+from accelerate import Accelerator
 from conftest import ROOT, launch, launch_and_kill
+from peft import PeftModel
 
 import evaluate
 from data_utils.batching import tokenize_rows
 from data_utils.rows import load_rows, split_rows
+from model_utils import load_adapter, load_base_model
 
 NEW_TOKENS = 24
 
@@ -163,3 +167,51 @@ def test_training_scores_generations_as_it_evaluates(adapter):
     for name in ("json_valid", "exact_match", "tools_exist"):
         (rate,) = values(adapter.parent, f"eval/{name}")
         assert 4 * rate in range(5)
+
+
+def rows_with(tmp_path, rows_file, change):
+    records = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    path = tmp_path / "changed.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in change(records)))
+    return path
+
+
+def test_held_out_rows_are_known_by_content(run_here, flags, rows_file, tmp_path, adapter):
+    """Other ids and one more column change nothing; a row that is gone, or was trained on, is refused by name."""
+    split = json.loads((adapter / "split.json").read_text())
+    changed = rows_with(tmp_path, rows_file, lambda rs: [{**r, "id": f"new {i}", "more": i} for i, r in enumerate(rs)])
+    flags |= {"systems": ["raw"], "max_new_tokens": 1, "overwrite_output_dir": True}
+    assert run_here(evaluate, flags | {"dataset_name": changed}).code == 0
+    ids = [record["id"] for record in map(json.loads, rows_file.read_text().splitlines())]
+    wanted = {f"new {ids.index(row_id)}" for row_id in split["held_out"]}
+    assert {row_id for _, row_id in predictions(flags["output_dir"])} == wanted
+
+    lost = next(iter(split["held_out"]))
+    gone = rows_with(tmp_path, rows_file, lambda rs: [r for r in rs if r["id"] != lost])
+    result = run_here(evaluate, flags | {"dataset_name": gone})
+    assert (
+        result.code == 1 and f"1 of the 20 rows that {adapter} held out are not in" in result.err and lost in result.err
+    )
+    result = run_here(evaluate, flags | {"eval_fraction": 0.5})
+    assert result.code == 1 and "was trained on: demo-" in result.err
+
+
+def test_a_moved_data_set_is_named_with_its_adapter(run_here, flags, tmp_path, adapter):
+    copy = tmp_path / "copy"
+    shutil.copytree(adapter, copy)
+    text = (copy / "args.yaml").read_text()
+    (copy / "args.yaml").write_text(text.replace("rows.jsonl", "moved.jsonl"))
+    result = run_here(evaluate, flags | {"adapter": copy})
+    assert result.code == 1 and "no such file" in result.err
+    assert f"{copy / 'args.yaml'}, --dataset_name replaces it" in result.err
+
+
+def test_an_adapter_on_a_tied_head_is_not_merged(run_here, train_here, tiny_model, rows_file, tmp_path):
+    flags = {
+        "model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": tmp_path / "run", "quantization": "none",
+        "gradient_checkpointing": False, "max_train_steps": 6, "warmup_ratio": 0, "learning_rate": 1e-2,
+        "max_seq_length": 2048, "lora_target_modules": ["lm_head", "q_proj"], "eval_generate_examples": 4,
+    }  # fmt: skip
+    adapter = train_here(flags) / "adapter"
+    model = load_adapter(load_base_model(tiny_model, Accelerator(cpu=True)), adapter, [np.arange(30, dtype=np.int32)])
+    assert isinstance(model, PeftModel)

@@ -194,3 +194,29 @@ def test_what_this_machine_cannot_do_is_one_line(run_here, flags, speed, message
     result = run_here(train, flags | speed)
     assert result.code == 1 and message in result.err and len(result.err.strip().splitlines()) == 1
     assert not flags["output_dir"].exists()
+
+
+def test_the_best_evaluation_is_saved_and_delivered_where_asked_for(train_here, flags, tmp_path):
+    """The learning rate makes the loss rise again between two save steps."""
+    flags |= {
+        "max_train_steps": 8,
+        "eval_steps": 1,
+        "warmup_ratio": 0,
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+    }
+    for final in ("last", "best"):
+        output_dir = train_here(flags | {"final_adapter": final, "output_dir": tmp_path / final})
+        losses = dict(curve(output_dir, "eval/loss"))
+        best = min(losses, key=losses.get)
+        environment = json.loads((output_dir / "adapter" / "environment.json").read_text())
+        assert environment["global_step"] == (best if final == "best" else 8)
+        assert environment["eval_loss"] == pytest.approx(losses[environment["global_step"]])
+        assert (output_dir / f"checkpoint-{best}").is_dir()
+
+
+def test_a_share_of_rows_too_long_is_a_warning_with_what_would_do(run_here, flags):
+    result = run_here(train, flags | {"max_train_steps": 1, "max_seq_length": 400})
+    enough = int(re.search(r"Warning: \d+% of the rows .*--max_seq_length (\d+) would keep 99 %", result.out)[1])
+    again = run_here(train, flags | {"max_train_steps": 1, "max_seq_length": enough, "overwrite_output_dir": True})
+    assert again.code == 0 and "Warning" not in again.out
