@@ -28,9 +28,9 @@ from self_checks import (
     LAST,
     difference,
     least_tolerance,
-    left_padded_logits,
     num_positions,
     one_line,
+    pad,
     plain_logits,
     plain_transformers,
     set_attention,
@@ -126,7 +126,7 @@ def generate_plainly(model, prompt_ids, answers, batch_tokens):
     texts = [prompt_ids[order[0]], prompt_ids[order[-1]]]
     reference = [plain_logits(model, [text])[0] for text in texts]
     try:
-        padding_counts = difference(left_padded_logits(model, texts), reference) > least_tolerance(model)
+        padding_counts = difference(plain_logits(model, texts, "left"), reference) > least_tolerance(model)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever a model raises that cannot be padded
@@ -151,18 +151,13 @@ def generate_plainly(model, prompt_ids, answers, batch_tokens):
 def generate_batch(model, prompts, answers):
     base = unwrapped(model)
     start = time.perf_counter()
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype("int64"))
-        mask[row, width - len(prompt) :] = 1
+    ids, mask = pad(prompts, "left", base.device)
     own_config, base.generation_config = base.generation_config, GenerationConfig()
     try:
         with plain_transformers(model):
             base.generate(
-                ids.to(base.device),
-                attention_mask=mask.to(base.device),
+                ids,
+                attention_mask=mask,
                 max_new_tokens=answers[0].budget,
                 do_sample=False,
                 stopping_criteria=StoppingCriteriaList([StopWith(answers)]),

@@ -65,9 +65,8 @@ def plain_transformers(model):
     base = unwrapped(model)
     before = base.config._attn_implementation
     set_attention(base, base.get_correct_attn_implementation(None))
-    if "dynamic" in rope_parameters(base.config).get(
-        "rope_type", ""
-    ):  # keeps the scale of the longest text since a short one
+    if rope_parameters(base.config).get("rope_type") == "dynamic":
+        # It keeps the scale of the longest text that it has met since a short one.
         base(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=base.device), use_cache=False)
     try:
         yield
@@ -75,49 +74,35 @@ def plain_transformers(model):
         set_attention(base, before)
 
 
-@torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # layers compiled for training's batches would be compiled again
-def plain_logits(model, texts):
-    """Logits of plain transformers at the last LAST positions of each text (int32 token ids), float32 [LAST, vocabulary] or
-    fewer. Several texts are padded at the right to one batch, where a causal model must not see the padding."""
+def pad(texts, side, device):
+    """Token ids (int32 arrays) as one batch, padded at the "left" or the "right": ids and mask, int64 [texts, longest]."""
     width = max(map(len, texts))
     ids = torch.zeros(len(texts), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.from_numpy(text.astype(np.int64))
-        mask[row, : len(text)] = 1
-    keep = sorted({position for text in texts for position in last_positions(len(text))})
-    with plain_transformers(model):
-        logits = model(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            logits_to_keep=torch.tensor(keep, device=model.device),
-            use_cache=False,
-        ).logits.float()
-    place = {position: i for i, position in enumerate(keep)}
-    return [logits[row, [place[position] for position in last_positions(len(text))]] for row, text in enumerate(texts)]
+        place = slice(width - len(text), width) if side == "left" else slice(len(text))
+        ids[row, place] = torch.from_numpy(text.astype(np.int64))
+        mask[row, place] = 1
+    return ids.to(device), mask.to(device)
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")
-def left_padded_logits(model, texts):
-    """As plain_logits gives them, of texts padded at the left to one batch, as transformers' generate wants them."""
-    width = max(map(len, texts))
-    ids = torch.zeros(len(texts), width, dtype=torch.int64, device=model.device)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, width - len(text) :] = torch.from_numpy(text.astype(np.int64))
-        mask[row, width - len(text) :] = 1
-    inputs = {"input_ids": ids, "attention_mask": mask, "logits_to_keep": min(LAST, width), "use_cache": False}
-    if "position_ids" in inspect.signature(unwrapped(model).forward).parameters:
+@torch.compiler.set_stance("force_eager")  # layers compiled for training's batches would be compiled again
+def plain_logits(model, texts, padding_side="right"):
+    """Logits of plain transformers at the last LAST positions of each text (int32 token ids), float32 [LAST, vocabulary] or
+    fewer. Several texts are padded to one batch: at the right, where a causal model must not see the padding, or at the
+    left, as transformers' generate wants them."""
+    ids, mask = pad(texts, padding_side, model.device)
+    ends = [ids.shape[1] if padding_side == "left" else len(text) for text in texts]
+    positions = [range(end - min(LAST, len(text)), end) for end, text in zip(ends, texts, strict=True)]
+    keep = sorted(set().union(*positions))
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if padding_side == "left" and "position_ids" in inspect.signature(unwrapped(model).forward).parameters:
         inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     with plain_transformers(model):
-        logits = model(**inputs).logits.float()
-    return [logits[row, -len(last_positions(len(text))) :] for row, text in enumerate(texts)]
-
-
-def last_positions(length):
-    return range(max(0, length - LAST), length)
+        logits = model(**inputs, logits_to_keep=torch.tensor(keep, device=model.device)).logits.float()
+    place = {position: i for i, position in enumerate(keep)}
+    return [logits[row, [place[position] for position in kept]] for row, kept in enumerate(positions)]
 
 
 def difference(logits, reference):
@@ -130,7 +115,8 @@ def difference(logits, reference):
 
 
 def tolerance(model, text, reference):
-    """What counts as rounding: four times what padding moves the text's plain logits, `reference`, within bounds of the dtype; a share of the logits' spread."""
+    """What counts as rounding, as a share of the logits' spread: four times what padding moves the text's plain logits,
+    `reference`, within bounds that the dtype sets."""
     padded = plain_logits(model, [text, np.concatenate([text, text[:16]])])[:1]
     least, most = least_tolerance(model), (1e-3 if model.dtype == torch.float32 else 0.2)
     return min(max(4 * difference(padded, reference), least), most)
@@ -188,7 +174,7 @@ def packed_logits(model, texts):
     """Logits at the last positions of each text, as training sees them: end to end in one padding-free batch."""
     batch = collate([Example("", text, max(1, len(text) - LAST)) for text in texts])
     ends = batch["cu_seq_lens_q"][1:].tolist()
-    positions = [range(end - len(last_positions(len(text))), end) for end, text in zip(ends, texts, strict=True)]
+    positions = [range(end - min(LAST, len(text)), end) for end, text in zip(ends, texts, strict=True)]
     batch["logits_to_keep"] = torch.tensor([position for places in positions for position in places])
     del batch["labels"]
     logits = model(**send_to_device(batch, model.device), use_cache=False).logits[0].float()

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
@@ -25,6 +26,7 @@ from demo.model import build_tokenizer
 from demo.rows import generate_rows
 
 ROOT = Path(__file__).resolve().parent.parent
+hypothesis.settings.load_profile("ci")  # the same examples every time
 
 
 @pytest.fixture(scope="session")
@@ -140,12 +142,12 @@ def launch(script, flags, processes=1):
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def launch_and_kill(script, flags, when, processes=1):
+def launch_and_kill(script, flags, when, processes=1, stdout=subprocess.DEVNULL):
     """Launch, and SIGKILL the whole process group as soon as `when()` is true."""
     process = subprocess.Popen(
         launch_command(script, flags, processes),
         cwd=ROOT,
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

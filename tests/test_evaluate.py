@@ -6,14 +6,17 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
-from conftest import ROOT, launch, launch_and_kill
+from conftest import ROOT, launch, launch_and_kill, read_args
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 import evaluate
 from data_utils.batching import tokenize_rows
 from data_utils.rows import load_rows, split_rows
 from model_utils import load_adapter, load_base_model
+from script_utils import UserError
 
 NEW_TOKENS = 24
 
@@ -145,8 +148,6 @@ def test_wrong_use_is_one_line(run_here, monkeypatch, flags, change, code, messa
 def test_an_adapter_of_another_base_or_prompt_is_refused(run_here, flags, tmp_path, tiny_model):
     other = tmp_path / "other"
     subprocess.run(["cp", "-r", tiny_model, other], check=True)
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(other / "model.safetensors")
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] + 0.1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
@@ -215,3 +216,18 @@ def test_an_adapter_on_a_tied_head_is_not_merged(run_here, train_here, tiny_mode
     adapter = train_here(flags) / "adapter"
     model = load_adapter(load_base_model(tiny_model, Accelerator(cpu=True)), adapter, [np.arange(30, dtype=np.int32)])
     assert isinstance(model, PeftModel)
+
+
+def test_a_merge_that_changes_what_the_model_says_is_refused(tiny_model, adapter, tmp_path):
+    """The adapter takes away again what an output projection is almost made of: merged, rounding is all that is left."""
+    copy = tmp_path / "copy"
+    shutil.copytree(adapter, copy)
+    weights = load_file(copy / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.self_attn.o_proj.lora_{}.weight"
+    a, b = (torch.randn(weights[name.format(part)].shape) for part in "AB")
+    base = load_base_model(tiny_model, Accelerator(cpu=True))
+    scaling = read_args(copy)["lora_alpha"] / read_args(copy)["lora_r"]
+    base.model.layers[0].self_attn.o_proj.weight.copy_(1e6 * scaling * b @ a)
+    save_file(weights | {name.format("A"): a, name.format("B"): -1e6 * b}, copy / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"moves logits by .*--merge_adapter false"):
+        load_adapter(base, copy, [np.arange(30, dtype=np.int32)])

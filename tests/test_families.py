@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT
-from transformers import AutoTokenizer, GenerationConfig
+from conftest import ROOT, launch, values
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, GenerationConfig
 
-from benchmarks.check_families import build
+from benchmarks.check_families import SIZES, build
 from data_utils.batching import encode_prompts, tokenize_rows
 from data_utils.prompt import render_prompt
 from data_utils.rows import load_rows
@@ -70,3 +71,28 @@ def test_positions_bound_prompts_and_answers(tokenizer):
     found = dict(generate(model, tokenizer, prompts, 100, 8192))
     assert found[0][:3] == ("", 0, "too_long")
     assert found[1].num_tokens <= 40 - lengths[1] and json.dumps(found[1].text)
+
+
+def test_of_a_model_that_also_sees_only_the_decoder_of_text_is_trained(tokenizer, flags, tmp_path):
+    """Adapters in the tower for images would get no gradient, which DDP does not bear."""
+    text = SIZES | {"head_dim": 16, "sliding_window": 64, "num_hidden_layers": 2}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+              "patch_size": 14}  # fmt: skip
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, eos_token_id=0, pad_token_id=0,
+        image_token_index=3000, boi_token_index=3001, eoi_token_index=3002,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    flags |= {"model_name_or_path": tmp_path / "model", "max_train_steps": 3, "eval_generate_examples": 2}
+    losses = []
+    for processes in (1, 2):
+        output_dir = tmp_path / f"{processes}"
+        cut = {"output_dir": output_dir, "gradient_accumulation_steps": 4 // processes}
+        result = launch("train.py", flags | cut, processes)
+        assert result.code == 0, result.err
+        losses.append(values(output_dir, "train/loss"))
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    names = load_file(output_dir / "adapter" / "adapter_model.safetensors")
+    assert len(names) == 2 * 2 * 7 and not [name for name in names if "language_model" not in name]

@@ -1,8 +1,8 @@
 """infer.py through its real `main`, on a model that is made to answer what a test wants."""
 
 import io
-import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,29 +11,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import infer
 
-TOOLS = json.dumps([{"name": "f", "description": "d", "parameters": {"x": {"type": "int"}}}])
+FLAT = {"name": "f", "description": "d", "parameters": {"x": {"type": "int"}}}
+SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+TOOLS = json.dumps([FLAT])
 
 
 @pytest.fixture
 def model_that_says(tiny_model, tmp_path):
-    """A folder with a model that answers any prompt with the given text: one-hot states shifted by a fixed table."""
+    """A folder with a model that answers any prompt with the given text, one token of its own, and then ends."""
 
     def make(text):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        tokenizer.add_tokens([text])
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-        start = tokenizer("\n").input_ids[-1]
-        chain = [start, *tokenizer(text).input_ids, tokenizer.eos_token_id]
-        if len(set(chain)) != len(chain):
-            pytest.fail("a token occurs twice: this model could not tell where it is")
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(torch.zeros(len(tokenizer), model.config.hidden_size))
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        start, said, end = tokenizer("\n").input_ids[-1], tokenizer(text).input_ids[0], tokenizer.eos_token_id
         with torch.no_grad():
             for layer in model.model.layers:  # every token passes through unchanged
                 layer.self_attn.o_proj.weight.zero_()
                 layer.mlp.down_proj.weight.zero_()
-            embedding = model.model.embed_tokens.weight
-            for here, following in itertools.pairwise(chain):
-                model.lm_head.weight[following] += embedding[here]
+            model.model.embed_tokens.weight[said].normal_(std=model.config.initializer_range)
+            for here, following in ((start, said), (said, end)):
+                model.lm_head.weight[following] += model.model.embed_tokens.weight[here]
         folder = tmp_path / "says"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -52,6 +53,27 @@ def tools_file(tmp_path):
 def test_calls_alone_on_stdout(run_here, model_that_says, tools_file):
     result = run_here(infer, {"model_name_or_path": model_that_says("[]"), "query": "hi", "tools": tools_file})
     assert (result.code, result.out) == (0, "[]\n"), result.err
+
+
+@pytest.mark.parametrize("closing", ["", "</answer>", "\n</answer> and more"])
+def test_a_closing_tag_is_no_part_of_the_answer(run_here, model_that_says, tools_file, closing):
+    says = '[{"name": "f", "arguments": {"x": "</answer>"}}]'
+    result = run_here(
+        infer, {"model_name_or_path": model_that_says(says + closing), "query": "hi", "tools": tools_file}
+    )
+    assert (result.code, result.out) == (0, f"{says}\n"), result.err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_is_printed_is_json_whatever_stdout_can_hold(run_here, model_that_says, tools_file, monkeypatch, encoding):
+    calls = [{"name": "f", "arguments": {"x": "Zoë"}}]
+    folder = model_that_says(json.dumps(calls, ensure_ascii=False))
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+    result = run_here(infer, {"model_name_or_path": folder, "query": "hi", "tools": tools_file})
+    assert result.code == 0, result.err
+    assert json.loads(written.getvalue().decode("utf-8")) == calls
+    assert ("ë".encode() in written.getvalue()) == (encoding == "utf-8")
 
 
 def test_an_output_that_is_no_list_of_calls(run_here, model_that_says, tools_file):
@@ -77,6 +99,13 @@ def test_tools_come_from_stdin_and_the_base_can_be_asked_raw(run_here, tiny_mode
         ("{}", "not a list of tools"),
         ('[{"description": "x"}]', "a tool must be an object with a name"),
         ("[NaN]", "NaN is not JSON"),
+        (json.dumps([{"type": "function", "function": FLAT}]), "OpenAI's wrapper"),
+        (json.dumps([{**FLAT, "parameters": SCHEMA}]), "OpenAI's format (JSON Schema"),
+        (json.dumps([{"name": "f", "inputSchema": SCHEMA}]), "MCP's format"),
+        (json.dumps({"tools": [{"name": "f", "inputSchema": SCHEMA}]}), "MCP's tools/list"),
+        (json.dumps([{"name": "f", "input_schema": SCHEMA}]), "Anthropic's format"),
+        (json.dumps([{"functionDeclarations": [FLAT]}]), "Gemini's format"),
+        (json.dumps([{"name": "f", "parameters": {"x": "int"}}]), "xLAM's flat form"),
     ],
 )
 def test_bad_tools(run_here, tiny_model, tmp_path, content, message):
@@ -86,6 +115,21 @@ def test_bad_tools(run_here, tiny_model, tmp_path, content, message):
     result = run_here(infer, {"model_name_or_path": tiny_model, "query": "hi", "tools": path})
     (line,) = result.err.strip().splitlines()
     assert result.code == 1 and message in line
+
+
+def test_a_byte_order_mark_is_no_part_of_the_tools(run_here, model_that_says, tmp_path):
+    path = tmp_path / "tools.json"
+    path.write_text(TOOLS, encoding="utf-8-sig")
+    assert run_here(infer, {"model_name_or_path": model_that_says("[]"), "query": "hi", "tools": path}).out == "[]\n"
+
+
+def test_a_prompt_beyond_the_model_s_positions_is_said(run_here, tiny_model, tools_file, tmp_path):
+    short = tmp_path / "short"
+    shutil.copytree(tiny_model, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    result = run_here(infer, {"model_name_or_path": short, "query": "hi", "tools": tools_file})
+    assert result.code == 1 and "tokens and the model 20 positions: offer fewer tools" in result.err
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(flags, tmp_path, pr
     assert straight.code == 0, straight.err
 
     flags |= {"output_dir": tmp_path / "killed", "resume_from_checkpoint": "latest"}  # afresh at first
-    launch_and_kill("train.py", flags, (tmp_path / "killed" / "checkpoint-12").is_dir, processes)
+    with (tmp_path / "log").open("w") as log:
+        launch_and_kill("train.py", flags, (tmp_path / "killed" / "checkpoint-12").is_dir, processes, log)
+    assert "step 12/24  loss" in (tmp_path / "log").read_text()  # each line is there when it is printed
     assert not (tmp_path / "killed" / "adapter").exists()
     resumed = launch("train.py", flags, processes)
     assert resumed.code == 0, resumed.err

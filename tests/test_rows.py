@@ -5,6 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -61,6 +62,48 @@ def test_rows_are_read_from_the_cache_until_their_source_changes(name, tmp_path,
     assert load_rows(str(source), max_bad_rows=1) == fresh
     write_jsonl(file, [*GOOD[1:], *generate_rows(61, seed=4)[60:]])
     assert [row.id for row in load_rows(str(source))[0]] == [*(row["id"] for row in GOOD[1:]), "demo-0000060"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_what_nobody_reads_may_be_anything(tmp_path, name):
+    """In a folder in the hub's layout, where `datasets` gives each column one type."""
+    extras = [{"id": i if i % 2 else f"x{i}", "metadata": {"a": [{"b": i}]} if i % 3 else "text"} for i in range(60)]
+    records = [{**row, **extra} for row, extra in zip(GOOD, extras, strict=True)]
+    write = write_jsonl if name == "rows.jsonl" else lambda path, records: path.write_text(json.dumps(records))
+    (tmp_path / "hub").mkdir()
+    write(tmp_path / "hub" / name, records)
+    rows, bad = load_rows(str(tmp_path / "hub"))
+    assert not bad and [row.id for row in rows] == [str(extra["id"]) for extra in extras]
+    assert [row.query for row in rows] == [row["query"] for row in GOOD]
+
+
+def test_dictionary_encoded_strings_are_strings(tmp_path):
+    table = pyarrow.Table.from_pylist(GOOD)
+    for column in ("query", "tools", "answers"):
+        table = table.set_column(table.column_names.index(column), column, table[column].dictionary_encode())
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(write_jsonl(tmp_path / "rows.jsonl", GOOD))
+
+
+def test_one_of_several_configurations_is_chosen_by_name(tmp_path):
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("first", "second"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    write_jsonl(tmp_path / "first.jsonl", GOOD[:20])
+    write_jsonl(tmp_path / "second.jsonl", GOOD[20:])
+    with pytest.raises(UserError, match="--dataset_config_name chooses one"):
+        load_rows(str(tmp_path))
+    assert [row.id for row in load_rows(str(tmp_path), config_name="second")[0]] == [row["id"] for row in GOOD[20:]]
+    with pytest.raises(UserError, match="--dataset_config_name is for"):
+        load_rows(str(tmp_path / "first.jsonl"), config_name="second")
+
+
+def test_rows_without_ids_are_known_by_what_is_read_of_them(tmp_path):
+    bare = [{key: value for key, value in row.items() if key != "id"} for row in GOOD]
+    more = [{**row, "source": i} for i, row in enumerate(bare)]
+    rows = load_rows(write_jsonl(tmp_path / "bare.jsonl", bare))[0]
+    assert rows == load_rows(write_jsonl(tmp_path / "more.jsonl", more))[0]
+    with_ids = load_rows(write_jsonl(tmp_path / "ids.jsonl", GOOD))[0]
+    assert [row.fingerprint() for row in rows] == [row.fingerprint() for row in with_ids]
 
 
 def test_nested_parquet_columns_are_refused(tmp_path):

@@ -215,6 +215,13 @@ def test_the_best_evaluation_is_saved_and_delivered_where_asked_for(train_here, 
         assert (output_dir / f"checkpoint-{best}").is_dir()
 
 
+def test_a_cpu_is_told_what_is_faster_there(run_here, flags):
+    slow, fast = (flags | {"max_train_steps": 1, "gradient_checkpointing": slow} for slow in (True, False))
+    hint = "On a CPU, --quantization none --gradient_checkpointing false"
+    assert hint in run_here(train, slow).out
+    assert hint not in run_here(train, fast | {"overwrite_output_dir": True}).out
+
+
 def test_a_share_of_rows_too_long_is_a_warning_with_what_would_do(run_here, flags):
     result = run_here(train, flags | {"max_train_steps": 1, "max_seq_length": 400})
     enough = int(re.search(r"Warning: \d+% of the rows .*--max_seq_length (\d+) would keep 99 %", result.out)[1])
