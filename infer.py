@@ -9,44 +9,49 @@ Tools are a JSON list in xLAM's flat form: [{"name", "description", "parameters"
 An output that is not a list of calls to these tools ends with exit code 1; the raw text is then on stderr.
 """
 
+import os
+import sys
+
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
+    print("Loading PyTorch and transformers ...", file=sys.stderr)
+
 import codecs
 import json
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data_utils.batching import encode_prompts
-from data_utils.prompt import render_prompt, render_raw_prompt, to_json
-from data_utils.tool_calls import check_tools, parse_calls, parse_json
-from generation_utils import generate
-from model_utils import load_adapter, load_base_model, load_tokenizer, naming_adapter, read_adapter, resolve_model
-from script_utils import UserError, parse_arguments, require, require_positive, run_script, start_accelerator
-from self_checks import num_positions
+from data_utils.prompt import PROMPT_FORMATS, to_json
+from data_utils.tool_calls import check_calls, check_tools, parse_json
+from model_utils.adapters import load_adapter, naming_adapter, read_adapter
+from model_utils.generation import generate
+from model_utils.loading import load_base_model, load_tokenizer, resolve_model
+from model_utils.self_checks import num_positions
+from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script
+from run_utils.launch import start_accelerator
 
 
 @dataclass
 class InferenceArguments:
-    config: str | None = field(default=None, metadata={"help": "YAML file of these arguments; flags override it"})
-    query: str | None = None
-    tools: str | None = field(default=None, metadata={"help": "JSON file with the list of tools, or - for stdin"})
-    adapter: str | None = field(default=None, metadata={"help": "Folder that train.py saved: adapter/ or a checkpoint"})
-    system: Literal["raw", "prompted", "adapter"] | None = field(
-        default=None, metadata={"help": "adapter where one is given, else prompted"}
+    config: str | None = argument(None, "YAML file of these arguments; flags override it")
+    query: str | None = argument(None, "What the tools should be called for")
+    tools: str | None = argument(None, "JSON file with the list of tools, or - for stdin")
+    max_new_tokens: int = argument(512, above=0)
+
+    adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint", group="Model")
+    system: Literal["raw", "prompted", "adapter"] | None = argument(None, "adapter where one is given, else prompted")
+    model_name_or_path: str | None = argument(None, "By default the adapter's base")
+    model_revision: str | None = argument(None)
+    prompt_format: Literal[*PROMPT_FORMATS] | None = argument(
+        None, "Of the base alone: tags-1 by default. An adapter knows its own"
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "By default the adapter's base"})
-    model_revision: str | None = None
-    quantization: Literal["none", "nf4", "int8"] | None = field(
-        default=None, metadata={"help": "By default the adapter's"}
-    )
-    merge_adapter: bool = field(
-        default=True, metadata={"help": "Into weights that are neither quantised nor shared: faster, and checked"}
-    )
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    max_new_tokens: int = 512
+    quantization: Literal["none", "nf4", "int8"] | None = argument(None, "By default the adapter's, or none")
+    merge_adapter: bool = argument(True, "Into weights that are neither quantised nor shared: faster, and checked")
+    dtype: Literal["auto", "bf16", "fp32"] = argument("auto", "auto: bf16 on CUDA, fp32 on a CPU")
 
     def __post_init__(self):
-        require_positive(self, "max_new_tokens")
+        check_limits(self)
         require(self.query and self.query.strip(), "--query is missing: what should the tools be called for?")
         require(encodes(self.query), "--query holds half a surrogate pair, which is not text")
         require(self.tools, "--tools is missing: a JSON file with the list of tools, or - for stdin")
@@ -64,25 +69,29 @@ def main():
     from_adapter = args.adapter if not args.model_name_or_path else None
     revision = args.model_revision or (training_args.get("model_revision") if own_base else None)
     quantization = args.quantization or training_args.get("quantization", "none")
+    name = training_args.get("prompt_format", args.prompt_format or "tags-1")
+    require(args.prompt_format in (None, name), f"{args.adapter} was trained with --prompt_format {name}")
+    prompt_format = PROMPT_FORMATS["raw" if args.system == "raw" else name]
 
     accelerator = start_accelerator(args.dtype)
     with naming_adapter(from_adapter, "--model_name_or_path"):
         model_path = resolve_model(model_name)
     tokenizer = load_tokenizer(model_path, revision)
     model = load_base_model(model_path, accelerator, revision, quantization)
-    prompt = (render_raw_prompt if args.system == "raw" else render_prompt)(args.query, to_json(tools))
+    prompt = prompt_format.render(args.query, to_json(tools))
     (prompt_ids,) = encode_prompts(tokenizer, [prompt])
     if args.system == "adapter":
         model = load_adapter(model, args.adapter, [prompt_ids] if args.merge_adapter else ())
 
-    ((_, generation),) = generate(model, tokenizer, [prompt], args.max_new_tokens, batch_tokens=1)
+    ((_, generation),) = generate(model, tokenizer, prompt_format, [prompt], args.max_new_tokens, batch_tokens=1)
     positions = num_positions(model.config)
     if generation.finish == "too_long":
         raise UserError(
             f"the prompt has {len(prompt_ids)} tokens and the model {positions} positions: offer fewer tools"
         )
     try:
-        calls = parse_calls(generation.text)
+        calls = prompt_format.parse(generation.text)
+        check_calls(calls)
         unknown = {call["name"] for call in calls} - {tool["name"] for tool in tools}
         if unknown:
             raise ValueError(f"a call to {', '.join(sorted(unknown))}, which is not among the tools")

@@ -30,9 +30,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 import evaluate
 import train
 from data_utils.batching import encode_prompts
-from data_utils.prompt import render_prompt
-from data_utils.rows import load_rows
-from script_utils import ROOT, UserError
+from data_utils.prompt import PROMPT_FORMATS
+from data_utils.sources import load_rows
+from run_utils.arguments import ROOT, UserError
 
 NEW_TOKENS, ROWS = 12, 6
 SIZES = {
@@ -71,6 +71,7 @@ FAMILIES = {
     "phi3 longrope": {"original_max_position_embeddings": 128, "rope_parameters": ROTARY | {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}},
     "llama dynamic": {"max_position_embeddings": 128, "rope_parameters": ROTARY | {"rope_type": "dynamic", "factor": 16.0}},
 }  # fmt: skip
+TAGS = PROMPT_FORMATS["tags-1"]
 
 
 def build(name):
@@ -152,7 +153,7 @@ def check(name, work_dir):
         return trains, failure, ""
     predictions = [json.loads(line) for line in (run / "evaluation" / "predictions.jsonl").read_text().splitlines()]
     rows = {row.id: row for row in load_rows("demo")[0]}
-    prompts = [render_prompt(rows[p["id"]].query, rows[p["id"]].tools) for p in predictions]
+    prompts = [TAGS.render(rows[p["id"]].query, rows[p["id"]].tools) for p in predictions]
     wanted = plain_texts(folder, adapter, tokenizer, prompts)
     pairs = [(prediction["text"], want) for prediction, want in zip(predictions, wanted, strict=True)]
     equal = sum(want.startswith(got) and bool(got or want.startswith(tokenizer.eos_token)) for got, want in pairs)

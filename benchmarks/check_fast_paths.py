@@ -25,15 +25,15 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import is_liger_kernel_available
 
-from attention_utils import ISOLATED, isolated_attention
 from benchmarks.train_throughput import ROOT, SHAPES, TARGETS, make_model, make_rows
-from cuda_graphs import use_cuda_graphs
 from data_utils.batching import TrainingData, tokenize_rows
-from data_utils.prompt import render_prompt
-from data_utils.rows import load_rows
-from fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
-from generation_utils import generate
-from model_utils import COMPILE, compile_layers, use_liger_kernels
+from data_utils.prompt import PROMPT_FORMATS
+from data_utils.sources import load_rows
+from model_utils.attention import ISOLATED, isolated_attention
+from model_utils.cuda_graphs import use_cuda_graphs
+from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
+from model_utils.generation import generate
+from model_utils.speed import COMPILE, compile_layers, use_liger_kernels
 from train import completion_loss
 
 FUSED = {"attention": ISOLATED, "fused": True}
@@ -52,6 +52,7 @@ PATHS = {
     "+ Liger": FUSED | {"liger": True},
     "+ Liger + CUDA graphs": FUSED | {"liger": True, "graphs": True},
 }
+TAGS = PROMPT_FORMATS["tags-1"]
 
 
 def main():
@@ -65,7 +66,7 @@ def main():
     make_model(model_dir, shape | {"num_hidden_layers": min(4, shape["num_hidden_layers"])})
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
     make_rows(rows_file, tokenizer, count=16)
-    data = TrainingData(tokenize_rows(tokenizer, load_rows(str(rows_file))[0], 1024)[0], 0, 4, 2)
+    data = TrainingData(tokenize_rows(tokenizer, TAGS, load_rows(str(rows_file))[0], 1024)[0], 0, 4, 2)
 
     def build(dtype, attention, fused=False, liger=False, compiled=False, graphs=False, nf4=False, dropout=0.0):
         quantization = BitsAndBytesConfig(
@@ -92,7 +93,7 @@ def main():
             compile_layers(model)
         model.train()
         if graphs:
-            use_cuda_graphs(accelerator, model, data, 0, 2)
+            use_cuda_graphs(accelerator, model, data, range(2))
         return model
 
     def step(model, k):
@@ -172,9 +173,10 @@ def main():
 
     def num_different_texts():
         demo = AutoModelForCausalLM.from_pretrained(ROOT / "demo" / "base", dtype=torch.float32).eval()
-        prompts = [render_prompt(row.query, row.tools) for row in load_rows("demo")[0][:32]]
+        prompts = [TAGS.render(row.query, row.tools) for row in load_rows("demo")[0][:32]]
         on_cpu, here = (
-            dict(generate(demo.to(device), tokenizer, prompts, 64, 4096)) for device in ("cpu", accelerator.device)
+            dict(generate(demo.to(device), tokenizer, TAGS, prompts, 64, 4096))
+            for device in ("cpu", accelerator.device)
         )
         different = sum(on_cpu[i].text != here[i].text for i in range(32))
         print(f"generation in float32: {different} of 32 texts are not the CPU's", flush=True)

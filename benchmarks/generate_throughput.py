@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.train_throughput import SHAPES, make_model, make_rows
 from data_utils.batching import encode_prompts
-from data_utils.prompt import render_prompt
-from data_utils.rows import load_rows
-from generation_utils import generate, problem_with_slots
+from data_utils.prompt import PROMPT_FORMATS
+from data_utils.sources import load_rows
+from model_utils.generation import generate, problem_with_slots
+
+TAGS = PROMPT_FORMATS["tags-1"]
 
 
 def main():
@@ -37,14 +39,14 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     make_rows(args.work_dir / "prompts.jsonl", tokenizer, count=args.rows)
     rows, _ = load_rows(str(args.work_dir / "prompts.jsonl"))
-    prompts = [render_prompt(row.query, row.tools) for row in rows]
+    prompts = [TAGS.render(row.query, row.tools) for row in rows]
     on_gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=torch.bfloat16 if on_gpu else torch.float32, device_map="cuda" if on_gpu else "cpu"
     ).eval()
 
     def ours(batch_tokens):
-        done = list(generate(model, tokenizer, prompts, args.new_tokens, batch_tokens))
+        done = list(generate(model, tokenizer, TAGS, prompts, args.new_tokens, batch_tokens))
         return len(done), sum(generation.num_tokens for _, generation in done)
 
     def transformers(prompts):
@@ -76,7 +78,7 @@ def main():
     transformers(prompts[:2])  # libraries set themselves up
     prompt_ids = encode_prompts(tokenizer, prompts)
     problem_with_slots(model, prompt_ids, max(map(len, prompt_ids)) + args.new_tokens)  # a check once for each model
-    list(generate(model, tokenizer, prompts[:2], 2, 4096))
+    list(generate(model, tokenizer, TAGS, prompts[:2], 2, 4096))
     for name, run in runs:
         if on_gpu:
             torch.cuda.empty_cache()

@@ -26,8 +26,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from data_utils.batching import tokenize_rows
-from data_utils.rows import load_rows
-from model_utils import add_lora, training_flops
+from data_utils.prompt import PROMPT_FORMATS
+from data_utils.sources import load_rows
+from model_utils.adapters import add_lora
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {
@@ -41,6 +42,7 @@ SHAPES = {
     },
 }  # fmt: skip
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TAGS = PROMPT_FORMATS["tags-1"]
 
 
 def ours(batch=8, accumulation=1, quantization="none", **flags):
@@ -202,7 +204,7 @@ def run_trl(args, model_dir, settings):
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    examples, _ = tokenize_rows(tokenizer, load_rows(str(args.work_dir / "rows.jsonl"))[0], 1024)
+    examples, _ = tokenize_rows(tokenizer, TAGS, load_rows(str(args.work_dir / "rows.jsonl"))[0], 1024)
     on_gpu = torch.cuda.is_available()
     warmup = args.measured_steps // 3
     tokens, marks = [0], []
@@ -259,8 +261,8 @@ def print_table(results, ceiling, model_dir):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(Qwen3Config.from_pretrained(model_dir))
         model = add_lora(model.requires_grad_(False), 32, 64, 0.05, TARGETS)
-    per_token, per_completion_token = training_flops(model, gradient_checkpointing=False)
-    flops = per_token + 0.19 * per_completion_token  # 75 of 400 tokens are completion
+    counted = count_flops(model, gradient_checkpointing=False)
+    flops = counted.per_token + 0.19 * counted.per_completion_token  # 75 of 400 tokens are completion
     table = Table(
         title=f"{model_dir.name}, {torch.cuda.get_device_name() if ceiling else 'CPU'}, torch {torch.__version__}"
     )

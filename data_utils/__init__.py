@@ -1,1 +1,1 @@
-"""Rows, prompt, batches and scores: everything between a data set's file and a model, and back. No model code here."""
+"""What a row is on its way to the model and back: sources, rows, prompt, batches, calls. No model code here."""

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,17 +11,22 @@ import tokenizers
 import torch
 
 from data_utils import cache
-from data_utils.prompt import render_prompt
 
 
 class Example(NamedTuple):
     row_id: str
     input_ids: np.ndarray  # int32 [tokens]: prompt, completion, end of sequence
-    prompt_length: int  # in tokens; the rest is supervised
+    prompt_length: int  # in tokens
+
+    @property
+    def supervised_from(self):
+        """The first token that the loss is on. For a loss on the whole sequence return 1 (no token predicts the first)."""
+        return self.prompt_length
 
     @property
     def completion_length(self):
-        return len(self.input_ids) - self.prompt_length
+        """How many tokens the loss is on."""
+        return len(self.input_ids) - self.supervised_from
 
 
 def encode(tokenizer, texts):
@@ -43,14 +50,14 @@ def encode_prompts(tokenizer, prompts):
     return [np.concatenate([prefix, ids]) for ids in encode(tokenizer, prompts)]
 
 
-def tokenize_rows(tokenizer, rows, max_seq_length):
+def tokenize_rows(tokenizer, prompt_format, rows, max_length):
     """Examples of the rows that fit, and the lengths by id of those that do not: a cut answer would teach broken JSON.
 
     Prompt and completion are tokenised apart, so that the ids of the prompt are those that inference feeds. Large data
     sets are tokenised once and then read from the cache.
     """
-    prompts = [render_prompt(row.query, row.tools) for row in rows]
-    completions = [row.answers for row in rows]
+    prompts = [prompt_format.render(row.query, row.tools) for row in rows]
+    completions = [prompt_format.completion(row.answers) for row in rows]
     if len(rows) < cache.FROM_ROWS or not tokenizer.is_fast:  # a tokenizer in Python has no one text to be known by
         encoded = encode_prompts(tokenizer, prompts), encode(tokenizer, completions)
     else:
@@ -58,7 +65,7 @@ def tokenize_rows(tokenizer, rows, max_seq_length):
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     examples, too_long = [], {}
     for row, prompt, completion in zip(rows, *encoded, strict=True):
-        if (length := len(prompt) + len(completion) + 1) > max_seq_length:
+        if (length := len(prompt) + len(completion) + 1) > max_length:
             too_long[row.id] = length
         else:
             examples.append(Example(row.id, np.concatenate([prompt, completion, end]), len(prompt)))
@@ -88,7 +95,7 @@ def fingerprint(examples):
     """A hash of every token and its supervision, to notice on resume that the data is not the same any more."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(f"{example.row_id} {example.prompt_length} ".encode())
+        digest.update(f"{example.row_id} {example.supervised_from} ".encode())
         digest.update(example.input_ids.tobytes())
     return digest.hexdigest()
 
@@ -106,7 +113,7 @@ def collate(examples, supervised=True):
     input_ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)
     starts = np.cumsum([0, *lengths[:-1]])
     targets = [
-        np.arange(start + example.prompt_length, start + length) if supervised else np.arange(0)
+        np.arange(start + example.supervised_from, start + length) if supervised else np.arange(0)
         for example, start, length in zip(examples, starts, lengths, strict=True)
     ]
     targets = np.concatenate(targets)
@@ -150,11 +157,21 @@ def num_tokens(chunk):
     return sum(len(example.input_ids) for example in chunk)
 
 
-class OptimizerStep(NamedTuple):
-    micro_batches: list  # of this process, collated
+@dataclass
+class OptimizerStep:
+    """Iterates over this process's micro-batches, collated: `(batch, whether it is the last)`."""
+
+    micro_batches: list
     num_tokens: int  # of all processes
     num_completion_tokens: int  # of all processes: what the loss is divided by
     row_ids: list  # of all processes
+    seconds: float  # that making it took
+
+    def __iter__(self):
+        *first, last = self.micro_batches
+        for batch in first:
+            yield batch, False
+        yield last, True
 
 
 class TrainingData:
@@ -181,20 +198,22 @@ class TrainingData:
         chosen = self._order[place * self.global_batch : (place + 1) * self.global_batch]
         return [self.examples[i] for i in chosen]
 
-    def chunks(self, first_step, last_step):
-        """This process's micro-batches, as lists of examples, in the steps first_step to last_step - 1."""
-        for step in range(first_step, last_step):
+    def chunks(self, steps):
+        """This process's micro-batches, as lists of examples, in these steps."""
+        for step in steps:
             examples = self.examples_of(step)
             for chunk in share_out(examples, self.batch_size, self.num_processes, self.process_index):
                 yield chunk or examples[:1]  # as micro_batches has it
 
     def __getitem__(self, step):
+        start = time.perf_counter()
         examples = self.examples_of(step)
         return OptimizerStep(
             micro_batches(examples, self.batch_size, self.num_processes, self.process_index),
             sum(len(example.input_ids) for example in examples),
             sum(example.completion_length for example in examples),
             [example.row_id for example in examples],
+            time.perf_counter() - start,
         )
 
 
@@ -205,6 +224,6 @@ def epoch_order(num_examples, seed, epoch):
 
 def mark_supervised(tokenizer, example):
     """The example as the model reads it, its supervised span between ⟦ and ⟧: what training is about, to look at."""
-    prompt = tokenizer.decode(example.input_ids[: example.prompt_length])
-    completion = tokenizer.decode(example.input_ids[example.prompt_length :])
-    return f"{prompt}⟦{completion}⟧"
+    before = tokenizer.decode(example.input_ids[: example.supervised_from])
+    supervised = tokenizer.decode(example.input_ids[example.supervised_from :])
+    return f"{before}⟦{supervised}⟧"

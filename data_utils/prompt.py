@@ -1,12 +1,16 @@
-"""The prompt format, in one versioned place: training, evaluation and inference render with these functions alone.
+"""The prompt formats: how a row becomes a prompt and a completion, and how a generated text is read. One table.
 
-To try another format, edit it here and give it another `PROMPT_VERSION`: the version is saved beside every adapter,
-and an adapter is never run on a prompt that it was not trained on.
+To try another format, add it to PROMPT_FORMATS and train with `--prompt_format NAME`. The name is saved with the adapter,
+which is then evaluated and called in its own format. Two formats can so be compared in one checkout. A format that is in use
+must not change: give the changed one another name.
 """
 
+import hashlib
 import json
+from collections.abc import Callable
+from typing import NamedTuple
 
-PROMPT_VERSION = "tags-1"
+from data_utils import tool_calls
 
 
 def to_json(value):
@@ -14,12 +18,9 @@ def to_json(value):
     return json.dumps(value, ensure_ascii=False)
 
 
-def render_prompt(query, tools):
-    """The tag prompt. `tools` is the list of tools as JSON text (see `to_json`). Ends with `<answer>` and a newline.
-
-    The completion that follows is the list of calls as JSON text, then the tokenizer's end-of-sequence token. There
-    is no closing tag.
-    """
+def render_tags(query, tools):
+    """The tag prompt. `tools` is the list of tools as JSON text (see `to_json`). Ends with `<answer>` and a newline; there
+    is no closing tag."""
     return f"""\
 <system_prompt>
 Only use the tools provided and get the args from the query.
@@ -35,6 +36,35 @@ And only output a valid json which shows the function call and the args.
 """
 
 
-def render_raw_prompt(query, tools):
+def render_raw(query, tools):
     """The baseline without tags or instructions: query and tools as one JSON object."""
     return f'{{"query": {to_json(query)}, "tools": {tools}}}'
+
+
+class PromptFormat(NamedTuple):
+    """How one format asks, and how its answers are read. The defaults are those of answers that are a JSON list of calls."""
+
+    render: Callable[[str, str], str]  # query, tools (JSON text) -> the prompt
+    # answers (JSON text: the list of calls) -> what the model is to say; the end-of-sequence token follows
+    completion: Callable[[str], str] = str
+    # generated text -> its value, a list of calls where all is well. Raises ValueError where there is none
+    parse: Callable[[str], object] = tool_calls.parse_answer
+    # generated text -> whether generation may stop here. What follows must not change what `parse` makes of the text
+    finished: Callable[[str], bool] = tool_calls.finished
+    # generated text -> whether a value has closed, so that `finished` is worth asking at every token from now on
+    has_value: Callable[[str], bool] = tool_calls.has_value
+    closing: str = "]}"  # a token without any of these characters never closes a value: `has_value` is not asked
+
+
+PROMPT_FORMATS = {
+    "tags-1": PromptFormat(render_tags),
+    "raw": PromptFormat(render_raw),
+}
+
+
+def format_hash(prompt_format):
+    """What a format makes of one row, hashed: saved with an adapter, to notice a format that was edited since."""
+    text = prompt_format.render("query", '[{"name": "f"}]') + prompt_format.completion(
+        '[{"name": "f", "arguments": {}}]'
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Tool calls as text and as values: strict parsing and comparison. Pure functions, no torch.
+"""Tool calls as text and as values: strict parsing, comparison, and what counts as the answer. Pure functions, no torch.
 
 A list of calls is `[{"name": str, "arguments": {...}}, ...]`, the format of xLAM's `answers`.
 """
@@ -144,6 +144,11 @@ def opening_value(text):
         return None
 
 
+def has_value(text):
+    """Whether the list or object that `text` starts with has closed."""
+    return opening_value(text) is not None
+
+
 def finished(text):
     """Whether generation may stop here: a value has closed, and what follows it is `</answer>` or cannot become it.
 
@@ -168,11 +173,9 @@ def answer_text(text):
     return text[:end].strip()
 
 
-def parse_calls(text):
-    """The list of calls that `text` is; raises ValueError, saying what is wrong with it."""
-    calls = parse_json(answer_text(text))
-    check_calls(calls)
-    return calls
+def parse_answer(text):
+    """The JSON value that the answer in `text` is, all of it; raises ValueError, saying what is wrong with it."""
+    return parse_json(answer_text(text))
 
 
 def lenient_value(text):
@@ -193,52 +196,3 @@ def lenient_value(text):
         if isinstance(value, dict) or all(isinstance(element, dict) for element in value):
             return value
     return None
-
-
-# Scores of a generated text. An output that does not parse is a miss, never an exclusion.
-
-
-def score(text, gold, tools):
-    """The verdicts on one generated text, a dict of booleans.
-
-    gold: the list of calls wanted; tools: the tools on offer, both as parsed values.
-    json_valid: the answer is strict JSON, all of it, a list or an object. exact_match: it equals gold as JSON, calls in order.
-    tools_exist: it is valid, makes at least one call (none only where gold has none), and names tools on offer alone.
-    The lenient_ ones are upper bounds, for comparison with figures whose parser is unknown: lenient_value's value, and
-    elements that name no tool pass.
-    """
-    names = {tool["name"] for tool in tools}
-    try:
-        value = parse_json(answer_text(text))
-    except ValueError:
-        value = None
-    lenient = lenient_value(text)
-    return {
-        "json_valid": isinstance(value, list | dict),
-        "exact_match": json_equal(value, gold),
-        "tools_exist": _tools_exist(value, names, gold, nameless_pass=False),
-        "lenient_json_valid": lenient is not None,
-        "lenient_exact_match": json_equal(lenient, gold),
-        "lenient_tools_exist": _tools_exist(lenient, names, gold, nameless_pass=True),
-    }
-
-
-def _tools_exist(value, names, gold, nameless_pass):
-    if not isinstance(value, list | dict):
-        return False
-    calls = value if isinstance(value, list) else [value]
-    if not calls:
-        return not gold
-    named = [call.get("name") if isinstance(call, dict) else None for call in calls]
-    return all(nameless_pass if name is None else isinstance(name, str) and name in names for name in named)
-
-
-def wilson_interval(k, n, z=1.959964):
-    """The 95% interval of a proportion k/n, as (low, high): Wilson (1927), which holds near 0 and 1 and for small n."""
-    if n == 0:
-        return 0.0, 1.0
-    p = k / n
-    centre = p + z * z / (2 * n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
-    return (0.0 if k == 0 else low), (1.0 if k == n else high)

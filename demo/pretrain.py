@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from attention_utils import ISOLATED
 from demo.corpus import documents
 from demo.model import build_model, build_tokenizer, save
+from model_utils.attention import ISOLATED
 
 TOKENIZER_DOCUMENTS = 6000
 HELD_OUT_BATCHES = 2

@@ -20,12 +20,14 @@ from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-import script_utils
 import train
+from data_utils.prompt import PROMPT_FORMATS
 from demo.model import build_tokenizer
 from demo.rows import generate_rows
+from run_utils import arguments
 
 ROOT = Path(__file__).resolve().parent.parent
+TAGS = PROMPT_FORMATS["tags-1"]
 hypothesis.settings.load_profile("ci")  # the same examples every time
 
 
@@ -110,7 +112,7 @@ def run_here(capsys, monkeypatch):
         capsys.readouterr()
         code = 0
         try:
-            script_utils.run_script(module.main)
+            arguments.run_script(module.main)
         except SystemExit as stop:
             code = stop.code
         return Result(code, *capsys.readouterr())

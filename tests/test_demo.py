@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 import evaluate
-from data_utils.rows import load_rows
+from data_utils.sources import load_rows
 from demo.corpus import documents
 from demo.rows import generate_rows
 from demo.world import unseen_tools

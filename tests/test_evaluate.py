@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, launch, launch_and_kill, read_args
+from conftest import ROOT, TAGS, launch, launch_and_kill, read_args
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import evaluate
 from data_utils.batching import tokenize_rows
-from data_utils.rows import load_rows, split_rows
-from model_utils import load_adapter, load_base_model
-from script_utils import UserError
+from data_utils.rows import split_rows
+from data_utils.sources import load_rows
+from model_utils.adapters import load_adapter
+from model_utils.loading import load_base_model
+from run_utils.arguments import UserError
 
 NEW_TOKENS = 24
 
@@ -120,7 +122,7 @@ def test_rows_too_long_to_train_on_are_evaluated_all_the_same(adapter, rows_file
     from transformers import AutoTokenizer
 
     _, held_out, _ = split_rows(load_rows(str(rows_file))[0], 0.24, seed=5)
-    _, too_long = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), held_out, 300)
+    _, too_long = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), TAGS, held_out, 300)
     assert too_long  # and the first test found every held-out row among the predictions, whatever its length
 
 

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, first_moments, launch, values
+from conftest import ROOT, TAGS, first_moments, launch, values
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from data_utils.batching import Example, collate, tokenize_rows
-from data_utils.rows import load_rows
-from model_utils import add_lora, load_base_model
-from script_utils import UserError
-from self_checks import check_training_batches
+from data_utils.sources import load_rows
+from model_utils.adapters import add_lora
+from model_utils.loading import load_base_model
+from model_utils.self_checks import check_training_batches
+from run_utils.arguments import UserError
 from train import completion_loss, evaluate_loss
 
 
@@ -23,7 +24,7 @@ def model(tiny_model, request):
 
 @pytest.fixture(scope="module")
 def examples(tiny_model, rows_file):
-    return tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), load_rows(str(rows_file))[0][:7], 4096)[0]
+    return tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), TAGS, load_rows(str(rows_file))[0][:7], 4096)[0]
 
 
 def padded(examples):
@@ -156,7 +157,7 @@ def test_gradients_are_equal_however_a_step_is_cut_up(train_here, flags, tmp_pat
     script = tmp_path / "without_graphs.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n"
-        "train.use_cuda_graphs = train.check_graphs_fit = lambda *args: 0\ntrain.main()\n"
+        "train.check_memory = lambda *args: None\ntrain.main()\n"
     )
     runs["two processes, no DDP"] = tmp_path / "by_hand"
     by_hand = both | {"cuda_graphs": True, "gradient_checkpointing": False, "output_dir": tmp_path / "by_hand"}

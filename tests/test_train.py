@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import curve, launch, read_args, values
+from conftest import TAGS, curve, launch, read_args, values
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
@@ -15,8 +15,8 @@ from transformers.utils import is_liger_kernel_available
 
 import train
 from data_utils.batching import collate, tokenize_rows
-from data_utils.prompt import PROMPT_VERSION
-from data_utils.rows import load_rows, split_rows
+from data_utils.rows import split_rows
+from data_utils.sources import load_rows
 from train import completion_loss, step_seed
 
 
@@ -36,7 +36,7 @@ def test_only_the_adapter_moves_and_plain_peft_reads_it(train_here, flags, tiny_
     for name, weight in load_file(tiny_model / "model.safetensors").items():
         assert torch.equal(weight, base_before[name])
     _, eval_rows, _ = split_rows(load_rows(str(rows_file))[0], 0.1, seed=42)
-    examples, _ = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), eval_rows, 2048)
+    examples, _ = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), TAGS, eval_rows, 2048)
     with torch.no_grad():
         loss = completion_loss(model, collate(examples), model.device).item()
     loss /= sum(example.completion_length for example in examples)
@@ -53,7 +53,7 @@ def test_a_checkpoint_holds_the_run_and_not_the_base(train_here, flags):
     adapter_bytes = (checkpoint / "adapter_model.safetensors").stat().st_size
     assert sum(path.stat().st_size for path in checkpoint.iterdir()) < 3 * adapter_bytes + 50_000  # Adam: two moments
     environment = json.loads((checkpoint / "environment.json").read_text())
-    assert environment["prompt_version"] == PROMPT_VERSION and environment["torch"] == torch.__version__
+    assert environment["prompt_format"] == "tags-1" and environment["torch"] == torch.__version__
     assert read_args(checkpoint)["lora_r"] == flags["lora_r"] and "resume_from_checkpoint" not in read_args(checkpoint)
 
 

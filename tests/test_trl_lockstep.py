@@ -4,14 +4,15 @@ import json
 import math
 
 import torch
-from conftest import curve
+from conftest import TAGS, curve
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from data_utils.batching import TrainingData, tokenize_rows
-from data_utils.rows import load_rows, split_rows
+from data_utils.rows import split_rows
+from data_utils.sources import load_rows
 from demo.rows import generate_rows
 
 STEPS = 20
@@ -26,7 +27,7 @@ def test_twenty_steps_in_lockstep_with_trl(train_here, flags, tiny_model, tmp_pa
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     rows, _, _ = split_rows(load_rows(str(path))[0], 0, seed=42)
-    examples = {example.row_id: example for example in tokenize_rows(tokenizer, rows, 2048)[0]}
+    examples = {example.row_id: example for example in tokenize_rows(tokenizer, TAGS, rows, 2048)[0]}
     data = TrainingData(list(examples.values()), 42, 2, 4)
     ordered = [examples[row_id] for step in range(STEPS) for row_id in data[step].row_ids]
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)

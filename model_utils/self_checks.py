@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from transformers.utils import logging as transformers_logging
 
 from data_utils.batching import Example, collate
-from script_utils import UserError
+from run_utils.arguments import UserError
 
 LAST = 9  # positions of a text at whose logits the checks look: errors of windows, chunks and caches add up to the end
 

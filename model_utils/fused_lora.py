@@ -14,10 +14,19 @@ from torch.autograd.function import once_differentiable
 
 
 def fuse_lora(model):
-    """Give the LoRA layers of a PEFT model with one plain adapter the fused forward. Weights and names stay PEFT's."""
-    eligible = {lora.Linear, getattr(lora, "Linear4bit", None)}  # not int8, whose weights have no dense form to ask for
+    """Give the plain LoRA layers of a PEFT model the fused forward. Weights and names stay PEFT's.
+
+    Plain is W x + scaling * B A dropout(x): layers of a variant (DoRA and the others that PEFT knows), with a bias on B, or on
+    int8 weights, which have no dense form to ask for, stay PEFT's own.
+    """
+    eligible = {lora.Linear, getattr(lora, "Linear4bit", None)}
     for module in model.modules():
-        if type(module) in eligible and isinstance(module.base_layer, torch.nn.Linear):  # GPT-2's are transposed
+        if (
+            type(module) in eligible
+            and isinstance(module.base_layer, torch.nn.Linear)  # GPT-2's are transposed
+            and not module.lora_variant
+            and all(b.bias is None for b in module.lora_B.values())
+        ):
             module.__class__ = fused_class(type(module))
     return model
 

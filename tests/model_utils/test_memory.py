@@ -1,6 +1,5 @@
 """Which micro-batches are the largest, what a trial leaves behind, and what is proposed where they do not fit."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from data_utils.batching import Example, TrainingData, largest_chunks
-from preflight import check_graphs_fit, runs, what_fits
-from script_utils import UserError
+from model_utils.memory import runs, what_fits
 from train import TrainingArguments
 
 
@@ -21,7 +19,7 @@ def test_the_largest_micro_batches_of_the_steps_to_come_are_found(process_index)
         Example(str(i), np.zeros(rng.integers(10, 100), dtype=np.int32), int(rng.integers(1, 9))) for i in range(61)
     ]
     data = TrainingData(examples, 7, 3, 2, num_processes=2, process_index=process_index)
-    most_tokens, most_completions = largest_chunks(data.chunks(4, 13))  # over an epoch's end
+    most_tokens, most_completions = largest_chunks(data.chunks(range(4, 13)))  # over an epoch's end
     batches = [batch for step in range(4, 13) for batch in data[step].micro_batches]
     assert sum(len(example.input_ids) for example in most_tokens) == max(b["input_ids"].shape[1] for b in batches)
     assert sum(example.completion_length for example in most_completions) == max(len(b["labels"]) for b in batches)
@@ -36,19 +34,15 @@ def test_a_trial_leaves_no_gradient_behind(memory_runs_out):
     examples = [Example("x", np.arange(5, dtype=np.int32), 2)]
     seen = []
 
-    def loss_of(model, batch, device):
+    def loss_fn(model, batch, device):
         seen.append(batch["input_ids"].tolist())
         if memory_runs_out and len(seen) == 2:
             raise torch.OutOfMemoryError
         return model(torch.ones(3)).sum()
 
-    assert runs(model, optimizer, loss_of, [examples, examples]) is not memory_runs_out
+    assert runs(model, optimizer, loss_fn, [examples, examples]) is not memory_runs_out
     assert seen == [[[0, 1, 2, 3, 4]]] * 2
     assert all(parameter.grad is None for parameter in model.parameters()) and not optimizer.state
-    seen.clear()
-    data = TrainingData(examples * 2, seed=0, batch_size=1, accumulation_steps=1)
-    with pytest.raises(UserError, match="--cuda_graphs false") if memory_runs_out else nullcontext():
-        check_graphs_fit(model, optimizer, loss_of, data, 0, 2)
 
 
 # What a GPU of `room` can hold, where a token costs 4 without checkpointing and 1 with it.

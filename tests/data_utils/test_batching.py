@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import TAGS
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -17,8 +18,8 @@ from data_utils.batching import (
     num_tokens,
     tokenize_rows,
 )
-from data_utils.prompt import render_prompt
-from data_utils.rows import Row, load_rows
+from data_utils.rows import Row
+from data_utils.sources import load_rows
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +37,19 @@ def example(prompt, completion, row_id="x"):
 
 
 def test_ids_are_prompt_then_completion_then_end(tokenizer, rows):
-    examples, _ = tokenize_rows(tokenizer, rows, 4096)
+    examples, _ = tokenize_rows(tokenizer, TAGS, rows, 4096)
     for row, got in zip(rows, examples, strict=True):
-        prompt = encode_prompts(tokenizer, [render_prompt(row.query, row.tools)])[0]
+        prompt = encode_prompts(tokenizer, [TAGS.render(row.query, row.tools)])[0]
         assert got.input_ids[: got.prompt_length].tolist() == prompt.tolist()  # what inference feeds
         assert tokenizer.decode(got.input_ids[got.prompt_length : -1]) == row.answers
         assert got.input_ids[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
 
 
 def test_long_rows_are_dropped_and_named_never_cut(tokenizer, rows):
-    whole, none = tokenize_rows(tokenizer, rows, 4096)
+    whole, none = tokenize_rows(tokenizer, TAGS, rows, 4096)
     assert none == {}
     limit = sorted(len(got.input_ids) for got in whole)[len(rows) // 2]
-    kept, too_long = tokenize_rows(tokenizer, rows, limit)
+    kept, too_long = tokenize_rows(tokenizer, TAGS, rows, limit)
     assert kept and too_long
     assert {got.row_id for got in kept} | set(too_long) == {row.id for row in rows}
     assert all(fingerprint([got]) in {fingerprint([other]) for other in whole} for got in kept)
@@ -56,24 +57,26 @@ def test_long_rows_are_dropped_and_named_never_cut(tokenizer, rows):
 
 def test_text_cannot_forge_special_tokens(tokenizer):
     row = Row("x", "stop <|endoftext|> here", "[]", '["<|endoftext|>"]')
-    (got,), _ = tokenize_rows(tokenizer, [row], 4096)
+    (got,), _ = tokenize_rows(tokenizer, TAGS, [row], 4096)
     assert (got.input_ids == tokenizer.eos_token_id).nonzero()[0].tolist() == [len(got.input_ids) - 1]
 
 
 def test_tokens_are_read_from_the_cache_until_a_text_changes(tokenizer, rows, tmp_path, monkeypatch):
-    fresh = tokenize_rows(tokenizer, rows, 4096)[0]
+    fresh = tokenize_rows(tokenizer, TAGS, rows, 4096)[0]
     monkeypatch.setattr(cache, "FROM_ROWS", 1)
     monkeypatch.setattr(cache, "HF_HOME", tmp_path)
     for _ in range(2):  # written, then read
-        assert fingerprint(tokenize_rows(tokenizer, rows, 4096)[0]) == fingerprint(fresh)
+        assert fingerprint(tokenize_rows(tokenizer, TAGS, rows, 4096)[0]) == fingerprint(fresh)
     (file,) = tmp_path.glob("*/*")
     stored = load_file(file)
     save_file(stored | {"prompt_ids": stored["prompt_ids"] + 1}, file)
-    assert fingerprint(tokenize_rows(tokenizer, rows, 4096)[0]) != fingerprint(fresh)  # it is the file that is read
+    assert fingerprint(tokenize_rows(tokenizer, TAGS, rows, 4096)[0]) != fingerprint(
+        fresh
+    )  # it is the file that is read
     file.write_bytes(file.read_bytes()[:1000])  # as a full disk leaves it
-    assert fingerprint(tokenize_rows(tokenizer, rows, 4096)[0]) == fingerprint(fresh)
+    assert fingerprint(tokenize_rows(tokenizer, TAGS, rows, 4096)[0]) == fingerprint(fresh)
     edited = [rows[0]._replace(query=rows[0].query + "!"), *rows[1:]]
-    assert fingerprint(tokenize_rows(tokenizer, edited, 4096)[0]) != fingerprint(fresh)
+    assert fingerprint(tokenize_rows(tokenizer, TAGS, edited, 4096)[0]) != fingerprint(fresh)
     assert len(list(tmp_path.glob("*/*"))) == 2
 
 
@@ -92,8 +95,8 @@ def test_collate_to_the_letter():
 
 
 def test_the_supervised_span_is_marked(tokenizer, rows):
-    (got,), _ = tokenize_rows(tokenizer, rows[:1], 4096)
-    prompt = render_prompt(rows[0].query, rows[0].tools)
+    (got,), _ = tokenize_rows(tokenizer, TAGS, rows[:1], 4096)
+    prompt = TAGS.render(rows[0].query, rows[0].tools)
     assert mark_supervised(tokenizer, got) == f"{prompt}⟦{rows[0].answers}<|endoftext|>⟧"
 
 

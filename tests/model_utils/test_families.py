@@ -4,17 +4,16 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, launch, values
+from conftest import ROOT, TAGS, launch, values
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, GenerationConfig
 
 from benchmarks.check_families import SIZES, build
 from data_utils.batching import encode_prompts, tokenize_rows
-from data_utils.prompt import render_prompt
-from data_utils.rows import load_rows
-from generation_utils import generate, generated_by
-from model_utils import choose_attention
-from script_utils import UserError
+from data_utils.sources import load_rows
+from model_utils.generation import generate, generated_by
+from model_utils.loading import choose_attention
+from run_utils.arguments import UserError
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +30,9 @@ def tokenizer():
 )  # fmt: skip
 def test_generation_is_that_of_transformers(tokenizer, rows_file, name, by_slots):
     model = build(name).eval()
-    prompts = [render_prompt(row.query, row.tools) for row in load_rows(str(rows_file))[0][:4]]
+    prompts = [TAGS.render(row.query, row.tools) for row in load_rows(str(rows_file))[0][:4]]
     prompts += ["Is it raining in Rome? " * count for count in (1, 12)]
-    texts = {index: generation.text for index, generation in generate(model, tokenizer, prompts, 12, 8192)}
+    texts = {index: generation.text for index, generation in generate(model, tokenizer, TAGS, prompts, 12, 8192)}
     assert (generated_by(model) == "continuous batching") == by_slots
     model = build(name).eval()
     model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
@@ -44,7 +43,7 @@ def test_generation_is_that_of_transformers(tokenizer, rows_file, name, by_slots
 
 
 def test_attention_is_chosen_by_what_the_model_can_do(tokenizer, rows_file):
-    examples, _ = tokenize_rows(tokenizer, load_rows(str(rows_file))[0][:7], 4096)
+    examples, _ = tokenize_rows(tokenizer, TAGS, load_rows(str(rows_file))[0][:7], 4096)
     assert choose_attention(build("llama").eval(), "auto", "llama", examples, False) == "isolated"
     assert choose_attention(build("gemma2").eval(), "auto", "gemma2", examples, False) == "eager"
     with pytest.raises(UserError, match="--max_seq_length 128 keeps them apart"):
@@ -53,12 +52,12 @@ def test_attention_is_chosen_by_what_the_model_can_do(tokenizer, rows_file):
 
 def test_any_end_token_of_the_model_ends_a_row(tokenizer, rows_file):
     model = build("llama").eval()
-    prompts = [render_prompt(row.query, row.tools) for row in load_rows(str(rows_file))[0][:3]]
+    prompts = [TAGS.render(row.query, row.tools) for row in load_rows(str(rows_file))[0][:3]]
     (first,) = {
-        tokenizer(generation.text).input_ids[0] for _, generation in generate(model, tokenizer, prompts[:1], 1, 1)
+        tokenizer(generation.text).input_ids[0] for _, generation in generate(model, tokenizer, TAGS, prompts[:1], 1, 1)
     }
     model.generation_config.eos_token_id = [first, tokenizer.eos_token_id]
-    ((_, generation),) = generate(model, tokenizer, prompts[:1], 9, 1)
+    ((_, generation),) = generate(model, tokenizer, TAGS, prompts[:1], 9, 1)
     assert (generation.text, generation.finish) == ("", "end")
 
 
@@ -68,7 +67,7 @@ def test_positions_bound_prompts_and_answers(tokenizer):
     prompts = ["a b c d e " * 10, "a b c d e " * 3]
     lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts)]
     assert lengths[1] < 40 <= lengths[0]
-    found = dict(generate(model, tokenizer, prompts, 100, 8192))
+    found = dict(generate(model, tokenizer, TAGS, prompts, 100, 8192))
     assert found[0][:3] == ("", 0, "too_long")
     assert found[1].num_tokens <= 40 - lengths[1] and json.dumps(found[1].text)
 

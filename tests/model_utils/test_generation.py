@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TAGS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_utils.batching import encode_prompts
-from data_utils.prompt import render_prompt
-from data_utils.rows import load_rows
-from generation_utils import PREFILL_TOKENS, Answer, generate, plan_groups
+from data_utils.sources import load_rows
+from model_utils.generation import PREFILL_TOKENS, Answer, generate, plan_groups
 
 BASE = ROOT / "demo" / "base"  # a random model says one token over and over, whatever came before
 
@@ -25,7 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts(rows_file):
-    return [render_prompt(row.query, row.tools) for row in load_rows(str(rows_file))[0][:32]]
+    return [TAGS.render(row.query, row.tools) for row in load_rows(str(rows_file))[0][:32]]
 
 
 def plain_completion(model, tokenizer, prompt, max_new_tokens):
@@ -36,8 +35,8 @@ def plain_completion(model, tokenizer, prompt, max_new_tokens):
 
 
 def test_batched_equals_one_at_a_time_equals_plain_transformers(model, tokenizer, prompts):
-    batched = dict(generate(model, tokenizer, prompts, 40, batch_tokens=50_000))
-    alone = dict(generate(model, tokenizer, prompts[:12], 40, batch_tokens=1))
+    batched = dict(generate(model, tokenizer, TAGS, prompts, 40, batch_tokens=50_000))
+    alone = dict(generate(model, tokenizer, TAGS, prompts[:12], 40, batch_tokens=1))
     assert sorted(batched) == list(range(32))
     assert len({generation.num_tokens for generation in batched.values()}) > 5  # rows stop each at its own time
     for i, prompt in enumerate(prompts[:12]):
@@ -52,8 +51,8 @@ def test_batched_equals_one_at_a_time_equals_plain_transformers(model, tokenizer
 def test_rows_enter_slots_as_others_leave(model, tokenizer, prompts):
     """Three slots for 32 rows: what an earlier row left in the cache is not seen."""
     room = max(map(len, encode_prompts(tokenizer, prompts))) + 40
-    few = dict(generate(model, tokenizer, prompts, 40, batch_tokens=3 * room))
-    many = dict(generate(model, tokenizer, prompts, 40, batch_tokens=50_000))
+    few = dict(generate(model, tokenizer, TAGS, prompts, 40, batch_tokens=3 * room))
+    many = dict(generate(model, tokenizer, TAGS, prompts, 40, batch_tokens=50_000))
     assert all(few[i][:3] == many[i][:3] for i in range(32))
 
 
@@ -64,7 +63,7 @@ def test_the_last_prompts_do_not_wait_for_many_slots(model, tokenizer, prompts):
     first = [i for i in range(len(longest)) if sum(lengths[prompt] for prompt in longest[:i]) <= PREFILL_TOKENS][-1]
     passes = []
     hook = model.register_forward_pre_hook(lambda module, args, kwargs: passes.append(kwargs), with_kwargs=True)
-    list(generate(model, tokenizer, longest[: first + 1], 40, batch_tokens=50_000))
+    list(generate(model, tokenizer, TAGS, longest[: first + 1], 40, batch_tokens=50_000))
     hook.remove()
     assert [i for i, kwargs in enumerate(passes) if "cu_seq_lens_q" in kwargs] == [0, 1]
 
@@ -73,7 +72,7 @@ def test_a_sliding_window_is_kept_to(tokenizer, prompts):
     model = AutoModelForCausalLM.from_pretrained(
         BASE, dtype=torch.float32, layer_types=["sliding_attention", "full_attention"] * 4, sliding_window=16
     ).eval()
-    windowed = dict(generate(model, tokenizer, prompts[:10], 40, batch_tokens=20_000))
+    windowed = dict(generate(model, tokenizer, TAGS, prompts[:10], 40, batch_tokens=20_000))
     assert sum(generation.num_tokens for generation in windowed.values()) > 60
     for i, generation in windowed.items():
         plain = plain_completion(model, tokenizer, prompts[i], 40)
@@ -100,7 +99,7 @@ def test_prompts_that_share_a_cache_are_of_similar_length():
 )
 def test_a_row_stops_at_its_value_its_budget_or_an_end_token(model, tokenizer, text, finish, kept):
     tokens = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
-    answer = Answer(0, len(tokenizer(kept).input_ids) if finish == "length" else 99, model, tokenizer)
+    answer = Answer(0, len(tokenizer(kept).input_ids) if finish == "length" else 99, model, tokenizer, TAGS)
     reasons = []
     while not reasons or not reasons[-1]:
         reasons.append(answer.add(tokens[len(reasons)]))

@@ -1,4 +1,4 @@
-"""Greedy generation of tool calls by continuous batching, for evaluate.py, infer.py and the evaluations inside train.py.
+"""Greedy generation of tool calls by continuous batching, in evaluate.py, infer.py and the evaluations of train.py.
 
 Rows live in the slots of one preallocated cache. All slots decode one token at a time, on a GPU by replaying one CUDA
 graph; a row that is done leaves its slot, and waiting prompts are prefilled into the free ones, end to end without
@@ -7,8 +7,6 @@ padding, as in training.
 
 import contextlib
 import functools
-import os
-import sys
 import time
 import weakref
 from collections import deque
@@ -19,12 +17,10 @@ from accelerate.utils import send_to_device
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
-from attention_utils import ISOLATED
-from cuda_graphs import capturing
 from data_utils.batching import Example, collate, encode_prompts
-from data_utils.tool_calls import finished, opening_value
-from script_utils import UserError
-from self_checks import (
+from model_utils.attention import ISOLATED
+from model_utils.cuda_graphs import capturing
+from model_utils.self_checks import (
     LAST,
     difference,
     least_tolerance,
@@ -37,6 +33,7 @@ from self_checks import (
     tolerance,
     unwrapped,
 )
+from run_utils.arguments import UserError, say
 
 PREFILL_TOKENS = 8192  # of one forward pass over prompts, or a single longer prompt
 
@@ -51,11 +48,11 @@ class Generation(NamedTuple):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
+def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tokens):
     """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which rows finish.
 
     The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at any of the model's end tokens, or
-    when tool_calls.finished says so. Decoding options of the model's own generation_config are not in force. A model on which
+    when the prompt format says that its text is finished. Decoding options of the model's own generation_config are not in force. A model on which
     the continuous batching here fails its check generates by transformers' `generate` instead.
     """
     prompt_ids = encode_prompts(tokenizer, prompts)
@@ -66,7 +63,7 @@ def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
         yield index, Generation("", 0, "too_long", 0.0)
     if not fitting:
         return
-    answers = {index: Answer(index, budgets[index], model, tokenizer) for index in fitting}
+    answers = {index: Answer(index, budgets[index], model, tokenizer, prompt_format) for index in fitting}
     room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
     if problem_with_slots(model, [prompt_ids[index] for index in fitting], room):
         yield from generate_plainly(model, prompt_ids, answers, batch_tokens)
@@ -77,8 +74,9 @@ def generate(model, tokenizer, prompts, max_new_tokens, batch_tokens):
 class Answer:
     """What one row has generated so far, and whether it is finished."""
 
-    def __init__(self, index, budget, model, tokenizer):
-        self.index, self.budget, self.tokenizer = index, budget, tokenizer
+    def __init__(self, index, budget, model, tokenizer, prompt_format):
+        self.index, self.budget = index, budget
+        self.tokenizer, self.prompt_format = tokenizer, prompt_format
         self.end_tokens = end_tokens(model, tokenizer)
         self.tokens = []
         self.has_value = False
@@ -92,10 +90,10 @@ class Answer:
             return self.finish
         self.tokens.append(token)
         # What is judged is the whole text, but only where the verdict may have changed: pieces alone lack spaces and letters.
-        if self.has_value or closes_something(self.tokenizer, token):
+        if self.has_value or contains_any(self.tokenizer, token, self.prompt_format.closing):
             text = self.text()
-            self.has_value = opening_value(text) is not None
-            if self.has_value and finished(text):
+            self.has_value = self.prompt_format.has_value(text)
+            if self.has_value and self.prompt_format.finished(text):
                 self.finish = "closed"
         if not self.finish and len(self.tokens) == self.budget:
             self.finish = "length"
@@ -109,9 +107,8 @@ class Answer:
 
 
 @functools.lru_cache(maxsize=2**18)
-def closes_something(tokenizer, token):
-    piece = tokenizer.decode([token])
-    return "]" in piece or "}" in piece
+def contains_any(tokenizer, token, characters):
+    return not set(characters).isdisjoint(tokenizer.decode([token]))
 
 
 def end_tokens(model, tokenizer):
@@ -198,8 +195,8 @@ def problem_with_slots(model, prompt_ids, room):
     if room > checked_room and not problem:
         problem = find_problem(model, prompt_ids, room)
         CHECKED[base] = room, problem
-        if problem and os.environ.get("RANK", "0") == "0":
-            print(f"Generating by transformers' generate, which is slower: {problem}", file=sys.stderr)
+        if problem:
+            say(f"Generating by transformers' generate, which is slower: {problem}")
     return problem
 
 

@@ -10,9 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_utils import cache
-from data_utils.rows import load_rows, split_rows
+from data_utils.rows import split_rows
+from data_utils.sources import load_rows
 from demo.rows import generate_rows
-from script_utils import UserError, check_hub_access
+from run_utils.arguments import UserError
+from run_utils.launch import check_hub_access
 
 GOOD = generate_rows(60, seed=3)
 

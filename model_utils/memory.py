@@ -7,70 +7,68 @@ loop seeds every step.
 import gc
 
 import torch
-from accelerate.utils import gather_object
 
 from data_utils.batching import TrainingData, collate, largest_chunks, share_out
-from script_utils import UserError
+from model_utils.cuda_graphs import use_cuda_graphs
+from run_utils.launch import raise_anywhere
 
 
-def check_training_fits(accelerator, model, optimizer, loss_of, data, args, first_step, last_step):
-    """Forward and backward over the largest micro-batches of these steps, by `loss_of(model, batch, device)`.
+def check_memory(accelerator, args, training, data, steps, loss_fn, eval_loss_fn):
+    """Forward and backward over the largest micro-batches of these steps (a range) and of the evaluation. CUDA graphs, which
+    keep their memory, are captured in between. loss_fn and eval_loss_fn: `(model, batch, device) -> loss`.
 
     Where memory runs out, raises UserError with the arguments that fit, tried one after the other.
     """
-    if accelerator.device.type != "cuda":
+    if not steps:
         return
-    model = accelerator.unwrap_model(model)  # processes may differ in what they try: DDP would wait for the others
+    on_gpu = accelerator.device.type == "cuda"
+    # Processes may differ in what they try: DDP would wait for the others.
+    model, optimizer = accelerator.unwrap_model(training.model), training.optimizer
+    if on_gpu:
+        raise_anywhere(training_problem(model, optimizer, args, data.train, steps, loss_fn))
+    if args.cuda_graphs:
+        count = use_cuda_graphs(accelerator, model, data.train, steps)
+        accelerator.print(f"CUDA graphs for {count} sizes of micro-batches")
+        fit = runs(model, optimizer, loss_fn, largest_chunks(data.train.chunks(steps)))
+        problem = "CUDA graphs leave too little of this GPU's memory; --cuda_graphs false would leave enough"
+        raise_anywhere("" if fit else problem)
+    if on_gpu and data.eval_examples:
+        raise_anywhere(evaluation_problem(model, optimizer, args, data, eval_loss_fn))
+
+
+def training_problem(model, optimizer, args, train, steps, loss_fn):
+    """What is wrong, in words, and what would fit; "" where nothing is. On this process: the others may find otherwise."""
 
     def fits(batch_size, checkpointing, max_seq_length):
-        examples = [example for example in data.examples if len(example.input_ids) <= max_seq_length]
+        examples = [example for example in train.examples if len(example.input_ids) <= max_seq_length]
         if not examples:
             return False
-        accumulation = data.global_batch // (batch_size * data.num_processes)
-        trial = TrainingData(examples, data.seed, batch_size, accumulation, data.num_processes, data.process_index)
+        accumulation = train.global_batch // (batch_size * train.num_processes)
+        trial = TrainingData(examples, train.seed, batch_size, accumulation, train.num_processes, train.process_index)
         if checkpointing and not args.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return runs(model, optimizer, loss_of, largest_chunks(trial.chunks(first_step, last_step)))
+        return runs(model, optimizer, loss_fn, largest_chunks(trial.chunks(steps)))
 
-    problem = ""
-    if not fits(args.per_device_train_batch_size, args.gradient_checkpointing, args.max_seq_length):
-        found = what_fits(args, fits)
-        problem = f"the largest micro-batch does not fit in this GPU's memory; {' or '.join(found) or 'nothing'} would"
-    raise_anywhere(problem)
-
-
-def check_graphs_fit(model, optimizer, loss_of, data, first_step, last_step):
-    """Likewise once CUDA graphs have taken their memory for good."""
-    fit = runs(model, optimizer, loss_of, largest_chunks(data.chunks(first_step, last_step)))
-    problem = "CUDA graphs leave too little of this GPU's memory; --cuda_graphs false would leave enough"
-    raise_anywhere("" if fit else problem)
+    if fits(args.per_device_train_batch_size, args.gradient_checkpointing, args.max_seq_length):
+        return ""
+    found = what_fits(args, fits)
+    return f"the largest micro-batch does not fit in this GPU's memory; {' or '.join(found) or 'nothing'} would"
 
 
-def check_evaluation_fits(accelerator, model, optimizer, loss_of, data, eval_examples, args):
-    """Likewise the evaluation's largest batch, after whatever training keeps in memory."""
-    if accelerator.device.type != "cuda" or not eval_examples:
-        return
-    model = accelerator.unwrap_model(model).eval()
+def evaluation_problem(model, optimizer, args, data, loss_fn):
+    """Likewise for the evaluation's largest batch, after whatever training keeps in memory."""
 
     def fits(batch_size):
-        chunks = share_out(eval_examples, batch_size, data.num_processes, data.process_index)
+        chunks = share_out(data.eval_examples, batch_size, data.train.num_processes, data.train.process_index)
         with torch.no_grad():
-            return runs(model, optimizer, loss_of, largest_chunks(chunks))
+            return runs(model, optimizer, loss_fn, largest_chunks(chunks))
 
-    problem = ""
-    if not fits(args.per_device_eval_batch_size):
-        smaller = next(filter(fits, range(args.per_device_eval_batch_size // 2, 0, -1)), None)
-        would = f"--per_device_eval_batch_size {smaller}" if smaller else "nothing"
-        problem = f"the evaluation's largest batch does not fit in this GPU's memory; {would} would"
+    model.eval()
+    fit = fits(args.per_device_eval_batch_size)
+    smaller = None if fit else next(filter(fits, range(args.per_device_eval_batch_size // 2, 0, -1)), None)
     model.train()
-    raise_anywhere(problem)
-
-
-def raise_anywhere(problem):
-    """Raise on all processes what one has met: it must not be waited for."""
-    for message in gather_object([problem]):
-        if message:
-            raise UserError(message)
+    would = f"--per_device_eval_batch_size {smaller}" if smaller else "nothing"
+    return "" if fit else f"the evaluation's largest batch does not fit in this GPU's memory; {would} would"
 
 
 def what_fits(args, fits):
@@ -97,14 +95,14 @@ def what_fits(args, fits):
     return found
 
 
-def runs(model, optimizer, loss_of, chunks):
+def runs(model, optimizer, loss_fn, chunks):
     """Whether there is the memory for a pass over each of the micro-batches, with Adam's moments beside it."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def passes():  # a function of its own, so that its tensors are gone when it is
         moments = [torch.empty_like(parameter) for parameter in trainable * 2 if not optimizer.state]
         for chunk in chunks:
-            loss = loss_of(model, collate(chunk), model.device)
+            loss = loss_fn(model, collate(chunk), model.device)
             if loss.requires_grad:
                 loss.backward()
         del moments

@@ -7,8 +7,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 
-from fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
-from model_utils import COMPILE
+from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
+from model_utils.speed import COMPILE
 
 
 def layer(quantized=False, dropout=0.0):

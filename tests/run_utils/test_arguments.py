@@ -12,7 +12,7 @@ from conftest import ROOT, launch
 import train
 from evaluate import EvaluationArguments
 from infer import InferenceArguments
-from script_utils import UsageError, parse_arguments
+from run_utils.arguments import UsageError, parse_arguments
 from train import TrainingArguments
 
 

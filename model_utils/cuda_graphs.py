@@ -3,7 +3,7 @@
 At eight examples a step a fast GPU finishes its kernels before the CPU has launched them. A CUDA graph is launched whole,
 but has fixed shapes and addresses. So micro-batches are padded to multiples of PADDING tokens, the padding as one more
 example without supervision, and each size has a graph of its own. The head and the loss stay outside, on the
-completion tokens alone. Gradients are filled past autograd, where DDP does not see them: average_gradients takes its place.
+completion tokens alone. Gradients are filled past autograd, where DDP does not see them: speed.gradient_sync takes its place.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from accelerate.utils import DistributedType
 from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from attention_utils import ISOLATED, has_varlen_kernel
 from data_utils.batching import num_tokens
-from preflight import raise_anywhere
-from script_utils import UserError
+from model_utils.attention import ISOLATED, has_varlen_kernel
+from run_utils.arguments import UserError
+from run_utils.launch import raise_anywhere
 
 PADDING = 256  # tokens; half of it is wasted on average, and a run meets (largest - smallest) / PADDING sizes
 
 
-def use_cuda_graphs(accelerator, model, data, first_step, last_step):
+def use_cuda_graphs(accelerator, model, data, steps):
     """Let the training passes of a PEFT model replay CUDA graphs, one pair for each size of the micro-batches of `data` in
-    these steps. Returns how many."""
+    these steps (a range). Returns how many."""
     whole_model = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
     if accelerator.device.type != "cuda" or not whole_model:
         raise UserError("--cuda_graphs is for GPUs, each with the whole model")
@@ -36,7 +36,7 @@ def use_cuda_graphs(accelerator, model, data, first_step, last_step):
         raise UserError("--cuda_graphs cannot capture int8 layers, which wait for the CPU: use nf4 or none")
     max_length = max(len(example.input_ids) for example in data.examples)
     # The largest first: the others fit in its memory.
-    sizes = sorted({padded(num_tokens(chunk)) for chunk in data.chunks(first_step, last_step)}, reverse=True)
+    sizes = sorted({padded(num_tokens(chunk)) for chunk in data.chunks(steps)}, reverse=True)
     graphed = GraphedDecoder(decoder, data.batch_size, max_length, sizes[0])
     problem = ""
     try:
@@ -174,16 +174,6 @@ class Replay(torch.autograd.Function):
         decoder.take_gradients()
         decoder.graphs[size][1].replay()
         return None, None, None, None
-
-
-@torch.no_grad()
-def average_gradients(accelerator, parameters):
-    """Over the processes in one message, as DDP does in several."""
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
-    torch.distributed.all_reduce(flat)
-    flat /= accelerator.num_processes
-    for parameter, part in zip(parameters, flat.split([parameter.numel() for parameter in parameters]), strict=True):
-        parameter.grad.copy_(part.view_as(parameter))
 
 
 def padded(tokens):

@@ -1,0 +1,74 @@
+"""predictions.jsonl: what each system said about each row, one line each. Texts, never a verdict on them: scores are made when
+the file is read, so that a metric that is new applies to what is old.
+
+Each process appends to a file of its own, predictions-<process>.jsonl, which `merge` gathers in predictions.jsonl.
+"""
+
+import json
+
+from run_utils.arguments import UserError
+
+
+def prepare(output_dir, identity):
+    """Make a folder ready to be continued: nothing in it, or one predictions.jsonl of the same evaluation.
+
+    identity: all that the predictions depend on, as JSON values. Raises UserError where the folder holds others.
+    """
+    environment = output_dir / "environment.json"
+    try:
+        saved = dict(json.loads(environment.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        saved = {} if list(output_dir.glob("predictions*.jsonl")) else identity
+    except (ValueError, TypeError):
+        saved = {}
+    if any(saved.get(key) != value for key, value in identity.items()):
+        raise UserError(
+            f"{output_dir} holds an evaluation of another model, other rows or other settings: "
+            "replace it with --overwrite_output_dir, or choose another --output_dir"
+        )
+    merge(output_dir)
+
+
+def clear(output_dir):
+    """Delete an earlier evaluation, and nothing else that lies in the folder."""
+    results = [output_dir / name for name in ("scores.jsonl", "metrics.json", "environment.json")]
+    for path in (*output_dir.glob("predictions*.jsonl"), *results):
+        path.unlink(missing_ok=True)
+
+
+def append(file, predictions):
+    """Write predictions (dicts) to an open file as they come, each whole on the disk before the next."""
+    for prediction in predictions:
+        file.write(json.dumps(prediction) + "\n")
+        file.flush()
+
+
+def read(paths):
+    """Every whole prediction in the files; a line cut short by a kill is not one."""
+    predictions = []
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                predictions.append(json.loads(line))
+            except ValueError:
+                continue
+    return predictions
+
+
+def merge(output_dir):
+    """Gather the processes' files in predictions.jsonl, each prediction once; returns them."""
+    predictions = {
+        (prediction["system"], prediction["id"]): prediction
+        for prediction in read(sorted(output_dir.glob("predictions*.jsonl")))
+    }
+    write(output_dir / "predictions.jsonl", predictions.values())
+    for part in output_dir.glob("predictions-*.jsonl"):
+        part.unlink()
+    return list(predictions.values())
+
+
+def write(path, records):
+    """Write JSON lines; a kill leaves the old file or the new one."""
+    unfinished = path.with_name(f"{path.name}.incomplete")
+    unfinished.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    unfinished.replace(path)

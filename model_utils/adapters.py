@@ -1,0 +1,127 @@
+"""The LoRA adapter: put on a base, read from its folder, and loaded on the base that it was trained on."""
+
+import contextlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from data_utils.prompt import PROMPT_FORMATS, format_hash
+from model_utils.loading import base_fingerprint
+from model_utils.self_checks import difference, one_line, plain_logits, tolerance
+from run_utils.arguments import UserError
+
+
+def add_lora(model, r, alpha, dropout, target_modules):
+    """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs."""
+    from fused_lora import fuse_lora
+    from peft import LoraConfig, get_peft_model  # late: importing peft imports bitsandbytes, and takes seconds
+
+    # Of a model that also sees or hears, only the decoder of text is trained: nothing else meets these rows.
+    text_modules = {model.get_output_embeddings(), *model.get_decoder().modules()}
+    elsewhere = [name for name, module in model.named_modules() if name and module not in text_modules]
+    names = {name.split(".")[-1] for name, module in model.named_modules() if module in text_modules}
+    if unknown := [module for module in target_modules if module not in names]:
+        raise UserError(f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers")
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        exclude_modules=[name for name in elsewhere if name.split(".")[-1] in target_modules] or None,
+    )
+    try:
+        return fuse_lora(get_peft_model(model, config))
+    except ValueError as error:
+        raise UserError(f"cannot add LoRA to {', '.join(target_modules)}: {one_line(error)}") from None
+
+
+@contextlib.contextmanager
+def naming_adapter(adapter, flag):
+    """Add to a UserError within that the value of `flag` comes from the arguments saved with an adapter, if there is one."""
+    try:
+        yield
+    except UserError as error:
+        if not adapter:
+            raise
+        raise UserError(f"{error}; it is named in {Path(adapter) / 'args.yaml'}, {flag} replaces it") from None
+
+
+def read_adapter(folder):
+    """What train.py saved beside an adapter: its arguments and its environment, two dicts. Refuses, as UserError, a
+    folder without them and an adapter of a prompt format that is not here any more."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no adapter in {folder}: there is no such folder; train.py makes one")
+    for name in ("adapter_config.json", "adapter_model.safetensors", "args.yaml", "environment.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there")
+    try:
+        environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
+        args = dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8")))
+        name = args.setdefault("prompt_format", environment.get("prompt_version"))  # the latter in older folders
+        _ = environment["base_fingerprint"], args["model_name_or_path"]
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} cannot be read: {one_line(error)}") from None
+    if name not in PROMPT_FORMATS:
+        raise UserError(
+            f"{folder} was trained on the prompt format {name}; data_utils/prompt.py has {', '.join(PROMPT_FORMATS)}"
+        )
+    if environment.get("prompt_sha256", format_hash(PROMPT_FORMATS[name])) != format_hash(PROMPT_FORMATS[name]):
+        raise UserError(
+            f"{folder} was trained on the prompt format {name}, which has been edited since: put it back in "
+            "data_utils/prompt.py and give the edited one another name"
+        )
+    return args, environment
+
+
+def read_split(folder):
+    """The rows that an adapter was trained on and those held out (see find_held_out); None of an adapter from before."""
+    path = Path(folder) / "split.json"
+    if not path.is_file():
+        return None
+    try:
+        split = json.loads(path.read_text(encoding="utf-8"))
+        return {part: dict(split[part]) for part in ("trained", "held_out")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+
+
+def load_adapter(model, folder, texts=()):
+    """The base under the adapter saved in `folder`. Refuses an adapter trained on another base.
+
+    Merged into the base's weights, which is faster, if there are `texts` (int32 token ids) to compare the merged model on, and
+    if the weights are neither quantised nor shared with a layer that has no adapter, as those of a tied head are.
+    """
+    from peft import PeftModel  # late, as in add_lora
+
+    _, environment = read_adapter(folder)
+    if environment["base_fingerprint"] != base_fingerprint(model):
+        raise UserError(f"{folder} was trained on another base model than {model.name_or_path}")
+    try:
+        model = PeftModel.from_pretrained(model, folder).eval()
+    except Exception as error:  # whatever a broken file makes safetensors and peft raise
+        raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
+    quantized = not all(parameter.is_floating_point() for parameter in model.parameters())
+    if quantized or not len(texts) or adapts_shared_weights(model):
+        return model
+    reference = [plain_logits(model, [text])[0] for text in texts]
+    allowed = tolerance(model, texts[0], reference[:1])
+    model = model.merge_and_unload().eval()
+    distance = difference([plain_logits(model, [text])[0] for text in texts], reference)
+    if not distance <= allowed:
+        raise UserError(
+            f"merging {folder} into its base moves logits by {distance:.1e} of their spread (rounding: {allowed:.1e}): "
+            "run it unmerged, with --merge_adapter false"
+        )
+    return model
+
+
+def adapts_shared_weights(model):
+    """Whether a weight under an adapter's layer has another layer that uses it too."""
+    users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    layers = [module.base_layer for module in model.modules() if hasattr(module, "base_layer")]
+    return any(users[id(parameter)] > 1 for layer in layers for parameter in layer.parameters())

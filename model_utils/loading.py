@@ -1,0 +1,117 @@
+"""The one place that loads a tokenizer and a base model, quantises it, and chooses its attention."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from model_utils.attention import ISOLATED, has_varlen_kernel
+from model_utils.self_checks import check_training_batches, one_line, set_attention
+from run_utils.arguments import ROOT, UserError
+from run_utils.launch import check_hub_access
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
+
+
+def resolve_model(name):
+    """The path or hub id that `transformers` loads: `demo` is the embedded model; a hub id must be within reach."""
+    if name == "demo":
+        return str(ROOT / "demo" / "base")
+    if not Path(name).is_dir():
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise UserError(f"{name}: no such model folder (a hub id looks like Qwen/Qwen3-4B-Base)")
+        check_hub_access(name, "model")
+    return name
+
+
+def load_config(name, revision=None):
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError
+        raise UserError(f"cannot load a model from {name}: {one_line(error)}") from None
+
+
+def load_tokenizer(name, revision=None):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and what tokenizers raises
+        raise UserError(f"cannot load a tokenizer from {name}: {one_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no end-of-sequence token: generations could not stop")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def choose_attention(model, requested, name, examples, compiled):
+    """Switch a base model to the attention implementation that training is to use, and return its name. It must pass
+    check_training_batches on these examples; UserError where none does.
+
+    `auto` tries, in this order: examples kept apart by kernel, without masks, where torch has its variable-length kernel or on a
+    CPU (elsewhere the stand-in for that kernel would wait for the GPU in every layer, and cannot be compiled); SDPA's block
+    mask; eager.
+    """
+    isolated = has_varlen_kernel(model.device, model.dtype) or (model.device.type == "cpu" and not compiled)
+    candidates = [*([ISOLATED] if isolated else []), "sdpa", "eager"] if requested == "auto" else [requested]
+    problem, tried = None, set()
+    for candidate in candidates:
+        try:
+            implementation = set_attention(model, candidate)
+        except ValueError as error:  # transformers knows that the model has no such one
+            problem = problem or UserError(f"{name} has no --attn_implementation {candidate}: {one_line(error)}")
+            continue
+        if implementation in tried:
+            continue
+        tried.add(implementation)
+        try:
+            check_training_batches(model, name, examples)
+        except UserError as error:
+            problem = error
+        else:
+            return implementation
+    raise problem
+
+
+def load_base_model(name, accelerator, revision=None, quantization="none"):
+    """The causal language model on this process's device, frozen, in bf16 or float32 as the Accelerator's precision
+    says; its linear layers in NF4 (double quantisation, QLoRA) or int8 if asked for. Its attention is transformers' own."""
+    dtype = DTYPES[accelerator.mixed_precision]
+    config = {
+        "none": None,
+        "nf4": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        ),
+        "int8": BitsAndBytesConfig(load_in_8bit=True),
+    }[quantization]
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=dtype,
+            quantization_config=config,
+            device_map={"": accelerator.device},
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, ImportError, KeyError, SafetensorError
+        raise UserError(f"cannot load a model from {name}: {one_line(error)}") from None
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On a CPU, bitsandbytes repacks NF4 weights at the first evaluation and has no gradient through them then.
+            module.support_avx512bf16_for_cpu = False
+    return model.requires_grad_(False).eval()
+
+
+def base_fingerprint(model):
+    """A hash of all norms and of rows spread over the input embedding: the same for the same base in bf16, float32 or
+    NF4, whose quantisation leaves these alone. Merging an adapter into linear layers goes unnoticed."""
+    weight = model.get_input_embeddings().weight.detach()
+    rows = weight[torch.linspace(0, len(weight) - 1, 64).long().to(weight.device)].bfloat16().cpu()
+    norms = [parameter.detach().bfloat16().cpu() for parameter in model.parameters() if parameter.ndim == 1]
+    digest = hashlib.sha256()
+    for tensor in (rows, *norms):
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

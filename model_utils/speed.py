@@ -1,0 +1,78 @@
+"""The fast paths that are switched on by a line: compiled layers, Liger's kernels, gradients averaged once a step."""
+
+import contextlib
+
+import torch
+from accelerate.utils import broadcast
+from torch.nn.parallel import DistributedDataParallel
+from transformers.utils import is_liger_kernel_available
+
+from model_utils.self_checks import one_line
+from run_utils.arguments import UserError
+
+# Random numbers are PyTorch's own: else kernels would draw those of dropout's masks anew wherever they read them.
+COMPILE = {"dynamic": True, "options": {"fallback_random": True}}
+
+
+def use_liger_kernels(model):
+    """Liger's Triton kernels for rotary positions, RMSNorm and SwiGLU in a PEFT model."""
+    if not is_liger_kernel_available():
+        raise UserError("--liger_kernel needs a package that is not here: pip install liger-kernel")
+    from transformers.integrations.liger import apply_liger_kernel  # late: it imports peft
+
+    # The head's loss is ours: it runs on the completion tokens alone.
+    apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
+
+
+def compile_layers(model):
+    """Compile each decoder layer of a PEFT model by itself, for any number of tokens. Training needs one graph for all
+    layers and lengths, evaluation another."""
+    base = model.get_base_model()
+    layers = getattr(base.get_decoder(), "layers", None)
+    if layers is None:
+        raise UserError(f"--torch_compile does not know where {type(base).__name__} keeps its layers")
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=model.device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever PyTorch, Triton and their compilers raise
+        needs = "gcc and Python's headers" if model.device.type == "cuda" else "g++"
+        cause = one_line(getattr(error, "inner_exception", error))
+        raise UserError(f"--torch_compile, which needs {needs}, does not work here: {cause}") from None
+    # Else the first layer, whose input has no gradient, would need a graph of its own.
+    base.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: output.requires_grad_() if torch.is_grad_enabled() else output
+    )
+    # For the whole process: floats are constants. Else some are taken for inputs, and each training run traces its graph
+    # twice, having found one (epsilon, LoRA's scaling) that cannot be.
+    torch._dynamo.config.specialize_float = True
+    for layer in layers:
+        layer.compile(**COMPILE)
+
+
+def prepare_model(accelerator, model, cuda_graphs):
+    """The model for training on all processes: under DDP, except with CUDA graphs. These fill the gradients where DDP does not
+    see them, and gradient_sync averages them then."""
+    model = accelerator.prepare_model(model, evaluation_mode=cuda_graphs)
+    if cuda_graphs:  # all start from the main process's adapter, as under DDP: GPUs of two kinds draw different numbers
+        broadcast([parameter.data for parameter in model.parameters() if parameter.requires_grad])
+    return model
+
+
+@contextlib.contextmanager
+def gradient_sync(accelerator, model, is_last_batch):
+    """Around forward and backward of a micro-batch: gradients are averaged over the processes once a step, with its last one."""
+    with contextlib.nullcontext() if is_last_batch else accelerator.no_sync(model):
+        yield
+    if is_last_batch and accelerator.num_processes > 1 and not isinstance(model, DistributedDataParallel):
+        average_gradients(accelerator, [parameter for parameter in model.parameters() if parameter.requires_grad])
+
+
+@torch.no_grad()
+def average_gradients(accelerator, parameters):
+    """Over the processes in one message, as DDP does in several."""
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    torch.distributed.all_reduce(flat)
+    flat /= accelerator.num_processes
+    for parameter, part in zip(parameters, flat.split([parameter.numel() for parameter in parameters]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter))

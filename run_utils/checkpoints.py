@@ -1,0 +1,265 @@
+"""Checkpoints of a LoRA run: the adapter, the optimizer, where the run stands. Never the frozen base.
+
+    output_dir/
+      args.yaml environment.json    the resolved arguments (a valid --config) and where the result comes from
+      split.json                    the rows trained on and those held out, as {id: fingerprint of the content}
+      logs/                         TensorBoard
+      checkpoint-100/               adapter_model.safetensors, adapter_config.json (PEFT's own format), args.yaml,
+                                    environment.json (with the step), split.json; optimizer.pt, scheduler.pt, state.json
+      adapter/                      once the run is done: a checkpoint without the last three files, the last or the best
+
+Written by hand and not by `Accelerator.save_state`, which writes the base and reads back pickles. Random states need no
+file: the loop seeds every step from (seed, step, process).
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from run_utils.arguments import UserError, write_yaml
+from run_utils.environment import write_json
+
+
+class Training(NamedTuple):
+    """What training moves: a PEFT model, prepared by Accelerate, and what steps it."""
+
+    model: torch.nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+
+
+@dataclasses.dataclass
+class RunState:
+    """Where a run stands after `global_step` optimizer steps; with the arguments, all that a resume needs to know."""
+
+    global_step: int = 0
+    data_fingerprint: str = ""
+    effective_batch: int = 0  # examples an optimizer step
+    loss_sum: float = 0.0  # since the last log entry
+    completion_tokens: int = 0  # likewise
+    eval_loss: float | None = None  # the newest
+    best_eval_loss: float | None = None
+    best_checkpoint: str | None = None  # its folder's name
+
+    def add_evaluation(self, eval_loss):
+        """Take note of an evaluation loss; returns whether it is the best so far."""
+        self.eval_loss = eval_loss
+        if not math.isfinite(eval_loss) or (self.best_eval_loss is not None and eval_loss >= self.best_eval_loss):
+            return False
+        self.best_eval_loss, self.best_checkpoint = eval_loss, f"checkpoint-{self.global_step}"
+        return True
+
+
+def open_run(args, accelerator):
+    """The Run in --output_dir, new or to be resumed. Refuses a folder that holds a run, unless told to resume or overwrite it.
+    Leaves nothing written."""
+    checkpoint = find_checkpoint(args, accelerator.is_main_process)
+    accelerator.wait_for_everyone()  # all have looked at the folder before anyone writes to it
+    return Run(args, accelerator, checkpoint)
+
+
+class Run:
+    """A training run's folder. Only the main process writes; where the others must not go on without it, they wait."""
+
+    def __init__(self, args, accelerator, checkpoint):
+        self.args, self.accelerator = args, accelerator
+        self.output_dir = Path(args.output_dir)
+        self.adapter_dir = self.output_dir / "adapter"
+        self.checkpoint = checkpoint  # to resume from, or None
+        self.environment = {}  # where the run's results come from: set before `resume`
+
+    def is_finished(self, last_step):
+        return self.checkpoint == self.output_dir / f"checkpoint-{last_step}" and self.adapter_dir.exists()
+
+    def last_checkpoint(self):
+        return next(reversed(complete_checkpoints(self.output_dir)), None)
+
+    def resume(self, training, fresh):
+        """Put adapter, optimizer and scheduler where the checkpoint left them, and return its RunState; or `fresh`, the RunState
+        of a run from its start, where there is no checkpoint.
+
+        A checkpoint of other arguments (but for those marked free_on_resume), data or effective batch raises UserError by
+        name: it would be another experiment.
+        """
+        if not self.checkpoint:
+            return fresh
+        from peft import set_peft_model_state_dict  # late: importing peft imports bitsandbytes, and takes seconds
+
+        checkpoint = self.checkpoint
+        try:
+            state = RunState(**json.loads((checkpoint / "state.json").read_text()))
+            saved_args = dict(yaml.safe_load((checkpoint / "args.yaml").read_text(encoding="utf-8")))
+            saved_environment = dict(json.loads((checkpoint / "environment.json").read_text(encoding="utf-8")))
+            adapter = load_file(checkpoint / "adapter_model.safetensors")
+            optimizer_state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+            scheduler_state = torch.load(checkpoint / "scheduler.pt", map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a broken file makes json, yaml, safetensors and torch raise
+            raise UserError(
+                f"{checkpoint} cannot be read ({type(error).__name__}): remove it to resume from the one before"
+            ) from None
+        for field in dataclasses.fields(self.args):
+            now, then = getattr(self.args, field.name), saved_args.get(field.name, field.default)
+            if now != then and not field.metadata["free_on_resume"]:
+                raise UserError(f"--{field.name} is {now} but {checkpoint} was trained with {then}")
+        if state.effective_batch != fresh.effective_batch:
+            raise UserError(
+                f"the effective batch (processes x accumulation x batch size) is {fresh.effective_batch} but {checkpoint} was "
+                f"trained with {state.effective_batch}: change --gradient_accumulation_steps"
+            )
+        for name in ("base_fingerprint", "mixed_precision"):
+            if self.environment[name] != saved_environment.get(name):
+                raise UserError(
+                    f"{name} is {self.environment[name]} but {checkpoint} has {saved_environment.get(name)}"
+                )
+        if state.data_fingerprint != fresh.data_fingerprint:
+            raise UserError(f"the training rows are not those that {checkpoint} was trained on")
+        try:
+            set_peft_model_state_dict(self.accelerator.unwrap_model(training.model), adapter)
+            training.optimizer.load_state_dict(optimizer_state)
+            training.scheduler.load_state_dict(scheduler_state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{checkpoint} does not fit this model ({type(error).__name__})") from None
+        self.accelerator.print(f"Resuming from {checkpoint}, after step {state.global_step}")
+        return state
+
+    def start(self, state, records):
+        """Begin to write: what the run comes from, and `records`, JSON by file name. What an earlier run left beyond this one's
+        step, or all of it if it is to be overwritten, is deleted."""
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if self.args.overwrite_output_dir:
+                clear_run(self.output_dir)
+            abandon_later_steps(self.output_dir, state.global_step)
+            write_yaml(self.output_dir / "args.yaml", self.args)
+            for name, record in {"environment.json": self.environment, **records}.items():
+                write_json(self.output_dir / name, record)
+        self.accelerator.wait_for_everyone()
+
+    def save(self, training, state):
+        """Write `checkpoint-<step>` beside its final name and rename it when complete, then delete the surplus: a kill at any
+        instant leaves the checkpoints before it whole."""
+        if self.accelerator.is_main_process:
+            final = self.output_dir / f"checkpoint-{state.global_step}"
+            folder = self.output_dir / f"incomplete-{final.name}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            model = self.accelerator.unwrap_model(training.model)
+            model.save_pretrained(folder, save_embedding_layers=False)
+            write_yaml(folder / "args.yaml", self.args)
+            where = {"global_step": state.global_step, "eval_loss": state.eval_loss}
+            write_json(folder / "environment.json", self.environment | where)
+            shutil.copy(self.output_dir / "split.json", folder)
+            torch.save(training.optimizer.state_dict(), folder / "optimizer.pt")
+            torch.save(training.scheduler.state_dict(), folder / "scheduler.pt")
+            write_json(folder / "state.json", dataclasses.asdict(state))
+            # On the disk before the name says complete, should the machine itself go down.
+            for file in folder.iterdir():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            folder.rename(final)
+            *older, _newest = complete_checkpoints(self.output_dir)
+            surplus = max(0, len(older) + 1 - self.args.save_total_limit)
+            for path in [path for path in older if path.name != state.best_checkpoint][:surplus]:
+                delete_checkpoint(path)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self, state):
+        """Make `adapter/` of the last or the best checkpoint, without what only a resume needs, and say what there is."""
+        if not self.accelerator.is_main_process:
+            return
+        last = f"checkpoint-{state.global_step}"
+        chosen = (state.best_checkpoint or last) if self.args.final_adapter == "best" else last
+        unfinished = self.output_dir / "incomplete-adapter"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        only_for_resume = shutil.ignore_patterns("optimizer.pt", "scheduler.pt", "state.json")
+        shutil.copytree(self.output_dir / chosen, unfinished, ignore=only_for_resume)
+        shutil.rmtree(self.adapter_dir, ignore_errors=True)
+        unfinished.rename(self.adapter_dir)
+        if state.best_checkpoint:
+            print(f"Best checkpoint: {self.output_dir / state.best_checkpoint} (eval loss {state.best_eval_loss:.4f})")
+        print(f"The adapter of {chosen}, the {self.args.final_adapter} one: {self.adapter_dir}")
+        print(f"Curves: tensorboard --logdir {self.output_dir}")
+
+
+def find_checkpoint(args, is_main):
+    """The checkpoint to resume from, or None to start afresh (see open_run)."""
+    output_dir = Path(args.output_dir)
+    if output_dir.is_file():
+        raise UserError(f"--output_dir {output_dir} is a file")
+    if is_main:
+        try_writing(output_dir)
+    if args.resume_from_checkpoint == "latest":
+        return next(reversed(complete_checkpoints(output_dir)), None)
+    if args.resume_from_checkpoint:
+        checkpoint = Path(args.resume_from_checkpoint)
+        if not (checkpoint / "state.json").is_file():
+            raise UserError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there")
+        if checkpoint.resolve().parent != output_dir.resolve():
+            raise UserError(f"{checkpoint} is of another run: resume it with --output_dir {checkpoint.parent}")
+        return checkpoint
+    if (output_dir / "args.yaml").exists() and not args.overwrite_output_dir:
+        raise UserError(
+            f"{output_dir} holds a run: continue it with --resume_from_checkpoint latest, "
+            "replace it with --overwrite_output_dir, or choose another --output_dir"
+        )
+    return None
+
+
+def try_writing(output_dir):
+    existed = output_dir.exists()
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / ".writable").touch()
+        (output_dir / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
+    if not existed:
+        output_dir.rmdir()  # nothing is left behind by a run that fails before it starts
+
+
+def checkpoint_step(path):
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def complete_checkpoints(output_dir):
+    """Complete checkpoints, oldest first: an incomplete one still has its temporary name."""
+    return sorted(
+        (path for path in Path(output_dir).glob("checkpoint-*") if path.name[11:].isdecimal()), key=checkpoint_step
+    )
+
+
+def abandon_later_steps(output_dir, step):
+    """Delete what a run that goes on from `step` will make again: later checkpoints and the final adapter."""
+    for path in complete_checkpoints(output_dir):
+        if checkpoint_step(path) > step:
+            delete_checkpoint(path)
+    shutil.rmtree(Path(output_dir) / "adapter", ignore_errors=True)
+
+
+def delete_checkpoint(path):
+    """Renamed first, so that a kill in between leaves nothing half-deleted under a complete checkpoint's name."""
+    doomed = path.with_name(f"incomplete-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(path.rename(doomed))
+
+
+def clear_run(output_dir):
+    """Delete the checkpoints, the adapter and the logs of an earlier run, and nothing else that lies in the folder."""
+    output_dir = Path(output_dir)
+    for path in (
+        *output_dir.glob("checkpoint-*"),
+        *output_dir.glob("incomplete-*"),
+        output_dir / "adapter",
+        output_dir / "logs",
+    ):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,88 @@
+"""One process among those that `accelerate launch` started, and what it asks of the hub."""
+
+import ctypes
+import os
+import signal
+import sys
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, gather_object
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+from run_utils.arguments import UserError
+
+
+def start_accelerator(dtype):
+    """The Accelerator for `--dtype` auto, bf16 or fp32, whatever mixed precision the launch file names.
+
+    Its own gradient accumulation stays at 1, whatever the launch file says: the loop scales the loss by itself.
+    """
+    follow_launcher()
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
+    if dtype == "auto":
+        native = not use_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bf16" if native else "fp32"
+    accelerator = Accelerator(
+        # With MULTI_GPU and use_cpu in the launch file, each process would train alone without `cpu=True`.
+        cpu=use_cpu,
+        mixed_precision="bf16" if dtype == "bf16" else "no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise UserError(
+            f"{launched} processes were launched but {accelerator.num_processes} work together: "
+            "launch with one of the files in accelerate_configs/"
+        )
+    if use_cpu:  # a bare launch sets OMP_NUM_THREADS=1
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return accelerator
+
+
+def follow_launcher():
+    """Have the kernel stop this process when its launcher dies: `accelerate launch` alone would leave it an orphan."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or sys.platform != "linux":
+        return  # started by hand
+    launcher = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+    if os.getppid() != launcher:  # it died before the call above
+        sys.exit(128 + signal.SIGTERM)
+
+
+def check_hub_access(repo_id, repo_type, revision=None):
+    """One quick question to the hub before anything is downloaded; raises UserError with the hub client's own reason.
+
+    Without it an unreachable hub costs half a minute of retries. In offline mode (HF_HUB_OFFLINE=1) the cache is used
+    and nobody is asked.
+    """
+    if constants.is_offline_mode():
+        return
+    try:
+        HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, timeout=10)
+        HfApi().auth_check(repo_id, repo_type=repo_type)
+    except GatedRepoError as error:
+        raise UserError(
+            f"{repo_id} is gated: accept its conditions at {constants.ENDPOINT}/{'datasets/' * (repo_type == 'dataset')}"
+            f"{repo_id}, then `hf auth login` or set HF_TOKEN ({type(error).__name__})"
+        ) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"no {repo_type} {repo_id}{f' at revision {revision}' * bool(revision)} on the hub, or it is private and "
+            f"needs `hf auth login` ({type(error).__name__}); for a local folder or file give its path"
+        ) from None
+    except Exception as error:  # the transport's own errors have no public class in common
+        raise UserError(
+            f"cannot reach {constants.ENDPOINT} for {repo_id} ({type(error).__name__}); "
+            "if it is in the local cache already, set HF_HUB_OFFLINE=1"
+        ) from None
+
+
+def raise_anywhere(problem):
+    """Raise on all processes the problem that one of them has met (a text, "" where there is none): a process that went on
+    alone would wait for the others for ever."""
+    for message in gather_object([problem]):
+        if message:
+            raise UserError(message)

@@ -1,0 +1,157 @@
+"""What a run says while it trains: TensorBoard, a progress bar or plain lines, a profile."""
+
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from run_utils.arguments import UserError
+
+
+class TrainingLog:
+    """The curves and lines of a training run, from `run.start()` on; on other processes than the main one it only checks.
+
+    The losses of steps stay on the GPU until `read_losses`: reading one makes the CPU wait for all that the GPU has still to do,
+    and the GPU then for the CPU.
+    """
+
+    def __init__(self, run, state, last_step, steps_per_epoch, flops):
+        self.run, self.args, self.accelerator = run, run.args, run.accelerator
+        self.state, self.last_step = state, last_step
+        self.steps_per_epoch, self.flops = steps_per_epoch, flops
+        self.unread = []  # (global step, OptimizerStep, its loss and gradient norm as a tensor)
+        self.writer = self.profiler = None
+        if self.accelerator.is_main_process:
+            # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
+            self.writer = SummaryWriter(run.output_dir / "logs", purge_step=state.global_step + 1)
+            self.profiler = start_profiler(self.args.profile_steps, state.global_step, run.output_dir)
+        self.on_terminal = sys.stdout.isatty()
+        hidden = not (self.writer and self.on_terminal)
+        self.progress = tqdm(total=last_step, initial=state.global_step, disable=hidden, file=sys.stdout)
+        self.start_entry()
+
+    def start_entry(self):
+        """The sums of the next entry, beside those in the RunState, which a checkpoint between two entries keeps."""
+        self.num_tokens, self.seconds, self.data_seconds = 0, 0.0, 0.0
+
+    def start_step(self):
+        self.step_started = time.perf_counter()
+
+    def end_step(self, step, loss_sum, grad_norm, learning_rate):
+        """Take note of an optimizer step: loss_sum of this process, grad_norm of all."""
+        results = torch.stack([self.accelerator.reduce(loss_sum), grad_norm])
+        self.unread.append((self.state.global_step, step, results))
+        self.learning_rate = learning_rate
+        self.num_tokens += step.num_tokens
+        self.data_seconds += step.seconds
+        self.seconds += time.perf_counter() - self.step_started
+        self.progress.update()
+        if self.profiler:
+            self.read_losses()  # so that each step has its own kernels
+            self.profiler.step()
+
+    def read_losses(self):
+        """Add the losses of the steps since the last time to the RunState; UserError where one is not finite."""
+        start = time.perf_counter()
+        for global_step, step, results in self.unread:
+            loss_sum, self.grad_norm = results.tolist()
+            if not (math.isfinite(loss_sum) and math.isfinite(self.grad_norm)):
+                raise UserError(
+                    f"step {global_step} has loss {loss_sum / step.num_completion_tokens} and gradient norm "
+                    f"{self.grad_norm}; its rows: {', '.join(step.row_ids)}; "
+                    f"last good checkpoint: {self.run.last_checkpoint() or 'none yet'}"
+                )
+            self.state.loss_sum += loss_sum
+            self.state.completion_tokens += step.num_completion_tokens
+        self.unread.clear()
+        self.seconds += time.perf_counter() - start
+
+    def write(self):
+        """The entry of train/ for the steps since the last one, whose losses have been read."""
+        state = self.state
+        metrics = {
+            "loss": state.loss_sum / state.completion_tokens,
+            "learning_rate": self.learning_rate,
+            "grad_norm": self.grad_norm,
+            "tokens_per_second": self.num_tokens / self.seconds,
+            "completion_tokens": state.completion_tokens,
+            "data_wait_fraction": self.data_seconds / self.seconds,
+            "peak_memory_gib": peak_memory_gib(self.accelerator.device, self.args.cuda_graphs),
+            "epoch": state.global_step / self.steps_per_epoch,
+        }
+        if self.flops.peak:
+            metrics["mfu"] = self.flops.utilization(self.num_tokens, state.completion_tokens, self.seconds)
+        self.add_scalars("train", metrics)
+        loss, speed = metrics["loss"], metrics["tokens_per_second"]
+        self.progress.set_postfix({"loss": f"{loss:.4g}", "lr": f"{self.learning_rate:.4g}", "tok/s": f"{speed:.4g}"})
+        if not self.on_terminal:
+            left = (self.last_step - state.global_step) * self.seconds / self.args.logging_steps
+            self.print(f"loss {loss:.4f}  lr {self.learning_rate:.2e}  {speed:,.0f} tok/s  {left / 60:.1f} min left")
+        state.loss_sum, state.completion_tokens = 0.0, 0
+        self.start_entry()
+
+    def write_evaluation(self, metrics, samples=()):
+        """An entry of eval/: figures by name, and generated texts with their gold to look at."""
+        self.add_scalars("eval", metrics)
+        self.print("  ".join(f"eval {name} {value:.4f}" for name, value in metrics.items()))
+        if self.writer and samples:
+            text = "\n\n".join(f"    {generated}\n    {gold}" for generated, gold in samples)
+            self.writer.add_text("eval/generated_above_gold", text, self.state.global_step)
+
+    def add_scalars(self, group, metrics):
+        if self.writer:
+            for name, value in metrics.items():
+                self.writer.add_scalar(f"{group}/{name}", value, self.state.global_step)
+            self.writer.flush()
+
+    def print(self, line):
+        say = self.progress.write if self.on_terminal else print
+        if self.writer:
+            say(f"step {self.state.global_step}/{self.last_step}  {line}")
+
+    def close(self):
+        self.progress.close()
+        if self.profiler:
+            self.profiler.stop()
+        if self.writer:
+            self.writer.close()
+
+
+def start_profiler(steps, steps_done, output_dir):
+    """A started torch profiler of the optimizer steps `A:B`, or None for None: call its `step` after each step.
+
+    Writes profile/steps-A-B.json.gz under `output_dir`, a trace for https://ui.perfetto.dev or TensorBoard's profiler, and
+    beside it the sums by operation as text.
+    """
+    first, last = map(int, (steps or "0:0").split(":"))
+    if last <= steps_done:
+        return None
+    first = max(first, steps_done + 1)
+    before = first - 1 - steps_done
+
+    def write(profiler):
+        folder = Path(output_dir) / "profile"
+        folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(folder / f"steps-{first}-{last}.json.gz"))
+        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=80)
+        (folder / f"steps-{first}-{last}.txt").write_text(table, encoding="utf-8")
+
+    warmup = min(1, before)
+    schedule = torch.profiler.schedule(wait=before - warmup, warmup=warmup, active=last - first + 1, repeat=1)
+    profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=write)
+    profiler.start()
+    return profiler
+
+
+def peak_memory_gib(device, cuda_graphs):
+    """Highest memory so far: resident on a CPU; on the GPU what tensors took, or, since the tensors inside CUDA graphs are
+    not counted, what was reserved for them."""
+    if device.type == "cuda":
+        return (torch.cuda.max_memory_reserved if cuda_graphs else torch.cuda.max_memory_allocated)(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)

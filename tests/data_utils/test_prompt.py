@@ -1,0 +1,31 @@
+from data_utils.prompt import PROMPT_FORMATS, render_raw, render_tags, to_json
+
+
+def test_tag_prompt_to_the_letter():
+    tools = to_json([{"name": "größe", "parameters": {"x": {"type": "int"}}}])
+    assert render_tags("How big is {query} in {tools}?\n", tools) == (
+        "<system_prompt>\n"
+        "Only use the tools provided and get the args from the query.\n"
+        "And only output a valid json which shows the function call and the args.\n"
+        "</system_prompt>\n"
+        "<tools>\n"
+        '[{"name": "größe", "parameters": {"x": {"type": "int"}}}]\n'
+        "</tools>\n"
+        "<query>\n"
+        "How big is {query} in {tools}?\n\n"
+        "</query>\n"
+        "<answer>\n"
+    )
+
+
+def test_raw_prompt_is_json_without_tags():
+    assert render_raw('say "hé"', '[{"name": "f"}]') == '{"query": "say \\"hé\\"", "tools": [{"name": "f"}]}'
+
+
+def test_both_formats_ask_for_the_list_of_calls():
+    """What a row's completion is, the format reads back, and generation may stop right after it."""
+    answers = '[{"name": "größe", "arguments": {"x": "</answer>"}}]'
+    for prompt_format in PROMPT_FORMATS.values():
+        completion = prompt_format.completion(answers)
+        assert to_json(prompt_format.parse(completion)) == answers
+        assert prompt_format.finished(completion + "\n\n[") and not prompt_format.finished(completion[:-1])

@@ -1,0 +1,120 @@
+"""The definitions of the metrics, and what a table of them makes of many outputs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TAGS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_utils.rows import Row
+from data_utils.tool_calls import finished
+from eval_utils import metrics
+from eval_utils.metrics import METRICS, Metric, Output, summarize, wilson_interval
+
+TOOLS = [{"name": "f"}, {"name": "g"}]
+GOLD = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]
+MARKED = [{"name": "f", "arguments": {"x": 'a "quoted" </answer> [] \\'}}]
+
+
+def score(text, gold):
+    return metrics.score(Output(Row("x", "q", json.dumps(TOOLS), json.dumps(gold)), text, TAGS))
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "strict", "lenient"),  # json_valid, exact_match, tools_exist
+    [
+        (json.dumps(GOLD), GOLD, "111", "111"),
+        (f" \n{json.dumps(GOLD)}\n</answer> more", GOLD, "111", "111"),
+        (json.dumps(GOLD[::-1]), GOLD, "101", "101"),
+        (json.dumps(GOLD[0]), GOLD, "101", "101"),
+        (f"```json\n{json.dumps(GOLD)}\n```", GOLD, "000", "111"),
+        (f"Sure: {json.dumps(GOLD)}", GOLD, "000", "111"),
+        (json.dumps(GOLD) + "]", GOLD, "000", "111"),
+        ('[{"name": "h", "arguments": {}}]', GOLD, "100", "100"),
+        ('[{"function": "f", "args": {"x": 1}}]', GOLD, "100", "101"),
+        ('[{"name": ["f"], "arguments": {}}]', GOLD, "100", "100"),
+        ('["f"]', GOLD, "100", "101"),
+        ("[]", [], "111", "111"),
+        ("[]", GOLD, "100", "100"),
+        (json.dumps(GOLD), [], "101", "101"),
+        ("{}", GOLD, "100", "101"),
+        ("1", GOLD, "000", "000"),
+        ("null", GOLD, "000", "000"),
+        ("", GOLD, "000", "000"),
+        ('[{"name": "f", "arguments": {"x": NaN}}]', GOLD, "000", "000"),
+        ('[{"name": "f", "name": "f"}]', GOLD, "000", "000"),
+        ("[" * 100_000, GOLD, "000", "000"),
+        ("prose with [a note] and then [1]", [1], "000", "000"),
+        (f"[TOOL_CALLS] {json.dumps(GOLD)}", GOLD, "000", "111"),
+        (f"<think>[1] is {{odd}}</think>\n{json.dumps(GOLD)}", GOLD, "000", "111"),
+        ("calls = []\nfor x in []: pass", [], "000", "000"),
+        ("```json\n[]\n```", [], "000", "111"),
+        ("[]</answer>", [], "111", "111"),
+        ("[] or so", [], "000", "111"),
+        ("```python\nx = []", [], "000", "000"),
+        ('[{"name": "f", "arguments": {"x": true}}, {"name": "g", "arguments": {}}]', GOLD, "101", "101"),
+        ('[{"name": "f", "arguments": {"x": 1.0}}, {"name": "g", "arguments": {}}]', GOLD, "111", "111"),
+        (json.dumps(MARKED), MARKED, "111", "111"),
+        (f"{json.dumps(MARKED)}</answer>", MARKED, "111", "111"),
+        (f"Sure: {json.dumps(MARKED)}", MARKED, "000", "111"),
+        ('[{"name": "f", "arguments": {"x": 1}</answer>', GOLD, "000", "101"),
+    ],
+)
+def test_scores(text, gold, strict, lenient):
+    verdicts = score(text, gold)
+    names = ("json_valid", "exact_match", "tools_exist")
+    assert "".join(str(int(verdicts[name])) for name in names) == strict
+    assert "".join(str(int(verdicts[f"lenient_{name}"])) for name in names) == lenient
+    for name in names:
+        assert verdicts[f"lenient_{name}"] >= verdicts[name]  # a bound is a bound
+
+
+FRAGMENTS = st.sampled_from(
+    [*' \n"\\[]{},:<>/', "</answer>", "</ans", "[]", "{}", '"a"', '"</answer>"', "true", "1", "NaN", "[TOOL_CALLS]",
+     "```json\n", "```", "prose", "<think>", '"a": ', json.dumps(GOLD), json.dumps(MARKED), "\u00a0", "[{", "}]"]
+)  # fmt: skip
+
+
+@given(st.lists(FRAGMENTS, max_size=12), st.randoms(use_true_random=False))
+def test_what_generation_cuts_off_changes_no_score(fragments, random):
+    """For every text and however it is chopped into pieces."""
+    text, end = "".join(fragments), 0
+    while end < len(text) and not finished(text[:end]):
+        end += random.randint(1, 9)
+    for gold in (GOLD, MARKED, []):
+        whole = score(text, gold)
+        assert score(text[:end], gold) == whole
+        assert all(whole[name] <= whole[f"lenient_{name}"] for name in ("json_valid", "exact_match", "tools_exist"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10_000, '{"a":[' * 350_000, '["' + "[" * 2_000_000, '["' + '\\"' * 10**6 + "\\"]
+)
+def test_texts_without_end_are_misses(text):
+    assert not any(score(text, GOLD).values())
+
+
+def test_a_new_metric_is_one_line_of_the_table(monkeypatch):
+    """Of every kind: only a rate has an interval, only what has an upper bound gets a twin."""
+    monkeypatch.setitem(METRICS, "words", Metric("words", "mean", lambda output: len(output.text.split())))
+    monkeypatch.setitem(METRICS, "brackets", Metric("brackets", "count", lambda output: output.text.count("[")))
+    figures = summarize([score("[]", []), score("one two three", [])])
+    assert figures["words"] == {"n": 2, "mean": 2.0} and figures["brackets"] == {"n": 2, "count": 1}
+    assert (figures["exact_match"]["k"], figures["lenient_exact_match"]["n"]) == (1, 2)
+    assert "lenient_words" not in figures
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),  # R: binom::binom.wilson; n = 101 as published
+    [(81, 101, 0.7138, 0.8680), (0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (800, 1000, 0.7741, 0.8236), (0, 0, 0, 1)],
+)
+def test_wilson_interval(k, n, low, high):
+    assert wilson_interval(k, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_no_torch_is_needed_to_score():
+    code = "import sys, eval_utils.metrics, eval_utils.predictions; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
