@@ -144,6 +144,22 @@ def save_checkpoint(accelerator, args, environment, model, optimizer, scheduler,
     accelerator.wait_for_everyone()
 
 
+def to_deliver(state, final_adapter):
+    """The name of the checkpoint that adapter/ is to be: the last, or the best where one had a finite evaluation loss."""
+    last = f"checkpoint-{state.global_step}"
+    return (state.best_checkpoint or last) if final_adapter == "best" else last
+
+
+def is_delivered(checkpoint, final_adapter):
+    """Whether adapter/ is there, of the step that a run which ends with this checkpoint is asked for."""
+    try:
+        state = RunState(**json.loads((checkpoint / "state.json").read_text()))
+        delivered = json.loads((checkpoint.parent / "adapter" / "environment.json").read_text(encoding="utf-8"))
+        return f"checkpoint-{delivered['global_step']}" == to_deliver(state, final_adapter)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def deliver_adapter(output_dir, checkpoint):
     """Make `adapter/` from a checkpoint, without what only a resume needs."""
     unfinished, adapter = output_dir / "incomplete-adapter", output_dir / "adapter"
@@ -192,4 +208,8 @@ def load_checkpoint(checkpoint, accelerator, args, environment, model, optimizer
         scheduler.load_state_dict(scheduler_state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{checkpoint} does not fit this model ({type(error).__name__})") from None
+    if state.best_checkpoint and not (checkpoint.parent / state.best_checkpoint).is_dir():
+        # It went when a better one came, which is not there any more either.
+        accelerator.print(f"{state.best_checkpoint}, the best so far, is gone: {checkpoint.name} takes its place")
+        state.best_eval_loss, state.best_checkpoint = state.eval_loss, checkpoint.name
     return state

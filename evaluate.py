@@ -217,7 +217,7 @@ def choose_rows(rows, args, training_args, split):
             return held_out
     _, held_out, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
     trained = set(split["trained"].values()) if split else ()
-    if known := [row.id for row in held_out if row.fingerprint() in trained]:
+    if known := [row.id for row in held_out if row.fingerprint in trained]:
         raise UserError(
             f"{len(known)} of the {len(held_out)} rows asked for are rows that {args.adapter} was trained on: {shorten(known)}; "
             "leave out --eval_fraction, --seed and --eval_split to evaluate those that it held out"

@@ -15,7 +15,15 @@ from transformers.utils import logging as transformers_logging
 from attention_utils import ISOLATED, has_varlen_kernel
 from data_utils.prompt import PROMPT_VERSION
 from script_utils import ROOT, UserError, check_hub_access
-from self_checks import check_training_batches, difference, one_line, plain_logits, set_attention, tolerance
+from self_checks import (
+    check_training_batches,
+    difference,
+    num_positions,
+    one_line,
+    plain_logits,
+    set_attention,
+    tolerance,
+)
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
 
@@ -269,6 +277,7 @@ def load_adapter(model, folder, texts=()):
     quantized = not all(parameter.is_floating_point() for parameter in model.parameters())
     if quantized or not len(texts) or adapts_shared_weights(model):
         return model
+    texts = [text[: min(len(text), num_positions(model.config))] for text in texts]
     reference = [plain_logits(model, [text])[0] for text in texts]
     allowed = tolerance(model, texts[0], reference[:1])
     model = model.merge_and_unload().eval()

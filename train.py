@@ -34,9 +34,11 @@ from checkpoint_utils import (
     clear_run,
     complete_checkpoints,
     deliver_adapter,
+    is_delivered,
     load_checkpoint,
     prepare_output_dir,
     save_checkpoint,
+    to_deliver,
 )
 from cuda_graphs import average_gradients, use_cuda_graphs
 from data_utils.batching import TrainingData, fingerprint, mark_supervised, micro_batches, tokenize_rows
@@ -254,7 +256,7 @@ def main():
         log("On a CPU, --quantization none --gradient_checkpointing false is several times faster, if memory allows")
     log(f"One example; the loss is on what stands between ⟦ and ⟧:\n{mark_supervised(tokenizer, train_examples[0])}")
 
-    fingerprints = {row.id: row.fingerprint() for row in train_rows + eval_rows}
+    fingerprints = {row.id: row.fingerprint for row in train_rows + eval_rows}
     split = {
         "trained": {example.row_id: fingerprints[example.row_id] for example in train_examples},
         "held_out": {row.id: fingerprints[row.id] for row in eval_rows},
@@ -272,7 +274,7 @@ def main():
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
     output_dir = Path(args.output_dir)
-    if checkpoint == output_dir / f"checkpoint-{last_step}" and (output_dir / "adapter").exists():
+    if checkpoint == output_dir / f"checkpoint-{last_step}" and is_delivered(checkpoint, args.final_adapter):
         return log(
             f"{output_dir} is finished: all {last_step} steps are done, the adapter is in {output_dir / 'adapter'}"
         )
@@ -282,9 +284,8 @@ def main():
     examples = train_examples + eval_examples
     attention = choose_attention(model, args.attn_implementation, args.model_name_or_path, examples, args.torch_compile)
     prompts = [example.input_ids[: example.prompt_length] for example in eval_examples or train_examples]
-    problem_with_slots(
-        model, prompts, max(map(len, prompts)) + GENERATED_TOKENS
-    )  # said now, and not when all is trained
+    # Said now, and not when all is trained.
+    problem_with_slots(model, prompts, max(map(len, prompts)) + GENERATED_TOKENS)
     environment = environment_record(
         prompt_version=PROMPT_VERSION,
         base_fingerprint=base_fingerprint(model),
@@ -445,7 +446,7 @@ def main():
                     writer.add_text("eval/generated_above_gold", samples, state.global_step)
             say = progress.write if terminal else log
             say(f"step {state.global_step}/{last_step}  eval loss {eval_loss:.4f}")
-            state.eval_loss = eval_loss
+            state.eval_loss = eval_loss if math.isfinite(eval_loss) else None
             if math.isfinite(eval_loss) and (state.best_eval_loss is None or eval_loss < state.best_eval_loss):
                 state.best_eval_loss, state.best_checkpoint = eval_loss, f"checkpoint-{state.global_step}"
                 is_save = True  # the best is always there to be had
@@ -457,12 +458,13 @@ def main():
 
     if is_main:
         writer.close()
-        last = f"checkpoint-{state.global_step}"
-        delivered = (state.best_checkpoint or last) if args.final_adapter == "best" else last
+        delivered = to_deliver(state, args.final_adapter)
         deliver_adapter(output_dir, output_dir / delivered)
         if state.best_checkpoint:
             log(f"Best checkpoint: {output_dir / state.best_checkpoint} (eval loss {state.best_eval_loss:.4f})")
-        log(f"The adapter of {delivered}, the {args.final_adapter} one: {output_dir / 'adapter'}")
+        elif args.final_adapter == "best":
+            log("No evaluation had a finite loss: none is the best")
+        log(f"The adapter of {delivered}: {output_dir / 'adapter'}")
         log(f"Curves: tensorboard --logdir {output_dir}")
     accelerator.end_training()
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 from data_utils.batching import tokenize_rows
-from data_utils.rows import load_rows, split_rows
+from data_utils.rows import find_held_out, load_rows, split_rows
 from model_utils import load_adapter, load_base_model
 from script_utils import UserError
 
@@ -195,6 +195,24 @@ def test_held_out_rows_are_known_by_content(run_here, flags, rows_file, tmp_path
     )
     result = run_here(evaluate, flags | {"eval_fraction": 0.5})
     assert result.code == 1 and "was trained on: demo-" in result.err
+
+
+def test_the_order_of_keys_and_of_copies_is_no_content(run_here, flags, rows_file, tmp_path, adapter):
+    """Rows written again by another program, keys sorted, in another file; repeats that have gone since."""
+
+    def rewritten(records):
+        for record in records:
+            tools = json.dumps(json.loads(record["tools"]), sort_keys=True)
+            yield {"id": f"new {record['id']}", "query": record["query"], "tools": tools, "answers": record["answers"]}
+
+    changed = rows_with(tmp_path, rows_file, rewritten)
+    result = run_here(evaluate, flags | {"systems": ["raw"], "max_new_tokens": 1, "dataset_name": changed})
+    assert result.code == 0, result.err
+    held_out = json.loads((adapter / "split.json").read_text())["held_out"]
+    assert {row_id for _, row_id in predictions(flags["output_dir"])} == {f"new {row_id}" for row_id in held_out}
+    rows, _ = load_rows(str(rows_file))
+    first = rows[0].fingerprint
+    assert find_held_out(rows, {"held_out": {"a": first, "b": first, "c": "gone"}}) == ([rows[0]], ["c"])
 
 
 def test_a_moved_data_set_is_named_with_its_adapter(run_here, flags, tmp_path, adapter):
