@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/requirements
 	$(BIN)/accelerate launch -q --num_cpu_threads_per_process 1 --config_file accelerate_configs/cpu.yaml \
@@ -14,6 +14,9 @@ demo: $(VENV)/requirements
 
 test: $(VENV)/requirements-dev
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/requirements-dev
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/requirements-dev
 	$(BIN)/ruff check .

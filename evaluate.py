@@ -17,6 +17,7 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
     print("Loading PyTorch and transformers ...", file=sys.stderr)
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -203,7 +204,7 @@ def choose_rows(rows, args, training_args, split):
             return held_out
     _, held_out, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
     trained = set(split["trained"].values()) if split else ()
-    if known := [row.id for row in held_out if row.fingerprint() in trained]:
+    if known := [row.id for row in held_out if row.fingerprint in trained]:
         raise UserError(
             f"{len(known)} of the {len(held_out)} rows asked for are rows that {args.adapter} was trained on: {shorten(known)}; "
             "leave out --eval_fraction, --seed and --eval_split to evaluate those that it held out"
@@ -246,6 +247,7 @@ def predict(model, tokenizer, prompt_format, rows, system, max_new_tokens, batch
             "system": system,
             "prompt_sha256": hashlib.sha256(prompts[index].encode()).hexdigest()[:16],
             **generation._asdict(),
+            "gold": json.loads(rows[index].answers),  # beside the text, for who reads the file
         }
 
 

@@ -80,15 +80,15 @@ def main():
     model = load_base_model(model_path, accelerator, revision, quantization)
     prompt = prompt_format.render(args.query, to_json(tools))
     (prompt_ids,) = encode_prompts(tokenizer, [prompt])
+    positions = num_positions(model.config)
+    if len(prompt_ids) >= positions:
+        raise UserError(
+            f"the prompt has {len(prompt_ids)} tokens and the model {positions} positions: offer fewer tools"
+        )
     if args.system == "adapter":
         model = load_adapter(model, args.adapter, [prompt_ids] if args.merge_adapter else ())
 
     ((_, generation),) = generate(model, tokenizer, prompt_format, [prompt], args.max_new_tokens, batch_tokens=1)
-    positions = num_positions(model.config)
-    if generation.finish == "too_long":
-        raise UserError(
-            f"the prompt has {len(prompt_ids)} tokens and the model {positions} positions: offer fewer tools"
-        )
     try:
         calls = prompt_format.parse(generation.text)
         check_calls(calls)

@@ -157,10 +157,6 @@ def main():
     tokenizer = load_tokenizer(model_path, args.model_revision)
     positions = num_positions(load_config(model_path, args.model_revision))
     data = load_data(args, tokenizer, positions, accelerator)
-    if accelerator.device.type == "cpu" and (args.quantization != "none" or args.gradient_checkpointing):
-        accelerator.print(
-            "On a CPU, --quantization none --gradient_checkpointing false is several times faster, if memory allows"
-        )
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
     if run.is_finished(last_step):
@@ -173,9 +169,8 @@ def main():
     attention = choose_attention(
         model, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
     )
-    # Said now, and not when all is trained: whether generation can be as fast as it should be.
-    prompts = [example.input_ids[: example.prompt_length] for example in data.eval_examples or data.train.examples]
-    problem_with_slots(model, prompts, max(map(len, prompts)) + GENERATED_TOKENS)
+    # Whether generation can be fast is said now, and not when all is trained.
+    problem_with_slots(model, data.prompt_ids, max(map(len, data.prompt_ids)) + GENERATED_TOKENS)
     run.environment = environment_record(
         prompt_format=args.prompt_format,
         prompt_sha256=format_hash(PROMPT_FORMATS[args.prompt_format]),
@@ -189,18 +184,7 @@ def main():
     accelerator.print(f"Attention: {attention}")
     accelerator.print("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
     flops = count_flops(model, args.gradient_checkpointing, peak_flops(accelerator))
-
-    # How it runs
-    loss_fn = completion_loss
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if args.liger_kernel:
-        use_liger_kernels(model)
-    if args.torch_compile:
-        accelerator.print("Compiling with the first batch, one graph for all layers: minutes on a GPU")
-        compile_layers(model)
-        # Compiled, the loss reads the logits once forward and once backward, and keeps no log-probabilities.
-        loss_fn = functools.partial(completion_loss, cross_entropy=torch.compile(cross_entropy, **COMPILE))
+    loss_fn = set_up_passes(args, model, accelerator)
 
     # Optimizer and schedule
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -281,6 +265,10 @@ class Data(NamedTuple):
     def examples(self):
         return self.train.examples + self.eval_examples
 
+    @property
+    def prompt_ids(self):
+        return [example.input_ids[: example.prompt_length] for example in self.eval_examples or self.train.examples]
+
 
 def load_data(args, tokenizer, positions, accelerator):
     """Rows, split, as tokens and in order, and one example to look at. positions: the longest text the model can read."""
@@ -314,7 +302,7 @@ def load_data(args, tokenizer, positions, accelerator):
         accelerator.print(warning)
     marked = mark_supervised(tokenizer, train_examples[0])
     accelerator.print(f"One example; the loss is on what stands between ⟦ and ⟧:\n{marked}")
-    fingerprints = {row.id: row.fingerprint() for row in train_rows + eval_rows}
+    fingerprints = {row.id: row.fingerprint for row in train_rows + eval_rows}
     split = {
         "trained": {example.row_id: fingerprints[example.row_id] for example in train_examples},
         "held_out": {row.id: fingerprints[row.id] for row in eval_rows},
@@ -341,6 +329,24 @@ def describe_too_long(examples, too_long, max_length, positions):
     )
     share = len(too_long) / len(lengths)
     return f"Warning: {share:.0%} of the rows are longer than {max_length} tokens and left out; {cure}"
+
+
+def set_up_passes(args, model, accelerator):
+    """Checkpointing, kernels and compilation as the arguments ask for them; returns the loss to train with, completion_loss or
+    what is compiled of it."""
+    if accelerator.device.type == "cpu" and (args.quantization != "none" or args.gradient_checkpointing):
+        faster = "--quantization none --gradient_checkpointing false"
+        accelerator.print(f"On a CPU, {faster} is several times faster, if memory allows")
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if args.liger_kernel:
+        use_liger_kernels(model)
+    if not args.torch_compile:
+        return completion_loss
+    accelerator.print("Compiling with the first batch, one graph for all layers: minutes on a GPU")
+    compile_layers(model)
+    # Compiled, the loss reads the logits once forward and once backward, and keeps no log-probabilities.
+    return functools.partial(completion_loss, cross_entropy=torch.compile(cross_entropy, **COMPILE))
 
 
 def cross_entropy(logits, labels):

@@ -29,6 +29,7 @@ from data_utils.batching import tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
 from model_utils.adapters import add_lora
+from model_utils.flops import count_flops
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {

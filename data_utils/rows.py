@@ -21,17 +21,16 @@ class Row(NamedTuple):
     query: str
     tools: str  # JSON text as `to_json` renders it
     answers: str  # likewise
+    # What the row is known by whatever its id, its other columns and the order of keys: see content_hash.
+    fingerprint: str = ""
 
     def tool_names(self):
         return {tool["name"] for tool in json.loads(self.tools)}
 
-    def fingerprint(self):
-        """What the row is known by whatever its id and its other columns: a hash of query, tools and answers."""
-        return content_hash(self.query, self.tools, self.answers)
-
 
 def content_hash(query, tools, answers):
-    return hashlib.sha256(json.dumps([query, tools, answers]).encode()).hexdigest()[:16]
+    """A hash of a row's content, tools and answers as parsed values: as with JSON's equality, keys have no order."""
+    return hashlib.sha256(json.dumps([query, tools, answers], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def validate(record):
@@ -59,12 +58,13 @@ def validate(record):
         raise ValueError("half a surrogate pair in a string") from None
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
         raise ValueError("a call to a tool that is not in its list")
-    content = {"query": values["query"], "tools": tools, "answers": answers}
-    return Row(row_id({"id": record.get("id"), **content}), **content)
+    fingerprint = content_hash(**values)
+    row_id = fingerprint if record.get("id") is None else str(record["id"])
+    return Row(row_id, values["query"], tools, answers, fingerprint)
 
 
-def row_id(record):
-    """The record's `id`, or a hash of query, tools and answers where it has none: other columns come and go."""
+def bad_row_id(record):
+    """The record's `id`, or a hash of what it holds where it has none."""
     if not isinstance(record, dict):
         return str(record)
     if record.get("id") is not None:
@@ -80,7 +80,7 @@ def valid_rows(records):
             if row.id in seen:
                 raise ValueError("repeated id")
         except ValueError as error:
-            bad[str(error)].append(row_id(record))
+            bad[str(error)].append(bad_row_id(record))
         else:
             rows.append(row)
             seen.add(row.id)
@@ -132,8 +132,8 @@ def split_rows(rows, eval_fraction, seed, by="random"):
 
 
 def without_repeats(ordered, train_rows, eval_rows):
-    held_out = {row.fingerprint() for row in eval_rows}
-    train_rows = [row for row in train_rows if row.fingerprint() not in held_out]
+    held_out = {row.fingerprint for row in eval_rows}
+    train_rows = [row for row in train_rows if row.fingerprint not in held_out]
     kept = {row.id for row in eval_rows} | {row.id for row in train_rows}
     return train_rows, eval_rows, [row for row in ordered if row.id not in kept]
 
@@ -145,12 +145,13 @@ def find_held_out(rows, split):
     """
     by_content = defaultdict(list)
     for row in rows:
-        by_content[row.fingerprint()].append(row)
+        by_content[row.fingerprint].append(row)
+    contents = set(by_content)
     found, gone = [], []
     for row_id, fingerprint in split["held_out"].items():
         same = by_content[fingerprint]
         if same:  # of several, the one of the same id where there is one
             found.append(same.pop(next((i for i, row in enumerate(same) if row.id == row_id), 0)))
-        else:
+        elif fingerprint not in contents:  # else it was there several times, and is now fewer times
             gone.append(row_id)
     return found, gone

@@ -89,7 +89,7 @@ def pack(rows, bad):
 def unpack(stored):
     texts, ends = stored["texts"].tobytes(), np.cumsum(stored["lengths"]).tolist()
     fields = [texts[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
-    return [Row(*fields[i : i + 4]) for i in range(0, len(fields), 4)], json.loads(stored["bad"].tobytes())
+    return [Row(*fields[i : i + 5]) for i in range(0, len(fields), 5)], json.loads(stored["bad"].tobytes())
 
 
 def content_of(source):

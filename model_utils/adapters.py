@@ -9,14 +9,15 @@ import yaml
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from model_utils.loading import base_fingerprint
-from model_utils.self_checks import difference, one_line, plain_logits, tolerance
+from model_utils.self_checks import difference, num_positions, one_line, plain_logits, tolerance
 from run_utils.arguments import UserError
 
 
 def add_lora(model, r, alpha, dropout, target_modules):
     """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs."""
-    from fused_lora import fuse_lora
     from peft import LoraConfig, get_peft_model  # late: importing peft imports bitsandbytes, and takes seconds
+
+    from model_utils.fused_lora import fuse_lora
 
     # Of a model that also sees or hears, only the decoder of text is trained: nothing else meets these rows.
     text_modules = {model.get_output_embeddings(), *model.get_decoder().modules()}
@@ -108,6 +109,7 @@ def load_adapter(model, folder, texts=()):
     quantized = not all(parameter.is_floating_point() for parameter in model.parameters())
     if quantized or not len(texts) or adapts_shared_weights(model):
         return model
+    texts = [text[: min(len(text), num_positions(model.config))] for text in texts]
     reference = [plain_logits(model, [text])[0] for text in texts]
     allowed = tolerance(model, texts[0], reference[:1])
     model = model.merge_and_unload().eval()

@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -23,7 +24,7 @@ from model_utils.cuda_graphs import capturing
 from model_utils.self_checks import (
     LAST,
     difference,
-    least_tolerance,
+    length_dependent_from,
     num_positions,
     one_line,
     pad,
@@ -120,14 +121,7 @@ def end_tokens(model, tokenizer):
 def generate_plainly(model, prompt_ids, answers, batch_tokens):
     """By transformers' own generate, in the model's own attention; in padded batches where padding changes nothing."""
     order = sorted(answers, key=lambda index: (answers[index].budget, len(prompt_ids[index])))
-    texts = [prompt_ids[order[0]], prompt_ids[order[-1]]]
-    reference = [plain_logits(model, [text])[0] for text in texts]
-    try:
-        padding_counts = difference(plain_logits(model, texts, "left"), reference) > least_tolerance(model)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # whatever a model raises that cannot be padded
-        padding_counts = True
+    padding_counts = find_padding_problem(model, [prompt_ids[index] for index in order], answers[order[-1]].budget)
     while order:
         batch = [answers[order.pop()]]
         width = len(prompt_ids[batch[0].index]) + batch[0].budget
@@ -142,6 +136,27 @@ def generate_plainly(model, prompt_ids, answers, batch_tokens):
         generate_batch(model, [prompt_ids[answer.index] for answer in batch], batch)
         for answer in batch:
             yield answer.index, answer.generation()
+
+
+def find_padding_problem(model, prompt_ids, budget):
+    """Whether rows padded to one batch could change each other's logits, with the longest as long as it may grow."""
+    shortest, longest = min(prompt_ids, key=len), max(prompt_ids, key=len)
+    texts = [shortest, grown(longest, len(longest) + budget)]
+    if len(texts[1]) > length_dependent_from(model.config):
+        return True
+    reference = [plain_logits(model, [text])[0] for text in texts]
+    try:
+        distance = difference(plain_logits(model, texts, "left"), reference)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a model raises that cannot be padded
+        return True
+    return distance > tolerance(model, shortest, reference[:1])
+
+
+def grown(text, length):
+    """The text repeated up to a length: what is wrong with a long text shows in any long text."""
+    return np.resize(text, length)
 
 
 @torch.compiler.set_stance("force_eager")  # layers compiled for training know nothing of a cache
@@ -191,6 +206,7 @@ def problem_with_slots(model, prompt_ids, room):
     prompt_ids: int32 arrays; room: the longest row's tokens, new ones included. Said on stderr when found.
     """
     base = unwrapped(model)
+    room = min(room, num_positions(base.config))
     checked_room, problem = CHECKED.get(base, (0, None))
     if room > checked_room and not problem:
         problem = find_problem(model, prompt_ids, room)
@@ -209,9 +225,12 @@ def generated_by(model):
 
 
 def find_problem(model, prompt_ids, room):
-    """Teacher-forced logits in slots, of the longest and the shortest prompt and a half of it, against plain transformers."""
+    """Teacher-forced logits in slots against plain transformers: of the longest prompt, as long as a row may grow, of the
+    shortest and of a half of that."""
     shortest, longest = min(prompt_ids, key=len), max(prompt_ids, key=len)
-    texts = [longest, shortest, shortest[: max(1, len(shortest) // 2)]]
+    if room > (apart := length_dependent_from(model.config)):
+        return f"rows beyond {apart} tokens move the rotary positions of all"
+    texts = [grown(longest, room), shortest, shortest[: max(1, len(shortest) // 2)]]
     reference = [plain_logits(model, [text])[0] for text in texts]
     allowed = tolerance(model, shortest, reference[1:2])
     try:

@@ -52,9 +52,9 @@ class RunState:
     best_checkpoint: str | None = None  # its folder's name
 
     def add_evaluation(self, eval_loss):
-        """Take note of an evaluation loss; returns whether it is the best so far."""
-        self.eval_loss = eval_loss
-        if not math.isfinite(eval_loss) or (self.best_eval_loss is not None and eval_loss >= self.best_eval_loss):
+        """Take note of an evaluation loss; returns whether it is the best so far. One that is not finite counts as none."""
+        self.eval_loss = eval_loss if math.isfinite(eval_loss) else None
+        if self.eval_loss is None or (self.best_eval_loss is not None and eval_loss >= self.best_eval_loss):
             return False
         self.best_eval_loss, self.best_checkpoint = eval_loss, f"checkpoint-{self.global_step}"
         return True
@@ -79,7 +79,20 @@ class Run:
         self.environment = {}  # where the run's results come from: set before `resume`
 
     def is_finished(self, last_step):
-        return self.checkpoint == self.output_dir / f"checkpoint-{last_step}" and self.adapter_dir.exists()
+        """Whether the last step's checkpoint is there, and adapter/ of the step that is asked for."""
+        if self.checkpoint != self.output_dir / f"checkpoint-{last_step}":
+            return False
+        try:
+            state = RunState(**json.loads((self.checkpoint / "state.json").read_text()))
+            delivered = json.loads((self.adapter_dir / "environment.json").read_text(encoding="utf-8"))
+            return f"checkpoint-{delivered['global_step']}" == self.to_deliver(state)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def to_deliver(self, state):
+        """The name of the checkpoint that adapter/ is to be: the last, or the best where one had a finite evaluation loss."""
+        last = f"checkpoint-{state.global_step}"
+        return (state.best_checkpoint or last) if self.args.final_adapter == "best" else last
 
     def last_checkpoint(self):
         return next(reversed(complete_checkpoints(self.output_dir)), None)
@@ -129,6 +142,12 @@ class Run:
             training.scheduler.load_state_dict(scheduler_state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{checkpoint} does not fit this model ({type(error).__name__})") from None
+        if state.best_checkpoint and not (self.output_dir / state.best_checkpoint).is_dir():
+            # It went when a better one came, which is not there any more either.
+            self.accelerator.print(
+                f"{state.best_checkpoint}, the best so far, is gone: {checkpoint.name} takes its place"
+            )
+            state.best_eval_loss, state.best_checkpoint = state.eval_loss, checkpoint.name
         self.accelerator.print(f"Resuming from {checkpoint}, after step {state.global_step}")
         return state
 
@@ -177,8 +196,7 @@ class Run:
         """Make `adapter/` of the last or the best checkpoint, without what only a resume needs, and say what there is."""
         if not self.accelerator.is_main_process:
             return
-        last = f"checkpoint-{state.global_step}"
-        chosen = (state.best_checkpoint or last) if self.args.final_adapter == "best" else last
+        chosen = self.to_deliver(state)
         unfinished = self.output_dir / "incomplete-adapter"
         shutil.rmtree(unfinished, ignore_errors=True)
         only_for_resume = shutil.ignore_patterns("optimizer.pt", "scheduler.pt", "state.json")
@@ -187,7 +205,9 @@ class Run:
         unfinished.rename(self.adapter_dir)
         if state.best_checkpoint:
             print(f"Best checkpoint: {self.output_dir / state.best_checkpoint} (eval loss {state.best_eval_loss:.4f})")
-        print(f"The adapter of {chosen}, the {self.args.final_adapter} one: {self.adapter_dir}")
+        elif self.args.final_adapter == "best":
+            print("No evaluation had a finite loss: none is the best")
+        print(f"The adapter of {chosen}: {self.adapter_dir}")
         print(f"Curves: tensorboard --logdir {self.output_dir}")
 
 

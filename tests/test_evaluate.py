@@ -1,5 +1,6 @@
 """evaluate.py through its real `main`: what is compared, what is written, and that it goes on after a kill."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,9 +14,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import evaluate
+import train
 from data_utils.batching import tokenize_rows
-from data_utils.rows import split_rows
+from data_utils.prompt import PROMPT_FORMATS, PromptFormat
+from data_utils.rows import find_held_out, split_rows
 from data_utils.sources import load_rows
+from eval_utils.metrics import METRICS, Metric
 from model_utils.adapters import load_adapter
 from model_utils.loading import load_base_model
 from run_utils.arguments import UserError
@@ -65,19 +69,82 @@ def test_three_systems_on_the_rows_that_training_held_out(run_here, flags, rows_
     assert texts[0] != texts[1]  # the adapter is really there
 
     metrics = json.loads((flags["output_dir"] / "metrics.json").read_text())
+    scores = [json.loads(line) for line in (flags["output_dir"] / "scores.jsonl").read_text().splitlines()]
+    assert [(score["system"], score["id"]) for score in scores] == [
+        (system, row.id) for system in ("raw", "prompted", "adapter") for row in held_out
+    ]
     for system, figures in metrics["systems"].items():
-        mine = [value for key, value in found.items() if key[0] == system]
+        mine = [score for score in scores if score["system"] == system]
         for name in ("json_valid", "exact_match", "tools_exist", "lenient_json_valid"):
             figure = figures[name]
-            assert (figure["k"], figure["n"]) == (sum(value[name] for value in mine), 20)
+            assert (figure["k"], figure["n"]) == (sum(score[name] for score in mine), 20)
             assert figure["low"] <= figure["rate"] == figure["k"] / 20 <= figure["high"]
-    assert (
-        metrics["prompt_version"] and metrics["adapter_sha256"] and metrics["decoding"]["max_new_tokens"] == NEW_TOKENS
-    )
-    for word in ("raw", "prompted", "adapter", "63.37", "80.20", "Wilson"):
+    assert metrics["prompt_format"] == "tags-1" and metrics["adapter_sha256"] and metrics["scoring"]
+    assert metrics["decoding"]["max_new_tokens"] == NEW_TOKENS
+    for word in ("raw", "prompted", "adapter", "Wilson"):
         assert word in result.out
+    assert "published" not in result.out  # another model on other rows
 
 
+def test_the_published_figures_stand_beside_their_own_model_and_data(capsys):
+    model, data = evaluate.PUBLISHED_FOR
+    for name, shown in ((data, True), ("rows.jsonl", False)):
+        args = evaluate.EvaluationArguments(model_name_or_path=model, dataset_name=name)
+        evaluate.print_table({}, args, None)
+        assert ("80.20" in capsys.readouterr().out) == shown
+
+
+def test_a_new_metric_is_had_of_a_finished_evaluation(run_here, flags, monkeypatch):
+    """From the texts: nothing is generated again."""
+    flags |= {"systems": ["prompted"], "num_examples": 3}
+    assert run_here(evaluate, flags).code == 0
+    before = (flags["output_dir"] / "predictions.jsonl").read_bytes()
+    monkeypatch.setitem(METRICS, "length", Metric("letters", "mean", lambda output: len(output.text)))
+    result = run_here(evaluate, flags)
+    assert result.code == 0 and "letters" in result.out, result.err
+    assert (flags["output_dir"] / "predictions.jsonl").read_bytes() == before
+    texts = [json.loads(line)["text"] for line in before.decode().splitlines()]
+    figures = json.loads((flags["output_dir"] / "metrics.json").read_text())["systems"]["prompted"]
+    assert figures["length"] == {"n": 3, "mean": sum(map(len, texts)) / 3}
+
+
+def test_an_adapter_is_evaluated_and_called_in_the_format_that_it_was_trained_in(
+    run_here, train_here, tiny_model, rows_file, tmp_path, monkeypatch
+):
+    """Two formats in one checkout; one that is not there any more, or was edited, is refused."""
+    short = PromptFormat(lambda query, tools: f"{tools}\n{query}\n", completion=lambda answers: f" {answers}")
+    monkeypatch.setitem(PROMPT_FORMATS, "short", short)
+    for arguments in (
+        train.TrainingArguments,
+        evaluate.EvaluationArguments,
+    ):  # choices were made of the table at import
+        monkeypatch.setitem(arguments.__annotations__, "prompt_format", str)
+    flags = {
+        "model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": tmp_path / "run", "quantization": "none",
+        "gradient_checkpointing": False, "max_train_steps": 1, "max_seq_length": 2048, "prompt_format": "short",
+    }  # fmt: skip
+    adapter = train_here(flags) / "adapter"
+    asked = {"adapter": adapter, "max_new_tokens": 2, "num_examples": 2}
+    result = run_here(evaluate, asked)
+    assert result.code == 0, result.err
+    rows = {row.id: row for row in load_rows(str(rows_file))[0]}
+    for (system, row_id), prediction in predictions(adapter.parent / "evaluation").items():
+        prompt_format = PROMPT_FORMATS["raw"] if system == "raw" else short
+        prompt = prompt_format.render(rows[row_id].query, rows[row_id].tools)
+        assert prediction["prompt_sha256"] == hashlib.sha256(prompt.encode()).hexdigest()[:16]
+    assert run_here(evaluate, ["--config", str(adapter.parent / "evaluation" / "args.yaml")]).code == 0
+    result = run_here(evaluate, asked | {"prompt_format": "tags-1"})
+    assert result.code == 2 and "was trained with --prompt_format short" in result.err
+
+    monkeypatch.setitem(PROMPT_FORMATS, "short", short._replace(render=lambda query, tools: f"{tools}\n{query}!\n"))
+    result = run_here(evaluate, asked)
+    assert result.code == 1 and "has been edited since" in result.err
+    monkeypatch.delitem(PROMPT_FORMATS, "short")
+    result = run_here(evaluate, asked)
+    assert result.code == 1 and "prompt format short; data_utils/prompt.py has tags-1, raw" in result.err
+
+
+@pytest.mark.slow
 def test_two_processes_and_a_killed_run_equal_one_uninterrupted(run_here, flags, tmp_path):
     result = run_here(evaluate, flags)
     assert result.code == 0, result.err
@@ -147,7 +214,7 @@ def test_wrong_use_is_one_line(run_here, monkeypatch, flags, change, code, messa
     assert result.code == code and len(lines) == 1 and message in lines[0]
 
 
-def test_an_adapter_of_another_base_or_prompt_is_refused(run_here, flags, tmp_path, tiny_model):
+def test_an_adapter_of_another_base_is_refused(run_here, flags, tmp_path, tiny_model):
     other = tmp_path / "other"
     subprocess.run(["cp", "-r", tiny_model, other], check=True)
     weights = load_file(other / "model.safetensors")
@@ -155,13 +222,6 @@ def test_an_adapter_of_another_base_or_prompt_is_refused(run_here, flags, tmp_pa
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     result = run_here(evaluate, flags | {"model_name_or_path": other, "systems": ["adapter"]})
     assert result.code == 1 and "was trained on another base model" in result.err
-
-    copy = tmp_path / "copy"
-    shutil.copytree(flags["adapter"], copy)
-    environment = json.loads((copy / "environment.json").read_text())
-    (copy / "environment.json").write_text(json.dumps(environment | {"prompt_version": "tags-0"}))
-    result = run_here(evaluate, flags | {"adapter": copy})
-    assert result.code == 1 and "prompt version tags-0" in result.err
 
 
 def test_training_scores_generations_as_it_evaluates(adapter):
@@ -197,6 +257,24 @@ def test_held_out_rows_are_known_by_content(run_here, flags, rows_file, tmp_path
     )
     result = run_here(evaluate, flags | {"eval_fraction": 0.5})
     assert result.code == 1 and "was trained on: demo-" in result.err
+
+
+def test_the_order_of_keys_and_of_copies_is_no_content(run_here, flags, rows_file, tmp_path, adapter):
+    """Rows written again by another program, keys sorted, in another file; repeats that have gone since."""
+
+    def rewritten(records):
+        for record in records:
+            tools = json.dumps(json.loads(record["tools"]), sort_keys=True)
+            yield {"id": f"new {record['id']}", "query": record["query"], "tools": tools, "answers": record["answers"]}
+
+    changed = rows_with(tmp_path, rows_file, rewritten)
+    result = run_here(evaluate, flags | {"systems": ["raw"], "max_new_tokens": 1, "dataset_name": changed})
+    assert result.code == 0, result.err
+    held_out = json.loads((adapter / "split.json").read_text())["held_out"]
+    assert {row_id for _, row_id in predictions(flags["output_dir"])} == {f"new {row_id}" for row_id in held_out}
+    rows, _ = load_rows(str(rows_file))
+    first = rows[0].fingerprint
+    assert find_held_out(rows, {"held_out": {"a": first, "b": first, "c": "gone"}}) == ([rows[0]], ["c"])
 
 
 def test_a_moved_data_set_is_named_with_its_adapter(run_here, flags, tmp_path, adapter):

@@ -20,6 +20,7 @@ EXACT_TAGS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(flags, tmp_path, processes):
     """14 steps of 6 examples over 80 rows, so the kill falls after an epoch's end too; dropout on."""
@@ -88,6 +89,34 @@ def test_any_checkpoint_can_be_resumed_by_path(run_here, flags, finished):
     assert result.code == 0, result.err
     assert (finished / "adapter" / "adapter_model.safetensors").read_bytes() == expected
     assert [step for step, _ in curve(finished, "train/loss")] == [1, 2, 3, 4]
+
+
+def test_a_best_checkpoint_that_is_gone_is_not_waited_for(run_here, flags, finished):
+    """As where a better one replaced it and was removed by hand: the checkpoint that is resumed takes its place."""
+    for step in (2, 3):
+        state = json.loads((finished / f"checkpoint-{step}" / "state.json").read_text())
+        state |= {"best_checkpoint": "checkpoint-1", "best_eval_loss": -1.0}
+        (finished / f"checkpoint-{step}" / "state.json").write_text(json.dumps(state))
+    shutil.rmtree(finished / "checkpoint-1")
+    change = {"resume_from_checkpoint": finished / "checkpoint-2", "final_adapter": "best", "save_steps": 9}
+    result = run_here(train, flags | change)
+    assert result.code == 0, result.err
+    assert "checkpoint-1, the best so far, is gone: checkpoint-2 takes its place" in result.out
+    assert (finished / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_finished_run_delivers_another_adapter_when_asked(run_here, flags, finished):
+    for step in (1, 4):
+        path = finished / f"checkpoint-{step}" / "state.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"best_checkpoint": "checkpoint-1"}))
+    step_of = lambda: json.loads((finished / "adapter" / "environment.json").read_text())["global_step"]  # noqa: E731
+    for final, step, words in (
+        ("best", 1, "adapter of checkpoint-1"),
+        ("best", 1, "is finished"),
+        ("last", 4, "of checkpoint-4"),
+    ):
+        result = run_here(train, flags | {"resume_from_checkpoint": "latest", "final_adapter": final})
+        assert result.code == 0 and words in result.out and step_of() == step
 
 
 @pytest.mark.parametrize(

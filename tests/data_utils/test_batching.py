@@ -148,7 +148,7 @@ def test_chunks_are_what_the_micro_batches_hold():
     for index in range(2):
         data = TrainingData(examples, 0, 1, 4, 2, index)
         lengths = [batch["input_ids"].shape[1] for step in range(4) for batch in data[step].micro_batches]
-        assert lengths == [num_tokens(chunk) for chunk in data.chunks(0, 4)] and len(lengths) == 4 + 2 + 4 + 2
+        assert lengths == [num_tokens(chunk) for chunk in data.chunks(range(4))] and len(lengths) == 4 + 2 + 4 + 2
     assert [batch["labels"].numel() > 0 for batch in data[1].micro_batches] == [True, False]
 
 

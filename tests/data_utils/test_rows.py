@@ -105,7 +105,7 @@ def test_rows_without_ids_are_known_by_what_is_read_of_them(tmp_path):
     rows = load_rows(write_jsonl(tmp_path / "bare.jsonl", bare))[0]
     assert rows == load_rows(write_jsonl(tmp_path / "more.jsonl", more))[0]
     with_ids = load_rows(write_jsonl(tmp_path / "ids.jsonl", GOOD))[0]
-    assert [row.fingerprint() for row in rows] == [row.fingerprint() for row in with_ids]
+    assert [row.fingerprint for row in rows] == [row.fingerprint for row in with_ids]
 
 
 def test_nested_parquet_columns_are_refused(tmp_path):

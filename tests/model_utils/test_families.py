@@ -8,7 +8,9 @@ from conftest import ROOT, TAGS, launch, values
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration, GenerationConfig
 
-from benchmarks.check_families import SIZES, build
+import evaluate
+import infer
+from benchmarks.check_families import FAMILIES, SIZES, build
 from data_utils.batching import encode_prompts, tokenize_rows
 from data_utils.sources import load_rows
 from model_utils.generation import generate, generated_by
@@ -21,6 +23,14 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
 
 
+def plain_text(model, tokenizer, prompt, new_tokens):
+    model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
+    ids = torch.from_numpy(encode_prompts(tokenizer, [prompt])[0]).long()[None]
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False)
+    return tokenizer.decode(out[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "by_slots"),
     [
@@ -35,11 +45,30 @@ def test_generation_is_that_of_transformers(tokenizer, rows_file, name, by_slots
     texts = {index: generation.text for index, generation in generate(model, tokenizer, TAGS, prompts, 12, 8192)}
     assert (generated_by(model) == "continuous batching") == by_slots
     model = build(name).eval()
-    model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0)
-    for index, ids in enumerate(encode_prompts(tokenizer, prompts)):
-        ids = torch.from_numpy(ids).long()[None]
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-        assert tokenizer.decode(out[0, ids.shape[1] :].tolist()).startswith(texts[index])
+    for index, prompt in enumerate(prompts):
+        assert plain_text(model, tokenizer, prompt, 12).startswith(texts[index])
+
+
+@pytest.mark.parametrize(
+    ("name", "over"),
+    [
+        ("llama4_text", {"attention_chunk_size": 64}), ("gemma3_text", {"sliding_window": 64}), ("phi3 longrope", {}),
+        ("llama dynamic", {}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_rows_cross_only_while_they_grow_is_found(tokenizer, monkeypatch, name, over, dtype):
+    """Prompts within the chunk, the window or the first range of positions, answers beyond. In bf16 too, where what rows do
+    to each other may be no larger than rounding."""
+    monkeypatch.setitem(FAMILIES, name, FAMILIES[name] | over)
+    limit = 64 if over else 128
+    ids = encode_prompts(tokenizer, ["Is it raining in Rome? " * 40])[0]
+    prompts = [tokenizer.decode(ids[:length].tolist()) for length in (limit - 8, limit - 12, limit // 2)]
+    model = build(name).eval().to(dtype)
+    texts = {index: generation.text for index, generation in generate(model, tokenizer, TAGS, prompts, 40, 8192)}
+    assert (generated_by(model) == "continuous batching") == (name == "gemma3_text")
+    for index, prompt in enumerate(prompts if dtype == torch.float32 else ()):
+        assert plain_text(build(name).eval(), tokenizer, prompt, 40).startswith(texts[index])
 
 
 def test_attention_is_chosen_by_what_the_model_can_do(tokenizer, rows_file):
@@ -72,6 +101,7 @@ def test_positions_bound_prompts_and_answers(tokenizer):
     assert found[1].num_tokens <= 40 - lengths[1] and json.dumps(found[1].text)
 
 
+@pytest.mark.slow
 def test_of_a_model_that_also_sees_only_the_decoder_of_text_is_trained(tokenizer, flags, tmp_path):
     """Adapters in the tower for images would get no gradient, which DDP does not bear."""
     text = SIZES | {"head_dim": 16, "sliding_window": 64, "num_hidden_layers": 2}
@@ -95,3 +125,33 @@ def test_of_a_model_that_also_sees_only_the_decoder_of_text_is_trained(tokenizer
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
     names = load_file(output_dir / "adapter" / "adapter_model.safetensors")
     assert len(names) == 2 * 2 * 7 and not [name for name in names if "language_model" not in name]
+
+
+def test_rows_about_as_long_as_the_positions_are_checked_and_generated_for(
+    run_here, train_here, tokenizer, flags, rows_file
+):
+    """Held-out rows beyond the positions, and one whose answer has a few left: in training, evaluation and for one query."""
+    lengths = sorted(len(encode(tokenizer, row)) for row in load_rows(str(rows_file))[0])
+    model = build("gpt2").eval()
+    model.config.n_positions = lengths[len(lengths) // 2]
+    model.transformer.wpe = torch.nn.Embedding(model.config.n_positions, 64)
+    folder = flags["output_dir"].parent / "short"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    flags |= {"model_name_or_path": folder, "lora_target_modules": ["c_attn"], "max_train_steps": 1, "eval_fraction": 0.3,
+              "eval_generate_examples": 9}  # fmt: skip
+    adapter = train_here(flags) / "adapter"
+    result = run_here(evaluate, {"adapter": adapter, "systems": ["adapter"]})
+    assert result.code == 0 and "too_long" in result.out, result.err
+    assert (
+        json.loads((adapter.parent / "evaluation" / "metrics.json").read_text())["generated_by"]
+        == "continuous batching"
+    )
+    tools = flags["output_dir"].parent / "tools.json"
+    tools.write_text('[{"name": "f", "description": "' + "far too long " * 300 + '"}]')
+    result = run_here(infer, {"adapter": adapter, "query": "hi", "tools": tools})
+    assert result.code == 1 and "positions: offer fewer tools" in result.err
+
+
+def encode(tokenizer, row):
+    return encode_prompts(tokenizer, [TAGS.render(row.query, row.tools) + row.answers])[0]

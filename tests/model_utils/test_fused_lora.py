@@ -11,8 +11,9 @@ from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed
 from model_utils.speed import COMPILE
 
 
-def layer(quantized=False, dropout=0.0):
-    """PEFT's layer of 96 to 64 features over a random base, with a B that is not zero, and the same layer fused."""
+def layer(quantized=False, dropout=0.0, **variant):
+    """PEFT's layer of 96 to 64 features over a random base, with a B that is not zero, and the same layer fused. variant:
+    more arguments of LoraConfig."""
     torch.manual_seed(0)
     base = torch.nn.Linear(96, 64, bias=not quantized)
     if quantized:
@@ -22,8 +23,10 @@ def layer(quantized=False, dropout=0.0):
         base = base.to("cpu")
     model = torch.nn.Sequential(base).requires_grad_(False)
     model.is_loaded_in_4bit = quantized  # by which PEFT chooses its layer
-    peft_model = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules=["0"]))
-    torch.nn.init.normal_(peft_model.base_model.model[0].lora_B["default"].weight)
+    config = LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules=["0"], **variant)
+    peft_model = get_peft_model(model, config)
+    for parameter in peft_model.base_model.model[0].lora_B["default"].parameters():
+        torch.nn.init.normal_(parameter)
     return peft_model.train(), fuse_lora(copy.deepcopy(peft_model)).train()
 
 
@@ -41,6 +44,30 @@ def test_output_and_gradients_are_pefts(quantized):
     for ours, theirs in zip(output_and_gradients(fused, x), output_and_gradients(peft_model, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
     assert type(fused.base_model.model[0]).__name__ == ("FusedLinear4bit" if quantized else "FusedLinear")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize(
+    ("variant", "is_plain"),
+    [
+        ({}, True),
+        ({"use_rslora": True}, True),  # another scaling
+        ({"init_lora_weights": "gaussian"}, True),
+        ({"use_dora": True}, False),
+        ({"lora_bias": True}, False),
+    ],
+)
+def test_only_plain_layers_are_fused_and_every_variant_is_pefts(variant, is_plain, dropout):
+    peft_model, fused = layer(dropout=dropout, **variant)
+    assert type(fused.base_model.model[0]).__name__.startswith("Fused") == is_plain
+    x = torch.randn(2, 7, 96)
+    results = []
+    for model in (fused, peft_model):
+        torch.manual_seed(3)
+        results.append(output_and_gradients(model, x))
+    assert all(tensor is not None and tensor.any() for tensor in results[0])  # each of its weights has a gradient
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_in_bf16_it_is_as_near_to_float32_as_peft_is():

@@ -1,5 +1,7 @@
 """Defaults, recipes and flags; and every wrong use ends in one line with the right exit code."""
 
+import dataclasses
+import importlib
 import re
 import shlex
 import subprocess
@@ -37,33 +39,16 @@ def test_flags_override_the_recipe_which_overrides_the_defaults(recipe):
     args = parse("--config", path, "--seed", "8", "--no_gradient_checkpointing")
     assert (args.learning_rate, args.seed, args.lora_target_modules) == (2e-4, 8, ["q_proj", "v_proj"])
     assert (args.max_train_steps, args.dtype, args.gradient_checkpointing) == (None, "bf16", False)
-    assert args.lora_r == TrainingArguments().lora_r == 32
+    assert args.lora_r == TrainingArguments().lora_r
 
 
-def test_the_reference_recipe_is_the_reference_experiment():
-    args = parse("--config", str(ROOT / "recipes" / "qwen3_4b_qlora.yaml"))
-    assert (
-        args.model_name_or_path == "Qwen/Qwen3-4B-Base" and args.dataset_name == "Salesforce/xlam-function-calling-60k"
-    )
-    assert (args.lora_r, args.lora_alpha, args.lora_dropout, len(args.lora_target_modules)) == (32, 64, 0.05, 7)
-    assert (args.quantization, args.dtype, args.gradient_checkpointing) == ("nf4", "bf16", True)
-    batch = (args.per_device_train_batch_size, args.per_device_eval_batch_size, args.gradient_accumulation_steps)
-    assert batch == (2, 2, 4)
-    assert (args.num_train_epochs, args.learning_rate, args.lr_scheduler_type, args.warmup_ratio) == (
-        1,
-        1e-4,
-        "cosine",
-        0.03,
-    )
-    assert (args.max_seq_length, args.eval_steps, args.max_eval_examples, args.eval_fraction) == (1024, 100, 300, 0.05)
-    assert (
-        args.stop_after_steps is None
-        and "\n# stop_after_steps: 2900" in (ROOT / "recipes/qwen3_4b_qlora.yaml").read_text()
-    )
-    # The dataclass defaults are the same experiment.
-    for name, value in vars(args).items():
-        if name not in ("config", "dtype", "max_eval_examples"):
-            assert value == getattr(TrainingArguments(), name), name
+def test_the_reference_recipe_holds_what_differs_from_the_defaults():
+    """So that an edited default takes effect."""
+    path = ROOT / "recipes" / "qwen3_4b_qlora.yaml"
+    args, defaults = vars(parse("--config", str(path))), vars(TrainingArguments())
+    assert {name for name in args if args[name] != defaults[name]} == {"config", "max_eval_examples"}
+    assert set(yaml.safe_load(path.read_text())) == {"max_eval_examples"}
+    assert "\n# stop_after_steps: 2900" in path.read_text()
 
 
 def test_the_fast_recipe_is_the_same_experiment():
@@ -75,7 +60,7 @@ def test_the_fast_recipe_is_the_same_experiment():
         *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     }
     batches = [r["per_device_train_batch_size"] * r["gradient_accumulation_steps"] for r in (reference, fast)]
-    assert batches == [8, 8]
+    assert batches[0] == batches[1]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
@@ -90,15 +75,30 @@ def test_every_recipe_parses(path):
 
 def test_what_is_named_is_never_taken_for_nothing():
     """Naming the reference model and rows, the defaults, must not start the demo."""
-    args = parse("--model_name_or_path=Qwen/Qwen3-4B-Base", "--dataset_name", "Salesforce/xlam-function-calling-60k")
-    assert args == TrainingArguments()
+    defaults = TrainingArguments()
+    args = parse(f"--model_name_or_path={defaults.model_name_or_path}", "--dataset_name", defaults.dataset_name)
+    assert args == defaults
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "infer"])
+def test_help_has_the_groups_and_the_examples_as_they_are_written(script, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [f"{script}.py", "--help"])
+    module = importlib.import_module(script)
+    with pytest.raises(SystemExit):
+        module.main()
+    shown = capsys.readouterr().out
+    assert module.__doc__.strip() in shown
+    arguments = next(value for name, value in vars(module).items() if name.endswith("Arguments"))
+    groups = [field.metadata["group"] for field in dataclasses.fields(arguments) if field.metadata["group"]]
+    assert len(groups) >= 1 and all(f"\n{group}:\n" in shown for group in groups)
+    assert "free_on_resume" not in shown
 
 
 def test_nothing_named_is_the_demo_and_anything_named_is_not(capsys):
     assert parse().dataset_name == "demo"
     assert "recipes/demo.yaml" in capsys.readouterr().err
     assert parse("--seed", "1").model_name_or_path == "demo"
-    assert parse("--dataset_name", "rows.jsonl").model_name_or_path == "Qwen/Qwen3-4B-Base"
+    assert parse("--dataset_name", "rows.jsonl").model_name_or_path == TrainingArguments().model_name_or_path
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,13 @@ def test_a_failure_is_one_line_and_exit_code_1(run_here, flags, monkeypatch, cha
     assert line.startswith("train.py: error: ") and message in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_real_launch_prints_the_line_first_and_no_traceback_of_ours(processes, flags):
     result = launch("train.py", flags | {"dataset_name": "absent.jsonl"}, processes)
     assert result.code != 0
     assert result.err.count("train.py: error: absent.jsonl: no such file") == 1
-    assert f'File "{ROOT}/train.py"' not in result.err and f'File "{ROOT}/script_utils.py"' not in result.err
+    assert f'File "{ROOT}/train.py"' not in result.err and f'File "{ROOT}/run_utils/"' not in result.err
 
 
 def test_without_a_launcher_the_exit_code_is_ours():
