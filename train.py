@@ -356,7 +356,7 @@ def cross_entropy(logits, labels):
 def completion_loss(model, batch, device, cross_entropy=cross_entropy):
     """Cross-entropy of the supervised tokens of a collated micro-batch, summed; the head runs on these alone.
 
-    `use_cache=False` is more than thrift: with a cache, examples of a padding-free batch see each other.
+    `use_cache=False` saves memory, and more: with a cache, examples of a padding-free batch see each other.
     """
     batch = send_to_device(batch, device, non_blocking=True)
     labels = batch.pop("labels")

@@ -24,7 +24,7 @@ class TrainingLog:
         self.run, self.args, self.accelerator = run, run.args, run.accelerator
         self.state, self.last_step = state, last_step
         self.steps_per_epoch, self.flops = steps_per_epoch, flops
-        self.unread = []  # (global step, OptimizerStep, its loss and gradient norm as a tensor)
+        self.pending = []  # (global step, completion tokens, row ids, loss and gradient norm as a tensor)
         self.writer = self.profiler = None
         if self.accelerator.is_main_process:
             # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
@@ -45,7 +45,7 @@ class TrainingLog:
     def end_step(self, step, loss_sum, grad_norm, learning_rate):
         """Take note of an optimizer step: loss_sum of this process, grad_norm of all."""
         results = torch.stack([self.accelerator.reduce(loss_sum), grad_norm])
-        self.unread.append((self.state.global_step, step, results))
+        self.pending.append((self.state.global_step, step.num_completion_tokens, step.row_ids, results))
         self.learning_rate = learning_rate
         self.num_tokens += step.num_tokens
         self.data_seconds += step.seconds
@@ -58,17 +58,17 @@ class TrainingLog:
     def read_losses(self):
         """Add the losses of the steps since the last time to the RunState; UserError where one is not finite."""
         start = time.perf_counter()
-        for global_step, step, results in self.unread:
+        for global_step, num_completion_tokens, row_ids, results in self.pending:
             loss_sum, self.grad_norm = results.tolist()
             if not (math.isfinite(loss_sum) and math.isfinite(self.grad_norm)):
                 raise UserError(
-                    f"step {global_step} has loss {loss_sum / step.num_completion_tokens} and gradient norm "
-                    f"{self.grad_norm}; its rows: {', '.join(step.row_ids)}; "
+                    f"step {global_step} has loss {loss_sum / num_completion_tokens} and gradient norm "
+                    f"{self.grad_norm}; its rows: {', '.join(row_ids)}; "
                     f"last good checkpoint: {self.run.last_checkpoint() or 'none yet'}"
                 )
             self.state.loss_sum += loss_sum
-            self.state.completion_tokens += step.num_completion_tokens
-        self.unread.clear()
+            self.state.completion_tokens += num_completion_tokens
+        self.pending.clear()
         self.seconds += time.perf_counter() - start
 
     def write(self):
