@@ -1,4 +1,4 @@
-"""Three systems side by side on held-out rows: base on the raw prompt, base on the tag prompt, and the LoRA adapter.
+"""Three systems side by side on held-out rows: base on the raw prompt, base on the training's prompt, and the LoRA adapter.
 
     python evaluate.py                                                      # the embedded demo, after train.py
     python evaluate.py --adapter runs/qwen3_4b_qlora/adapter
@@ -27,7 +27,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data_utils.batching import encode_prompts
-from data_utils.prompt import PROMPT_FORMATS
+from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.rows import find_held_out, split_rows
 from data_utils.sources import load_rows
 from eval_utils import predictions
@@ -134,6 +134,7 @@ def main():
     # All that predictions depend on: a folder with others is not continued.
     identity = {
         "prompt_format": args.prompt_format,
+        "prompt_sha256": {system: format_hash(format_of(system, args)) for system in SYSTEMS},
         "base_fingerprint": base_fingerprint(model),
         "adapter_sha256": file_hash(Path(args.adapter) / "adapter_model.safetensors") if args.adapter else None,
         "adapter_step": training_environment.get("global_step"),
@@ -286,6 +287,7 @@ def print_table(results, args, step):
         cells = [cell(name, metric, figures) for name, metric in METRICS.items()]
         table.add_row(system, *cells, str(figures["num_examples"]), end_section=True)
     table.caption = (
+        f"Prompt format {args.prompt_format}. "
         "Below each rate its 95% Wilson interval and, in brackets, the lenient bound: first calls anywhere in the "
         "text, those without a name pass."
     )

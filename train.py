@@ -5,7 +5,7 @@
     tensorboard --logdir runs                                       # look at it
     accelerate launch ... train.py --config ... --resume_from_checkpoint latest
 
-The defaults below are the reference experiment's; `main` is the run, from top to bottom. Edit either. The prompt, rows and
+The defaults are the reference experiment's; `main` is the run, from top to bottom. Edit both freely. The prompt, rows and
 batches are in data_utils/, the model and its fast paths in model_utils/, the metrics in eval_utils/.
 """
 
@@ -23,9 +23,9 @@ from accelerate.utils import gather_object, send_to_device
 from tqdm import tqdm
 
 from data_utils.batching import TrainingData, fingerprint, mark_supervised, micro_batches, tokenize_rows
-from data_utils.prompt import PROMPT_FORMATS, format_hash
+from data_utils.prompt import PROMPT_FORMATS, check_format, format_hash
 from data_utils.rows import describe_bad_rows, split_rows
-from data_utils.sources import load_rows
+from data_utils.sources import READERS, load_rows
 from eval_utils.metrics import METRICS, Output, score, summarize
 from model_utils.adapters import add_lora
 from model_utils.flops import count_flops, dtype_census, peak_flops
@@ -56,7 +56,7 @@ class TrainingArguments:
     model_revision: str | None = argument(None)
     dataset_name: str = argument(
         "Salesforce/xlam-function-calling-60k",
-        "Hub id, .json, .jsonl or .parquet file, folder in the hub's layout, or 'demo'",
+        f"Hub id, file ({', '.join(READERS)}), folder in the hub's layout, or 'demo'",
     )
     dataset_config_name: str | None = argument(None, "Where a data set has several configurations")
     dataset_revision: str | None = argument(None)
@@ -81,7 +81,7 @@ class TrainingArguments:
     stop_after_steps: int | None = argument(
         None, "End early, on the same learning-rate schedule", above=0, free_on_resume=True
     )
-    # Processes x accumulation x batch size may be cut another way on resume: their product is checked.
+    # On resume, processes x accumulation x batch size must have the same product; each of them may change.
     per_device_train_batch_size: int = argument(2, above=0, free_on_resume=True)
     per_device_eval_batch_size: int = argument(2, above=0, free_on_resume=True)
     gradient_accumulation_steps: int = argument(4, above=0, free_on_resume=True)
@@ -103,9 +103,13 @@ class TrainingArguments:
     gradient_checkpointing: bool = argument(True, free_on_resume=True)
     attn_implementation: Literal["auto", "isolated", "sdpa", "eager"] = argument("auto", free_on_resume=True)
     liger_kernel: bool = argument(False, "Liger's RoPE, RMSNorm and SwiGLU; without compilation", free_on_resume=True)
-    torch_compile: bool = argument(False, "Compile the layers: minutes at first, faster from then", free_on_resume=True)
+    torch_compile: bool = argument(
+        False, "Compile the layers: takes minutes at the start, then trains faster", free_on_resume=True
+    )
     cuda_graphs: bool = argument(
-        False, "Launch a micro-batch's layers at once: for small ones on a fast GPU", free_on_resume=True
+        False,
+        "Launch all layers of a micro-batch as one CUDA graph: for a fast GPU and small micro-batches",
+        free_on_resume=True,
     )
 
     logging_steps: int = argument(
@@ -117,10 +121,12 @@ class TrainingArguments:
     )
     save_steps: int = argument(100, "Optimizer steps", above=0, free_on_resume=True)
     save_total_limit: int = argument(
-        3, "Checkpoints kept; the newest and the best always are", above=0, free_on_resume=True
+        3, "How many checkpoints to keep; the newest and the best are always kept", above=0, free_on_resume=True
     )
     final_adapter: Literal["last", "best"] = argument(
-        "last", "Which step's adapter/ is: the last, or the one of the lowest evaluation loss", free_on_resume=True
+        "last",
+        "The step whose adapter goes to adapter/: the last, or the one of the lowest evaluation loss",
+        free_on_resume=True,
     )
     profile_steps: str | None = argument(
         None, "5:7 writes a trace of steps 5 to 7, for Perfetto, to profile/ in --output_dir", free_on_resume=True
@@ -134,11 +140,11 @@ class TrainingArguments:
         )
         require(
             not (self.cuda_graphs and self.gradient_checkpointing),
-            "--cuda_graphs keeps what --gradient_checkpointing throws away: switch one of them off",
+            "--cuda_graphs and --gradient_checkpointing do not go together: switch one of them off",
         )
         require(
             not (self.torch_compile and self.liger_kernel),
-            "--torch_compile makes what --liger_kernel brings, and cannot trace it: switch one of them off",
+            "--torch_compile cannot compile the kernels of --liger_kernel: switch one of them off",
         )
         steps = re.fullmatch(r"([1-9]\d*):(\d+)", self.profile_steps or "1:1")
         require(steps and int(steps[1]) <= int(steps[2]), f"--profile_steps must be like 5:7, not {self.profile_steps}")
@@ -169,7 +175,7 @@ def main():
     attention = choose_attention(
         model, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
     )
-    # Whether generation can be fast is said now, and not when all is trained.
+    # A model that the fast generation does not suit is named here, before the training and not after it.
     problem_with_slots(model, data.prompt_ids, max(map(len, data.prompt_ids)) + GENERATED_TOKENS)
     run.environment = environment_record(
         prompt_format=args.prompt_format,
@@ -193,7 +199,7 @@ def main():
     )
     from transformers import get_scheduler  # late: it imports bitsandbytes, whose hints run_script keeps quiet
 
-    # Not prepared: Accelerate would step it once for every process.
+    # Not given to Accelerate, which would step it as many times as there are processes.
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * max_steps), max_steps)
     model = prepare_model(accelerator, model, args.cuda_graphs)
     optimizer = accelerator.prepare_optimizer(optimizer)
@@ -202,7 +208,8 @@ def main():
     state = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
     state = run.resume(training, state)
     model.train()
-    check_memory(accelerator, args, training, data, range(state.global_step, last_step), loss_fn, completion_loss)
+    steps = range(state.global_step, last_step)
+    check_memory(accelerator, args, training, data, steps, loss_fn, eval_loss_fn=completion_loss)
     run.start(state, {"dropped_rows.json": data.dropped, "split.json": data.split})
     log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
 
@@ -231,11 +238,10 @@ def main():
 
         # ---------------------------------- once in a while ----------------------------------
         is_last_step = state.global_step == last_step
-        is_log, is_eval, is_save = (
-            is_last_step or state.global_step % every == 0
-            for every in (args.logging_steps, args.eval_steps, args.save_steps)
-        )
-        is_eval = data.eval_examples and (is_eval or is_save)  # every checkpoint has its evaluation
+        is_log = is_last_step or state.global_step % args.logging_steps == 0
+        is_save = is_last_step or state.global_step % args.save_steps == 0
+        # Before each save too, so that every checkpoint has its evaluation.
+        is_eval = bool(data.eval_examples) and (is_save or state.global_step % args.eval_steps == 0)
         if is_log or is_eval or is_save:
             log.read_losses()  # waits for the GPU
         if is_log:
@@ -244,8 +250,10 @@ def main():
             eval_loss = evaluate_loss(accelerator, model, data.eval_examples, args.per_device_eval_batch_size)
             log.write_evaluation({"loss": eval_loss})
             if args.eval_generate_examples:
-                log.write_evaluation(*evaluate_calls(accelerator, model, tokenizer, args, data.eval_rows))
-            is_save = state.add_evaluation(eval_loss) or is_save  # the best adapter is always kept
+                metrics, samples = evaluate_calls(accelerator, model, tokenizer, args, data.eval_rows)
+                log.write_evaluation(metrics, samples)
+            is_best = state.add_evaluation(eval_loss)
+            is_save = is_save or is_best
         if is_save:
             run.save(training, state)
 
@@ -257,9 +265,9 @@ def main():
 class Data(NamedTuple):
     train: TrainingData
     eval_examples: list
-    eval_rows: list  # those of all lengths: what is too long to train on can be generated for
+    eval_rows: list  # with the rows that are too long to train on: calls can be generated for them too
     dropped: dict  # {reason: [ids]}
-    split: dict  # what the adapter was trained on and what was held out, {id: fingerprint} each
+    split: dict  # the rows trained on and the rows held out, each as {id: fingerprint}
 
     @property
     def examples(self):
@@ -271,19 +279,27 @@ class Data(NamedTuple):
 
 
 def load_data(args, tokenizer, positions, accelerator):
-    """Rows, split, as tokens and in order, and one example to look at. positions: the longest text the model can read."""
+    """Load the rows, split them, tokenize them and put them in order; print one example to look at.
+
+    positions: how many tokens the model can read.
+    """
     rows, dropped = load_rows(args.dataset_name, args.dataset_revision, args.max_bad_rows, args.dataset_config_name)
     if dropped:
         count = sum(map(len, dropped.values()))
         accelerator.print(f"Dropped {count} of {len(rows) + count} rows: {describe_bad_rows(dropped)}")
     train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
     max_length = min(args.max_seq_length, positions)
+    try:
+        for row in rows[:100]:
+            check_format(args.prompt_format, row.answers)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     tokenize = functools.partial(tokenize_rows, tokenizer, PROMPT_FORMATS[args.prompt_format])
     with accelerator.main_process_first():  # the others read what main leaves in the token cache
         train_examples, too_long = tokenize(train_rows[: args.max_train_examples], max_length)
         eval_examples, too_long_eval = tokenize(eval_rows[: args.max_eval_examples], max_length)
     dropped[f"longer than {max_length} tokens"] = [*too_long, *too_long_eval]
-    dropped["in neither split: offers both held-out and other tools, or repeats a held-out row"] = [
+    dropped["in neither split: the row offers both held-out and other tools, or repeats a held-out row"] = [
         row.id for row in in_neither
     ]
     if not train_examples:
@@ -324,16 +340,15 @@ def describe_too_long(examples, too_long, max_length, positions):
     if len(too_long) <= 0.02 * len(lengths):
         return None
     enough = lengths[math.ceil(0.99 * len(lengths)) - 1]
-    cure = (
-        f"--max_seq_length {enough} would keep 99 %" if enough <= positions else f"the model has {positions} positions"
-    )
+    fits = enough <= positions
+    advice = f"--max_seq_length {enough} would keep 99 %" if fits else f"the model has {positions} positions"
     share = len(too_long) / len(lengths)
-    return f"Warning: {share:.0%} of the rows are longer than {max_length} tokens and left out; {cure}"
+    return f"Warning: {share:.0%} of the rows are longer than {max_length} tokens and left out; {advice}"
 
 
 def set_up_passes(args, model, accelerator):
-    """Checkpointing, kernels and compilation as the arguments ask for them; returns the loss to train with, completion_loss or
-    what is compiled of it."""
+    """Switch on checkpointing, kernels and compilation as the arguments ask. Returns the loss function to train with:
+    completion_loss, or the same with its cross-entropy compiled."""
     if accelerator.device.type == "cpu" and (args.quantization != "none" or args.gradient_checkpointing):
         faster = "--quantization none --gradient_checkpointing false"
         accelerator.print(f"On a CPU, {faster} is several times faster, if memory allows")
@@ -396,8 +411,8 @@ def evaluate_calls(accelerator, model, tokenizer, args, eval_rows):
 
 
 def step_seed(seed, step, process_index):
-    """Dropout's seed of one step on one process. Seeding every step makes a resume exact with no random state to
-    save, and keeps evaluation or anything else that you add between steps from changing the training."""
+    """The seed of dropout for one step on one process: 63 bits. Since every step is seeded, a resume is exact and no random
+    state has to be saved, and what you add between the steps, such as an evaluation, does not change the training."""
     return int(np.random.SeedSequence([seed, step, process_index]).generate_state(1, np.uint64)[0] >> 1)
 
 

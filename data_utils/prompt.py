@@ -62,6 +62,22 @@ PROMPT_FORMATS = {
 }
 
 
+def check_format(name, answers):
+    """Raises ValueError where a format does not read back what it teaches a model to say: `answers` of a row (JSON text), whole
+    or as much of it as generation would let the model say."""
+    prompt_format = PROMPT_FORMATS[name]
+    said = prompt_format.completion(answers)
+    ends = [end for end in range(len(said)) if prompt_format.finished(said[:end])] + [len(said)]
+    text = said[: ends[0]]
+    try:
+        right = tool_calls.json_equal(prompt_format.parse(text), json.loads(answers))
+    except ValueError:
+        right = False
+    if not right:
+        where = "parse does not" if text == said else f"finished stops it after {text!r}, of which parse does not"
+        raise ValueError(f"the prompt format {name} would teach {said!r}; {where} make {answers}")
+
+
 def format_hash(prompt_format):
     """What a format makes of one row, hashed: saved with an adapter, to notice a format that was edited since."""
     text = prompt_format.render("query", '[{"name": "f"}]') + prompt_format.completion(

@@ -59,7 +59,7 @@ def validate(record):
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
         raise ValueError("a call to a tool that is not in its list")
     fingerprint = content_hash(**values)
-    row_id = fingerprint if record.get("id") is None else str(record["id"])
+    row_id = fingerprint if record.get("id") in (None, "") else str(record["id"])
     return Row(row_id, values["query"], tools, answers, fingerprint)
 
 

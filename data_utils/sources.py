@@ -29,8 +29,11 @@ def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None):
     source = find_source(dataset_name, revision, config_name)
     try:
         rows, bad = valid_rows(source) if isinstance(source, list) else validate_or_load(source)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {dataset_name}: {getattr(error, 'strerror', None) or error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a reader raises; a new one need not know of UserError
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot read {dataset_name}: {reason}") from None
     num_bad = sum(map(len, bad.values()))
     total = len(rows) + num_bad
     if total == 0:

@@ -106,12 +106,16 @@ class Run:
         """
         if not self.checkpoint:
             return fresh
-        from peft import set_peft_model_state_dict  # late: importing peft imports bitsandbytes, and takes seconds
+        from peft import (
+            PeftConfig,
+            set_peft_model_state_dict,
+        )  # late: importing peft imports bitsandbytes, and takes seconds
 
         checkpoint = self.checkpoint
         try:
             state = RunState(**json.loads((checkpoint / "state.json").read_text()))
             saved_args = dict(yaml.safe_load((checkpoint / "args.yaml").read_text(encoding="utf-8")))
+            saved_lora = PeftConfig.from_pretrained(checkpoint).to_dict()
             saved_environment = dict(json.loads((checkpoint / "environment.json").read_text(encoding="utf-8")))
             adapter = load_file(checkpoint / "adapter_model.safetensors")
             optimizer_state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
@@ -135,9 +139,15 @@ class Run:
                     f"{name} is {self.environment[name]} but {checkpoint} has {saved_environment.get(name)}"
                 )
         if state.data_fingerprint != fresh.data_fingerprint:
-            raise UserError(f"the training rows are not those that {checkpoint} was trained on")
+            raise UserError(
+                f"the training rows, or what the loss is on, are not those that {checkpoint} was trained on"
+            )
+        model = self.accelerator.unwrap_model(training.model)
+        check_unchanged("LoRA's", model.peft_config["default"].to_dict(), saved_lora, checkpoint)
+        (saved_group,) = optimizer_state["param_groups"]
+        check_unchanged("the optimizer's", training.optimizer.param_groups[0], saved_group, checkpoint)
         try:
-            set_peft_model_state_dict(self.accelerator.unwrap_model(training.model), adapter)
+            set_peft_model_state_dict(model, adapter)
             training.optimizer.load_state_dict(optimizer_state)
             training.scheduler.load_state_dict(scheduler_state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -209,6 +219,18 @@ class Run:
             print("No evaluation had a finite loss: none is the best")
         print(f"The adapter of {chosen}: {self.adapter_dir}")
         print(f"Curves: tensorboard --logdir {self.output_dir}")
+
+
+# Where it lies, and what steps and schedule move: no setting that makes another experiment.
+NOT_SETTINGS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "params", "lr", "initial_lr")
+
+
+def check_unchanged(what, now, then, checkpoint):
+    """Raises UserError by name where a setting (of two dicts) is not what it was: an edit of the code makes another experiment as
+    much as another argument does."""
+    for name in sorted((now.keys() | then.keys()) - set(NOT_SETTINGS)):
+        if now.get(name) != then.get(name):
+            raise UserError(f"{what} {name} is {now.get(name)} but {checkpoint} was trained with {then.get(name)}")
 
 
 def find_checkpoint(args, is_main):

@@ -1,9 +1,11 @@
 """Resuming: exact after a SIGKILL, refused where it would be another experiment."""
 
+import functools
 import json
 import pickle
 import shutil
 
+import peft
 import pytest
 import torch
 from conftest import curve, launch, launch_and_kill, values
@@ -138,6 +140,23 @@ def test_another_experiment_is_refused_by_name(run_here, flags, finished, change
     assert named in line
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "edited", "named"),
+    [
+        (peft, "LoraConfig", functools.partial(peft.LoraConfig, use_rslora=True), "LoRA's use_rslora is True but"),
+        (torch.optim, "AdamW", functools.partial(torch.optim.AdamW, betas=(0.8, 0.9)), "the optimizer's betas"),
+        (torch.optim, "AdamW", lambda p, lr, weight_decay, fused: torch.optim.SGD(p, lr, 0.9), "the optimizer's "),
+    ],
+)
+def test_an_edit_of_the_code_that_makes_another_experiment_is_refused_by_name(
+    run_here, flags, finished, monkeypatch, module, name, edited, named
+):
+    monkeypatch.setattr(module, name, edited)
+    result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and named in line and "checkpoint-2 was trained with" in line
+
+
 def test_the_same_effective_batch_cut_otherwise_is_not(run_here, flags, finished):
     change = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "gradient_checkpointing": "true"}
     before = values(finished, "train/loss")
@@ -157,7 +176,7 @@ def test_changed_rows_are_noticed(run_here, flags, finished, rows_file, tmp_path
         result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
     finally:
         rows_file.write_text(original)
-    assert result.code == 1 and "the training rows are not those" in result.err
+    assert result.code == 1 and "the training rows, or what the loss is on, are not those" in result.err
 
 
 def test_a_checkpoint_cannot_run_code(run_here, flags, finished, tmp_path):

@@ -1,4 +1,8 @@
-from data_utils.prompt import PROMPT_FORMATS, render_raw, render_tags, to_json
+import json
+
+import pytest
+
+from data_utils.prompt import PROMPT_FORMATS, PromptFormat, check_format, render_raw, render_tags, to_json
 
 
 def test_tag_prompt_to_the_letter():
@@ -20,6 +24,22 @@ def test_tag_prompt_to_the_letter():
 
 def test_raw_prompt_is_json_without_tags():
     assert render_raw('say "hé"', '[{"name": "f"}]') == '{"query": "say \\"hé\\"", "tools": [{"name": "f"}]}'
+
+
+@pytest.mark.parametrize(
+    ("prompt_format", "message"),
+    [
+        (PromptFormat(render_tags, completion=lambda answers: f"CALLS: {answers}"), "parse does not make"),
+        (PromptFormat(render_tags, completion=lambda a: f"{a}\n```", parse=lambda t: json.loads(t.removesuffix("\n```"))),
+         "finished stops it after"),
+    ],
+)  # fmt: skip
+def test_a_format_that_does_not_read_what_it_teaches_is_refused(monkeypatch, prompt_format, message):
+    monkeypatch.setitem(PROMPT_FORMATS, "mine", prompt_format)
+    with pytest.raises(ValueError, match=message):
+        check_format("mine", '[{"name": "f", "arguments": {}}]')
+    for name in ("tags-1", "raw"):
+        check_format(name, '[{"name": "f", "arguments": {"x": "</answer>"}}]')
 
 
 def test_both_formats_ask_for_the_list_of_calls():
