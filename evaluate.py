@@ -3,10 +3,12 @@
     python evaluate.py                                                      # the embedded demo, after train.py
     python evaluate.py --adapter runs/qwen3_4b_qlora/adapter
     accelerate launch -q --config_file accelerate_configs/multi_gpu.yaml evaluate.py --adapter ...
+    python evaluate.py --rescore runs/demo/evaluation          # new scores from the texts: no model is loaded
+    python evaluate.py --compare runs/a/evaluation runs/b/evaluation    # finished evaluations of the same rows
 
 The rows are those that training set aside: the adapter's folder knows them, by content. Writes predictions.jsonl as it goes (a
-killed evaluation continues where it was, a finished one is scored again), then scores.jsonl and metrics.json, and prints the
-table. The metrics are in eval_utils/metrics.py.
+killed evaluation continues where it was), then scores.jsonl, metrics.json and report.html, and prints the table. The metrics are
+in eval_utils/metrics.py.
 """
 
 import hashlib
@@ -17,6 +19,7 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
     print("Loading PyTorch and transformers ...", file=sys.stderr)
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +34,20 @@ from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.rows import find_held_out, split_rows
 from data_utils.sources import load_rows
 from eval_utils import predictions
-from eval_utils.metrics import METRICS, SCORING, Output, score, summarize
+from eval_utils.endpoint import complete
+from eval_utils.metrics import METRICS, SCORING
+from eval_utils.report import write_report
+from eval_utils.results import compare_systems, report_of
 from model_utils.adapters import load_adapter, naming_adapter, read_adapter, read_split
 from model_utils.generation import generate, generated_by
+from model_utils.grammar import compile_grammars, import_xgrammar
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, resolve_model
 from run_utils.arguments import (
     UserError,
     argument,
     check_limits,
     parse_arguments,
+    read_yaml,
     require,
     run_script,
     write_yaml,
@@ -47,7 +55,16 @@ from run_utils.arguments import (
 from run_utils.environment import environment_record, file_hash, write_json
 from run_utils.launch import start_accelerator
 
-SYSTEMS = ("raw", "prompted", "adapter")  # the adapter last: it may be merged into the base
+# In the order in which they run: the adapter may be merged into the base. By default raw, prompted and adapter.
+SYSTEMS = {
+    "endpoint": "what --endpoint serves, on the tag prompt",
+    "raw": "the base on query and tools as JSON",
+    "prompted": "the base on the tag prompt",
+    "constrained": "the same, held to a grammar made of the row's tools (pip install xgrammar)",
+    "adapter": "the adapter on the tag prompt",
+    "constrained_adapter": "the same, held to the grammar",
+}
+TABLE_ORDER = ["raw", "prompted", "constrained", "adapter", "constrained_adapter", "endpoint"]
 # The reference article's figures, in %, on its own model and data. It says neither which parser nor which prompt they are of.
 PUBLISHED_FOR = ("Qwen/Qwen3-4B-Base", "Salesforce/xlam-function-calling-60k")
 PUBLISHED = {
@@ -62,7 +79,10 @@ class EvaluationArguments:
 
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint")
-    systems: list[str] | None = argument(None, f"Of {', '.join(SYSTEMS)}; all by default")
+    systems: list[str] | None = argument(None, f"Of {', '.join(SYSTEMS)}; by default raw, prompted and adapter")
+
+    rescore: str | None = argument(None, "Folder of a finished evaluation to score again, without a model")
+    compare: list[str] | None = argument(None, "Folders of finished evaluations of the same rows, to set side by side")
 
     model_name_or_path: str | None = argument(
         None, "By default the adapter's base", group="Model and rows: by default the adapter's own", inherited=None
@@ -73,6 +93,7 @@ class EvaluationArguments:
         None, "Of the base alone; an adapter's own is the one that it was trained on", inherited="tags-1"
     )
     dataset_name: str | None = argument(None, "By default the data set of the training", inherited=None)
+    eval_dataset_name: str | None = argument(None, "Where the training had its rows to evaluate from", inherited=None)
     dataset_config_name: str | None = argument(None, inherited=None)
     dataset_revision: str | None = argument(None, inherited=None)
     max_bad_rows: float | None = argument(None, inherited=0.01, at_least=0)
@@ -87,6 +108,11 @@ class EvaluationArguments:
     eval_split: Literal["random", "tools"] | None = argument(None, inherited="random")
     num_examples: int | None = argument(1000, "Of the held-out rows, in the order of their hash", above=0)
 
+    endpoint: str | None = argument(
+        None, "OpenAI-compatible server, such as http://localhost:8000/v1; its key is OPENAI_API_KEY", group="Endpoint"
+    )
+    endpoint_model: str | None = argument(None, "The name of the model there")
+
     merge_adapter: bool = argument(
         True, "Into weights that are neither quantised nor shared: faster, and checked", group="Generation"
     )
@@ -99,12 +125,20 @@ class EvaluationArguments:
 
     def __post_init__(self):
         check_limits(self)
+        if self.rescore or self.compare:
+            require(not (self.rescore and self.compare), "--rescore and --compare are two different things")
+            require(not self.compare or len(self.compare) > 1, "--compare needs two folders or more")
+            return
+        default = [*["endpoint"] * bool(self.endpoint), "raw", "prompted", *["adapter"] * bool(self.adapter)]
+        self.systems = self.systems or default
         require(
-            self.adapter or (self.model_name_or_path and self.dataset_name),
+            self.adapter or (self.dataset_name and (self.model_name_or_path or self.systems == ["endpoint"])),
             "name an --adapter, or both --model_name_or_path and --dataset_name",
         )
-        require(self.adapter or "adapter" not in (self.systems or []), "the system 'adapter' needs --adapter")
-        self.systems = self.systems or list(SYSTEMS if self.adapter else SYSTEMS[:2])
+        for system in self.systems:
+            require(self.adapter or "adapter" not in system, f"the system {system!r} needs --adapter")
+        require(self.endpoint or "endpoint" not in self.systems, "the system 'endpoint' needs --endpoint")
+        require(bool(self.endpoint) == bool(self.endpoint_model), "--endpoint and --endpoint_model go together")
         unknown = [system for system in self.systems if system not in SYSTEMS]
         require(not unknown, f"--systems knows {', '.join(SYSTEMS)}, not {', '.join(unknown)}")
         require(len(set(self.systems)) == len(self.systems), "--systems names a system twice")
@@ -112,6 +146,10 @@ class EvaluationArguments:
 
 def main():
     args = parse_arguments(EvaluationArguments, __doc__, "demo_evaluate.yaml")
+    if args.rescore:
+        return score_folder(Path(args.rescore))
+    if args.compare:
+        return compare_folders([Path(folder) for folder in args.compare], Path(args.output_dir or "runs/comparison"))
     training_args, training_environment = read_adapter(args.adapter) if args.adapter else ({}, {})
     split = read_split(args.adapter) if args.adapter else None
     own_format = training_args.get("prompt_format", args.prompt_format)
@@ -124,18 +162,25 @@ def main():
 
     with naming_adapter(args.adapter if own_data else None, "--dataset_name"):
         rows, _ = load_rows(args.dataset_name, args.dataset_revision, args.max_bad_rows, args.dataset_config_name)
+        seen = tools_seen(rows, split)
+        if args.eval_dataset_name:
+            rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows)
     rows = choose_rows(rows, args, training_args, split)[: args.num_examples]
     if not rows:
         raise UserError(f"no rows are held out of {args.dataset_name} at --eval_fraction {args.eval_fraction}")
-    with naming_adapter(args.adapter if own_model else None, "--model_name_or_path"):
-        model_path = resolve_model(args.model_name_or_path)
-    tokenizer = load_tokenizer(model_path, args.model_revision)
-    model = load_base_model(model_path, accelerator, args.model_revision, args.quantization)
+    tokenizer = model = base = None
+    if any("constrained" in system for system in args.systems):
+        import_xgrammar()  # told now, and not after the systems before
+    if args.systems != ["endpoint"]:
+        with naming_adapter(args.adapter if own_model else None, "--model_name_or_path"):
+            model_path = resolve_model(args.model_name_or_path)
+        tokenizer = load_tokenizer(model_path, args.model_revision)
+        model = base = load_base_model(model_path, accelerator, args.model_revision, args.quantization)
     # All that predictions depend on: a folder with others is not continued.
     identity = {
         "prompt_format": args.prompt_format,
         "prompt_sha256": {system: format_hash(format_of(system, args)) for system in SYSTEMS},
-        "base_fingerprint": base_fingerprint(model),
+        "base_fingerprint": base_fingerprint(base) if base else None,
         "adapter_sha256": file_hash(Path(args.adapter) / "adapter_model.safetensors") if args.adapter else None,
         "adapter_step": training_environment.get("global_step"),
         "rows_sha256": hashlib.sha256(repr(rows).encode()).hexdigest(),
@@ -144,32 +189,35 @@ def main():
         "mixed_precision": accelerator.mixed_precision,
         "decoding": {"strategy": "greedy", "max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens},
         "merge_adapter": args.merge_adapter,
+        "endpoint": [args.endpoint, args.endpoint_model],
     }
     if is_main:
         prepare_output_dir(output_dir, identity, args)
+        predictions.write_rows(output_dir, rows, seen and {row.id: row.tool_names() <= seen for row in rows})
     accelerator.wait_for_everyone()
 
     # Of the merged file alone: the parts are already growing where another process is ahead of this one.
     done = {(p["system"], p["id"]) for p in predictions.read([output_dir / "predictions.jsonl"])}
     part = output_dir / f"predictions-{accelerator.process_index}.jsonl"
-    for system in sorted(args.systems, key=SYSTEMS.index):
+    for system in sorted(args.systems, key=list(SYSTEMS).index):
         prompt_format = format_of(system, args)
-        if system == "adapter":
-            model = load_adapter(model, args.adapter, texts_to_compare(tokenizer, prompt_format, rows, args))
+        if "adapter" in system and model is base:
+            model = load_adapter(base, args.adapter, texts_to_compare(tokenizer, prompt_format, rows, args))
         todo = [row for row in rows if (system, row.id) not in done]
         todo = sorted(todo, key=lambda row: -len(row.query) - len(row.tools))  # an even share of long rows each
         todo = todo[accelerator.process_index :: accelerator.num_processes]
         with part.open("a", encoding="utf-8") as file:
-            said = predict(model, tokenizer, prompt_format, todo, system, args.max_new_tokens, args.batch_tokens)
+            said = predict(model, tokenizer, prompt_format, todo, system, args)
             predictions.append(file, tqdm(said, total=len(todo), desc=system, unit="row", disable=not is_main))
     accelerator.wait_for_everyone()
 
     if is_main:
-        results = score_all(output_dir, rows, args)
-        record = {"generated_by": generated_by(model), "scoring": SCORING, **identity, **environment_record()}
-        write_json(output_dir / "metrics.json", {"systems": results, **record})
-        print_table(results, args, training_environment.get("global_step"))
-        print(f"Figures: {output_dir / 'metrics.json'}   Every output: {output_dir / 'predictions.jsonl'}")
+        predictions.merge(output_dir)
+        write_json(
+            output_dir / "environment.json",
+            environment_record(**identity, generated_by=generated_by(base) if base else None),
+        )
+        score_folder(output_dir)
     accelerator.end_training()
 
 
@@ -177,7 +225,7 @@ def inherit(args, training_args):
     """Fill in what the arguments leave open: from the adapter's training, and else as the fields say."""
     for owner, owned in (
         ("model_name_or_path", ["model_revision"]),
-        ("dataset_name", ["dataset_revision", "dataset_config_name"]),
+        ("dataset_name", ["dataset_revision", "dataset_config_name", "eval_dataset_name"]),
     ):
         if getattr(args, owner) not in (None, training_args.get(owner)):  # another repository has other revisions
             for name in owned:
@@ -217,6 +265,12 @@ def shorten(ids):
     return ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)
 
 
+def tools_seen(rows, split):
+    """The names of the tools that were on offer in the rows that an adapter was trained on; None where these are not known."""
+    trained = set(split["trained"].values()) if split else set()
+    return set().union(*(row.tool_names() for row in rows if row.fingerprint in trained)) or None
+
+
 def prepare_output_dir(output_dir, identity, args):
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -239,69 +293,149 @@ def texts_to_compare(tokenizer, prompt_format, rows, args):
     return encode_prompts(tokenizer, texts) if args.merge_adapter else ()
 
 
-def predict(model, tokenizer, prompt_format, rows, system, max_new_tokens, batch_tokens):
+def predict(model, tokenizer, prompt_format, rows, system, args):
     """Generate: a prediction (a dict, a line of predictions.jsonl) for each row, in the order in which they finish."""
     prompts = [prompt_format.render(row.query, row.tools) for row in rows]
-    for index, generation in generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tokens):
+    for index, said in answer(model, tokenizer, prompt_format, prompts, rows, system, args):
         yield {
             "id": rows[index].id,
             "system": system,
             "prompt_sha256": hashlib.sha256(prompts[index].encode()).hexdigest()[:16],
-            **generation._asdict(),
+            **said,
             "gold": json.loads(rows[index].answers),  # beside the text, for who reads the file
         }
 
 
-def score_all(output_dir, rows, args):
-    """`{system: {metric: figures, "num_examples", "finish", "rows_per_second"}}` of the folder's predictions, and scores.jsonl
-    with every row's own scores."""
-    said = {(p["system"], p["id"]): p for p in predictions.merge(output_dir)}
-    results, lines = {}, []
-    for system in sorted(args.systems, key=SYSTEMS.index):
-        mine = [said[system, row.id] for row in rows if (system, row.id) in said]
-        if len(mine) != len(rows):
-            raise UserError(f"{output_dir} has {len(mine)} predictions of {system} for {len(rows)} rows")
-        prompt_format = format_of(system, args)
-        scores = [score(Output(row, p["text"], prompt_format)) for row, p in zip(rows, mine, strict=True)]
-        lines += [{"id": row.id, "system": system, **each} for row, each in zip(rows, scores, strict=True)]
-        finish = [p["finish"] for p in mine]
-        seconds = sum(p["seconds"] for p in mine)
-        results[system] = {
-            "num_examples": len(mine),
-            **summarize(scores),
-            "finish": {reason: finish.count(reason) for reason in ("end", "closed", "length", "too_long")},
-            "rows_per_second": len(mine) / seconds if seconds else None,
-        }
-    predictions.write(output_dir / "scores.jsonl", lines)
-    return results
+def answer(model, tokenizer, prompt_format, prompts, rows, system, args):
+    """`(index, {"text", "num_tokens", "finish", "seconds"})` of each prompt, by the model here or by the server."""
+    if system == "endpoint":
+        yield from complete(args.endpoint, args.endpoint_model, prompts, args.max_new_tokens)
+        return
+    grammars = None
+    if "constrained" in system:
+        vocabulary = model.config.get_text_config().vocab_size
+        grammars = compile_grammars(tokenizer, vocabulary, [json.loads(row.tools) for row in rows])
+    arguments = (prompts, args.max_new_tokens, args.batch_tokens, grammars)
+    for index, generation in generate(model, tokenizer, prompt_format, *arguments):
+        yield index, generation._asdict()
 
 
-def print_table(results, args, step):
-    title = f"{args.model_name_or_path} on {args.dataset_name}, held-out rows"
-    table = Table(title=title + f"; adapter of step {step}" * (step is not None), caption_justify="left")
-    table.add_column("system")
-    for metric in METRICS.values():
-        table.add_column(metric.title + " %" * (metric.kind == "rate"), justify="right")
-    table.add_column("rows", justify="right")
-    for system, figures in results.items():
-        cells = [cell(name, metric, figures) for name, metric in METRICS.items()]
-        table.add_row(system, *cells, str(figures["num_examples"]), end_section=True)
-    table.caption = (
-        f"Prompt format {args.prompt_format}. "
-        "Below each rate its 95% Wilson interval and, in brackets, the lenient bound: first calls anywhere in the "
-        "text, those without a name pass."
+def read_folder(folder):
+    """A finished evaluation: its rows, `seen` of them, `{system: {row id: prediction}}`, its arguments and its environment."""
+    rows, seen = predictions.read_rows(folder)
+    try:
+        environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder} holds no evaluation that can be read: environment.json, {error}") from None
+    settings = read_yaml(folder / "args.yaml")
+    said = {}
+    for prediction in predictions.read([folder / "predictions.jsonl"]):
+        said.setdefault(prediction["system"], {})[prediction["id"]] = prediction
+    wanted = [system for system in TABLE_ORDER if system in settings["systems"]]
+    for system in wanted:
+        if missing := [row.id for row in rows if row.id not in said.get(system, {})]:
+            raise UserError(f"{folder} is not finished: {len(missing)} of {len(rows)} rows of {system} are missing")
+    return rows, seen, {system: said[system] for system in wanted}, settings, environment
+
+
+def score_folder(folder):
+    """Score the texts of a finished evaluation: scores.jsonl, metrics.json, report.html and the table."""
+    rows, seen, said, settings, environment = read_folder(folder)
+    formats = {system: PROMPT_FORMATS["raw" if system == "raw" else settings["prompt_format"]] for system in said}
+    results = compare_systems(rows, said, formats, seen)
+    model, data = settings.get("model_name_or_path") or settings["endpoint_model"], settings["dataset_name"]
+    step = environment.get("adapter_step")
+    subtitle = f"prompt format {settings['prompt_format']}" + f"; adapter of step {step}" * (step is not None)
+    published = PUBLISHED if (model, data) == PUBLISHED_FOR else {}
+    write_results(folder, results, rows, said, f"{model} on {data}, held-out rows", subtitle, published, environment)
+
+
+def compare_folders(folders, output_dir):
+    """The same for the systems of several finished evaluations of the same rows; a base that says the same in two stands once."""
+    found = [read_folder(folder) for folder in folders]
+    rows = found[0][0]
+    labels = short_names(folders)
+    said, formats = {}, {}
+    for folder, label, (mine, _, systems, settings, _) in zip(folders, labels, found, strict=True):
+        if mine != rows:
+            other = next((a.id for a, b in itertools.zip_longest(rows, mine) if a != b and a), mine[-1].id)
+            raise UserError(f"{folder} is of other rows than {folders[0]}, from row {other} on")
+        for system, texts in systems.items():
+            known = [[p["text"] for p in each.values()] for each in said.values()]
+            if system == "adapter" or [texts[row.id]["text"] for row in rows] not in known:
+                name = f"{label}: {system}"
+                said[name] = {row.id: texts[row.id] for row in rows}
+                formats[name] = PROMPT_FORMATS["raw" if system == "raw" else settings["prompt_format"]]
+    results = compare_systems(rows, said, formats, found[0][1])
+    output_dir.mkdir(parents=True, exist_ok=True)
+    record = {label: environment for label, (*_, environment) in zip(labels, found, strict=True)}
+    write_results(
+        output_dir, results, rows, said, f"{len(folders)} evaluations of the same rows", ", ".join(labels), {}, record
     )
-    if (args.model_name_or_path, args.dataset_name) == PUBLISHED_FOR:
-        for name, rates in PUBLISHED.items():
-            cells = [f"[dim]{rates[metric]:.2f}[/dim]" if metric in rates else "" for metric in METRICS]
-            table.add_row(f"[dim]{name}[/dim]", *cells, "[dim]101?[/dim]")
+
+
+def short_names(folders):
+    """What the folders' paths differ in: runs/a/evaluation and runs/b/evaluation are a and b."""
+    paths = [list(folder.resolve().parts) for folder in folders]
+    for end in (0, -1):
+        while all(len(path) > 1 for path in paths) and len({path[end] for path in paths}) == 1:
+            for path in paths:
+                path.pop(end)
+    return ["/".join(path) for path in paths]
+
+
+def write_results(folder, results, rows, said, title, subtitle, published, record):
+    scores = results.pop("scores")
+    predictions.write(
+        folder / "scores.jsonl",
+        (
+            {"id": row.id, "system": system, **each}
+            for system, mine in scores.items()
+            for row, each in zip(rows, mine, strict=True)
+        ),
+    )
+    report = report_of(results | {"scores": scores}, rows, said, title, subtitle, published, record)
+    write_report(folder / "report.html", report)
+    figures = {name: value for name, value in results.items() if name != "values"}
+    write_json(folder / "metrics.json", {"scoring": SCORING, **figures, **record})
+    print_table(results, title, subtitle, published)
+    print(f"Report, every row in it: {folder / 'report.html'}   Figures: {folder / 'metrics.json'}")
+
+
+def print_table(results, title, subtitle, published):
+    headline = {name: metric for name, metric in METRICS.items() if metric.headline}
+    table = Table(title=title, caption_justify="left")
+    table.add_column("system")
+    for metric in headline.values():
+        table.add_column(metric.title + " %" * (metric.kind == "rate"), justify="right")
+    for system, figures in results["systems"].items():
+        table.add_row(system, *(cell(name, metric, figures) for name, metric in headline.items()), end_section=True)
+    table.caption = (
+        f"{next(iter(results['systems'].values()))['num_examples']} rows; {subtitle}. Below each rate its 95% Wilson interval and, "
+        "in brackets, the lenient bound: first calls anywhere in the text, those without a name pass."
+    )
+    if gold := results["gold"].get("no_hallucination"):
+        table.caption += f" Gold itself has {100 * gold['rate']:.2f} % without hallucination, by the same rule."
+    for name, rates in published.items():
+        cells = [f"[dim]{rates[metric]:.2f}[/dim]" if metric in rates else "" for metric in headline]
+        table.add_row(f"[dim]{name}[/dim]", *cells)
+    if published:
         table.caption += " Published: parser not stated; the figures fit 101 rows."
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = Console(width=None if sys.stdout.isatty() else 80)
     console.print(table)
-    for system, figures in results.items():
+    for pair in results["pairs"]:
+        if "prompted" in (pair["a"], pair["b"]) and "raw" not in (pair["a"], pair["b"]):  # the others are in the report
+            gained, lost = len(pair["b_only"]), len(pair["a_only"])
+            console.print(
+                f"{pair['b']} beside {pair['a']}: {gained} rows gained, {lost} lost (p = {pair['p']:.2g})",
+                highlight=False,
+            )
+    for system, figures in results["systems"].items():
         stops = ", ".join(f"{count} {name}" for name, count in figures["finish"].items() if count)
         speed = f"{figures['rows_per_second']:.2f} rows/s; " if figures["rows_per_second"] else ""
         console.print(f"{system}: {speed}stopped by {stops}", highlight=False)
+    for line in results["warnings"]:
+        console.print(line, highlight=False)
 
 
 def cell(name, metric, figures):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data_utils.batching import TrainingData, fingerprint, mark_supervised, micro_batches, tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS, check_format, format_hash
-from data_utils.rows import describe_bad_rows, split_rows
+from data_utils.rows import describe_bad_rows, set_apart, split_rows
 from data_utils.sources import READERS, load_rows
 from eval_utils.metrics import METRICS, Output, score, summarize
 from model_utils.adapters import add_lora
@@ -47,6 +47,8 @@ from run_utils.environment import environment_record
 from run_utils.launch import start_accelerator
 from run_utils.progress import TrainingLog
 
+BEST_METRICS = [name for name, metric in METRICS.items() if metric.headline and metric.kind == "rate"]
+
 
 @dataclass
 class TrainingArguments:
@@ -61,6 +63,9 @@ class TrainingArguments:
     dataset_config_name: str | None = argument(None, "Where a data set has several configurations")
     dataset_revision: str | None = argument(None)
     prompt_format: Literal[*PROMPT_FORMATS] = argument("tags-1", "One of those in data_utils/prompt.py")
+    eval_dataset_name: str | None = argument(
+        None, "Rows to evaluate on, likewise, instead of rows held out of --dataset_name"
+    )
     eval_fraction: float = argument(0.05, "Share of the valid rows held out", at_least=0, below=1)
     eval_split: Literal["random", "tools"] = argument("random", "tools: no tool of a held-out row occurs in training")
     max_bad_rows: float = argument(
@@ -119,13 +124,16 @@ class TrainingArguments:
     eval_generate_examples: int = argument(
         0, "Held-out rows to generate calls for and score at each evaluation", at_least=0, free_on_resume=True
     )
+    best_metric: Literal["eval_loss", *BEST_METRICS] = argument(
+        "eval_loss", "What the best checkpoint is best in; all but eval_loss need --eval_generate_examples"
+    )
     save_steps: int = argument(100, "Optimizer steps", above=0, free_on_resume=True)
     save_total_limit: int = argument(
         3, "How many checkpoints to keep; the newest and the best are always kept", above=0, free_on_resume=True
     )
     final_adapter: Literal["last", "best"] = argument(
         "last",
-        "The step whose adapter goes to adapter/: the last, or the one of the lowest evaluation loss",
+        "The step whose adapter goes to adapter/: the last, or the one that is best by --best_metric",
         free_on_resume=True,
     )
     profile_steps: str | None = argument(
@@ -134,6 +142,10 @@ class TrainingArguments:
 
     def __post_init__(self):
         check_limits(self)
+        require(
+            self.best_metric == "eval_loss" or self.eval_generate_examples,
+            f"--best_metric {self.best_metric} needs --eval_generate_examples",
+        )
         require(
             not (self.overwrite_output_dir and self.resume_from_checkpoint),
             "--overwrite_output_dir and --resume_from_checkpoint contradict each other",
@@ -247,12 +259,11 @@ def main():
         if is_log:
             log.write()
         if is_eval:
-            eval_loss = evaluate_loss(accelerator, model, data.eval_examples, args.per_device_eval_batch_size)
-            log.write_evaluation({"loss": eval_loss})
+            figures = {"loss": evaluate_loss(accelerator, model, data.eval_examples, args.per_device_eval_batch_size)}
             if args.eval_generate_examples:
-                metrics, samples = evaluate_calls(accelerator, model, tokenizer, args, data.eval_rows)
-                log.write_evaluation(metrics, samples)
-            is_best = state.add_evaluation(eval_loss)
+                figures |= evaluate_calls(accelerator, model, tokenizer, args, data.eval_rows, log)
+            log.write_evaluation(figures)
+            is_best = state.add_evaluation(figures, args.best_metric)
             is_save = is_save or is_best
         if is_save:
             run.save(training, state)
@@ -287,7 +298,11 @@ def load_data(args, tokenizer, positions, accelerator):
     if dropped:
         count = sum(map(len, dropped.values()))
         accelerator.print(f"Dropped {count} of {len(rows) + count} rows: {describe_bad_rows(dropped)}")
-    train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+    if args.eval_dataset_name:
+        other_rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows)
+        train_rows, eval_rows, in_neither = set_apart(rows, other_rows, args.seed)
+    else:
+        train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
     max_length = min(args.max_seq_length, positions)
     try:
         for row in rows[:100]:
@@ -318,10 +333,10 @@ def load_data(args, tokenizer, positions, accelerator):
         accelerator.print(warning)
     marked = mark_supervised(tokenizer, train_examples[0])
     accelerator.print(f"One example; the loss is on what stands between ⟦ and ⟧:\n{marked}")
-    fingerprints = {row.id: row.fingerprint for row in train_rows + eval_rows}
+    fingerprints = {row.id: row.fingerprint for row in train_rows}
     split = {
         "trained": {example.row_id: fingerprints[example.row_id] for example in train_examples},
-        "held_out": {row.id: fingerprints[row.id] for row in eval_rows},
+        "held_out": {row.id: row.fingerprint for row in eval_rows},
     }
     train = TrainingData(
         train_examples,
@@ -392,9 +407,9 @@ def evaluate_loss(accelerator, model, examples, batch_size):
     return accelerator.reduce(loss_sum).item() / sum(example.completion_length for example in examples)
 
 
-def evaluate_calls(accelerator, model, tokenizer, args, eval_rows):
-    """Generate for the first --eval_generate_examples rows, shared out to the processes: `{metric: figure}` and a few
-    `(text, gold)` to look at, the same on all processes."""
+def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, log):
+    """Generate calls for the first --eval_generate_examples rows, shared out to the processes, and log some of them; returns
+    `{metric: figure}`, the same on all processes."""
     prompt_format = PROMPT_FORMATS[args.prompt_format]
     rows = eval_rows[: args.eval_generate_examples][accelerator.process_index :: accelerator.num_processes]
     prompts = [prompt_format.render(row.query, row.tools) for row in rows]
@@ -402,12 +417,12 @@ def evaluate_calls(accelerator, model, tokenizer, args, eval_rows):
     generations = generate(
         accelerator.unwrap_model(model), tokenizer, prompt_format, prompts, GENERATED_TOKENS, batch_tokens=16384
     )
-    outputs = gather_object([(rows[index], generation.text) for index, generation in generations])
+    outputs = gather_object([(rows[index], said.text, said.finish) for index, said in generations])
     model.train()
-    figures = summarize([score(Output(row, text, prompt_format)) for row, text in outputs])
-    return {name: figures[name][METRICS[name].kind] for name in METRICS}, [
-        (text, row.answers) for row, text in outputs[:5]
-    ]
+    figures = summarize([score(Output(row, text, prompt_format, finish)) for row, text, finish in outputs])
+    shown = [name for name, metric in METRICS.items() if name in figures and (metric.headline or name == "over_call")]
+    log.write_samples((row.query, text, row.answers) for row, text, _ in outputs[:5])
+    return {name: figures[name][METRICS[name].kind] for name in shown}
 
 
 def step_seed(seed, step, process_index):

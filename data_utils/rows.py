@@ -14,6 +14,9 @@ from data_utils.prompt import to_json
 from data_utils.tool_calls import check_calls, check_tools, parse_json
 
 COLUMNS = ("query", "tools", "answers")
+# May be there, for the evaluation alone: a kind of row, the values that the leaderboard accepts, and the arguments that are truly
+# required. The last two are JSON strings; no model sees any of them.
+EXTRA_COLUMNS = ("category", "acceptable", "required")
 
 
 class Row(NamedTuple):
@@ -23,6 +26,9 @@ class Row(NamedTuple):
     answers: str  # likewise
     # What the row is known by whatever its id, its other columns and the order of keys: see content_hash.
     fingerprint: str = ""
+    category: str = ""  # the EXTRA_COLUMNS, empty where the row has none
+    acceptable: str = ""
+    required: str = ""
 
     def tool_names(self):
         return {tool["name"] for tool in json.loads(self.tools)}
@@ -48,19 +54,25 @@ def validate(record):
             values[column] = record[column] if column == "query" else parse_json(record[column])
         except ValueError:  # UnicodeEncodeError, of half a surrogate pair, is one too
             raise ValueError(f"broken {'text' if column == 'query' else 'JSON'} in field '{column}'") from None
+    extras = {column: record[column] for column in EXTRA_COLUMNS if isinstance(record.get(column), str)}
+    for column in ("acceptable", "required"):
+        try:
+            extras.get(column) and parse_json(extras[column])
+        except ValueError:
+            raise ValueError(f"broken JSON in field '{column}'") from None
     try:
         check_tools(values["tools"])
         check_calls(values["answers"])
         tools, answers = to_json(values["tools"]), to_json(values["answers"])
         # "\ud800" is an escape in the text and half a surrogate pair in the value.
-        (str(record.get("id")) + tools + answers).encode()
+        "".join([str(record.get("id")), tools, answers, *extras.values()]).encode()
     except UnicodeEncodeError:
         raise ValueError("half a surrogate pair in a string") from None
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
         raise ValueError("a call to a tool that is not in its list")
     fingerprint = content_hash(**values)
     row_id = fingerprint if record.get("id") in (None, "") else str(record["id"])
-    return Row(row_id, values["query"], tools, answers, fingerprint)
+    return Row(row_id, values["query"], tools, answers, fingerprint, **extras)
 
 
 def bad_row_id(record):
@@ -129,6 +141,18 @@ def split_rows(rows, eval_fraction, seed, by="random"):
     eval_rows = [row for row in ordered if tools[row.id] and open_tools[row.id] == 0][:wanted]
     train_rows = [row for row in ordered if not tools[row.id] & held_out]
     return without_repeats(ordered, train_rows, eval_rows)
+
+
+def set_apart(rows, eval_rows, seed):
+    """Like split_rows where the rows to evaluate come from another place: training rows, evaluation rows, both in the order of
+    their hash, and rows in neither, which repeat one to evaluate."""
+
+    def ordered(rows):
+        return sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row.id}".encode()).digest())
+
+    held_out = {row.fingerprint for row in eval_rows}
+    train_rows = [row for row in ordered(rows) if row.fingerprint not in held_out]
+    return train_rows, ordered(eval_rows), [row for row in rows if row.fingerprint in held_out]
 
 
 def without_repeats(ordered, train_rows, eval_rows):

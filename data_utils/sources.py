@@ -10,7 +10,7 @@ import numpy as np
 
 from data_utils import cache
 from data_utils.prompt import to_json
-from data_utils.rows import COLUMNS, Row, describe_bad_rows, valid_rows
+from data_utils.rows import COLUMNS, EXTRA_COLUMNS, Row, describe_bad_rows, valid_rows
 from demo.rows import generate_rows
 from run_utils.arguments import UserError
 from run_utils.launch import check_hub_access
@@ -92,7 +92,8 @@ def pack(rows, bad):
 def unpack(stored):
     texts, ends = stored["texts"].tobytes(), np.cumsum(stored["lengths"]).tolist()
     fields = [texts[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
-    return [Row(*fields[i : i + 5]) for i in range(0, len(fields), 5)], json.loads(stored["bad"].tobytes())
+    width = len(Row._fields)
+    return [Row(*fields[i : i + width]) for i in range(0, len(fields), width)], json.loads(stored["bad"].tobytes())
 
 
 def content_of(source):
@@ -132,8 +133,9 @@ def read_jsonl_file(path):
 
 
 def as_json_strings(record):
-    """Tools and answers that a file holds as real lists, rendered as the JSON strings that a row has."""
-    rendered = {key: to_json(record[key]) for key in ("tools", "answers") if isinstance(record.get(key), list)}
+    """What a file holds as real lists and objects, rendered as the JSON strings that a row has."""
+    columns = ("tools", "answers", "acceptable", "required")
+    rendered = {key: to_json(record[key]) for key in columns if isinstance(record.get(key), list | dict)}
     return {**record, **rendered}
 
 
@@ -145,8 +147,7 @@ def read_parquet_file(path):
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    check_columns(path, table.schema)
-    return table.select([name for name in ("id", *COLUMNS) if name in table.column_names]).to_pylist()
+    return table.select(columns_to_read(path, table.schema)).to_pylist()
 
 
 READERS = {".json": read_json_file, ".jsonl": read_jsonl_file, ".parquet": read_parquet_file}
@@ -168,22 +169,28 @@ def read_hub_dataset(name, revision, config_name):
         reason = " ".join(str(error.__cause__ or error).split())
         hint = "; --dataset_config_name chooses one" if "onfig name is missing" in reason else ""
         raise UserError(f"cannot load the data set {name}: {type(error).__name__}: {reason}{hint}") from None
-    check_columns(name, dataset.features.arrow_schema)
-    return dataset.select_columns([column for column in ("id", *COLUMNS) if column in dataset.column_names])
+    return dataset.select_columns(columns_to_read(name, dataset.features.arrow_schema))
 
 
-def check_columns(name, schema):
-    """Typed columns must be there and hold strings: nested ones have already been padded with null keys."""
+def columns_to_read(name, schema):
+    """The names of the columns that rows are made of. Typed columns must hold strings: nested ones have already been padded with
+    null keys. Raises UserError where one is missing; of the columns that a row may have, others than strings are left out."""
     import pyarrow.types
 
     missing = [column for column in COLUMNS if column not in schema.names]
     if missing:
         raise UserError(f"{name} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
-    for column in COLUMNS:
+
+    def holds_strings(column):
         kind = schema.field(column).type
         content = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        if not (pyarrow.types.is_string(content) or pyarrow.types.is_large_string(content)):
+        return pyarrow.types.is_string(content) or pyarrow.types.is_large_string(content)
+
+    for column in COLUMNS:
+        if not holds_strings(column):
             raise UserError(
-                f"{name}: column {column} is {kind}, but must hold JSON strings: "
+                f"{name}: column {column} is {schema.field(column).type}, but must hold JSON strings: "
                 "a nested column gives every row the keys of all rows"
             )
+    extras = [column for column in EXTRA_COLUMNS if column in schema.names and holds_strings(column)]
+    return [*(["id"] if "id" in schema.names else []), *COLUMNS, *extras]

@@ -1,36 +1,72 @@
 """The metrics, in one table: each is a function of what a model said about one row. Pure functions, no torch.
 
-To add a metric, add a line to METRICS: evaluate.py, the evaluations inside train.py, metrics.json and the table of results
-take it from there, of evaluations that are finished already too (texts are kept, scores are not).
+To add a metric, add a line to METRICS: evaluate.py, the evaluations inside train.py, metrics.json, the table of results and the
+report take it from there, of evaluations that are finished already too (texts are kept, scores are not).
 """
 
 import functools
 import json
-import math
+import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from data_utils.tool_calls import json_equal, lenient_value
+from data_utils.formats import tool_schema
+from data_utils.tool_calls import check_calls, json_equal, lenient_value, opening_value
+from eval_utils.ast_match import ast_match
+from eval_utils.grounding import Sources, leaf_values
+from eval_utils.outcomes import conforms, kind_of_answer, num_equal, outcome, pair_by_name
+from eval_utils.statistics import bootstrap_ratio, wilson_interval
 
-SCORING = "3"  # counted up when a definition below changes: figures of two versions are not to be compared
+SCORING = "4"  # counted up when a definition below changes: figures of two versions are not to be compared
 
 
 class Output:
-    """What a model said about one row: the text, read as its prompt format reads it, and what it is compared with."""
+    """What a model said about one row: the text, read as its prompt format reads it, and what it is compared with.
 
-    def __init__(self, row, text, prompt_format):
-        self.text = text
-        self.gold = json.loads(row.answers)  # the list of calls wanted
-        self.tool_names = row.tool_names()  # of those on offer
+    finish: why generation stopped (Generation.finish). value: the parsed answer, None where the text is not, all of it, one value;
+    calls: the same where it is a list of calls, else None. gold: the list of calls wanted. tools: those on offer, and schemas, the
+    JSON Schema of each one's arguments by its name.
+    """
+
+    def __init__(self, row, text, prompt_format, finish="end"):
+        self.row, self.text, self.finish = row, text, finish
+        self.gold = json.loads(row.answers)
+        self.tools = json.loads(row.tools)
         try:
             self.value = prompt_format.parse(text)
         except ValueError:
             self.value = None
+        try:
+            check_calls(self.value)
+            self.calls = self.value
+        except ValueError:
+            self.calls = None
+
+    @functools.cached_property
+    def schemas(self):
+        return {tool["name"]: tool_schema(tool) for tool in self.tools}
 
     @functools.cached_property
     def lenient(self):
         """What a forgiving parser finds: the value for upper bounds, since that of published figures is not known."""
         return lenient_value(self.text)
+
+    @functools.cached_property
+    def opening(self):
+        return opening_value(self.text)
+
+    @functools.cached_property
+    def pairs(self):
+        """Calls beside gold calls of the same name (see pair_by_name)."""
+        return pair_by_name(self.calls or [], self.gold)
+
+    @functools.cached_property
+    def sources(self):
+        return Sources(self.row.query, self.tools)
+
+
+# Headline
 
 
 def json_valid(output):
@@ -43,7 +79,7 @@ def lenient_json_valid(output):
 
 
 def exact_match(output):
-    """The answer equals gold as JSON, calls in order."""
+    """The answer equals gold as JSON, calls in order; true is not 1, 5 is 5.0."""
     return json_equal(output.value, output.gold)
 
 
@@ -68,50 +104,257 @@ def _tools_exist(value, output, nameless_pass):
     if not calls:
         return not output.gold
     named = [call.get("name") if isinstance(call, dict) else None for call in calls]
-    return all(nameless_pass if name is None else isinstance(name, str) and name in output.tool_names for name in named)
+    return all(nameless_pass if name is None else isinstance(name, str) and name in output.schemas for name in named)
+
+
+def no_hallucination(output):
+    """Tools exist, every argument is one that its tool declares, and every value occurs in the query or the tools."""
+    if not tools_exist(output) or output.calls is None:
+        return False
+    declared = all(call["arguments"].keys() <= declared_arguments(output, call) for call in output.calls)
+    return declared and all(output.sources.is_grounded(value) for value in values(output))
+
+
+def declared_arguments(output, call):
+    return output.schemas.get(call["name"], {"properties": {}})["properties"].keys()
+
+
+def values(output):
+    return [value for call in output.calls or [] for value in leaf_values(call["arguments"])]
+
+
+# The ladder: each step contains the one before.
+
+
+def exact_typed(output):
+    """Exact match, and 1 is not 1.0."""
+    return exact_match(output) and json.dumps(output.value, sort_keys=True) == json.dumps(output.gold, sort_keys=True)
+
+
+def exact_any_order(output):
+    """Exact match, whatever the order of the calls; repeated calls count."""
+    return isinstance(output.value, list) and same_calls(output.value, output.gold)
+
+
+def exact_schema_aware(output):
+    """Exact match in any order, on both sides with strings in Unicode's NFC, optional arguments at their defaults, values
+    converted to the declared types; and a call alone is a list of one."""
+    value = [output.value] if isinstance(output.value, dict) else output.value
+    try:
+        check_calls(value)
+    except ValueError:
+        return exact_any_order(output)
+    defaults = {tool["name"]: tool.get("parameters") or {} for tool in output.tools}
+    sides = [[normalized(call, output.schemas, defaults) for call in calls] for calls in (value, output.gold)]
+    return same_calls(*sides)
+
+
+def same_calls(calls, gold):
+    """Equality as JSON whatever the order. Equality is transitive: the first that is equal is as good as any."""
+    left = list(gold)
+    for call in calls:
+        place = next((i for i, other in enumerate(left) if json_equal(call, other)), None)
+        if place is None:
+            return False
+        left.pop(place)
+    return not left
+
+
+def normalized(call, schemas, defaults):
+    arguments = dict(call["arguments"])
+    for name, spec in defaults.get(call["name"], {}).items():
+        if "default" in spec and spec["default"] not in (None, ""):
+            arguments.setdefault(name, spec["default"])
+    properties = schemas.get(call["name"], {"properties": {}})["properties"]
+    arguments = {name: converted(value, properties.get(name, {})) for name, value in arguments.items()}
+    return {"name": call["name"], "arguments": arguments}
+
+
+def converted(value, schema):
+    """The value as its declared type where it can be read as one: "5" and 5.0 as 5, 5 as "5", "true" as true."""
+    kind = schema.get("type")
+    if isinstance(value, list):
+        return [converted(element, schema.get("items", {})) for element in value]
+    if isinstance(value, dict):
+        return {name: converted(element, {}) for name, element in value.items()}
+    if isinstance(value, str):
+        value = unicodedata.normalize("NFC", value)
+        if kind == "boolean" and value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        if kind in ("integer", "number"):
+            try:
+                number = json.loads(value.strip())
+            except (ValueError, RecursionError):
+                return value
+            return number if isinstance(number, int | float) and not isinstance(number, bool) else value
+    if kind == "string" and isinstance(value, int | float) and not isinstance(value, bool):
+        return json.dumps(value)
+    return value
+
+
+# Call or no call. None: the figure is of other rows.
+
+
+def over_call(output):
+    """Of the rows where gold calls nothing: the output calls something."""
+    return None if output.gold else kind_of_answer(output) == "calls"
+
+
+def missed_call(output):
+    """Of the rows where gold calls tools: the output is a valid empty list."""
+    return kind_of_answer(output) == "abstains" if output.gold else None
+
+
+def acceptable_match(output):
+    """Of the rows with a column `acceptable`: the Berkeley leaderboard's AST match, parallel calls matched as well as can be."""
+    if not output.row.acceptable:
+        return None
+    return ast_match(output.value, json.loads(output.row.acceptable), output.tools)
+
+
+# Diagnostics: pairs (numerator, denominator), summed over the rows.
+
+
+def call_precision(output):
+    """Of the calls made: those that equal one of gold's."""
+    return num_right_calls(output), len(output.calls or [])
+
+
+def call_recall(output):
+    """Of gold's calls: those that were made."""
+    return num_right_calls(output), len(output.gold)
+
+
+def call_f1(output):
+    """The harmonic mean of the two, over all rows."""
+    return 2 * num_right_calls(output), len(output.calls or []) + len(output.gold)
+
+
+def num_right_calls(output):
+    left, right = list(output.gold), 0
+    for call in output.calls or []:
+        place = next((i for i, other in enumerate(left) if json_equal(call, other)), None)
+        if place is not None:
+            left.pop(place)
+            right += 1
+    return right
+
+
+def argument_precision(output):
+    """Of the arguments given: those that equal gold's, calls paired by name so that as many are equal as can be."""
+    return num_right_arguments(output), sum(len(call["arguments"]) for call in output.calls or [])
+
+
+def argument_recall(output):
+    """Of gold's arguments: those that were given, likewise."""
+    return num_right_arguments(output), sum(len(call["arguments"]) for call in output.gold)
+
+
+def num_right_arguments(output):
+    return sum(num_equal(call["arguments"], gold["arguments"]) for call, gold in output.pairs)
+
+
+def names_match(output):
+    """The names of the calls are gold's, whatever their order."""
+    calls = output.calls
+    return calls is not None and Counter(c["name"] for c in calls) == Counter(c["name"] for c in output.gold)
+
+
+def required_coverage(output):
+    """Of the required arguments of the tools called: those given."""
+    wanted = json.loads(output.row.required) if output.row.required else {}
+    given = total = 0
+    for call in known_calls(output):
+        required = wanted.get(call["name"], output.schemas[call["name"]]["required"])
+        given += len(set(required) & call["arguments"].keys())
+        total += len(required)
+    return given, total
+
+
+def known_calls(output):
+    return [call for call in output.calls or [] if call["name"] in output.schemas]
+
+
+def schema_conformity(output):
+    """Of the calls made to tools on offer: those whose arguments are what the tool's types ask for."""
+    calls = known_calls(output)
+    return sum(conforms(call["arguments"], output.schemas[call["name"]]) for call in calls), len(calls)
+
+
+def unknown_arguments(output):
+    """Of the arguments given to tools on offer: those that the tool does not declare."""
+    unknown = sum(len(call["arguments"].keys() - declared_arguments(output, call)) for call in known_calls(output))
+    return unknown, sum(len(call["arguments"]) for call in known_calls(output))
+
+
+def hallucinated_values(output):
+    """Of the values given: those that occur neither in the query nor in the tools."""
+    given = values(output)
+    return sum(not output.sources.is_grounded(value) for value in given), len(given)
 
 
 class Metric(NamedTuple):
+    """kind: a rate's function returns true or false, or None for a row that it is not about; a mean's and a count's a number; a
+    ratio's a pair (numerator, denominator), both summed over the rows."""
+
     title: str
-    kind: Literal["rate", "mean", "count"]
-    function: Callable[[Output], float]  # a rate's is true or false
-    lenient: Callable[[Output], float] | None = None  # an upper bound of it
+    kind: Literal["rate", "mean", "count", "ratio"]
+    function: Callable[[Output], object]
+    lenient: Callable[[Output], bool] | None = None  # an upper bound of a rate
+    headline: bool = True  # in the table on the terminal and in the curves of a training
 
 
 METRICS = {
     "json_valid": Metric("JSON valid", "rate", json_valid, lenient_json_valid),
     "exact_match": Metric("exact match", "rate", exact_match, lenient_exact_match),
     "tools_exist": Metric("tools exist", "rate", tools_exist, lenient_tools_exist),
+    "no_hallucination": Metric("no halluc.", "rate", no_hallucination),
+    "exact_typed": Metric("exact, 1 is not 1.0", "rate", exact_typed, headline=False),
+    "exact_any_order": Metric("exact, any order of calls", "rate", exact_any_order, headline=False),
+    "exact_schema_aware": Metric("exact, by the tools' types and defaults", "rate", exact_schema_aware, headline=False),
+    "acceptable_match": Metric("leaderboard's AST match", "rate", acceptable_match, headline=False),
+    "over_call": Metric("calls where gold has none", "rate", over_call, headline=False),
+    "missed_call": Metric("abstains where gold calls", "rate", missed_call, headline=False),
+    "names_match": Metric("names match", "rate", names_match, headline=False),
+    "call_precision": Metric("calls: precision", "ratio", call_precision, headline=False),
+    "call_recall": Metric("calls: recall", "ratio", call_recall, headline=False),
+    "call_f1": Metric("calls: F1", "ratio", call_f1, headline=False),
+    "argument_precision": Metric("arguments: precision", "ratio", argument_precision, headline=False),
+    "argument_recall": Metric("arguments: recall", "ratio", argument_recall, headline=False),
+    "required_coverage": Metric("required arguments given", "ratio", required_coverage, headline=False),
+    "schema_conformity": Metric("calls that fit their schema", "ratio", schema_conformity, headline=False),
+    "unknown_arguments": Metric("undeclared arguments", "ratio", unknown_arguments, headline=False),
+    "hallucinated_values": Metric("values from nowhere", "ratio", hallucinated_values, headline=False),
 }
 
 
 def score(output):
-    """`{name: value}` of one output; an upper bound's name begins with `lenient_`."""
+    """`{name: value}` of one output; an upper bound's name begins with `lenient_`. "outcome" is its outcome's name."""
     scores = {name: metric.function(output) for name, metric in METRICS.items()}
-    return scores | {f"lenient_{name}": metric.lenient(output) for name, metric in METRICS.items() if metric.lenient}
+    bounds = {f"lenient_{name}": metric.lenient(output) for name, metric in METRICS.items() if metric.lenient}
+    return {"outcome": outcome(output), **scores, **bounds}
 
 
 def summarize(scores):
-    """The figures of many outputs' scores, by metric: of a rate `{"k", "n", "rate", "low", "high"}` with its Wilson interval,
-    of a mean `{"n", "mean"}`, of a count `{"n", "count"}`. A row that does not parse is a miss, never an exclusion."""
+    """The figures of many outputs' scores, by metric: of a rate `{"k", "n", "rate", "low", "high"}` with its Wilson interval, of a
+    ratio `{"k", "n", "ratio", "low", "high"}` with a bootstrap interval over rows, of a mean `{"n", "mean"}`, of a count
+    `{"n", "count"}`. A row that does not parse is a miss, never an exclusion; a metric that no row is about is left out."""
+    kinds = {name: metric.kind for name, metric in METRICS.items()}
+    kinds |= {f"lenient_{name}": "rate" for name, metric in METRICS.items() if metric.lenient}
     figures = {}
-    for name in scores[0] if scores else ():
-        kind = METRICS[name if name in METRICS else name.removeprefix("lenient_")].kind
-        total, n = sum(each[name] for each in scores), len(scores)
+    for name, kind in kinds.items():
+        mine = [each[name] for each in scores if each[name] is not None]
+        if not mine:
+            continue
         if kind == "rate":
-            low, high = wilson_interval(total, n)
-            figures[name] = {"k": total, "n": n, "rate": total / n, "low": low, "high": high}
+            k, n = sum(mine), len(mine)
+            low, high = wilson_interval(k, n)
+            figures[name] = {"k": k, "n": n, "rate": k / n, "low": low, "high": high}
+        elif kind == "ratio":
+            k, n = (sum(pair[i] for pair in mine) for i in (0, 1))
+            if n:
+                low, high = bootstrap_ratio(*zip(*mine, strict=True))
+                figures[name] = {"k": k, "n": n, "ratio": k / n, "low": low, "high": high}
         else:
-            figures[name] = {"n": n, kind: total / n if kind == "mean" else total}
+            figures[name] = {"n": len(mine), kind: sum(mine) / len(mine) if kind == "mean" else sum(mine)}
     return figures
-
-
-def wilson_interval(k, n, z=1.959964):
-    """The 95% interval of a proportion k/n, as (low, high): Wilson (1927), which holds near 0 and 1 and for small n."""
-    if n == 0:
-        return 0.0, 1.0
-    p = k / n
-    centre = p + z * z / (2 * n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
-    return (0.0 if k == 0 else low), (1.0 if k == n else high)

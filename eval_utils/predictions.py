@@ -6,6 +6,7 @@ Each process appends to a file of its own, predictions-<process>.jsonl, which `m
 
 import json
 
+from data_utils.rows import Row
 from run_utils.arguments import UserError
 
 
@@ -29,9 +30,32 @@ def prepare(output_dir, identity):
     merge(output_dir)
 
 
+def write_rows(output_dir, rows, seen):
+    """rows.jsonl: what was asked, so that a finished evaluation needs neither model nor data set to be read again.
+
+    seen: `{row id: whether all its tools were on offer in training}`, None where that is not known.
+    """
+    write(
+        output_dir / "rows.jsonl",
+        ({**row._asdict(), "tools_seen": None if seen is None else seen[row.id]} for row in rows),
+    )
+
+
+def read_rows(output_dir):
+    """The rows of an evaluation and `seen` as write_rows was given them. Raises UserError where there are none."""
+    path = output_dir / "rows.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        seen = {record["id"]: record.pop("tools_seen") for record in records}
+        return [Row(**record) for record in records], None if None in seen.values() else seen
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}") from None
+
+
 def clear(output_dir):
     """Delete an earlier evaluation, and nothing else that lies in the folder."""
-    results = [output_dir / name for name in ("scores.jsonl", "metrics.json", "environment.json")]
+    names = ("rows.jsonl", "scores.jsonl", "metrics.json", "environment.json", "report.html")
+    results = [output_dir / name for name in names]
     for path in (*output_dir.glob("predictions*.jsonl"), *results):
         path.unlink(missing_ok=True)
 

@@ -15,12 +15,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import Cache
 
 from data_utils.batching import Example, collate, encode_prompts
 from model_utils.attention import ISOLATED
 from model_utils.cuda_graphs import capturing
+from model_utils.grammar import TokenMasks, new_matcher
 from model_utils.self_checks import (
     LAST,
     difference,
@@ -49,12 +56,15 @@ class Generation(NamedTuple):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tokens):
+def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tokens, grammars=None):
     """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which rows finish.
 
     The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at any of the model's end tokens, or
     when the prompt format says that its text is finished. Decoding options of the model's own generation_config are not in force. A model on which
     the continuous batching here fails its check generates by transformers' `generate` instead.
+
+    grammars: for each prompt what its answer must be, of `grammar.compile_grammars`, or None. Whole answers keep to it; one that
+    the budget cuts is a beginning of one that does.
     """
     prompt_ids = encode_prompts(tokenizer, prompts)
     positions = num_positions(model.config)
@@ -64,7 +74,10 @@ def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tok
         yield index, Generation("", 0, "too_long", 0.0)
     if not fitting:
         return
-    answers = {index: Answer(index, budgets[index], model, tokenizer, prompt_format) for index in fitting}
+    grammars = grammars or [None] * len(prompts)
+    answers = {
+        index: Answer(index, budgets[index], model, tokenizer, prompt_format, grammars[index]) for index in fitting
+    }
     room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
     if problem_with_slots(model, [prompt_ids[index] for index in fitting], room):
         yield from generate_plainly(model, prompt_ids, answers, batch_tokens)
@@ -75,10 +88,12 @@ def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tok
 class Answer:
     """What one row has generated so far, and whether it is finished."""
 
-    def __init__(self, index, budget, model, tokenizer, prompt_format):
+    def __init__(self, index, budget, model, tokenizer, prompt_format, grammar=None):
         self.index, self.budget = index, budget
         self.tokenizer, self.prompt_format = tokenizer, prompt_format
         self.end_tokens = end_tokens(model, tokenizer)
+        self.grammar = grammar
+        self.matcher = new_matcher(grammar, self.end_tokens - {None}) if grammar is not None else None
         self.tokens = []
         self.has_value = False
         self.finish = None
@@ -90,6 +105,8 @@ class Answer:
             self.finish = "end"
             return self.finish
         self.tokens.append(token)
+        if self.matcher is not None and not self.matcher.accept_token(token):  # no token at all was allowed
+            raise UserError(f"no token of this tokenizer continues {self.text()!r} as the grammar of its tools wants")
         # What is judged is the whole text, but only where the verdict may have changed: pieces alone lack spaces and letters.
         if self.has_value or contains_any(self.tokenizer, token, self.prompt_format.closing):
             text = self.text()
@@ -172,9 +189,10 @@ def generate_batch(model, prompts, answers):
                 attention_mask=mask,
                 max_new_tokens=answers[0].budget,
                 do_sample=False,
+                logits_processor=LogitsProcessorList(constraints(answers, base.device)),
                 stopping_criteria=StoppingCriteriaList([StopWith(answers)]),
             )
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # whatever a model raises that transformers itself cannot generate from
         raise UserError(f"transformers' own generate fails on {type(base).__name__}: {one_line(error)}") from None
@@ -195,6 +213,29 @@ class StopWith(StoppingCriteria):
             if not answer.finish:
                 answer.add(token)
         return torch.tensor([bool(answer.finish) for answer in self.answers], device=input_ids.device)
+
+
+def constraints(answers, device):
+    masks = token_masks(answers, len(answers), device)
+    return [KeepToGrammars(answers, masks)] if masks else []
+
+
+class KeepToGrammars(LogitsProcessor):
+    """Leaves each row the tokens that its grammar allows, after what StopWith has handed it."""
+
+    def __init__(self, answers, masks):
+        self.answers, self.masks = answers, masks
+
+    def __call__(self, input_ids, scores):
+        unfinished = [None if answer.finish else answer.matcher for answer in self.answers]
+        self.masks.fill(dict(enumerate(unfinished)))
+        return self.masks.apply(scores)
+
+
+def token_masks(answers, num_rows, device):
+    """Room for the masks of `num_rows` rows, or None where no answer has a grammar."""
+    grammar = next((answer.grammar for answer in answers if answer.grammar is not None), None)
+    return TokenMasks(grammar, num_rows, device) if grammar is not None else None
 
 
 CHECKED = weakref.WeakKeyDictionary()  # by model: the longest row that the check was made for, and the problem or None
@@ -272,7 +313,8 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens):
     rooms = {index: len(prompt_ids[index]) + answer.budget for index, answer in answers.items()}
     with slots_attention(model):
         for group, num_slots, length in plan_groups(rooms, batch_tokens):
-            slots = Slots(model, num_slots, length)
+            masks = token_masks([answers[index] for index in group], num_slots, model.device)
+            slots = Slots(model, num_slots, length, masks)
             waiting, running = deque(group), {}  # running: the answers of the rows in a slot, by slot
             while waiting or running:
                 start = time.perf_counter()
@@ -280,8 +322,10 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens):
                 if waiting and len(free) >= min(len(waiting), num_slots / 4):
                     entering = take_prompts(waiting, prompt_ids, len(free))
                     running |= {slot: answers[index] for slot, index in zip(free, entering, strict=False)}
+                    slots.keep_to_grammars(running)
                     new_tokens = slots.prefill(free[: len(entering)], [prompt_ids[index] for index in entering])
                 else:
+                    slots.keep_to_grammars(running)
                     new_tokens = slots.decode(list(running))
                 seconds = (time.perf_counter() - start) / len(running)
                 for answer in running.values():
@@ -321,16 +365,30 @@ def take_prompts(waiting, prompt_ids, most):
 
 
 class Slots:
-    """A cache of `num_slots` rows of up to `length` tokens, and the model's two ways over it."""
+    """A cache of `num_slots` rows of up to `length` tokens, and the model's two ways over it.
 
-    def __init__(self, model, num_slots, length):
+    masks: TokenMasks of as many rows, or None, which leaves the choice of tokens to the model alone.
+    """
+
+    def __init__(self, model, num_slots, length, masks=None):
         self.model = model
+        self.masks = masks
         self.cache = SlotCache(num_slots, length)
         self.slots = torch.arange(num_slots, device=model.device)
         self.tokens = torch.zeros_like(self.slots)  # the newest of each slot
         self.positions = torch.zeros_like(self.slots)  # where these stand
         self.logits = None  # [slots, vocabulary], from which the newest tokens were chosen
         self.graph = None
+
+    def keep_to_grammars(self, running):
+        """What comes next in each slot is to keep to its answer's grammar. running: `{slot: Answer}`."""
+        if self.masks:
+            self.masks.fill({slot: answer.matcher for slot, answer in running.items()})
+
+    def choose(self, slots=slice(None)):
+        """The best token, int64, at each row of `self.logits`, which stand for all slots or these."""
+        logits = self.masks.apply(self.logits, slots) if self.masks else self.logits
+        return logits.argmax(-1)
 
     @torch.compiler.set_stance("force_eager")
     def prefill(self, slots, prompts):
@@ -344,7 +402,7 @@ class Slots:
         self.cache.write_at = torch.repeat_interleave(here, lengths), batch["position_ids"][0]
         self.cache.shown = None
         self.logits = self.model(**batch, past_key_values=self.cache, use_cache=True).logits[0]
-        new_tokens = self.logits.argmax(-1)
+        new_tokens = self.choose(here)
         self.tokens[here], self.positions[here] = new_tokens, lengths
         return dict(zip(slots, new_tokens.tolist(), strict=True))
 
@@ -380,7 +438,7 @@ class Slots:
             past_key_values=self.cache,
             use_cache=True,
         ).logits[:, -1]
-        self.tokens.copy_(self.logits.argmax(-1))
+        self.tokens.copy_(self.choose())
         self.positions.add_(1).clamp_(max=self.cache.length - 1)
 
 

@@ -119,7 +119,7 @@ def parse_arguments(arguments_class, description, demo_recipe, argv=None):
     recipe = parser.parse_known_args(argv)[0].config
     known = {field.name for field in dataclasses.fields(arguments_class)}
     named = {word.split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    if not named & {"__config", "__model_name_or_path", "__dataset_name", "__adapter"}:
+    if not named & {"__config", "__model_name_or_path", "__dataset_name", "__adapter", "__rescore", "__compare"}:
         recipe = str(ROOT / "recipes" / demo_recipe)
         say(f"No model, data or --config named: running the embedded demo, recipes/{demo_recipe}")
     if recipe:

@@ -48,16 +48,23 @@ class RunState:
     loss_sum: float = 0.0  # since the last log entry
     completion_tokens: int = 0  # likewise
     eval_loss: float | None = None  # the newest
-    best_eval_loss: float | None = None
+    best_value: float | None = None  # by --best_metric
     best_checkpoint: str | None = None  # its folder's name
 
-    def add_evaluation(self, eval_loss):
-        """Take note of an evaluation loss; returns whether it is the best so far. One that is not finite counts as none."""
-        self.eval_loss = eval_loss if math.isfinite(eval_loss) else None
-        if self.eval_loss is None or (self.best_eval_loss is not None and eval_loss >= self.best_eval_loss):
+    def add_evaluation(self, figures, best_metric):
+        """Take note of an evaluation, `{"loss": ..., metric: rate}`; returns whether it is the best so far by best_metric: the
+        lowest eval_loss or the highest rate. A loss that is not finite counts as none."""
+        self.eval_loss = figures["loss"] if math.isfinite(figures["loss"]) else None
+        by_loss = best_metric == "eval_loss"
+        value = self.eval_loss if by_loss else figures[best_metric]
+        if self.eval_loss is None or (self.best_value is not None and not better(value, self.best_value, by_loss)):
             return False
-        self.best_eval_loss, self.best_checkpoint = eval_loss, f"checkpoint-{self.global_step}"
+        self.best_value, self.best_checkpoint = value, f"checkpoint-{self.global_step}"
         return True
+
+
+def better(value, than, lower_is_better):
+    return value < than if lower_is_better else value > than
 
 
 def open_run(args, accelerator):
@@ -155,9 +162,10 @@ class Run:
         if state.best_checkpoint and not (self.output_dir / state.best_checkpoint).is_dir():
             # It went when a better one came, which is not there any more either.
             self.accelerator.print(
-                f"{state.best_checkpoint}, the best so far, is gone: {checkpoint.name} takes its place"
+                f"{state.best_checkpoint}, the best so far, is gone: the best is looked for from here on"
             )
-            state.best_eval_loss, state.best_checkpoint = state.eval_loss, checkpoint.name
+            by_loss = self.args.best_metric == "eval_loss"
+            state.best_value, state.best_checkpoint = (state.eval_loss, checkpoint.name) if by_loss else (None, None)
         self.accelerator.print(f"Resuming from {checkpoint}, after step {state.global_step}")
         return state
 
@@ -214,7 +222,9 @@ class Run:
         shutil.rmtree(self.adapter_dir, ignore_errors=True)
         unfinished.rename(self.adapter_dir)
         if state.best_checkpoint:
-            print(f"Best checkpoint: {self.output_dir / state.best_checkpoint} (eval loss {state.best_eval_loss:.4f})")
+            print(
+                f"Best checkpoint: {self.output_dir / state.best_checkpoint} ({self.args.best_metric} {state.best_value:.4f})"
+            )
         elif self.args.final_adapter == "best":
             print("No evaluation had a finite loss: none is the best")
         print(f"The adapter of {chosen}: {self.adapter_dir}")

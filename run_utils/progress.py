@@ -29,10 +29,13 @@ class TrainingLog:
         if self.accelerator.is_main_process:
             # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
             self.writer = SummaryWriter(run.output_dir / "logs", purge_step=state.global_step + 1)
+            loss = ["Multiline", ["train/loss", "eval/loss"]]
+            self.writer.add_custom_scalars({"loss": {"training and evaluation": loss}})
             self.profiler = start_profiler(self.args.profile_steps, state.global_step, run.output_dir)
         self.on_terminal = sys.stdout.isatty()
         hidden = not (self.writer and self.on_terminal)
         self.progress = tqdm(total=last_step, initial=state.global_step, disable=hidden, file=sys.stdout)
+        self.final = {}  # the newest figures
         self.start_entry()
 
     def start_entry(self):
@@ -95,15 +98,21 @@ class TrainingLog:
         state.loss_sum, state.completion_tokens = 0.0, 0
         self.start_entry()
 
-    def write_evaluation(self, metrics, samples=()):
-        """An entry of eval/: figures by name, and generated texts with their gold to look at."""
+    def write_evaluation(self, metrics):
+        """An entry of eval/: figures by name."""
         self.add_scalars("eval", metrics)
         self.print("  ".join(f"eval {name} {value:.4f}" for name, value in metrics.items()))
-        if self.writer and samples:
-            text = "\n\n".join(f"    {generated}\n    {gold}" for generated, gold in samples)
-            self.writer.add_text("eval/generated_above_gold", text, self.state.global_step)
+
+    def write_samples(self, samples):
+        """Some rows to look at, `(query, generated text, gold)` each."""
+        if self.writer:
+            text = "\n\n".join(
+                f"    query   {query}\n    output  {said}\n    gold    {gold}" for query, said, gold in samples
+            )
+            self.writer.add_text("eval/samples", text, self.state.global_step)
 
     def add_scalars(self, group, metrics):
+        self.final |= {f"final/{group}_{name}": value for name, value in metrics.items()}
         if self.writer:
             for name, value in metrics.items():
                 self.writer.add_scalar(f"{group}/{name}", value, self.state.global_step)
@@ -119,6 +128,9 @@ class TrainingLog:
         if self.profiler:
             self.profiler.stop()
         if self.writer:
+            # The arguments beside the final figures, for TensorBoard's table of runs; in this run and not in one of its own.
+            arguments = {name: str(value) for name, value in vars(self.args).items()}
+            self.writer.add_hparams(arguments, self.final, run_name=".", global_step=self.state.global_step)
             self.writer.close()
 
 

@@ -55,4 +55,4 @@ def test_lora_brings_the_format_that_prompting_does_not(train_here, run_here, tm
     assert rates["raw"]["exact_match"] == rates["prompted"]["exact_match"] == 0
     assert rates["raw"]["json_valid"] + 0.3 < rates["prompted"]["json_valid"]
     assert rates["adapter"]["json_valid"] > 0.9 and rates["adapter"]["exact_match"] > 0.7
-    assert figures["adapter"]["finish"]["length"] == 0  # generations stop by themselves
+    assert "length" not in figures["adapter"]["finish"]  # generations stop by themselves

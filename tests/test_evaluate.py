@@ -81,17 +81,77 @@ def test_three_systems_on_the_rows_that_training_held_out(run_here, flags, rows_
             assert figure["low"] <= figure["rate"] == figure["k"] / 20 <= figure["high"]
     assert metrics["prompt_format"] == "tags-1" and metrics["adapter_sha256"] and metrics["scoring"]
     assert metrics["decoding"]["max_new_tokens"] == NEW_TOKENS
+    assert "report.html" in result.out and (flags["output_dir"] / "report.html").is_file()
     for word in ("raw", "prompted", "adapter", "Wilson"):
         assert word in result.out
     assert "published" not in result.out  # another model on other rows
 
 
-def test_the_published_figures_stand_beside_their_own_model_and_data(capsys):
-    model, data = evaluate.PUBLISHED_FOR
-    for name, shown in ((data, True), ("rows.jsonl", False)):
-        args = evaluate.EvaluationArguments(model_name_or_path=model, dataset_name=name)
-        evaluate.print_table({}, args, None)
-        assert ("80.20" in capsys.readouterr().out) == shown
+def test_the_published_figures_stand_beside_their_own_model_and_data(
+    run_here, flags, monkeypatch, tiny_model, rows_file
+):
+    flags |= {"systems": ["raw"], "num_examples": 2, "max_new_tokens": 1}
+    for shown in (False, True):
+        monkeypatch.setattr(evaluate, "PUBLISHED_FOR", (str(tiny_model), str(rows_file) if shown else "other rows"))
+        result = run_here(evaluate, flags)
+        assert ("80.20" in result.out) == shown, result.err
+
+
+def test_a_finished_evaluation_is_scored_again_without_a_model(run_here, flags, monkeypatch):
+    flags |= {"systems": ["raw", "adapter"], "num_examples": 6}
+    assert run_here(evaluate, flags).code == 0
+    folder = flags["output_dir"]
+    before = {name: (folder / name).read_text() for name in ("scores.jsonl", "metrics.json", "report.html")}
+    for name in before:
+        (folder / name).unlink()
+    monkeypatch.setattr(evaluate, "load_base_model", None)
+    monkeypatch.setattr(evaluate, "load_rows", None)
+    result = run_here(evaluate, {"rescore": folder})
+    assert result.code == 0 and "adapter" in result.out, result.err
+    assert {name: (folder / name).read_text() for name in before} == before
+    result = run_here(evaluate, {"rescore": folder.parent})
+    assert result.code == 1 and "holds no evaluation that can be read" in result.err
+    lines = (folder / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (folder / "predictions.jsonl").write_text("".join(lines[:-1]))
+    result = run_here(evaluate, {"rescore": folder})
+    assert result.code == 1 and "is not finished: 1 of 6 rows" in result.err
+
+
+def test_finished_evaluations_of_the_same_rows_are_set_side_by_side(run_here, flags, adapter, tmp_path):
+    flags |= {"systems": ["prompted", "adapter"], "num_examples": 6, "max_new_tokens": 4}
+    folders = [tmp_path / name / "evaluation" for name in ("first", "second")]
+    assert run_here(evaluate, flags | {"output_dir": folders[0]}).code == 0
+    assert run_here(evaluate, flags | {"output_dir": folders[1], "max_new_tokens": 9}).code == 0
+    result = run_here(evaluate, {"compare": folders, "output_dir": tmp_path / "comparison"})
+    assert result.code == 0, result.err
+    metrics = json.loads((tmp_path / "comparison" / "metrics.json").read_text())
+    assert set(metrics["systems"]) >= {"first: prompted", "first: adapter", "second: adapter"}
+    assert (tmp_path / "comparison" / "report.html").is_file()
+    assert (
+        run_here(evaluate, flags | {"output_dir": folders[1], "num_examples": 5, "overwrite_output_dir": True}).code
+        == 0
+    )
+    result = run_here(evaluate, {"compare": folders, "output_dir": tmp_path / "comparison"})
+    assert result.code == 1 and f"{folders[1]} is of other rows than {folders[0]}, from row" in result.err
+
+
+def test_what_a_server_says_is_evaluated_without_a_model_here(run_here, rows_file, tmp_path, monkeypatch):
+    """The client is the openai package's, tried against a real server in tests/eval_utils/test_endpoint.py."""
+    answers = {TAGS.render(row.query, row.tools): row.answers for row in load_rows(str(rows_file))[0]}
+
+    def complete(url, model, prompts, max_new_tokens):
+        for index, prompt in enumerate(prompts):
+            yield index, {"text": answers[prompt], "num_tokens": None, "finish": "end", "seconds": 0.5}
+
+    monkeypatch.setattr(evaluate, "complete", complete)
+    flags = {"endpoint": "http://localhost:1/v1", "endpoint_model": "m", "dataset_name": rows_file, "eval_fraction": 1,
+             "systems": ["endpoint"], "output_dir": tmp_path / "e"}  # fmt: skip
+    result = run_here(evaluate, flags)
+    assert result.code == 0, result.err
+    figures = json.loads((tmp_path / "e" / "metrics.json").read_text())["systems"]["endpoint"]
+    assert figures["exact_match"]["rate"] == 1 and figures["num_examples"] == 84
+    result = run_here(evaluate, flags | {"systems": ["endpoint", "raw"]})
+    assert result.code == 2 and "both --model_name_or_path and --dataset_name" in result.err
 
 
 def test_a_new_metric_is_had_of_a_finished_evaluation(run_here, flags, monkeypatch):

@@ -10,9 +10,11 @@ import torch
 from conftest import TAGS, curve, launch, read_args, values
 from peft import PeftModel
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 from transformers.utils import is_liger_kernel_available
 
+import evaluate
 import train
 from data_utils.batching import collate, tokenize_rows
 from data_utils.rows import split_rows
@@ -151,8 +153,8 @@ def test_checkpoints_beyond_the_limit_go_but_never_the_newest_or_the_best(train_
     state_file = output_dir / "checkpoint-1" / "state.json"
     state = json.loads(state_file.read_text())
     assert state["best_checkpoint"] == "checkpoint-1"
-    assert state["best_eval_loss"] == pytest.approx(values(output_dir, "eval/loss").item())
-    state_file.write_text(json.dumps(state | {"best_eval_loss": -1}))  # not to be beaten
+    assert state["best_value"] == pytest.approx(values(output_dir, "eval/loss").item())
+    state_file.write_text(json.dumps(state | {"best_value": -1}))  # not to be beaten
     train_here(flags | {"resume_from_checkpoint": "latest"})
     assert {path.name for path in output_dir.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-5"}
 
@@ -213,6 +215,38 @@ def test_the_best_evaluation_is_saved_and_delivered_where_asked_for(train_here, 
         assert environment["global_step"] == (best if final == "best" else 8)
         assert environment["eval_loss"] == pytest.approx(losses[environment["global_step"]])
         assert (output_dir / f"checkpoint-{best}").is_dir()
+
+
+def test_people_s_own_validation_rows_and_the_best_by_a_metric(run_here, train_here, flags, rows_file, tmp_path):
+    records = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("".join(json.dumps({**record, "id": i}) + "\n" for i, record in enumerate(records[:6])))
+    flags |= {
+        "eval_dataset_name": mine, "max_train_steps": 4, "eval_steps": 2, "save_steps": 2, "eval_generate_examples": 3,
+        "best_metric": "json_valid",
+    }  # fmt: skip
+    output_dir = train_here(flags)
+    split = json.loads((output_dir / "adapter" / "split.json").read_text())
+    assert set(split["held_out"]) == {str(i) for i in range(6)} and len(split["trained"]) == 78
+    rates = dict(curve(output_dir, "eval/json_valid"))
+    state = json.loads((output_dir / "checkpoint-4" / "state.json").read_text())
+    assert state["best_value"] == pytest.approx(max(rates.values())) and state["best_checkpoint"] == "checkpoint-2"
+    for name in ("exact_match", "tools_exist", "no_hallucination"):
+        assert [step for step, _ in curve(output_dir, f"eval/{name}")] == [2, 4]
+    result = run_here(evaluate, {"adapter": output_dir / "adapter", "systems": ["raw"], "max_new_tokens": 1})
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in (output_dir / "evaluation" / "rows.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in rows} == {str(i) for i in range(6)}
+    result = run_here(train, flags | {"eval_generate_examples": 0, "output_dir": tmp_path / "other"})
+    assert result.code == 2 and "needs --eval_generate_examples" in result.err
+
+
+def test_tensorboard_has_both_losses_in_one_chart_and_the_arguments_beside_the_figures(train_here, flags):
+    output_dir = train_here(flags | {"max_train_steps": 2})
+    events = EventAccumulator(str(output_dir / "logs"))
+    events.Reload()
+    assert {"custom_scalars__config__", "_hparams_/session_start_info"} <= set(events.summary_metadata)
+    assert values(output_dir, "final/eval_loss").item() == values(output_dir, "eval/loss")[-1].item()
 
 
 def test_a_cpu_is_told_what_is_faster_there(run_here, flags):

@@ -1,0 +1,131 @@
+"""What became of a row: exactly one outcome, the first that holds, from what the model said, its gold and the tools on offer."""
+
+from collections import Counter, defaultdict
+
+import jsonschema
+from scipy.optimize import linear_sum_assignment
+
+from data_utils.tool_calls import END_TAG, json_equal
+
+# In the order in which they are tried: name -> what it means.
+OUTCOMES = {
+    "right": "equals gold",
+    "prompt too long": "the model has no positions for the prompt",
+    "cut off": "the token budget was used up inside the answer's JSON",
+    "unparseable": "no strict JSON: prose, a fence, a broken value, or text after the value",
+    "wrong shape": "JSON, but not a list of calls",
+    "over-call": "calls tools where gold calls none",
+    "missed call": "an empty list where gold calls tools",
+    "unknown tool": "calls a tool that is not on offer",
+    "missing call": "fewer calls than gold",
+    "extra call": "more calls than gold",
+    "wrong tool": "as many calls, to other tools",
+    "unknown argument": "an argument that the tool does not declare",
+    "missing argument": "an argument of gold's is not given",
+    "extra argument": "a declared argument that gold does not give",
+    "wrong type": "another value than gold's, of a type that the tool does not take",
+    "wrong value": "another value than gold's",
+    "order only": "gold's calls in another order",
+}
+
+
+def outcome(output):
+    """The name of an Output's outcome (see eval_utils/metrics.py for Output)."""
+    gold, calls = output.gold, output.calls
+    if json_equal(output.value, gold):
+        return "right"
+    if output.finish == "too_long":
+        return "prompt too long"
+    if output.value is None:
+        return "cut off" if output.finish == "length" and output.text.lstrip()[:1] in ("[", "{") else "unparseable"
+    if calls is None:
+        return "wrong shape"
+    if calls and not gold:
+        return "over-call"
+    if gold and not calls:
+        return "missed call"
+    if any(call["name"] not in output.schemas for call in calls):
+        return "unknown tool"
+    if len(calls) != len(gold):
+        return "missing call" if len(calls) < len(gold) else "extra call"
+    if names(calls) != names(gold):
+        return "wrong tool"
+    return argument_outcome(output)
+
+
+def argument_outcome(output):
+    faults = set()
+    for call, wanted in pair_by_name(output.calls, output.gold):
+        given, gold = call["arguments"], wanted["arguments"]
+        declared = output.schemas[call["name"]]["properties"]
+        faults |= {"unknown argument" for name in given if name not in declared and name not in gold}
+        faults |= {"missing argument" for name in gold if name not in given}
+        faults |= {"extra argument" for name in given if name in declared and name not in gold}
+        for name in given.keys() & gold.keys():
+            if not json_equal(given[name], gold[name]):
+                faults.add("wrong value" if conforms(given[name], declared.get(name, {})) else "wrong type")
+    return next((name for name in OUTCOMES if name in faults), "order only")
+
+
+def names(calls):
+    return Counter(call["name"] for call in calls)
+
+
+def pair_by_name(calls, gold):
+    """Pairs of a call and a gold call of the same name, each in one pair at most, chosen so that as many arguments as can be are
+    equal (scipy's linear_sum_assignment)."""
+    mine, theirs = defaultdict(list), defaultdict(list)
+    for by_name, group in ((mine, calls), (theirs, gold)):
+        for call in group:
+            by_name[call["name"]].append(call)
+    pairs = []
+    for name, group in mine.items():
+        wanted = theirs[name]
+        equal = [[-num_equal(call["arguments"], other["arguments"]) for other in wanted] for call in group]
+        if wanted:
+            pairs += [(group[i], wanted[j]) for i, j in zip(*linear_sum_assignment(equal), strict=True)]
+    return pairs
+
+
+def num_equal(given, gold):
+    return sum(name in gold and json_equal(value, gold[name]) for name, value in given.items())
+
+
+def conforms(value, schema):
+    """Whether a value is what a JSON Schema asks for; 5.0 is no integer, as in the published types."""
+    return JSON_TYPES(schema).is_valid(value)
+
+
+def _is_integer(checker, value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+JSON_TYPES = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
+
+
+def kind_of_answer(output):
+    """Whether the output "calls" tools, "abstains" (a valid empty list), or is "broken", which is never an abstention."""
+    if output.calls is None:
+        return "broken"
+    return "calls" if output.calls else "abstains"
+
+
+def call_table(outputs):
+    """`{"gold_calls": {"calls": n, "abstains": n, "broken": n}, "gold_none": {...}}`."""
+    table = {side: {"calls": 0, "abstains": 0, "broken": 0} for side in ("gold_calls", "gold_none")}
+    for output in outputs:
+        table["gold_calls" if output.gold else "gold_none"][kind_of_answer(output)] += 1
+    return table
+
+
+def what_followed(output):
+    """What came after the value that the text starts with: nothing ("end"), the closing tag, a fence, another value, or prose;
+    "no value" where it starts with none."""
+    if output.opening is None:
+        return "no value"
+    rest = output.text[output.opening[1] :].strip()
+    starts = {END_TAG: "closing tag", "```": "fence", "[": "another value", "{": "another value"}
+    return next((name for start, name in starts.items() if rest.startswith(start)), "prose") if rest else "end"

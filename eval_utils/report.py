@@ -1,0 +1,336 @@
+"""report.html: one file that shows what several systems said about the same rows, and whether it helped.
+
+The page asks the network for nothing: styles, script, drawings and data are inside it. Texts of models and data sets are
+strangers' texts: the template escapes them all, the script sets them as text and never as markup, and a content security
+policy forbids what would be left. `render_report` says what a report is.
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from data_utils.tool_calls import json_equal
+
+SIGNIFICANT = 0.05  # a p below it is called a difference
+SYSTEM_HELP = {
+    "raw": "base model; the prompt is the bare JSON of query and tools",
+    "prompted": "base model; the same prompt as the adapter's",
+    "adapter": "base model with the fine-tuned LoRA adapter",
+    "constrained": "base model as prompted, held to the tools' grammar",
+    "constrained_adapter": "with the adapter, held to the tools' grammar",
+    "endpoint": "a model behind an OpenAI-compatible server",
+}
+# Fill and ink by tone: Okabe and Ito's colours, which stay apart for colour-blind readers. There are more outcomes than
+# colours that do, so a tone's second and third round are hatched and dotted.
+PALETTE = {
+    "good": [("#0072b2", "#fff"), ("#56b4e9", "#000")],
+    "bad": [("#d55e00", "#000"), ("#e69f00", "#000"), ("#cc79a7", "#000"), ("#f0e442", "#000"), ("#8c4a6b", "#fff")],
+    "neutral": [("#999999", "#000"), ("#c4c4c4", "#000"), ("#6b6b6b", "#fff")],
+}
+TEXTURES = ["", "hatch", "dots"]
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def write_report(path, report):
+    """Write the page; a kill leaves the old file or the new one. report: see render_report."""
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.incomplete")
+    unfinished.write_text(render_report(report), encoding="utf-8", newline="\n")
+    unfinished.replace(path)
+
+
+def render_report(report):
+    """The page as text that UTF-8 can hold.
+
+    report: JSON values. All keys are there, any list or dict of them may be empty, and figures may lack a metric:
+      title, subtitle: str; systems: [name], the order of columns; warnings: [str]; record: {name: value}
+      metrics: [{"name", "title", "kind": "rate" | "ratio" | "mean" | "count", "help"[, "headline": bool]}]
+      figures: {system: {metric or "lenient_" + metric: figure, "num_examples", "finish": {reason: count},
+        "rows_per_second"}} with a figure as metrics.summarize makes it
+      gold: {metric: figure}, gold judged as if it were an output; published: {label: {metric: percent}}
+      outcomes: [{"name", "title", "tone": "good" | "bad" | "neutral"[, "help"]}]; outcome_counts: {system: {name: count}}
+      call_table: {system: {"gold_calls" | "gold_none": {"calls", "abstains", "broken": count}}}
+      pairs: [{"a", "b": systems, "metric", "title", "both", "neither": count, "a_only", "b_only": [row id], "p"}]
+      slices: [{"title", "values": [{"value", "n", "figures": {system: figure}}]}]; worst_tools: {} or one of these
+      rows: [{"id", "query", "tools", "gold": [call], "category": str or None, "outputs": {system:
+        {"text", "value", "outcome", "finish", "num_tokens", "scores": {metric: value}}}}]; a ratio's value is
+        [numerator, denominator], and None is that of a row that a metric is not about
+    Raises ValueError where a number is not finite (JSON has no such number, and neither has a browser).
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": show_figure, "p": show_p, "integer": show_integer, "plain": show_json}
+    outcomes = style_outcomes(report)
+    page = environment.get_template("report.html.jinja").render(
+        report,
+        outcomes=outcomes,
+        bars={system: outcome_bar(outcomes, report["outcome_counts"].get(system, {})) for system in report["systems"]},
+        verdict=verdict(report["pairs"]),
+        metric_lines=metric_lines(report),
+        system_help=SYSTEM_HELP,
+        significant=SIGNIFICANT,
+        data=embed_json(row_data(report, outcomes)),
+    )
+    return _SURROGATE.sub("\ufffd", page)  # lone ones, all of them: Python's strings hold no pairs
+
+
+def embed_json(value):
+    """JSON for inside a <script>: no `<` is left that could end it, and lone surrogates travel as escapes, so that the
+    page's script reads exactly `value`. What is not ASCII stays as it is, a third to a sixth of the size of its escapes."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+# ---- figures as words ------------------------------------------------------------------------------------------------
+
+
+def show_figure(figure):
+    """A figure's words, {"text", "interval", "of"}, and for a bar its "rate", "low" and "high" in percent; None of None."""
+    if figure is None:
+        return None
+    if "rate" in figure or "ratio" in figure:
+        share = figure["rate" if "rate" in figure else "ratio"]
+        rate, low, high = (100 * number for number in (share, figure["low"], figure["high"]))
+        of = f"{show_integer(figure['k'])} of {show_integer(figure['n'])}"
+        words = {"text": f"{rate:.1f}%", "interval": f"{low:.1f} – {high:.1f}", "of": of}
+        return words | {"rate": rate, "low": low, "high": high}
+    if "mean" in figure:
+        interval = f"{show_number(figure['low'])} – {show_number(figure['high'])}" if "low" in figure else ""
+        return {"text": show_number(figure["mean"]), "interval": interval, "of": f"n = {show_integer(figure['n'])}"}
+    return {"text": show_integer(figure["count"]), "interval": "", "of": f"in {show_integer(figure['n'])} rows"}
+
+
+def show_number(number):
+    """Three decimals of what is small, one of what is large."""
+    return f"{number:.3f}" if abs(number) < 10 else f"{number:,.1f}"
+
+
+def show_integer(number):
+    return f"{number:,}"
+
+
+def show_p(p):
+    return "< 0.0001" if p < 0.0001 else f"= {p:.2g}" if p < 0.1 else f"= {p:.2f}"
+
+
+def show_json(value):
+    """A value of the record: strings as they are, lists and objects indented."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def metric_lines(report):
+    """(name, title, help) of all metrics, each upper bound that was measured below its metric."""
+    measured = {name for figures in report["figures"].values() for name in figures}
+    lines = []
+    for metric in report["metrics"]:
+        name, title = metric["name"], metric["title"]
+        lines.append((name, title, metric["help"]))
+        if f"lenient_{name}" in measured:
+            lines.append((f"lenient_{name}", f"{title}, leniently", "Upper bound: of what a forgiving parser finds."))
+    return lines
+
+
+def verdict(pairs):
+    """The page's first sentence: the answer of the pair that the run was about; None without pairs.
+
+    That pair is the adapter against the prompted base in exact match, or what comes nearest to it.
+    """
+    if not pairs:
+        return None
+    wanted = (("metric", "exact_match"), ("b", "adapter"), ("a", "prompted"))
+    pair = max(pairs, key=lambda pair: [pair[key] == value for key, value in wanted])
+    lost, gained = len(pair["a_only"]), len(pair["b_only"])
+    n = pair["both"] + pair["neither"] + lost + gained
+    if pair["p"] >= SIGNIFICANT or gained == lost:
+        answer, tone = "No clear difference.", "neutral"
+    else:
+        answer, tone = ("Yes, it helped.", "good") if gained > lost else ("No, it did harm.", "bad")
+    rates = [100 * (pair["both"] + only) / max(n, 1) for only in (lost, gained)]
+    return pair | {"answer": answer, "tone": tone, "n": n, "lost": lost, "gained": gained, "rates": rates}
+
+
+# ---- outcomes --------------------------------------------------------------------------------------------------------
+
+
+def style_outcomes(report):
+    """The outcomes with "fill", "ink" and "texture", in order; those that rows have and the list lacks come last.
+
+    An outcome's look depends on its place in the list alone, so that two reports can be laid side by side.
+    """
+    known = {outcome["name"]: outcome for outcome in report["outcomes"]}
+    counted = [name for counts in report["outcome_counts"].values() for name in counts]
+    said = [output["outcome"] for row in report["rows"] for output in row["outputs"].values()]
+    for name in [*counted, *said]:
+        known.setdefault(name, {"name": name, "title": str(name), "tone": "neutral"})
+    used = Counter()
+    styled = []
+    for outcome in known.values():
+        colours = PALETTE[outcome["tone"]]
+        lap, place = divmod(used[outcome["tone"]], len(colours))
+        used[outcome["tone"]] += 1
+        fill, ink = colours[place]
+        total = sum(counts.get(outcome["name"], 0) for counts in report["outcome_counts"].values())
+        styled.append(outcome | {"fill": fill, "ink": ink, "texture": TEXTURES[lap % len(TEXTURES)], "total": total})
+    return styled
+
+
+def outcome_bar(outcomes, counts):
+    """One system's bar: for each outcome that occurs its "index", "count", and "x" and "width" in percent of the bar."""
+    total = sum(counts.values())
+    segments, x = [], 0.0
+    for index, outcome in enumerate(outcomes):
+        if count := counts.get(outcome["name"], 0):
+            width = 100 * count / total
+            # A label stands in its segment where it fits the narrowest bar, 300 px of 6.5 px characters.
+            fitting = [
+                words
+                for words in (f"{outcome['title']} {width:.0f}%", f"{width:.0f}%")
+                if len(words) * 6.5 < width * 3 - 6
+            ]
+            segments.append(
+                {"index": index, "count": count, "x": x, "width": width, "label": fitting[0] if fitting else ""}
+            )
+            x += width
+    return segments
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def row_data(report, outcomes):
+    """What the page's script reads. Values are compared here, not there: a browser's numbers are doubles, and two
+    different account numbers would look equal."""
+    metrics = {metric["name"]: metric for metric in report["metrics"]}
+    outcome_index = {outcome["name"]: index for index, outcome in enumerate(outcomes)}
+    row_index = {row["id"]: index for index, row in enumerate(report["rows"])}
+    scored = dict.fromkeys(
+        name for row in report["rows"] for output in row["outputs"].values() for name in output["scores"]
+    )
+    tools = {}  # by their JSON: rows share them, and the page holds each once
+
+    def output_data(row, system):
+        output = row["outputs"].get(system)
+        return output and {
+            "text": output["text"],
+            "outcome": outcome_index[output["outcome"]],
+            "finish": output["finish"],
+            "tokens": output["num_tokens"],
+            "scores": [output["scores"].get(name) for name in scored],
+            "calls": compare_calls(row["gold"], output["value"]),
+        }
+
+    rows = [
+        {
+            "id": row["id"],
+            "query": row["query"],
+            "category": row["category"],
+            "tools": [tools.setdefault(json.dumps(tool), len(tools)) for tool in row["tools"]],
+            "gold": [_shown_call("gold", call) for call in row["gold"]],
+            "outputs": [output_data(row, system) for system in report["systems"]],
+        }
+        for row in report["rows"]
+    ]
+    return {
+        "systems": report["systems"],
+        "outcomes": [{key: outcome[key] for key in ("title", "tone", "texture")} for outcome in outcomes],
+        "scores": [_score_title(name, metrics) for name in scored],
+        "flips": [
+            [row_index[row] for row in pair[side] if row in row_index]
+            for pair in report["pairs"]
+            for side in ("b_only", "a_only")
+        ],
+        "tools": [json.loads(tool) for tool in tools],
+        "rows": rows,
+    }
+
+
+def _score_title(name, metrics):
+    strict = name if name in metrics else name.removeprefix("lenient_")
+    metric = metrics.get(strict, {"title": strict, "kind": "mean"})
+    return {"title": metric["title"] + ("" if strict == name else ", leniently"), "rate": metric["kind"] == "rate"}
+
+
+def compare_calls(gold, value):
+    """What the output's calls have in common with gold's: None where the value is no list or object, else a list of
+
+      {"state": "equal" | "changed" | "missing" | "extra", "name": str, "arguments": [[state, key, said, wanted]]}
+
+    in the output's order, what is missing last; texts of JSON for said and wanted, and None for what one side lacks. What
+    has no name and arguments is {"state": "extra", "json": text}. Calls are paired by name, those with the most equal
+    arguments first. A key beside name and arguments is an argument of the state "stray".
+    """
+    if not isinstance(value, list | dict):
+        return None
+    calls = value if isinstance(value, list) else [value]
+    partners = _pair_calls(gold, calls)
+    compared = [
+        _compare_call(gold[partners[place]], call) if place in partners else _shown_call("extra", call)
+        for place, call in enumerate(calls)
+    ]
+    return compared + [
+        _shown_call("missing", call) for place, call in enumerate(gold) if place not in partners.values()
+    ]
+
+
+def _pair_calls(gold, calls):
+    """{place in calls: place in gold}, one to one."""
+    possible = [
+        (-_equal_arguments(wanted, call), abs(there - here), here, there)
+        for here, call in enumerate(calls)
+        for there, wanted in enumerate(gold)
+        if _is_call(call) and _is_call(wanted) and call["name"] == wanted["name"]
+    ]
+    partners = {}
+    for _, _, here, there in sorted(possible):
+        if here not in partners and there not in partners.values():
+            partners[here] = there
+    return partners
+
+
+def _equal_arguments(wanted, call):
+    there = wanted["arguments"]
+    return sum(key in there and json_equal(value, there[key]) for key, value in call["arguments"].items())
+
+
+def _is_call(call):
+    return isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict)
+
+
+def _compare_call(wanted, call):
+    there, here = wanted["arguments"], call["arguments"]
+    arguments = [
+        ["extra", key, _json(value), None]
+        if key not in there
+        else ["equal", key, _json(value), None]
+        if json_equal(value, there[key])
+        else ["changed", key, _json(value), _json(there[key])]
+        for key, value in here.items()
+    ]
+    arguments += [["missing", key, None, _json(value)] for key, value in there.items() if key not in here]
+    arguments += [["stray", key, _json(value), None] for key, value in call.items() if key not in ("name", "arguments")]
+    state = "equal" if all(argument[0] == "equal" for argument in arguments) else "changed"
+    return {"state": state, "name": call["name"], "arguments": arguments}
+
+
+def _shown_call(state, call):
+    """A call all of whose arguments share its state."""
+    if not _is_call(call):
+        return {"state": state, "json": _json(call)}
+    sides = (lambda text: [None, text]) if state == "missing" else (lambda text: [text, None])
+    arguments = [[state, key, *sides(_json(value))] for key, value in call["arguments"].items()]
+    return {"state": state, "name": call["name"], "arguments": arguments}
+
+
+def _json(value):
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,219 @@
+"""Completions of a server, asked for by the real client from a real process that answers, and fails, as it is told."""
+
+import json
+import logging
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from conftest import ROOT
+
+from eval_utils.endpoint import complete
+from run_utils.arguments import UserError
+
+# Each prompt says what its requests get, one word a try, the last word from then on: a status, or "slow", "hang", "cut", "page".
+SERVER = r"""
+import collections, http.server, json, threading, time
+
+lock, tries, record, running = threading.Lock(), collections.Counter(), {"most": 0, "requests": []}, [0]
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.reply(200, json.dumps(record))
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        script = body["prompt"].split(":")[0].split()
+        with lock:
+            running[0] += 1
+            record["most"] = max(record["most"], running[0])
+            record["requests"].append({"path": self.path, "key": self.headers["Authorization"], "body": body})
+            word = script[min(tries[body["prompt"]], len(script) - 1)]
+            tries[body["prompt"]] += 1
+        try:
+            self.answer(word, body)
+        finally:
+            with lock:
+                running[0] -= 1
+
+    def answer(self, word, body):
+        if word == "slow":
+            time.sleep(0.3)
+        if word == "hang":
+            time.sleep(3)
+        if word == "page":
+            return self.reply(200, "<html>Welcome</html>", "text/html")
+        if word.isdigit() and word != "200":
+            message = "This model's maximum context length is 9 tokens." if "long" in body["prompt"] else "as\nscripted"
+            error = {"error": {"message": message, "type": "x", "param": None, "code": int(word)}}
+            return self.reply(int(word), json.dumps(error))
+        finish = "length" if word == "cut" else "stop"
+        choice = {"index": 0, "text": "said " + body["prompt"], "logprobs": None, "finish_reason": finish}
+        answer = {"id": "1", "object": "text_completion", "created": 1, "model": body["model"], "choices": [choice]}
+        if "uncounted" not in body["prompt"]:
+            answer["usage"] = {"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10}
+        self.reply(200, json.dumps(answer))
+
+    def reply(self, status, text, kind="application/json"):
+        try:
+            self.send_response(status)
+            if status == 429:
+                self.send_header("Retry-After", "0")
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+        except OSError:  # the client has given up
+            pass
+
+    def log_message(self, *args):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_openai():
+    pytest.importorskip("openai", reason="asking endpoints needs the optional package openai", exc_type=ImportError)
+
+
+@pytest.fixture
+def url():
+    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def record_of(url):
+    """What the server has seen: `{"most": requests at one time, "requests": [{"path", "key", "body"}, ...]}`."""
+    with urllib.request.urlopen(url) as answer:
+        return json.load(answer)
+
+
+def test_completions_come_as_they_finish_and_requests_are_greedy(url, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    said = list(complete(url, "m", ["slow: a", "200: b", "cut: é", "200: uncounted"], 33))
+    assert sorted(index for index, _ in said) == [0, 1, 2, 3] and said[-1][0] == 0
+    said = dict(said)
+    assert said[0].pop("seconds") > 0.3 > said[1].pop("seconds") > 0
+    assert said[0] == {"text": "said slow: a", "num_tokens": 7, "finish": "end"}
+    assert said[1] == {"text": "said 200: b", "num_tokens": 7, "finish": "end"}
+    assert (said[2]["text"], said[2]["finish"]) == ("said cut: é", "length")
+    assert said[3]["num_tokens"] is None
+    for request in record_of(url)["requests"]:
+        assert request["path"] == "/v1/completions" and request["key"] == "Bearer none"
+        prompt = request["body"].pop("prompt")
+        assert prompt and request["body"] == {"model": "m", "max_tokens": 33, "temperature": 0}  # no stop strings
+
+
+def test_the_key_is_the_environments_or_the_one_given(url, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "from the environment")
+    list(complete(url + "/completions", "m", ["200: a"], 4))
+    list(complete(url + "/", "m", ["200: b"], 4, api_key="given"))
+    assert [(request["path"], request["key"]) for request in record_of(url)["requests"]] == [
+        ("/v1/completions", "Bearer from the environment"),
+        ("/v1/completions", "Bearer given"),
+    ]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_so_many_requests_run_at_once_and_no_more(url, concurrency):
+    said = dict(complete(url, "m", [f"slow: {i}" for i in range(3 * concurrency)], 4, concurrency=concurrency))
+    assert [said[i]["text"] for i in range(3 * concurrency)] == [f"said slow: {i}" for i in range(3 * concurrency)]
+    assert record_of(url)["most"] == concurrency
+
+
+def test_what_passes_is_tried_again(url):
+    prompts = ["500 500 200: a", "429 200: b", "hang 200: c", "503 200: d"]
+    said = dict(complete(url, "m", prompts, 4, timeout=1))
+    assert [said[i]["text"] for i in range(4)] == [f"said {prompt}" for prompt in prompts]
+    tries = [request["body"]["prompt"] for request in record_of(url)["requests"]]
+    assert [tries.count(prompt) for prompt in prompts] == [3, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("script", "tries", "message"),
+    [
+        ("500", 2, r"{url} fails on some/model, tried 2 times \(500: as scripted\): its log may say why"),
+        (
+            "429",
+            2,
+            r"{url} turns requests for some/model away, tried 2 times \(429: as scripted\): send fewer at once.*",
+        ),
+        ("hang", 2, r"{url} did not answer within 0.5 s, tried 2 times: allow it more time.*"),
+        ("401", 1, r"{url} refuses the key for some/model \(401: as scripted\): set OPENAI_API_KEY to .*"),
+        ("403", 1, r"{url} refuses the key for some/model .*"),
+        (
+            "404",
+            1,
+            r"{url} has no model some/model, .* \(404: as scripted\): {url}/models lists the names that it knows",
+        ),
+        ("422", 1, r"{url} refuses the request for some/model \(422: as scripted\)"),
+        ("page", 1, r"{url} does not answer like an OpenAI-compatible server \(.*\): does its address end in /v1\?"),
+    ],
+)
+def test_what_does_not_pass_is_said_in_one_line(url, script, tries, message):
+    with pytest.raises(UserError) as caught:
+        list(complete(url, "some/model", [f"{script}: a"], 4, timeout=0.5, retries=1))
+    (line,) = str(caught.value).splitlines()
+    pattern = message.replace("{url}", url)
+    assert re.fullmatch(pattern, line), line
+    assert len(record_of(url)["requests"]) == tries
+
+
+def test_a_prompt_that_the_server_has_no_room_for_is_no_error(url):
+    said = dict(complete(url, "m", ["400: long", "200: b"], 4))
+    assert said[0].pop("seconds") >= 0
+    assert said[0] == {"text": "", "num_tokens": 0, "finish": "too_long"} and said[1]["finish"] == "end"
+    with pytest.raises(UserError, match="refuses the request for m .400: as scripted"):
+        list(complete(url, "m", ["400: a"], 4))
+
+
+def test_nobody_there():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        with pytest.raises(UserError, match=f"^cannot reach {url}, tried 2 times .*: is the server running there"):
+            list(complete(url, "m", ["a", "b"], 4, retries=1))
+    with pytest.raises(UserError, match="^cannot reach localhost:1/v1, .*protocol"):
+        list(complete("localhost:1/v1", "m", ["a"], 4, retries=0))
+
+
+def test_an_error_stops_the_other_requests_quietly(url, caplog):
+    start = time.perf_counter()
+    with pytest.raises(UserError, match="401"), caplog.at_level(logging.WARNING):
+        list(complete(url, "m", ["hang: a", "401: b", "401: c", *[f"slow: {i}" for i in range(50)]], 4, concurrency=3))
+    assert time.perf_counter() - start < 2 and len(record_of(url)["requests"]) < 10
+    assert not caplog.records  # asyncio tells of errors that nobody has looked at
+
+
+def test_a_caller_who_has_seen_enough_waits_for_nothing(url):
+    start = time.perf_counter()
+    for index, _ in complete(url, "m", ["hang: a", "200: b"], 4):
+        assert index == 1
+        break
+    assert time.perf_counter() - start < 2
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError, match="pip install openai$"):
+        list(complete("http://localhost/v1", "m", ["a"], 4))
+
+
+def test_no_torch():
+    code = "import sys, eval_utils.endpoint; assert 'torch' not in sys.modules and 'openai' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,345 @@
+"""Which values count as taken from the query or the tools, and which as made up."""
+
+import datetime
+import json
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval_utils.grounding import Sources, leaf_values
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+NOTATION = st.text(" 0123456789.,:-–/+%$€kmTxe()[]½²'apth", max_size=30)  # what the rules about figures are made of
+PIECES = st.lists(
+    st.sampled_from("two hundred and five million may 5th 2024 3pm 1,000 12:30 - % first 3/4 fıve x²".split())
+)
+
+
+@pytest.mark.parametrize(
+    ("query", "value", "grounded"),
+    [
+        # a number is a whole token
+        ("base of 10 and height of 5", 5, True),
+        ("base of 10 and height of 5", 5.0, True),
+        ("base of 10 and height of 5", 1, False),
+        ("15 units", 5, False),
+        ("3.14", 3, False),
+        ("3.14", 14, False),
+        ("3.14", 3.14, True),
+        ("It is 3.", 3, True),
+        (".5 litres", 0.5, True),
+        ("pi is 3.14159265358979323846", 3.141592653589793, True),
+        ("account 9007199254740993", 9007199254740993, True),
+        ("account 9007199254740993", 9007199254740992, False),
+        ("6.02e23 of them", 6.02e23, True),
+        ("a diameter of 6mm", 6, True),
+        ("the file 5f4dcc3b", 5, False),
+        ("the vitamin B12", 12, False),
+        ("in 1920x1080", 1080, True),
+        ("dataset_5", 5, True),
+        ("2x² - 3x + 1", 2, True),
+        ("10²", 102, False),
+        # signs
+        ("-5 degrees", -5, True),
+        ("-5 degrees", 5, False),
+        ("5 degrees", -5, False),
+        ("x=−5", -5, True),
+        ("from 5-10", -10, False),
+        ("from 5-10", 10, True),
+        ("2x^2 - 3x", -3, True),
+        # separators
+        ("1,000 people", 1000, True),
+        ("1 000 people", 1000, True),
+        ("1,000 people", 1, False),
+        ("1,234,567.5", 1234567.5, True),
+        ("1,234,567", 234, False),
+        ("1,00,000 rupees", 100000, True),
+        ("the values 5,10,15", 10, True),
+        ("[100,200]", 200, True),
+        ("the point (3,400)", 400, True),
+        ("12,450 people", 450, False),
+        # percent, currency, scale
+        ("5%", 5, True),
+        ("5%", 0.05, True),
+        ("5 percent", 0.05, True),
+        ("five percent", 0.05, True),
+        ("5 people", 0.05, False),
+        ("$5", 5, True),
+        ("5€", 5, True),
+        ("USD 5", 5, True),
+        ("USD5", 5, True),
+        ("Rs.500", 500, True),
+        ("-$5", -5, True),
+        ("$1.5 million", 1500000, True),
+        ("$1.5M", 1500000, True),
+        ("3k", 3000, True),
+        ("2 thousand", 2000, True),
+        ("3 dozen", 36, True),
+        ("2 thousand", 200, False),
+        # number words
+        ("twenty-five", 25, True),
+        ("twenty-five", 5, False),
+        ("two hundred", 200, True),
+        ("Two Hundred and Five Thousand", 205000, True),
+        ("a hundred", 100, True),
+        ("five and ten", 15, False),
+        ("five and ten", 10, True),
+        ("one two three", 2, True),
+        ("nineteen hundred", 1900, True),
+        ("two million three hundred thousand", 2300000, True),
+        ("the first one", 1, True),
+        ("the twenty-first", 21, True),
+        ("the 3rd", 3, True),
+        ("often", 10, False),
+        # numbers in strings
+        ("42 people", "42", True),
+        ("forty-two people", "42", True),
+        ("142 people", "42", False),
+        ("1000 km", "1,000 km", True),
+        ("1,500,000", "$1.5 million", True),
+        ("1.5 thousand, not a million", "2.5 million", False),
+        ("version 2.5.1", "2.5.1", True),
+        ("six of clubs", "6 of clubs", True),
+        ("3.14", "3", False),
+        # words: in any order, each in full, names in their parts
+        ("the area of New York", "York, new", True),
+        ("the area of New York", "New York City", False),
+        ("a newish thing", "new", False),
+        ("new york", "newYork", True),
+        ("new york", "new_york", True),
+        ("the newYork office", "New York", True),
+        ("HTTPServer", "http server", True),
+        ("dataset 1", "dataset1", True),
+        ("dataset 2", "dataset1", False),
+        ("a multi-band sequence", "multiband", True),
+        ("an email", "e-mail", True),
+        ("the U.S. economy", "US", True),
+        ("Tesla's stock", "tesla", True),
+        ("ＮＥＷ　ＹＯＲＫ", "new york", True),
+        ("Straße", "STRASSE", True),
+        ("请告诉我北京的天气", "北京", True),
+        ("请告诉我北京的天气", "南京", False),
+        ("我有5个苹果和3个梨", 3, True),
+        ("서울에서 만나요", "서울", True),
+        ("हिन्दी में", "हिन्दी", True),
+        ("हिन्दी में", "हिन", False),
+        # only punctuation
+        ("is it a+b?", "+", True),
+        ("is it a+b?", "-", False),
+        ("cheers 🎉", "🎉", True),
+        # dates
+        ("on March 5th, 2024", "2024-03-05", True),
+        ("on 5 March 2024", "2024-03-05", True),
+        ("on the 5th of March, 2024", "03/05/2024", True),
+        ("on Mar 5 2024", "20240305", True),
+        ("on 5/3/2024", "2024-03-05", True),
+        ("on 5/3/2024", "2024-05-03", True),
+        ("on 5.3.2024", "May 3, 2024", True),
+        ("on 5/3/24", "2024-03-05", True),
+        ("on 2024-03-05", "March 5th, 2024", True),
+        ("on 2024-03-05", "March 5", True),
+        ("on March 5", "03/05", True),
+        ("on March 5", "2024-03-05", False),
+        ("on March 5; it is 2024", "2024-03-05", True),
+        ("on March 5th, 2024", "2024-03-06", False),
+        ("on March 5th, 2024", "2023-03-05", False),
+        ("2024-03-05 to 2024-04-07", "2024-03-07", False),  # though each of its figures is there
+        ("in March 2024", "2024-03", True),
+        ("on March 5th, 2024", "2024-03-05T00:00:00Z", True),
+        ("on March 5th, 2024 at 3pm", "2024-03-05T15:00:00", True),
+        ("on March 5th, 2024 at 3pm", "2024-03-05 16:00", False),
+        ("since 2024-03-05", 2024, True),
+        # times
+        ("at 3pm", "15:00", True),
+        ("at 3 p.m.", "15:00:00", True),
+        ("at 3pm", "03:00", False),
+        ("at 15:30", "3:30 PM", True),
+        ("at 3:30", "15:30", True),
+        ("at 11.30 a.m.", "11:30", True),
+        ("at 12am", "00:00", True),
+        ("at noon", "12:00", True),
+        ("15 items in 30 minutes", "15:30", False),
+        # what says nothing, and all leaves of what has several
+        ("anything", "", True),
+        ("anything", None, True),
+        ("anything", True, True),
+        ("2 and 3", [2, {"key": 3}], True),
+        ("2 and 3", [2, {"key": 4}], False),
+        ("inf nan", float("inf"), False),
+        ("inf nan", float("nan"), False),
+    ],
+)
+def test_the_rules(query, value, grounded):
+    assert Sources(query, []).is_grounded(value) is grounded
+
+
+@pytest.mark.parametrize(
+    ("value", "grounded"),
+    [
+        ("metric", True),
+        (20, True),
+        (0.5, True),
+        ("get_weather", True),
+        ("max results", True),
+        ("2020-01-31", True),
+        ("celsius", True),
+        ("parameters", False),
+        (2, False),
+        ("kelvin", False),
+    ],
+)
+def test_all_that_the_tools_say_counts(value, grounded):
+    parameters = {
+        "max_results": {"description": "At most, e.g. 20", "type": "int", "default": 0.5},
+        "unit": {"description": "the unit", "type": "str", "enum": ["metric", "imperial"]},
+        "since": {"type": "str", "examples": ["January 31st, 2020"], "default": {"celsius": True}},
+    }
+    tools = [{"name": "get_weather", "description": "The weather.", "parameters": parameters}]
+    assert Sources("", tools).is_grounded(value) is grounded
+
+
+def test_leaves_are_the_values_that_say_something():
+    arguments = {"a": [1, [2.5, {"key": "x"}]], "b": True, "c": None, "d": "", "e": {"f": {"g": 0}}, "h": [], "i": " "}
+    assert list(leaf_values(arguments)) == [1, 2.5, "x", 0, " "]
+
+
+def test_nesting_has_no_limit():
+    value = 7
+    for _ in range(100_000):
+        value = [value]
+    assert Sources("seven", value).is_grounded(value)
+    while isinstance(value, list):  # taken apart here: freeing it in one go is deep too
+        value = value[0]
+
+
+def spoken(n):
+    """English for 0 <= n < 1,000,000."""
+    ones = (
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+    )
+    ones += "seventeen eighteen nineteen".split()
+    if n < 20:
+        return ones[n]
+    if n < 100:
+        tens = "twenty thirty forty fifty sixty seventy eighty ninety".split()[n // 10 - 2]
+        return f"{tens}-{ones[n % 10]}" if n % 10 else tens
+    unit, name, link = (100, "hundred", " and ") if n < 1000 else (1000, "thousand", " ")
+    rest = f"{link}{spoken(n % unit)}" if n % unit else ""
+    return f"{spoken(n // unit)} {name}{rest}"
+
+
+FORMATS = [
+    "{}",
+    "{:,}",
+    "${}",
+    "{}€",
+    "USD {:,}",
+    "{}%",
+    "{} percent",
+    "{}kg",
+    "({})",
+    "x={},",
+    "{}th",
+    "{}.",
+    "{}.0",
+    "{:,}",
+]
+FORMATS += ["'{}'", "+{}", "{}-fold", "{}°C", "[1, {}]", "{:e}"]
+
+
+@given(
+    st.integers(0, 999_999),
+    st.sampled_from([*(form.format for form in FORMATS), spoken, lambda n: f"{n:,}".replace(",", " ")]),
+)
+def test_a_number_is_found_in_each_format(n, render):
+    sources = Sources(f"take {render(n)} of them", [])
+    assert sources.is_grounded(n)
+    assert sources.is_grounded(float(n))
+    assert sources.is_grounded(str(n))
+    assert sources.is_grounded(f"{spoken(n)} of them")
+
+
+@given(
+    st.integers(1, 10**6),
+    st.sampled_from([("thousand", 3), ("k", 3), ("million", 6), ("M", 6), ("billion", 9), ("%", -2)]),
+)
+def test_a_scale_multiplies(n, scale):
+    word, exponent = scale
+    number = json.loads(f"{n}e{exponent}")
+    sources = Sources(f"about {n}{' ' if len(word) > 1 else ''}{word} in all", [])
+    assert sources.is_grounded(number)
+    assert sources.is_grounded(number * 10) == (number * 10 == n)
+
+
+@given(st.integers(0, 999), st.text("123456789", min_size=1, max_size=4), st.text("123456789", max_size=4))
+def test_a_number_inside_a_longer_one_is_not_found(n, before, after):
+    for form in ("{}", "{:,}", "{:,}.5", "0.{}", "${:,}", "{}kg", "{}%", "-{}"):
+        sources = Sources("take " + form.format(int(f"{before}{n}{after}")), [])
+        assert not sources.is_grounded(n)
+        assert not sources.is_grounded(str(n))
+
+
+@given(
+    st.dates(datetime.date(1970, 1, 1), datetime.date(2099, 12, 31)),
+    st.sampled_from(
+        [
+            "%Y-%m-%d",
+            "%d/%m/%Y",
+            "%m/%d/%Y",
+            "%d.%m.%Y",
+            "%B %d, %Y",
+            "%d %b %Y",
+            "%Y%m%d",
+            "%b %dth, %Y",
+            "%A, %d of %B %Y",
+        ]
+    ),
+    st.sampled_from(
+        ["%Y-%m-%d", "%d/%m/%Y", "%m-%d-%Y", "%Y/%m/%d", "%B %d, %Y", "%d %B %Y", "%Y%m%d", "%Y-%m-%dT00:00:00"]
+    ),
+)
+def test_a_date_is_found_in_each_format(date, written, asked):
+    sources = Sources(f"Is it free on {date.strftime(written)}?", [])
+    assert sources.is_grounded(date.strftime(asked))
+    another = date.replace(year=date.year + 1, day=1)
+    assert not sources.is_grounded(another.strftime(asked))
+
+
+@given(JSON | NOTATION, JSON | NOTATION, JSON | NOTATION)
+def test_nothing_raises(query, tools, value):
+    sources = Sources(query if isinstance(query, str) else json.dumps(query), tools)
+    assert sources.is_grounded(value) in (True, False)
+    assert all(map(sources.is_grounded, leaf_values(True)))
+
+
+@given(st.text(st.characters(), max_size=40) | NOTATION | PIECES.map(" ".join))
+def test_a_copy_of_the_query_is_grounded(query):
+    assert Sources(query, []).is_grounded(query)
+    assert Sources("", [{"name": "f", "description": query}]).is_grounded(query)
+
+
+@given(PIECES, PIECES, st.sampled_from([str.upper, str.title, str.lower]), st.sampled_from(["  ", "\n", " \t "]))
+def test_case_and_whitespace_do_not_matter(query, value, recase, blank):
+    query, value = " ".join(query), " ".join(value)
+    expected = Sources(query, []).is_grounded(value)
+    changed = [re.sub(" ", blank, recase(text)) for text in (query, value)]
+    assert Sources(query, []).is_grounded(changed[1]) is expected
+    assert Sources(changed[0], []).is_grounded(value) is expected
+
+
+@pytest.mark.parametrize(
+    "piece", "area of 1,000 m\xb2 on March 5th|1|1 |1,|1.|100 1000 |a|a-|two |\u0300\u0316|北京|00-|\ud800".split("|")
+)
+def test_time_grows_with_length_and_not_its_square(piece):
+    text = "x" + piece * (200_000 // len(piece))
+    start = time.perf_counter()
+    assert Sources(text, []).is_grounded(text)
+    Sources("y", []).is_grounded(text)
+    assert time.perf_counter() - start < 15  # about one; what grows with the square takes longer

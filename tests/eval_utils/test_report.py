@@ -1,0 +1,501 @@
+"""The page of results: nothing of model or data acts in it, empty reports too have one, and a browser shows what it should."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from browser import CHROMIUM, Browser
+
+from demo.rows import generate_rows
+from eval_utils.metrics import wilson_interval
+from eval_utils.report import (
+    compare_calls,
+    embed_json,
+    outcome_bar,
+    render_report,
+    style_outcomes,
+    verdict,
+    write_report,
+)
+
+SYSTEMS = ["raw", "prompted", "adapter"]
+NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<!--\ud800\u2028\0{{ 7*7 }}"
+EMPTY = {
+    "title": "t",
+    "subtitle": "",
+    **{key: [] for key in ("systems", "metrics", "outcomes", "pairs", "slices", "rows", "warnings")},
+    **{key: {} for key in ("figures", "gold", "outcome_counts", "call_table", "worst_tools", "published", "record")},
+}
+
+
+def rate(k, n):
+    low, high = wilson_interval(k, n)
+    return {"k": k, "n": n, "rate": k / n if n else 0.0, "low": low, "high": high}
+
+
+def make_report(count):
+    """Rows of the demo, every third of which the raw base gets wrong in every way, and every fifth the adapter by a value."""
+    rows = []
+    for index, row in enumerate(generate_rows(count, seed=3)):
+        gold = json.loads(row["answers"])
+        wrong = [{"name": call["name"], "arguments": {**call["arguments"], "seed": index}} for call in gold]
+        said = {
+            "raw": None if index % 3 else gold,
+            "prompted": gold if index % 2 else [],
+            "adapter": wrong if index % 5 == 4 else gold,
+        }
+        outputs = {}
+        for system, value in said.items():
+            outcome = (
+                "unparseable"
+                if value is None
+                else "right"
+                if value == gold
+                else "wrong_value"
+                if value
+                else "missed_call"
+            )
+            outputs[system] = {
+                "text": "I cannot" if value is None else json.dumps(value),
+                "value": value,
+                "outcome": outcome,
+                "finish": "stop",
+                "num_tokens": 20,
+                "scores": {
+                    "json_valid": value is not None,
+                    "exact_match": outcome == "right",
+                    "f1": 0.5,
+                    "call_f1": [1, 2],
+                    "none": None,
+                },
+            }
+        rows.append(
+            {
+                "id": row["id"],
+                "query": row["query"],
+                "tools": json.loads(row["tools"]),
+                "gold": gold,
+                "category": None,
+                "outputs": outputs,
+            }
+        )
+    counts = {system: {} for system in SYSTEMS}
+    for row in rows:
+        for system, output in row["outputs"].items():
+            counts[system][output["outcome"]] = counts[system].get(output["outcome"], 0) + 1
+    right = {s: {row["id"] for row in rows if row["outputs"][s]["outcome"] == "right"} for s in SYSTEMS}
+    figures = {
+        system: {
+            "json_valid": rate(count - counts[system].get("unparseable", 0), count),
+            "exact_match": rate(len(right[system]), count),
+            "lenient_exact_match": rate(count, count),
+            "f1": {"n": count, "mean": 0.5, "low": 0.4, "high": 0.6},
+            "calls": {"n": count, "count": 12},
+            "call_f1": {"k": 3, "n": 4, "ratio": 0.75, "low": 0.5, "high": 1.0},
+            "num_examples": count,
+            "finish": {"stop": count},
+            "rows_per_second": None if system == "raw" else 3.0,
+        }
+        for system in SYSTEMS
+    }
+    one_slice = {"title": "number of calls", "values": [{"value": "1", "n": count, "figures": {"raw": rate(1, count)}}]}
+    table = {
+        "gold_calls": {"calls": 7, "abstains": 1, "broken": 2},
+        "gold_none": {"calls": 0, "abstains": 0, "broken": 0},
+    }
+    return {
+        "title": "demo on demo",
+        "subtitle": "adapter of step 150",
+        "systems": SYSTEMS,
+        "metrics": [
+            {"name": "json_valid", "title": "JSON valid", "kind": "rate", "help": "Strict JSON.", "headline": True},
+            {
+                "name": "exact_match",
+                "title": "exact match",
+                "kind": "rate",
+                "help": "Equals the reference.",
+                "headline": True,
+            },
+            {"name": "f1", "title": "F1", "kind": "mean", "help": "Of arguments."},
+            {"name": "calls", "title": "calls", "kind": "count", "help": "Their number."},
+            {"name": "call_f1", "title": "F1 of calls", "kind": "ratio", "help": "Of calls.", "headline": False},
+        ],
+        "figures": figures,
+        "gold": {"json_valid": rate(count, count)},
+        "outcomes": [
+            {"name": "right", "title": "right", "tone": "good", "help": "equals gold"},
+            {"name": "unparseable", "title": "unparseable", "tone": "bad"},
+            {"name": "missed_call", "title": "missed call", "tone": "bad"},
+            {"name": "wrong_value", "title": "wrong value", "tone": "bad"},
+        ],
+        "outcome_counts": counts,
+        "call_table": dict.fromkeys(SYSTEMS, table),
+        "pairs": [
+            {
+                "a": "prompted",
+                "b": "adapter",
+                "metric": "exact_match",
+                "title": "exact match",
+                "both": len(right["prompted"] & right["adapter"]),
+                "neither": count - len(right["prompted"] | right["adapter"]),
+                "a_only": sorted(right["prompted"] - right["adapter"]),
+                "b_only": sorted(right["adapter"] - right["prompted"]),
+                "p": 1e-9,
+            }
+        ],
+        "slices": [one_slice],
+        "worst_tools": one_slice | {"title": "worst tools"},
+        "published": {"published: base": {"exact_match": 63.37}},
+        "rows": rows,
+        "record": {"git commit": "abc", "decoding": {"greedy": True}},
+        "warnings": ["the adapter over-calls"],
+    }
+
+
+class Page(HTMLParser):
+    """What a page is made of: its tags, the addresses in it, and the JSON for its script."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.addresses, self.data, self._in_data, self.handlers = [], [], "", False, []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.addresses += [
+            attributes[key] for key in ("src", "href", "action", "data", "xlink:href", "srcset") if key in attributes
+        ]
+        self.handlers += [key for key in attributes if key.startswith("on")]
+        self._in_data = attributes.get("id") == "data"
+
+    def handle_data(self, data):
+        if self._in_data:
+            self.data += data
+
+    def handle_endtag(self, tag):
+        self._in_data = False
+
+
+def poison(value):
+    """The same report with hostile text wherever it has text; names by which parts find each other change alike."""
+    if isinstance(value, str):
+        return value + NASTY
+    if isinstance(value, list):
+        return [poison(item) for item in value]
+    return value
+
+
+def test_hostile_text_stays_text(tmp_path):
+    report = make_report(4)
+    clean = Page(render_report(report))
+    for key in ("title", "subtitle", "warnings"):
+        report[key] = poison(report[key])
+    report["record"] = {NASTY: NASTY, "x": {NASTY: [NASTY]}}
+    report["published"] = {NASTY: {}}
+    report["slices"][0]["title"] = report["slices"][0]["values"][0]["value"] = NASTY
+    for thing in (*report["metrics"], *report["outcomes"], *report["pairs"]):
+        thing["title"] = NASTY
+    for row in report["rows"]:
+        row |= {"query": NASTY, "category": NASTY, "tools": [{"name": NASTY, NASTY: NASTY}]}
+        row["gold"] = [{"name": NASTY, "arguments": {NASTY: NASTY}}]
+        row["outputs"]["raw"] |= {"text": NASTY, "value": [{"name": NASTY, "arguments": {}}, NASTY], "finish": NASTY}
+    write_report(tmp_path / "report.html", report)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.tags.count("script") == clean.tags.count("script") == 2
+    assert "img" not in page.tags and not page.handlers
+    data = json.loads(page.data)
+    assert data["rows"][0]["query"] == data["rows"][0]["outputs"][0]["text"] == NASTY  # not a character is lost
+    assert data["tools"][0] == {"name": NASTY, NASTY: NASTY}
+    assert "{{ 7*7 }}" in page.data and ">49" not in page.data
+
+
+def test_hostile_names_of_systems_and_outcomes():
+    report = make_report(4)
+    renamed = json.loads(
+        json.dumps(report).replace('"adapter"', json.dumps(NASTY)).replace('"unparseable"', json.dumps("a" + NASTY))
+    )
+    page = Page(render_report(renamed))
+    assert page.tags.count("script") == 2 and "img" not in page.tags and not page.handlers
+    assert json.loads(page.data)["systems"] == ["raw", "prompted", NASTY]
+
+
+@pytest.mark.parametrize("text", [NASTY, "\ud83d", "\udc00\ud800", "😀 é \x7f\r\n\t\u2029", "]]>--!>", "<" * 9])
+def test_embedded_json_is_read_back(text):
+    embedded = embed_json({text: [text]})
+    assert json.loads(embedded) == {text: [text]}
+    assert "<" not in embedded and "\u2028" not in embedded
+    embedded.encode("utf-8")
+
+
+def test_no_number_that_json_lacks():
+    with pytest.raises(ValueError):
+        embed_json([float("nan")])
+
+
+def test_two_megabytes_of_text():
+    report = make_report(2)
+    report["rows"][0]["outputs"]["raw"]["text"] = "<b>" * 700_000
+    page = render_report(report)
+    assert json.loads(Page(page).data)["rows"][0]["outputs"][0]["text"] == "<b>" * 700_000
+
+
+@pytest.mark.parametrize("systems", [[], SYSTEMS])
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_empty_report(systems, with_rows):
+    report = EMPTY | {"systems": systems}
+    if with_rows:
+        report["rows"] = [{"id": 1, "query": "", "tools": [], "gold": [], "category": None, "outputs": {}}]
+    page = Page(render_report(report))
+    assert page.tags.count("script") == (2 if with_rows else 0)
+
+
+@pytest.mark.parametrize("key", [key for key in EMPTY if isinstance(EMPTY[key], list | dict)])
+def test_any_part_may_be_empty(key):
+    render_report(make_report(3) | {key: EMPTY[key]})
+
+
+def test_figures_may_lack_a_metric_and_counts_may_be_zero():
+    report = make_report(3)
+    report["figures"] = {"raw": {}, "adapter": {"exact_match": rate(0, 0)}}
+    report["outcome_counts"] = {"raw": {"right": 0}}
+    assert "0 of 0" in render_report(report)
+
+
+def test_nothing_is_fetched():
+    page = render_report(make_report(5))
+    assert all(address.startswith(("#", "data:,")) for address in Page(page).addresses)
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert "default-src 'none'" in page
+
+
+def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    write_report(path, make_report(2))
+    old = path.read_text(encoding="utf-8")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_report(path, make_report(3))
+    assert path.read_text(encoding="utf-8") == old
+
+
+def call(name, **arguments):
+    return {"name": name, "arguments": arguments}
+
+
+@pytest.mark.parametrize(
+    ("gold", "value", "states"),  # of calls, and of the arguments of each
+    [
+        ([call("f", x=1)], [call("f", x=1.0)], [("equal", ["equal"])]),
+        ([call("f", x=1)], [call("f", x=True)], [("changed", ["changed"])]),
+        ([call("f", x=2**53)], [call("f", x=2**53 + 1)], [("changed", ["changed"])]),  # one number to a browser
+        ([call("f", x=1, y=2)], [call("f", y=2, z=3)], [("changed", ["equal", "extra", "missing"])]),
+        ([call("f"), call("g", x=1)], [call("h")], [("extra", []), ("missing", []), ("missing", ["missing"])]),
+        ([call("f", x=1), call("f", x=2)], [call("f", x=2), call("f", x=1)], [("equal", ["equal"])] * 2),
+        ([call("f", x=1)], [call("f", x=2), call("f", x=1)], [("extra", ["extra"]), ("equal", ["equal"])]),
+        ([call("f", x=1)], [call("f", x=1)] * 2, [("equal", ["equal"]), ("extra", ["extra"])]),
+        ([call("f")], call("f"), [("equal", [])]),
+        ([call("f")], [call("f") | {"id": 7}], [("changed", ["stray"])]),
+        ([], [], []),
+        ([call("f")], [], [("missing", [])]),
+        ([], [1, {"name": 3}], [("extra", None), ("extra", None)]),
+    ],
+)
+def test_compare_calls(gold, value, states):
+    compared = compare_calls(gold, value)
+    shown = [
+        (each["state"], "json" not in each and [argument[0] for argument in each["arguments"]]) for each in compared
+    ]
+    assert shown == [(state, arguments if arguments is not None else False) for state, arguments in states]
+
+
+@pytest.mark.parametrize("value", [None, "f", 3, True])
+def test_no_calls_to_compare(value):
+    assert compare_calls([call("f")], value) is None
+
+
+def test_compared_values_are_exact_texts():
+    compared = compare_calls([call("f", x=12345678901234567891)], [call("f", x=12345678901234567890)])
+    assert compared[0]["arguments"] == [["changed", "x", "12345678901234567890", "12345678901234567891"]]
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p", "answer"),
+    [
+        (2, 40, 1e-6, "Yes, it helped."),
+        (40, 2, 1e-6, "No, it did harm."),
+        (2, 4, 0.4, "No clear difference."),
+        (0, 0, 1, "No clear difference."),
+    ],
+)
+def test_verdict(lost, gained, p, answer):
+    main = {"a": "prompted", "b": "adapter", "metric": "exact_match", "both": 8, "neither": 0, "p": p}
+    main |= {"a_only": list(range(lost)), "b_only": list(range(gained))}
+    others = [main | {"metric": "json_valid"}, main | {"b": "constrained"}, main | {"a": "raw"}]
+    said = verdict([*others, main])
+    assert (said["a"], said["b"], said["metric"], said["answer"]) == ("prompted", "adapter", "exact_match", answer)
+    assert said["rates"] == [100 * (8 + lost) / (8 + lost + gained), 100 * (8 + gained) / (8 + lost + gained)]
+
+
+def test_outcomes_look_different():
+    """Seventeen outcomes, fifteen of them bad: no two share fill and texture, nor change when others are absent."""
+    report = EMPTY | {
+        "outcomes": [{"name": str(i), "title": str(i), "tone": "bad" if i else "good"} for i in range(16)]
+    }
+    looks = [(each["fill"], each["texture"]) for each in style_outcomes(report)]
+    assert len(set(looks)) == 16
+    counted = style_outcomes(report | {"outcome_counts": {"raw": {"9": 4, "unheard of": 1}}})
+    assert [(each["fill"], each["texture"]) for each in counted[:16]] == looks and counted[16]["name"] == "unheard of"
+    bar = outcome_bar(counted, {"9": 3, "unheard of": 1})
+    assert [(segment["index"], segment["x"], segment["width"]) for segment in bar] == [(9, 0, 75), (16, 75, 25)]
+
+
+# ---- in a browser ----------------------------------------------------------------------------------------------------
+
+in_browser = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    """The page of 130 rows, one of them hostile, in a window of 1280; all that it did wrong is seen at the end."""
+    report = make_report(130)
+    report["rows"][7] |= {"query": f"needle {NASTY}", "tools": [{"name": NASTY, "parameters": NASTY}]}
+    report["rows"][8]["outputs"]["adapter"]["text"] = "HAYSTACK " + "<i>" * 700_000
+    report["rows"][9]["outputs"]["raw"] |= {
+        "value": [{"name": NASTY, "arguments": {"__proto__": NASTY}}, 3],
+        "text": NASTY,
+    }
+    write_report(tmp_path / "report.html", report)
+    browser.errors.clear()
+    browser.requests.clear()
+    browser.resize(1280)
+    browser.use_media(prefers_color_scheme="light")
+    browser.open(tmp_path / "report.html")
+    yield browser
+    assert browser.errors == []
+    assert [address for address in browser.requests if not address.startswith("data:")] == [
+        (tmp_path / "report.html").as_uri()
+    ]
+
+
+def shown(page):
+    return page.run("document.querySelectorAll('details.row').length")
+
+
+def count(page):
+    return page.run("document.getElementById('count').textContent")
+
+
+def choose(page, control, value):
+    page.run(
+        f"(() => {{ const node = document.getElementById('{control}'); node.value = {json.dumps(value)};"
+        "for (const kind of ['input', 'change']) node.dispatchEvent(new Event(kind, {bubbles: true})); })()"
+    )
+
+
+class TestInBrowser:
+    pytestmark = in_browser
+
+    def test_rows_come_as_asked_for(self, page):
+        assert shown(page) == 50 and count(page) == "130 rows; the first 50 are shown"
+        page.click("#more")
+        assert shown(page) == 100
+        page.click("#more")
+        assert shown(page) == 130 and count(page) == "130 rows" and page.run("document.getElementById('more').hidden")
+
+    def test_filters(self, page):
+        counts = make_report(130)["outcome_counts"]
+        choose(page, "outcome", "1")
+        assert count(page) == f"{counts['raw']['unparseable']} of 130 rows match; the first 50 are shown"
+        choose(page, "system", "2")
+        assert shown(page) == 0 and count(page) == "0 of 130 rows match"
+        choose(page, "outcome", "not-good")
+        assert shown(page) == counts["adapter"]["wrong_value"] > 5
+        page.click(".filters button")
+        page.wait_for("document.getElementById('count').textContent.startsWith('130 rows')")
+        for words in ("NEEDLE </script>", "demo-0000003", "haystack"):
+            choose(page, "text", words)
+            page.wait_for("document.querySelectorAll('details.row').length == 1")
+        choose(page, "system", "0")  # the haystack is in another system's output
+        assert shown(page) == 0
+
+    def test_numbers_open_their_rows(self, page):
+        gained = len(make_report(130)["pairs"][0]["b_only"])
+        page.click("[data-flip='0']")
+        assert count(page).startswith(f"{gained} of 130 rows match") and gained > 10
+        page.click("a[data-system='2'][data-outcome='3']")
+        assert (
+            shown(page) == make_report(130)["outcome_counts"]["adapter"]["wrong_value"]
+            and page.run("document.getElementById('flip').value") == ""
+        )
+        assert page.run("document.getElementById('rows').getBoundingClientRect().top") < 900
+        page.click("g[data-system='1'][data-outcome='0']")
+        assert page.run("document.getElementById('outcome').value") == "0" and page.run("location.hash") == "#rows"
+
+    def test_a_row_opens_by_mouse_and_shows_differences(self, page):
+        page.click("#text")
+        page.send("Input.insertText", text="demo-0000004")  # the click on the row takes the focus from what was typed
+        page.wait_for("document.querySelectorAll('details.row').length == 1")
+        page.click("details.row > summary")
+        page.wait_for("document.querySelector('details.row .outputs .call.changed')")
+        assert page.run("document.querySelector('.argument.extra').textContent") == "+seed: 4extra, gold has none"
+        assert "Could not be read as calls" in page.run("document.querySelector('details.row').textContent")
+        page.click(".tools summary")
+        page.wait_for("document.querySelector('.tools pre')?.textContent.includes('description')")
+
+    def test_a_row_opens_by_keyboard(self, page):
+        page.run("document.getElementById('text').focus()")
+        for _ in range(5 + 1):  # outcome, system, flips, clear, the first row, the second
+            page.press("Tab", 9)
+        assert page.run("document.activeElement.textContent").startswith("demo-0000001")
+        for key, code, is_open in (("Enter", 13, True), ("Enter", 13, False), (" ", 32, True)):
+            page.press(key, code)
+            page.wait_for(f"document.activeElement.parentNode.open === {json.dumps(is_open)}")
+        page.wait_for("document.activeElement.parentNode.querySelector('.body')")
+
+    def test_hostile_rows_open(self, page):
+        page.run(
+            "document.querySelectorAll('details.row').forEach((row, index) => { row.open = [7, 8, 9].includes(index) })"
+        )
+        page.wait_for("document.querySelectorAll('.body').length == 3")
+        assert page.run("document.querySelector('.query').textContent").startswith("needle </script><script>")
+        assert page.run("document.querySelectorAll('img, script').length") == 2
+        assert "__proto__" in page.run("document.querySelectorAll('.body')[2].textContent")
+        assert (
+            page.run("Math.max(...[...document.querySelectorAll('pre')].map((pre) => pre.textContent.length))")
+            == 20_000
+        )
+        page.run("[...document.querySelectorAll('.body button')].forEach((button) => button.click())")
+        assert (
+            page.run("Math.max(...[...document.querySelectorAll('pre')].map((pre) => pre.textContent.length))")
+            > 2_000_000
+        )
+
+    @pytest.mark.parametrize("width", [380, 600, 900, 1600])
+    def test_no_window_is_too_narrow(self, page, width):
+        page.resize(width)
+        page.run(
+            "document.querySelectorAll('details.row').forEach((row, index) => { if (index < 12) row.open = true })"
+        )
+        page.wait_for("document.querySelectorAll('.body').length == 12")
+        page.run("document.querySelectorAll('details').forEach((inner) => { inner.open = true })")
+        assert page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+
+    def test_dark_and_print(self, page):
+        background = "getComputedStyle(document.body).backgroundColor"
+        light = page.run(background)
+        page.use_media(prefers_color_scheme="dark")
+        assert page.run(background) != light
+        page.use_media("print", prefers_color_scheme="dark")
+        assert (
+            page.run(background) == light
+            and page.run("getComputedStyle(document.querySelector('.filters')).display") == "none"
+        )

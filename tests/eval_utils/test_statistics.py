@@ -1,0 +1,31 @@
+import pytest
+
+from eval_utils.statistics import bootstrap_ratio, flips, mcnemar, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),  # R: binom::binom.wilson; n = 101 as published
+    [(81, 101, 0.7138, 0.8680), (0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (800, 1000, 0.7741, 0.8236), (0, 0, 0, 1)],
+)
+def test_wilson_interval(k, n, low, high):
+    assert wilson_interval(k, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "p"),  # Fagerland et al. (2013), table 1 and by hand: 2 * (P(X < least) + P(X = least) / 2)
+    [(0, 0, 1.0), (1, 7, 0.0391), (0, 5, 0.03125), (5, 5, 1.0), (3, 9, 0.0923), (9, 3, 0.0923)],
+)
+def test_mcnemar_with_mid_p(a, b, p):
+    assert mcnemar(a, b) == pytest.approx(p, abs=1e-4)
+
+
+def test_a_bootstrap_interval_holds_the_ratio_and_shrinks_with_rows():
+    few = bootstrap_ratio([1, 0, 1, 1] * 5, [1, 1, 2, 1] * 5)
+    many = bootstrap_ratio([1, 0, 1, 1] * 200, [1, 1, 2, 1] * 200)
+    assert few[0] < many[0] < 0.6 < many[1] < few[1]
+    assert bootstrap_ratio([2, 3], [2, 3]) == (1.0, 1.0) and bootstrap_ratio([1], [2]) == (0.0, 1.0)
+
+
+def test_flips_are_named_by_row():
+    a, b = {"x": True, "y": False, "z": True, "w": False}, {"x": True, "y": True, "z": False, "w": False}
+    assert flips(a, b) == {"both": 1, "neither": 1, "a_only": ["z"], "b_only": ["y"], "p": pytest.approx(1)}
