@@ -9,6 +9,7 @@ demo: $(VENV)/requirements
 	$(BIN)/accelerate launch -q --num_cpu_threads_per_process 1 --config_file accelerate_configs/cpu.yaml \
 		train.py --config recipes/demo.yaml --overwrite_output_dir
 	$(BIN)/python evaluate.py --config recipes/demo_evaluate.yaml --overwrite_output_dir
+	@echo "Did it help, and where not? Open runs/demo/evaluation/report.html in a browser"
 	@echo "The loss: $(BIN)/tensorboard --logdir runs/demo    The adapter: runs/demo/adapter"
 	@echo "Call it: $(BIN)/python infer.py    On tools it never saw: $(BIN)/python evaluate.py --config recipes/demo_evaluate_unseen.yaml"
 

@@ -308,7 +308,7 @@ METRICS = {
     "json_valid": Metric("JSON valid", "rate", json_valid, lenient_json_valid),
     "exact_match": Metric("exact match", "rate", exact_match, lenient_exact_match),
     "tools_exist": Metric("tools exist", "rate", tools_exist, lenient_tools_exist),
-    "no_hallucination": Metric("no halluc.", "rate", no_hallucination),
+    "no_hallucination": Metric("no hallucination", "rate", no_hallucination),
     "exact_typed": Metric("exact, 1 is not 1.0", "rate", exact_typed, headline=False),
     "exact_any_order": Metric("exact, any order of calls", "rate", exact_any_order, headline=False),
     "exact_schema_aware": Metric("exact, by the tools' types and defaults", "rate", exact_schema_aware, headline=False),

@@ -1,0 +1,116 @@
+"""Real rows in the xLAM schema from the Berkeley Function-Calling Leaderboard's public files (Apache-2.0): its single-turn Python
+categories, with what its checker accepts.
+
+    pip download --no-deps bfcl-eval==2026.3.23 -d /tmp/bfcl && unzip -q /tmp/bfcl/*.whl -d /tmp/bfcl
+    python -m demo.leaderboard_rows /tmp/bfcl/bfcl_eval/data rows.jsonl
+
+Each row has an `id`, `query`, `tools` and `answers`, and for the evaluation alone `category`, `acceptable` and `required`, JSON
+strings all but the first two and `category`. The answer is made of the first value accepted for each argument; arguments that may
+be left out are. Rows that do not become valid are counted.
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from data_utils.rows import validate
+
+CATEGORIES = [
+    "simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance", "live_simple", "live_multiple", "live_parallel",
+    "live_parallel_multiple", "live_irrelevance",
+]  # fmt: skip
+TYPES = {"integer": "int", "string": "str", "float": "float", "number": "float", "boolean": "bool", "dict": "dict",
+         "object": "dict", "tuple": "List"}  # fmt: skip
+
+
+def main(data, output):
+    rows, problems = [], Counter()
+    for category in CATEGORIES:
+        for record in read_lines(Path(data) / f"BFCL_v4_{category}.json"):
+            answers = accepted(Path(data) / "possible_answer" / f"BFCL_v4_{category}.json").get(record["id"], [])
+            messages = [message for turn in record["question"] for message in turn]
+            required = {f["name"]: f["parameters"].get("required", []) for f in record["function"]}
+            row = {
+                "id": record["id"],
+                "query": "\n\n".join(message["content"].strip() for message in messages),
+                "tools": json.dumps([flat_tool(function) for function in record["function"]], ensure_ascii=False),
+                "answers": json.dumps([first_accepted(call, required) for call in answers], ensure_ascii=False),
+                "category": category,
+                "acceptable": json.dumps(answers, ensure_ascii=False),
+                "required": json.dumps(required),
+            }
+            try:
+                validate(row)
+                rows.append(row)
+            except ValueError as error:
+                problems[str(error)] += 1
+    Path(output).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"{len(rows)} rows in {output}; left out: {dict(problems) or 'none'}")
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def accepted(path, cache={}):  # noqa: B006
+    if path not in cache:
+        cache[path] = {r["id"]: r["ground_truth"] for r in read_lines(path)} if path.exists() else {}
+    return cache[path]
+
+
+def flat_tool(function):
+    """A tool with JSON Schema's parameters in xLAM's flat form."""
+    schema = function["parameters"]
+    parameters = {}
+    for name, spec in schema.get("properties", {}).items():
+        kind = flat_type(spec) + ", optional" * (name not in schema.get("required", []))
+        parameters[name] = {"description": with_choices(spec), "type": kind}
+        if "default" in spec:
+            parameters[name]["default"] = spec["default"]
+    return {"name": function["name"], "description": function["description"], "parameters": parameters}
+
+
+def with_choices(spec):
+    """The description, with what the flat form has no place of its own for: the values to choose from, and the keys of objects."""
+    items = spec.get("items", {})
+    choices = spec.get("enum") or items.get("enum") or []
+    keys = spec.get("properties") or items.get("properties") or {}
+    listed = f"One of: {', '.join(json.dumps(choice, ensure_ascii=False) for choice in choices)}." if choices else ""
+    named = "; ".join(f"{name} ({flat_type(inner)}): {inner.get('description', '')}" for name, inner in keys.items())
+    return " ".join(
+        filter(None, [spec.get("description") or items.get("description"), listed, f"Keys: {named}." if named else ""])
+    )
+
+
+def flat_type(spec):
+    if spec["type"] in ("array", "tuple"):
+        return f"List[{flat_type(spec['items'])}]" if spec.get("items", {}).get("type") else "List[str]"
+    return TYPES.get(spec["type"], "str")
+
+
+def first_accepted(call, required):
+    """A call with the first value accepted for each argument, without those that may be left out."""
+    ((name, arguments),) = call.items()
+    chosen = {}
+    for key, values in arguments.items():
+        if may_not_be_left_out(values) or (values and key in required.get(name, [])):
+            chosen[key] = plain(next((value for value in values if value != ""), ""))
+    return {"name": name, "arguments": chosen}
+
+
+def may_not_be_left_out(values):
+    return bool(values) and "" not in values
+
+
+def plain(value):
+    """An argument's accepted value; where it is an object, or a list of them, its keys have lists of accepted values in turn."""
+    if isinstance(value, dict):
+        return {key: values[0] for key, values in value.items() if may_not_be_left_out(values)}
+    return [plain(element) for element in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
