@@ -27,8 +27,9 @@ TYPES = {"integer": "int", "string": "str", "float": "float", "number": "float",
 def main(data, output):
     rows, problems = [], Counter()
     for category in CATEGORIES:
+        truths = accepted(Path(data) / "possible_answer" / f"BFCL_v4_{category}.json")
         for record in read_lines(Path(data) / f"BFCL_v4_{category}.json"):
-            answers = accepted(Path(data) / "possible_answer" / f"BFCL_v4_{category}.json").get(record["id"], [])
+            answers = truths.get(record["id"], [])
             messages = [message for turn in record["question"] for message in turn]
             required = {f["name"]: f["parameters"].get("required", []) for f in record["function"]}
             row = {
@@ -53,10 +54,9 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def accepted(path, cache={}):  # noqa: B006
-    if path not in cache:
-        cache[path] = {r["id"]: r["ground_truth"] for r in read_lines(path)} if path.exists() else {}
-    return cache[path]
+def accepted(path):
+    """The accepted calls by id; none where the category wants no call and has no such file."""
+    return {record["id"]: record["ground_truth"] for record in read_lines(path)} if path.exists() else {}
 
 
 def flat_tool(function):
