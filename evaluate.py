@@ -366,6 +366,8 @@ def compare_folders(folders, output_dir):
                 name = f"{label}: {system}"
                 said[name] = {row.id: texts[row.id] for row in rows}
                 formats[name] = PROMPT_FORMATS["raw" if system == "raw" else settings["prompt_format"]]
+    if output_dir.resolve() in [folder.resolve() for folder in folders] or (output_dir / "rows.jsonl").exists():
+        raise UserError(f"{output_dir} holds an evaluation: name another --output_dir for the comparison")
     results = compare_systems(rows, said, formats, found[0][1])
     output_dir.mkdir(parents=True, exist_ok=True)
     record = {label: environment for label, (*_, environment) in zip(labels, found, strict=True)}

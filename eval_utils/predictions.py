@@ -9,6 +9,8 @@ import json
 from data_utils.rows import Row
 from run_utils.arguments import UserError
 
+RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")  # made once the predictions are there
+
 
 def prepare(output_dir, identity):
     """Make a folder ready to be continued: nothing in it, or one predictions.jsonl of the same evaluation.
@@ -19,7 +21,9 @@ def prepare(output_dir, identity):
     try:
         saved = dict(json.loads(environment.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        saved = {} if list(output_dir.glob("predictions*.jsonl")) else identity
+        if found := [path.name for path in results_in(output_dir)]:
+            raise UserError(f"{output_dir} has files that no evaluation here has made: {', '.join(found)}") from None
+        saved = identity
     except (ValueError, TypeError):
         saved = {}
     if any(saved.get(key) != value for key, value in identity.items()):
@@ -52,12 +56,16 @@ def read_rows(output_dir):
         raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}") from None
 
 
+def results_in(output_dir):
+    found = [output_dir / name for name in RESULTS if (output_dir / name).exists()]
+    return [*sorted(output_dir.glob("predictions*.jsonl")), *found]
+
+
 def clear(output_dir):
-    """Delete an earlier evaluation, and nothing else that lies in the folder."""
-    names = ("rows.jsonl", "scores.jsonl", "metrics.json", "environment.json", "report.html")
-    results = [output_dir / name for name in names]
-    for path in (*output_dir.glob("predictions*.jsonl"), *results):
-        path.unlink(missing_ok=True)
+    """Delete an earlier evaluation, and nothing else that lies in the folder; nothing at all where none of ours is there."""
+    if (output_dir / "environment.json").exists():
+        for path in (*results_in(output_dir), output_dir / "environment.json"):
+            path.unlink()
 
 
 def append(file, predictions):

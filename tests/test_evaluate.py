@@ -135,6 +135,17 @@ def test_finished_evaluations_of_the_same_rows_are_set_side_by_side(run_here, fl
     assert result.code == 1 and f"{folders[1]} is of other rows than {folders[0]}, from row" in result.err
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_the_same_names_that_are_not_ours_are_left_alone(run_here, flags, tmp_path, overwrite):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("rows.jsonl", "predictions-best.jsonl"):
+        (folder / name).write_text("mine")
+    result = run_here(evaluate, flags | {"output_dir": folder, "overwrite_output_dir": overwrite})
+    assert result.code == 1 and "has files that no evaluation here has made" in result.err
+    assert {path.read_text() for path in folder.iterdir()} == {"mine"}
+
+
 def test_what_a_server_says_is_evaluated_without_a_model_here(run_here, rows_file, tmp_path, monkeypatch):
     """The client is the openai package's, tried against a real server in tests/eval_utils/test_endpoint.py."""
     answers = {TAGS.render(row.query, row.tools): row.answers for row in load_rows(str(rows_file))[0]}
