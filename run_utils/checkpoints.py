@@ -63,6 +63,19 @@ class RunState:
         return True
 
 
+def read_state(checkpoint):
+    """The RunState of a checkpoint's folder; raises ValueError, OSError or TypeError where it is not one, or of another step."""
+    state = RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    whole = (state.global_step, state.effective_batch, state.completion_tokens)
+    if not all(type(value) is int and value >= 0 for value in whole) or state.global_step != checkpoint_step(
+        checkpoint
+    ):
+        raise ValueError(f"state.json says step {state.global_step!r}")
+    if not all(value is None or math.isfinite(value) for value in (state.loss_sum, state.eval_loss, state.best_value)):
+        raise ValueError("state.json has a figure that is not finite")
+    return state
+
+
 def better(value, than, lower_is_better):
     return value < than if lower_is_better else value > than
 
@@ -90,7 +103,7 @@ class Run:
         if self.checkpoint != self.output_dir / f"checkpoint-{last_step}":
             return False
         try:
-            state = RunState(**json.loads((self.checkpoint / "state.json").read_text()))
+            state = read_state(self.checkpoint)
             delivered = json.loads((self.adapter_dir / "environment.json").read_text(encoding="utf-8"))
             return f"checkpoint-{delivered['global_step']}" == self.to_deliver(state)
         except (OSError, ValueError, KeyError, TypeError):
@@ -103,6 +116,9 @@ class Run:
 
     def last_checkpoint(self):
         return next(reversed(complete_checkpoints(self.output_dir)), None)
+
+    def last_good(self):
+        return f"last good checkpoint: {self.last_checkpoint() or 'none yet'}"
 
     def resume(self, training, fresh):
         """Put adapter, optimizer and scheduler where the checkpoint left them, and return its RunState; or `fresh`, the RunState
@@ -120,16 +136,19 @@ class Run:
 
         checkpoint = self.checkpoint
         try:
-            state = RunState(**json.loads((checkpoint / "state.json").read_text()))
+            state = read_state(checkpoint)
             saved_args = dict(yaml.safe_load((checkpoint / "args.yaml").read_text(encoding="utf-8")))
             saved_lora = PeftConfig.from_pretrained(checkpoint).to_dict()
             saved_environment = dict(json.loads((checkpoint / "environment.json").read_text(encoding="utf-8")))
             adapter = load_file(checkpoint / "adapter_model.safetensors")
+            if not all(tensor.isfinite().all() for tensor in adapter.values()):
+                raise ValueError("weights that are not finite")
             optimizer_state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
             scheduler_state = torch.load(checkpoint / "scheduler.pt", map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a broken file makes json, yaml, safetensors and torch raise
+            reason = str(error) if isinstance(error, ValueError) else type(error).__name__
             raise UserError(
-                f"{checkpoint} cannot be read ({type(error).__name__}): remove it to resume from the one before"
+                f"{checkpoint} cannot be read ({' '.join(reason.split())}): remove it to resume from the one before"
             ) from None
         for field in dataclasses.fields(self.args):
             now, then = getattr(self.args, field.name), saved_args.get(field.name, field.default)
@@ -184,7 +203,10 @@ class Run:
 
     def save(self, training, state):
         """Write `checkpoint-<step>` beside its final name and rename it when complete, then delete the surplus: a kill at any
-        instant leaves the checkpoints before it whole."""
+        instant leaves the checkpoints before it whole. UserError where weights or the evaluation loss are not finite."""
+        weights = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+        if not all(weight.isfinite().all() for weight in weights):
+            raise UserError(f"after step {state.global_step} the adapter's weights are not finite; {self.last_good()}")
         if self.accelerator.is_main_process:
             final = self.output_dir / f"checkpoint-{state.global_step}"
             folder = self.output_dir / f"incomplete-{final.name}"
@@ -248,6 +270,8 @@ def find_checkpoint(args, is_main):
     output_dir = Path(args.output_dir)
     if output_dir.is_file():
         raise UserError(f"--output_dir {output_dir} is a file")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / "args.yaml").exists():
+        raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
     if is_main:
         try_writing(output_dir)
     if args.resume_from_checkpoint == "latest":

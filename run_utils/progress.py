@@ -67,7 +67,7 @@ class TrainingLog:
                 raise UserError(
                     f"step {global_step} has loss {loss_sum / num_completion_tokens} and gradient norm "
                     f"{self.grad_norm}; its rows: {', '.join(row_ids)}; "
-                    f"last good checkpoint: {self.run.last_checkpoint() or 'none yet'}"
+                    f"{self.run.last_good()}"
                 )
             self.state.loss_sum += loss_sum
             self.state.completion_tokens += num_completion_tokens
@@ -99,7 +99,11 @@ class TrainingLog:
         self.start_entry()
 
     def write_evaluation(self, metrics):
-        """An entry of eval/: figures by name."""
+        """An entry of eval/: figures by name. UserError where the loss is not finite."""
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"the evaluation after step {self.state.global_step} has loss {metrics['loss']}; {self.run.last_good()}"
+            )
         self.add_scalars("eval", metrics)
         self.print("  ".join(f"eval {name} {value:.4f}" for name, value in metrics.items()))
 

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from conftest import curve, launch, launch_and_kill, values
+from safetensors.torch import load_file, save_file
 
 import train
 
@@ -91,6 +92,55 @@ def test_any_checkpoint_can_be_resumed_by_path(run_here, flags, finished):
     assert result.code == 0, result.err
     assert (finished / "adapter" / "adapter_model.safetensors").read_bytes() == expected
     assert [step for step, _ in curve(finished, "train/loss")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"global_step": -5}, "state.json says step -5"),
+        ({"global_step": "4"}, "state.json says step '4'"),
+        ({"global_step": 3}, "state.json says step 3"),
+        ({"loss_sum": float("nan")}, "not finite"),
+        ({"unknown": 1}, "TypeError"),
+    ],
+)
+def test_a_state_that_is_not_its_folder_s_is_refused_and_nothing_is_touched(run_here, flags, finished, change, named):
+    path = finished / "checkpoint-4" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    before = sorted(finished.rglob("*"))
+    result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and named in line and "remove it to resume from the one before" in line
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(run_here, flags, finished, tmp_path):
+    weights = load_file(finished / "checkpoint-4" / "adapter_model.safetensors")
+    spoiled = {name: tensor * float("nan") for name, tensor in weights.items()}
+    save_file(spoiled, finished / "checkpoint-4" / "adapter_model.safetensors")
+    shutil.rmtree(finished / "adapter")
+    result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
+    assert result.code == 1 and "weights that are not finite): remove it to resume from the one before" in result.err
+    change = {"learning_rate": 1e39, "warmup_ratio": 0, "max_train_steps": 1, "output_dir": tmp_path / "spoiled"}
+    for held_out, found in (
+        (0.05, "the evaluation after step 1 has loss"),
+        (0, "after step 1 the adapter's weights are not"),
+    ):
+        result = run_here(train, flags | change | {"eval_fraction": held_out, "overwrite_output_dir": True})
+        (line,) = result.err.strip().splitlines()
+        assert result.code == 1 and found in line and "last good checkpoint: none yet" in line
+        assert not list((tmp_path / "spoiled").glob("checkpoint-*")) and not (tmp_path / "spoiled" / "adapter").exists()
+
+
+@pytest.mark.parametrize("change", [{}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}])
+def test_a_folder_that_no_run_has_made_is_left_alone(run_here, flags, tmp_path, change):
+    folder = tmp_path / "mine"
+    for name in ("checkpoint-500", "adapter", "logs"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_text("mine")
+    result = run_here(train, flags | {"output_dir": folder} | change)
+    assert result.code == 1 and "is not empty and holds no run of train.py" in result.err
+    assert len(list(folder.rglob("file"))) == 3
 
 
 def test_a_best_checkpoint_that_is_gone_is_not_waited_for(run_here, flags, finished):
