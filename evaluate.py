@@ -88,6 +88,7 @@ class EvaluationArguments:
         None, "By default the adapter's base", group="Model and rows: by default the adapter's own", inherited=None
     )
     model_revision: str | None = argument(None, inherited=None)
+    trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
     quantization: Literal["none", "nf4", "int8"] | None = argument(None, inherited="none")
     prompt_format: Literal[*PROMPT_FORMATS] | None = argument(
         None, "Of the base alone; an adapter's own is the one that it was trained on", inherited="tags-1"
@@ -174,8 +175,10 @@ def main():
     if args.systems != ["endpoint"]:
         with naming_adapter(args.adapter if own_model else None, "--model_name_or_path"):
             model_path = resolve_model(args.model_name_or_path)
-        tokenizer = load_tokenizer(model_path, args.model_revision)
-        model = base = load_base_model(model_path, accelerator, args.model_revision, args.quantization)
+        tokenizer = load_tokenizer(model_path, args.model_revision, args.trust_remote_code)
+        model = base = load_base_model(
+            model_path, accelerator, args.model_revision, args.quantization, args.trust_remote_code
+        )
     # All that predictions depend on: a folder with others is not continued.
     identity = {
         "prompt_format": args.prompt_format,

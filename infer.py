@@ -43,6 +43,7 @@ class InferenceArguments:
     system: Literal["raw", "prompted", "adapter"] | None = argument(None, "adapter where one is given, else prompted")
     model_name_or_path: str | None = argument(None, "By default the adapter's base")
     model_revision: str | None = argument(None)
+    trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
     prompt_format: Literal[*PROMPT_FORMATS] | None = argument(
         None, "Of the base alone: tags-1 by default. An adapter knows its own"
     )
@@ -76,8 +77,8 @@ def main():
     accelerator = start_accelerator(args.dtype)
     with naming_adapter(from_adapter, "--model_name_or_path"):
         model_path = resolve_model(model_name)
-    tokenizer = load_tokenizer(model_path, revision)
-    model = load_base_model(model_path, accelerator, revision, quantization)
+    tokenizer = load_tokenizer(model_path, revision, args.trust_remote_code)
+    model = load_base_model(model_path, accelerator, revision, quantization, args.trust_remote_code)
     prompt = prompt_format.render(args.query, to_json(tools))
     (prompt_ids,) = encode_prompts(tokenizer, [prompt])
     positions = num_positions(model.config)

@@ -56,6 +56,7 @@ class TrainingArguments:
 
     model_name_or_path: str = argument("Qwen/Qwen3-4B-Base", "Hub id, folder, or 'demo'", group="Model and data")
     model_revision: str | None = argument(None)
+    trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
     dataset_name: str = argument(
         "Salesforce/xlam-function-calling-60k",
         f"Hub id, file ({', '.join(READERS)}), folder in the hub's layout, or 'demo'",
@@ -172,8 +173,8 @@ def main():
 
     # Rows -> prompt -> tokens -> optimizer steps
     model_path = resolve_model(args.model_name_or_path)
-    tokenizer = load_tokenizer(model_path, args.model_revision)
-    positions = num_positions(load_config(model_path, args.model_revision))
+    tokenizer = load_tokenizer(model_path, args.model_revision, args.trust_remote_code)
+    positions = num_positions(load_config(model_path, args.model_revision, args.trust_remote_code))
     data = load_data(args, tokenizer, positions, accelerator)
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
@@ -183,7 +184,7 @@ def main():
         )
 
     # Base model under a fresh adapter
-    model = load_base_model(model_path, accelerator, args.model_revision, args.quantization)
+    model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, args.trust_remote_code)
     attention = choose_attention(
         model, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
     )

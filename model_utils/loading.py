@@ -26,16 +26,19 @@ def resolve_model(name):
     return name
 
 
-def load_config(name, revision=None):
+# A model's own Python code runs where --trust_remote_code says so, and nowhere else: transformers would ask on the terminal.
+
+
+def load_config(name, revision=None, trust_remote_code=False):
     try:
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError
         raise UserError(f"cannot load a model from {name}: {one_line(error)}") from None
 
 
-def load_tokenizer(name, revision=None):
+def load_tokenizer(name, revision=None, trust_remote_code=False):
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and what tokenizers raises
         raise UserError(f"cannot load a tokenizer from {name}: {one_line(error)}") from None
     if tokenizer.eos_token_id is None:
@@ -74,7 +77,7 @@ def choose_attention(model, requested, name, examples, compiled):
     raise problem
 
 
-def load_base_model(name, accelerator, revision=None, quantization="none"):
+def load_base_model(name, accelerator, revision=None, quantization="none", trust_remote_code=False):
     """The causal language model on this process's device, frozen, in bf16 or float32 as the Accelerator's precision
     says; its linear layers in NF4 (double quantisation, QLoRA) or int8 if asked for. Its attention is transformers' own."""
     dtype = DTYPES[accelerator.mixed_precision]
@@ -90,6 +93,7 @@ def load_base_model(name, accelerator, revision=None, quantization="none"):
         model = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
+            trust_remote_code=trust_remote_code,
             dtype=dtype,
             quantization_config=config,
             device_map={"": accelerator.device},

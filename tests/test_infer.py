@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -148,3 +150,34 @@ def test_wrong_use_is_one_line(run_here, monkeypatch, tiny_model, tools_file, ch
     result = run_here(infer, {"model_name_or_path": tiny_model, "query": "hi", "tools": tools_file} | change)
     (line,) = result.err.strip().splitlines()
     assert result.code == code and message in line
+
+
+def test_code_that_comes_with_a_model_runs_only_if_asked_for(tiny_model, tools_file, tmp_path):
+    """For real, with a `y` waiting on stdin for whoever asks."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    (folder / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import Qwen3Config, Qwen3ForCausalLM\n"
+        "class OwnConfig(Qwen3Config):\n    model_type = 'own'\n"
+        "class OwnModel(Qwen3ForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    command = [
+        sys.executable,
+        "infer.py",
+        "--model_name_or_path",
+        folder,
+        "--query",
+        "hi",
+        "--tools",
+        tools_file,
+        "--max_new_tokens",
+        "2",
+    ]
+    done = subprocess.run(command, cwd=ROOT, input="y\n" * 9, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and not (tmp_path / "ran").exists()
+    assert done.stderr.strip().splitlines()[-1].startswith("infer.py: error: cannot load a")
+    done = subprocess.run([*command, "--trust_remote_code"], cwd=ROOT, capture_output=True, text=True)
+    assert (tmp_path / "ran").exists() and "cut off at --max_new_tokens 2" in done.stderr, done.stderr
