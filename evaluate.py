@@ -202,9 +202,11 @@ def main():
     # Of the merged file alone: the parts are already growing where another process is ahead of this one.
     done = {(p["system"], p["id"]) for p in predictions.read([output_dir / "predictions.jsonl"])}
     part = output_dir / f"predictions-{accelerator.process_index}.jsonl"
+    adapted = False
     for system in sorted(args.systems, key=list(SYSTEMS).index):
         prompt_format = format_of(system, args)
-        if "adapter" in system and model is base:
+        if "adapter" in system and not adapted:  # once: merging changes the base itself
+            adapted = True
             model = load_adapter(base, args.adapter, texts_to_compare(tokenizer, prompt_format, rows, args))
         todo = [row for row in rows if (system, row.id) not in done]
         todo = sorted(todo, key=lambda row: -len(row.query) - len(row.tools))  # an even share of long rows each

@@ -146,6 +146,18 @@ def test_files_of_the_same_names_that_are_not_ours_are_left_alone(run_here, flag
     assert {path.read_text() for path in folder.iterdir()} == {"mine"}
 
 
+def test_an_adapter_is_merged_once_for_all_systems_that_use_it(run_here, flags, monkeypatch):
+    loads = []
+    monkeypatch.setattr(evaluate, "load_adapter", lambda *args: loads.append(args) or load_adapter(*args))
+    monkeypatch.setattr(evaluate, "import_xgrammar", lambda: None)
+    monkeypatch.setattr(evaluate, "compile_grammars", lambda tokenizer, size, tools: [None] * len(tools))
+    flags |= {"systems": ["adapter", "constrained_adapter"], "num_examples": 6}
+    assert run_here(evaluate, flags).code == 0 and len(loads) == 1
+    found = predictions(flags["output_dir"])
+    texts = [{key[1]: value["text"] for key, value in found.items() if key[0] == s} for s in flags["systems"]]
+    assert texts[0] == texts[1]
+
+
 def test_what_a_server_says_is_evaluated_without_a_model_here(run_here, rows_file, tmp_path, monkeypatch):
     """The client is the openai package's, tried against a real server in tests/eval_utils/test_endpoint.py."""
     answers = {TAGS.render(row.query, row.tools): row.answers for row in load_rows(str(rows_file))[0]}
