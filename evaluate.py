@@ -348,7 +348,8 @@ def score_folder(folder):
     rows, seen, said, settings, environment = read_folder(folder)
     formats = {system: PROMPT_FORMATS["raw" if system == "raw" else settings["prompt_format"]] for system in said}
     results = compare_systems(rows, said, formats, seen)
-    model, data = settings.get("model_name_or_path") or settings["endpoint_model"], settings["dataset_name"]
+    model = settings.get("model_name_or_path") or settings["endpoint_model"]
+    data = settings.get("eval_dataset_name") or settings["dataset_name"]
     step = environment.get("adapter_step")
     subtitle = f"prompt format {settings['prompt_format']}" + f"; adapter of step {step}" * (step is not None)
     published = PUBLISHED if (model, data) == PUBLISHED_FOR else {}

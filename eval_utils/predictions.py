@@ -9,6 +9,7 @@ import json
 from data_utils.rows import Row
 from run_utils.arguments import UserError
 
+TRAINING_S = ("adapter_config.json", "split.json", "state.json")  # of these folders too, environment.json is one
 RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")  # made once the predictions are there
 
 
@@ -18,6 +19,8 @@ def prepare(output_dir, identity):
     identity: all that the predictions depend on, as JSON values. Raises UserError where the folder holds others.
     """
     environment = output_dir / "environment.json"
+    if found := [name for name in TRAINING_S if (output_dir / name).exists()]:
+        raise UserError(f"{output_dir} is a folder of train.py's ({', '.join(found)}): choose another --output_dir")
     try:
         saved = dict(json.loads(environment.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -56,14 +59,19 @@ def read_rows(output_dir):
         raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}") from None
 
 
+def parts(output_dir):
+    """The processes' files, and no other that is called much the same."""
+    return sorted(path for path in output_dir.glob("predictions-*.jsonl") if path.stem.split("-", 1)[1].isdecimal())
+
+
 def results_in(output_dir):
-    found = [output_dir / name for name in RESULTS if (output_dir / name).exists()]
-    return [*sorted(output_dir.glob("predictions*.jsonl")), *found]
+    named = [output_dir / name for name in ("predictions.jsonl", *RESULTS)]
+    return [*parts(output_dir), *(path for path in named if path.exists())]
 
 
 def clear(output_dir):
     """Delete an earlier evaluation, and nothing else that lies in the folder; nothing at all where none of ours is there."""
-    if (output_dir / "environment.json").exists():
+    if (output_dir / "environment.json").exists() and not any((output_dir / name).exists() for name in TRAINING_S):
         for path in (*results_in(output_dir), output_dir / "environment.json"):
             path.unlink()
 
@@ -89,12 +97,13 @@ def read(paths):
 
 def merge(output_dir):
     """Gather the processes' files in predictions.jsonl, each prediction once; returns them."""
+    merged = output_dir / "predictions.jsonl"
     predictions = {
         (prediction["system"], prediction["id"]): prediction
-        for prediction in read(sorted(output_dir.glob("predictions*.jsonl")))
+        for prediction in read([path for path in (merged, *parts(output_dir)) if path.exists()])
     }
-    write(output_dir / "predictions.jsonl", predictions.values())
-    for part in output_dir.glob("predictions-*.jsonl"):
+    write(merged, predictions.values())
+    for part in parts(output_dir):
         part.unlink()
     return list(predictions.values())
 

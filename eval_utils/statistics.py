@@ -15,16 +15,18 @@ def wilson_interval(k, n):
 def bootstrap_ratio(numerators, denominators, resamples=1000):
     """The 95% interval of sum(numerators) / sum(denominators), as (low, high), by drawing rows again: for figures such as F1, of
     whose parts each row has several. The same rows give the same interval."""
-    k, n = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
-    if len(k) < 2:
+    k_all, n_all = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    if len(k_all) < 2:
         return 0.0, 1.0
 
     def ratio(k, n, axis=-1):
         total = n.sum(axis=axis)
-        return np.divide(k.sum(axis=axis), total, out=np.ones_like(total), where=total > 0)
+        # A sample whose rows have nothing to count says what all rows say, instead of a ratio that none has.
+        return np.divide(k.sum(axis=axis), total, out=np.full_like(total, overall), where=total > 0)
 
+    overall = k_all.sum() / n_all.sum()
     result = stats.bootstrap(
-        (k, n), ratio, paired=True, n_resamples=resamples, method="percentile", rng=np.random.default_rng(0)
+        (k_all, n_all), ratio, paired=True, n_resamples=resamples, method="percentile", rng=np.random.default_rng(0)
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 

@@ -65,7 +65,10 @@ class RunState:
 
 def read_state(checkpoint):
     """The RunState of a checkpoint's folder; raises ValueError, OSError or TypeError where it is not one, or of another step."""
-    state = RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    saved = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if "best_eval_loss" in saved:  # what best_value was called when there was no --best_metric
+        saved["best_value"] = saved.pop("best_eval_loss")
+    state = RunState(**saved)
     whole = (state.global_step, state.effective_batch, state.completion_tokens)
     if not all(type(value) is int and value >= 0 for value in whole) or state.global_step != checkpoint_step(
         checkpoint

@@ -146,6 +146,25 @@ def test_files_of_the_same_names_that_are_not_ours_are_left_alone(run_here, flag
     assert {path.read_text() for path in folder.iterdir()} == {"mine"}
 
 
+def test_backups_of_predictions_and_folders_of_training_are_left_alone(run_here, flags, adapter, tmp_path):
+    flags |= {"systems": ["raw"], "num_examples": 2, "max_new_tokens": 1}
+    assert run_here(evaluate, flags).code == 0
+    folder = flags["output_dir"]
+    before = predictions(folder)
+    for name in ("predictions_old.jsonl", "predictions-before.jsonl"):
+        (folder / name).write_text(
+            (folder / "predictions.jsonl").read_text().replace('"finish": "', '"finish": "other ')
+        )
+    assert run_here(evaluate, flags).code == 0
+    assert predictions(folder) == before and len(list(folder.glob("predictions*"))) == 3
+    copy = tmp_path / "copy"
+    shutil.copytree(adapter, copy)
+    files = {path.name: path.read_bytes() for path in copy.iterdir()}
+    result = run_here(evaluate, flags | {"adapter": copy, "output_dir": copy, "overwrite_output_dir": True})
+    assert result.code == 1 and "is a folder of train.py's" in result.err
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == files
+
+
 def test_an_adapter_is_merged_once_for_all_systems_that_use_it(run_here, flags, monkeypatch):
     loads = []
     monkeypatch.setattr(evaluate, "load_adapter", lambda *args: loads.append(args) or load_adapter(*args))

@@ -26,6 +26,10 @@ def test_a_bootstrap_interval_holds_the_ratio_and_shrinks_with_rows():
     assert bootstrap_ratio([2, 3], [2, 3]) == (1.0, 1.0) and bootstrap_ratio([1], [2]) == (0.0, 1.0)
 
 
+def test_a_ratio_of_few_rows_has_no_interval_up_to_one():
+    assert bootstrap_ratio([0] * 100, [5, 5, 5] + [0] * 97) == (0.0, 0.0)
+
+
 def test_flips_are_named_by_row():
     a, b = {"x": True, "y": False, "z": True, "w": False}, {"x": True, "y": True, "z": False, "w": False}
     assert flips(a, b) == {"both": 1, "neither": 1, "a_only": ["z"], "b_only": ["y"], "p": pytest.approx(1)}
