@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
@@ -333,8 +334,10 @@ def read_folder(folder):
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder} holds no evaluation that can be read: environment.json, {error}") from None
     settings = read_yaml(folder / "args.yaml")
+    if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in PROMPT_FORMATS:
+        raise UserError(f"{folder / 'args.yaml'} names no systems, or a prompt format that is not here")
     said = {}
-    for prediction in predictions.read([folder / "predictions.jsonl"]):
+    for prediction in predictions.read([path for path in [folder / "predictions.jsonl"] if path.exists()]):
         said.setdefault(prediction["system"], {})[prediction["id"]] = prediction
     wanted = [system for system in TABLE_ORDER if system in settings["systems"]]
     for system in wanted:
@@ -367,8 +370,9 @@ def compare_folders(folders, output_dir):
             other = next((a.id for a, b in itertools.zip_longest(rows, mine) if a != b and a), mine[-1].id)
             raise UserError(f"{folder} is of other rows than {folders[0]}, from row {other} on")
         for system, texts in systems.items():
-            known = [[p["text"] for p in each.values()] for each in said.values()]
-            if system == "adapter" or [texts[row.id]["text"] for row in rows] not in known:
+            known = [[name.split(": ")[1], *(p["text"] for p in each.values())] for name, each in said.items()]
+            is_base = system in ("raw", "prompted", "constrained")
+            if not is_base or [system, *(texts[row.id]["text"] for row in rows)] not in known:
                 name = f"{label}: {system}"
                 said[name] = {row.id: texts[row.id] for row in rows}
                 formats[name] = PROMPT_FORMATS["raw" if system == "raw" else settings["prompt_format"]]
@@ -376,7 +380,7 @@ def compare_folders(folders, output_dir):
         raise UserError(f"{output_dir} holds an evaluation: name another --output_dir for the comparison")
     results = compare_systems(rows, said, formats, found[0][1])
     output_dir.mkdir(parents=True, exist_ok=True)
-    record = {label: environment for label, (*_, environment) in zip(labels, found, strict=True)}
+    record = {"evaluations": {label: environment for label, (*_, environment) in zip(labels, found, strict=True)}}
     write_results(
         output_dir, results, rows, said, f"{len(folders)} evaluations of the same rows", ", ".join(labels), {}, record
     )
@@ -412,12 +416,14 @@ def write_results(folder, results, rows, said, title, subtitle, published, recor
 
 def print_table(results, title, subtitle, published):
     headline = {name: metric for name, metric in METRICS.items() if metric.headline}
-    table = Table(title=title, caption_justify="left")
+    table = Table(title=escape(title), caption_justify="left")
     table.add_column("system")
     for metric in headline.values():
         table.add_column(metric.title + " %" * (metric.kind == "rate"), justify="right")
     for system, figures in results["systems"].items():
-        table.add_row(system, *(cell(name, metric, figures) for name, metric in headline.items()), end_section=True)
+        table.add_row(
+            escape(system), *(cell(name, metric, figures) for name, metric in headline.items()), end_section=True
+        )
     table.caption = (
         f"{next(iter(results['systems'].values()))['num_examples']} rows; {subtitle}. Below each rate its 95% Wilson interval and, "
         "in brackets, the lenient bound: first calls anywhere in the text, those without a name pass."
@@ -432,7 +438,8 @@ def print_table(results, title, subtitle, published):
     console = Console(width=None if sys.stdout.isatty() else 80)
     console.print(table)
     for pair in results["pairs"]:
-        if "prompted" in (pair["a"], pair["b"]) and "raw" not in (pair["a"], pair["b"]):  # the others are in the report
+        kinds = [pair[side].split(": ")[-1] for side in ("a", "b")]  # of a comparison, the name is "label: system"
+        if "raw" not in kinds and ("prompted" in kinds or kinds[0] == kinds[1]):  # the others are in the report
             gained, lost = len(pair["b_only"]), len(pair["a_only"])
             console.print(
                 f"{pair['b']} beside {pair['a']}: {gained} rows gained, {lost} lost (p = {pair['p']:.2g})",
@@ -447,7 +454,9 @@ def print_table(results, title, subtitle, published):
 
 
 def cell(name, metric, figures):
-    figure, bound = figures[name], figures.get(f"lenient_{name}")
+    figure, bound = figures.get(name), figures.get(f"lenient_{name}")
+    if figure is None:  # no row is about it
+        return ""
     if metric.kind != "rate":
         return f"{figure[metric.kind]:.4g}"
     text = f"{100 * figure['rate']:.2f}\n[dim]{100 * figure['low']:.1f}–{100 * figure['high']:.1f}"

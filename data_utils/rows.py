@@ -57,9 +57,11 @@ def validate(record):
     extras = {column: record[column] for column in EXTRA_COLUMNS if isinstance(record.get(column), str)}
     for column in ("acceptable", "required"):
         try:
-            extras.get(column) and parse_json(extras[column])
+            value = parse_json(extras[column]) if extras.get(column) else None
         except ValueError:
             raise ValueError(f"broken JSON in field '{column}'") from None
+        if column == "required" and value is not None and not names_by_tool(value):
+            raise ValueError("field 'required' is not an object with a list of names for each tool")
     try:
         check_tools(values["tools"])
         check_calls(values["answers"])
@@ -73,6 +75,12 @@ def validate(record):
     fingerprint = content_hash(**values)
     row_id = fingerprint if record.get("id") in (None, "") else str(record["id"])
     return Row(row_id, values["query"], tools, answers, fingerprint, **extras)
+
+
+def names_by_tool(value):
+    return isinstance(value, dict) and all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in value.values()
+    )
 
 
 def bad_row_id(record):

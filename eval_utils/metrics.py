@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from data_utils.formats import tool_schema
-from data_utils.tool_calls import check_calls, json_equal, lenient_value, opening_value
+from data_utils.tool_calls import check_calls, json_equal, lenient_value, opening_value, parse_json
 from eval_utils.ast_match import ast_match
 from eval_utils.grounding import Sources, leaf_values
 from eval_utils.outcomes import conforms, kind_of_answer, num_equal, outcome, pair_by_name
@@ -24,8 +24,8 @@ SCORING = "4"  # counted up when a definition below changes: figures of two vers
 class Output:
     """What a model said about one row: the text, read as its prompt format reads it, and what it is compared with.
 
-    finish: why generation stopped (Generation.finish). value: the parsed answer, None where the text is not, all of it, one value;
-    calls: the same where it is a list of calls, else None. gold: the list of calls wanted. tools: those on offer, and schemas, the
+    finish: why generation stopped (Generation.finish). value: the parsed answer, None where the text is not, all of it, one value
+    (parsed says which None it is); calls: the same where it is a list of calls, else None. gold: the list of calls wanted. tools: those on offer, and schemas, the
     JSON Schema of each one's arguments by its name.
     """
 
@@ -33,10 +33,11 @@ class Output:
         self.row, self.text, self.finish = row, text, finish
         self.gold = json.loads(row.answers)
         self.tools = json.loads(row.tools)
+        self.parsed = True
         try:
             self.value = prompt_format.parse(text)
         except ValueError:
-            self.value = None
+            self.parsed, self.value = False, None
         try:
             check_calls(self.value)
             self.calls = self.value
@@ -146,7 +147,7 @@ def exact_schema_aware(output):
         return exact_any_order(output)
     defaults = {tool["name"]: tool.get("parameters") or {} for tool in output.tools}
     sides = [[normalized(call, output.schemas, defaults) for call in calls] for calls in (value, output.gold)]
-    return same_calls(*sides)
+    return exact_any_order(output) or same_calls(*sides)
 
 
 def same_calls(calls, gold):
@@ -183,8 +184,8 @@ def converted(value, schema):
             return value.strip().lower() == "true"
         if kind in ("integer", "number"):
             try:
-                number = json.loads(value.strip())
-            except (ValueError, RecursionError):
+                number = parse_json(value)
+            except ValueError:
                 return value
             return number if isinstance(number, int | float) and not isinstance(number, bool) else value
     if kind == "string" and isinstance(value, int | float) and not isinstance(value, bool):

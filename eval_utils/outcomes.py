@@ -36,8 +36,8 @@ def outcome(output):
         return "right"
     if output.finish == "too_long":
         return "prompt too long"
-    if output.value is None:
-        return "cut off" if output.finish == "length" and output.text.lstrip()[:1] in ("[", "{") else "unparseable"
+    if not output.parsed:
+        return "cut off" if output.finish == "length" and still_open(output.text) else "unparseable"
     if calls is None:
         return "wrong shape"
     if calls and not gold:
@@ -51,6 +51,24 @@ def outcome(output):
     if names(calls) != names(gold):
         return "wrong tool"
     return argument_outcome(output)
+
+
+def still_open(text):
+    """Whether the list or object that a text starts with is open at its end: in a string, or with a bracket to close."""
+    stack, in_string, escaped = [], False, False
+    for character in text.lstrip():
+        if in_string:
+            in_string = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+        elif character in "[{":
+            stack.append("]" if character == "[" else "}")
+        elif character in "]}" and (not stack or stack.pop() != character):
+            return False
+        elif character == '"':
+            in_string = True
+        if not stack:
+            return False
+    return bool(stack)
 
 
 def argument_outcome(output):

@@ -136,11 +136,12 @@ def test_bad_rows_are_counted_and_named(tmp_path):
         {key: value for key, value in good.items() if key != "tools"} | {"id": 17},
         {**good, "id": "surrogate", "answers": '[{"name": "f", "arguments": {"x": "\\ud800"}}]'},
         {**good, "id": "number", "query": 3},
+        {**good, "id": "shape", "required": '["x"]'},
         good,
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"id": \n\n[1]\n')
-    rows, bad = load_rows(str(path), max_bad_rows=10)
+    rows, bad = load_rows(str(path), max_bad_rows=11)
     assert [row.id for row in rows] == ["fine"]
     assert bad == {
         "a call to a tool that is not in its list": ["unknown"],
@@ -149,12 +150,13 @@ def test_bad_rows_are_counted_and_named(tmp_path):
         "missing field 'tools'": ["17"],
         "half a surrogate pair in a string": ["surrogate"],
         "field 'query' is not a string": ["number"],
+        "field 'required' is not an object with a list of names for each tool": ["shape"],
         "repeated id": ["fine"],
-        "not a JSON object": ["line 10", "line 12"],
+        "not a JSON object": ["line 11", "line 13"],
     }
-    with pytest.raises(UserError, match=r"10 of the 11 rows .*unknown.*--max_bad_rows allows 9"):
+    with pytest.raises(UserError, match=r"11 of the 12 rows .*unknown.*--max_bad_rows allows 9"):
         load_rows(str(path), max_bad_rows=9)
-    with pytest.raises(UserError, match="--max_bad_rows allows 5.5"):
+    with pytest.raises(UserError, match="--max_bad_rows allows 6"):
         load_rows(str(path), max_bad_rows=0.5)
 
 

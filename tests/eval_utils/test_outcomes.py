@@ -107,6 +107,11 @@ def test_rows_without_a_call_and_budgets():
         None,
     )
     assert scored(to_json(GOLD)[:30], finish="length")["outcome"] == "cut off"
+    for text in ("[] </ans", '[{"name":"f","arguments":{}}] and so', "[} junk", '{"a": 1, "a": 2}</answer> [', "["[:0]):
+        assert scored(text, finish="length")["outcome"] == "unparseable"
+    for text in ('[{"a": "]}', '[{"a": "\\"]', "[[]"):
+        assert scored(text, finish="length")["outcome"] == "cut off"
+    assert scored("null")["outcome"] == "wrong shape"
     assert scored("I think that", finish="length")["outcome"] == "unparseable"
     assert scored("", finish="too_long")["outcome"] == "prompt too long"
     assert scored([], gold=[], tools=[])["outcome"] == "right"
@@ -191,3 +196,11 @@ def test_every_text_has_exactly_one_outcome_and_the_ladder_is_one(text, finish):
         for name, metric in METRICS.items():
             if metric.kind == "ratio":
                 assert 0 <= scores[name][0] <= scores[name][1]
+
+
+@pytest.mark.parametrize(("kind", "gold", "said"), [("str", 1, 1.0), ("float", "NaN", "NaN"), ("int", 1, 1.0)])
+def test_the_last_step_of_the_ladder_contains_the_others(kind, gold, said):
+    tools = [{"name": "f", "parameters": {"x": {"type": kind}, "y": {"type": "float", "default": "NaN"}}}]
+    calls = [[{"name": "f", "arguments": {"x": value}}] for value in (gold, said)]
+    scores = scored(calls[1], gold=calls[0], tools=tools)
+    assert scores["exact_match"] and scores["exact_any_order"] and scores["exact_schema_aware"]
