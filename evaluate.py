@@ -57,14 +57,8 @@ from run_utils.environment import environment_record, file_hash, write_json
 from run_utils.launch import start_accelerator
 
 # In the order in which they run: the adapter may be merged into the base. By default raw, prompted and adapter.
-SYSTEMS = {
-    "endpoint": "what --endpoint serves, on the tag prompt",
-    "raw": "the base on query and tools as JSON",
-    "prompted": "the base on the tag prompt",
-    "constrained": "the same, held to a grammar made of the row's tools (pip install xgrammar)",
-    "adapter": "the adapter on the tag prompt",
-    "constrained_adapter": "the same, held to the grammar",
-}
+# The constrained ones are held to a grammar made of each row's tools; eval_utils/report.py says what each is.
+SYSTEMS = ["endpoint", "raw", "prompted", "constrained", "adapter", "constrained_adapter"]
 TABLE_ORDER = ["raw", "prompted", "constrained", "adapter", "constrained_adapter", "endpoint"]
 # The reference article's figures, in %, on its own model and data. It says neither which parser nor which prompt they are of.
 PUBLISHED_FOR = ("Qwen/Qwen3-4B-Base", "Salesforce/xlam-function-calling-60k")
@@ -204,7 +198,7 @@ def main():
     done = {(p["system"], p["id"]) for p in predictions.read([output_dir / "predictions.jsonl"])}
     part = output_dir / f"predictions-{accelerator.process_index}.jsonl"
     adapted = False
-    for system in sorted(args.systems, key=list(SYSTEMS).index):
+    for system in sorted(args.systems, key=SYSTEMS.index):
         prompt_format = format_of(system, args)
         if "adapter" in system and not adapted:  # once: merging changes the base itself
             adapted = True

@@ -273,9 +273,9 @@ def find_checkpoint(args, is_main):
     output_dir = Path(args.output_dir)
     if output_dir.is_file():
         raise UserError(f"--output_dir {output_dir} is a file")
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / "args.yaml").exists():
-        raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
-    if is_main:
+    if is_main:  # alone: another process could take the file that try_writing makes for somebody's
+        if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / "args.yaml").exists():
+            raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
         try_writing(output_dir)
     if args.resume_from_checkpoint == "latest":
         return next(reversed(complete_checkpoints(output_dir)), None)
