@@ -12,6 +12,8 @@ slots used again (a CPU is there compared with itself).
 """
 
 import argparse
+import importlib.util
+import json
 import sys
 import tempfile
 import traceback
@@ -33,6 +35,7 @@ from model_utils.attention import ISOLATED, isolated_attention
 from model_utils.cuda_graphs import use_cuda_graphs
 from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
 from model_utils.generation import generate
+from model_utils.grammar import compile_grammars
 from model_utils.speed import COMPILE, compile_layers, use_liger_kernels
 from train import completion_loss
 
@@ -172,15 +175,24 @@ def main():
         return off
 
     def num_different_texts():
+        """Of 32 rows in a few slots, without grammars and, where xgrammar is there, with one for two rows in three."""
         demo = AutoModelForCausalLM.from_pretrained(ROOT / "demo" / "base", dtype=torch.float32).eval()
-        prompts = [TAGS.render(row.query, row.tools) for row in load_rows("demo")[0][:32]]
-        on_cpu, here = (
-            dict(generate(demo.to(device), tokenizer, TAGS, prompts, 64, 4096))
-            for device in ("cpu", accelerator.device)
-        )
-        different = sum(on_cpu[i].text != here[i].text for i in range(32))
-        print(f"generation in float32: {different} of 32 texts are not the CPU's", flush=True)
-        return different
+        rows = load_rows("demo")[0][:32]
+        prompts = [TAGS.render(row.query, row.tools) for row in rows]
+        choices = {"generation": None}
+        if importlib.util.find_spec("xgrammar"):
+            grammars = compile_grammars(tokenizer, demo.config.vocab_size, [json.loads(row.tools) for row in rows])
+            choices["constrained generation"] = [grammar if i % 3 else None for i, grammar in enumerate(grammars)]
+        total = 0
+        for name, grammars in choices.items():
+            on_cpu, here = (
+                dict(generate(demo.to(device), tokenizer, TAGS, prompts, 64, 4096, grammars))
+                for device in ("cpu", accelerator.device)
+            )
+            different = sum(on_cpu[i].text != here[i].text for i in range(32))
+            print(f"{name} in float32: {different} of 32 texts are not the CPU's", flush=True)
+            total += different
+        return total
 
     table = Table(
         title=f"Against float32, in {'bf16 on ' + torch.cuda.get_device_name() if on_gpu else 'float32 on a CPU'}"

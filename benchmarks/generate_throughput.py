@@ -1,12 +1,15 @@
-"""How fast generation_utils.generate is beside transformers' own generate: 100 prompts of xLAM's lengths, 96 new tokens each.
+"""How fast model_utils.generation.generate is beside transformers' own generate: 100 prompts of xLAM's lengths, 96 new tokens each.
 
     python -m benchmarks.generate_throughput                    # Qwen3-4B's shape with random weights, on one GPU
     python -m benchmarks.generate_throughput --shape tiny       # a dry run on a CPU
 
-Nothing is downloaded. A random model has no reason to stop, so that all rows get all their tokens from both.
+Nothing is downloaded. A random model has no reason to stop, so that all rows get all their tokens from both. Where xgrammar is
+installed, also held to a grammar: of this random model, a string that does not end.
 """
 
 import argparse
+import importlib.util
+import json
 import sys
 import time
 from pathlib import Path
@@ -21,6 +24,7 @@ from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
 from model_utils.generation import generate, problem_with_slots
+from model_utils.grammar import compile_grammars
 
 TAGS = PROMPT_FORMATS["tags-1"]
 
@@ -45,8 +49,8 @@ def main():
         model_dir, dtype=torch.bfloat16 if on_gpu else torch.float32, device_map="cuda" if on_gpu else "cpu"
     ).eval()
 
-    def ours(batch_tokens):
-        done = list(generate(model, tokenizer, TAGS, prompts, args.new_tokens, batch_tokens))
+    def ours(batch_tokens, grammars=None):
+        done = list(generate(model, tokenizer, TAGS, prompts, args.new_tokens, batch_tokens, grammars))
         return len(done), sum(generation.num_tokens for _, generation in done)
 
     def transformers(prompts):
@@ -68,6 +72,12 @@ def main():
     for column in ("system", "rows/s", "new tokens/s", "peak GiB"):
         table.add_column(column, justify="left" if column == "system" else "right")
     runs = [(f"ours, {tokens:,} tokens of cache", lambda tokens=tokens: ours(tokens)) for tokens in args.batch_tokens]
+    if importlib.util.find_spec("xgrammar"):
+        grammars = compile_grammars(tokenizer, model.config.vocab_size, [json.loads(row.tools) for row in rows])
+        runs += [
+            (f"constrained, {tokens:,} tokens of cache", lambda tokens=tokens: ours(tokens, grammars))
+            for tokens in args.batch_tokens
+        ]
     runs += [
         ("transformers, one padded batch", lambda: transformers(prompts)),
         (
