@@ -355,6 +355,10 @@ def score_folder(folder):
 
 def compare_folders(folders, output_dir):
     """The same for the systems of several finished evaluations of the same rows; a base that says the same in two stands once."""
+    require(len({folder.resolve() for folder in folders}) == len(folders), "--compare names a folder twice")
+    if output_dir.resolve() in [folder.resolve() for folder in folders] or (output_dir / "predictions.jsonl").exists():
+        raise UserError(f"{output_dir} holds an evaluation: name another --output_dir for the comparison")
+    output_dir.mkdir(parents=True, exist_ok=True)  # told now, if it cannot be
     found = [read_folder(folder) for folder in folders]
     rows = found[0][0]
     labels = short_names(folders)
@@ -370,10 +374,7 @@ def compare_folders(folders, output_dir):
                 name = f"{label}: {system}"
                 said[name] = {row.id: texts[row.id] for row in rows}
                 formats[name] = PROMPT_FORMATS["raw" if system == "raw" else settings["prompt_format"]]
-    if output_dir.resolve() in [folder.resolve() for folder in folders] or (output_dir / "rows.jsonl").exists():
-        raise UserError(f"{output_dir} holds an evaluation: name another --output_dir for the comparison")
     results = compare_systems(rows, said, formats, found[0][1])
-    output_dir.mkdir(parents=True, exist_ok=True)
     record = {"evaluations": {label: environment for label, (*_, environment) in zip(labels, found, strict=True)}}
     write_results(
         output_dir, results, rows, said, f"{len(folders)} evaluations of the same rows", ", ".join(labels), {}, record

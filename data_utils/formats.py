@@ -2,6 +2,8 @@
 
 import re
 
+from data_utils.tool_calls import MAX_DEPTH
+
 PLAIN_TYPES = {
     "str": "string", "string": "string", "text": "string", "char": "string",
     "int": "integer", "integer": "integer", "long": "integer",
@@ -47,6 +49,8 @@ def type_schema(kind):
     """The schema of one informal type: `List[int]`, `Dict[str, float]`, `Union[str, None]`, `int | str`, ..., {} where it is
     not known."""
     kind = kind.strip()
+    if kind.count("[") > MAX_DEPTH:
+        return {}
     if len(alternatives := split_outside_brackets(kind, "|")) > 1:
         return one_of(alternatives)
     head, _, inside = kind.partition("[")

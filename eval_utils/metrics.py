@@ -18,7 +18,7 @@ from eval_utils.grounding import Sources, leaf_values
 from eval_utils.outcomes import conforms, kind_of_answer, num_equal, outcome, pair_by_name
 from eval_utils.statistics import bootstrap_ratio, wilson_interval
 
-SCORING = "4"  # counted up when a definition below changes: figures of two versions are not to be compared
+SCORING = "5"  # counted up when a definition below changes: figures of two versions are not to be compared
 
 
 class Output:
@@ -162,32 +162,41 @@ def same_calls(calls, gold):
 
 
 def normalized(call, schemas, defaults):
-    arguments = dict(call["arguments"])
+    arguments = {nfc(name): value for name, value in call["arguments"].items()}
     for name, spec in defaults.get(call["name"], {}).items():
-        if "default" in spec and spec["default"] not in (None, ""):
-            arguments.setdefault(name, spec["default"])
-    properties = schemas.get(call["name"], {"properties": {}})["properties"]
+        if "default" in spec:
+            arguments.setdefault(nfc(name), spec["default"])
+    declared = schemas.get(call["name"], {"properties": {}})["properties"]
+    properties = {nfc(name): schema for name, schema in declared.items()}
     arguments = {name: converted(value, properties.get(name, {})) for name, value in arguments.items()}
     return {"name": call["name"], "arguments": arguments}
 
 
+def nfc(text):
+    return unicodedata.normalize("NFC", text)
+
+
 def converted(value, schema):
-    """The value as its declared type where it can be read as one: "5" and 5.0 as 5, 5 as "5", "true" as true."""
+    """The value as its declared type where it can be read as one: "5" as 5, 5 as "5", "true" as true."""
     kind = schema.get("type")
     if isinstance(value, list):
         return [converted(element, schema.get("items", {})) for element in value]
     if isinstance(value, dict):
-        return {name: converted(element, {}) for name, element in value.items()}
+        inside = schema.get("additionalProperties", {})
+        return {nfc(name): converted(element, inside) for name, element in value.items()}
     if isinstance(value, str):
-        value = unicodedata.normalize("NFC", value)
-        if kind == "boolean" and value.strip().lower() in ("true", "false"):
-            return value.strip().lower() == "true"
-        if kind in ("integer", "number"):
-            try:
-                number = parse_json(value)
-            except ValueError:
-                return value
-            return number if isinstance(number, int | float) and not isinstance(number, bool) else value
+        value = nfc(value)
+    if "anyOf" in schema and not conforms(value, schema):
+        readings = ((converted(value, each), each) for each in schema["anyOf"])
+        return next((reading for reading, each in readings if conforms(reading, each)), value)
+    if isinstance(value, str) and kind == "boolean" and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    if isinstance(value, str) and kind in ("integer", "number"):
+        try:
+            number = parse_json(value)
+        except ValueError:
+            return value
+        return number if isinstance(number, int | float) and not isinstance(number, bool) else value
     if kind == "string" and isinstance(value, int | float) and not isinstance(value, bool):
         return json.dumps(value)
     return value

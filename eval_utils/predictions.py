@@ -53,6 +53,8 @@ def read_rows(output_dir):
     path = output_dir / "rows.jsonl"
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not records:
+            raise ValueError("which is empty")
         seen = {record["id"]: record.pop("tools_seen") for record in records}
         return [Row(**record) for record in records], None if None in seen.values() else seen
     except (OSError, ValueError, KeyError, TypeError) as error:

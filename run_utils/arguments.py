@@ -59,6 +59,13 @@ def run_script(main):
     except BrokenPipeError:  # the reader of our stdout, `head` say, is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code, message = 1, ""
+    except OSError as error:
+        if not error.strerror:  # not the system's: a library's own, of a connection say
+            raise
+        code, message = (
+            1,
+            f"{name}: error: {' '.join(map(str, filter(None, (error.filename, error.filename2))))}: {error.strerror}",
+        )
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which wrong arguments need not wait for
             raise

@@ -157,6 +157,11 @@ class Run:
             now, then = getattr(self.args, field.name), saved_args.get(field.name, field.default)
             if now != then and not field.metadata["free_on_resume"]:
                 raise UserError(f"--{field.name} is {now} but {checkpoint} was trained with {then}")
+        rows_now, rows_then = self.args.eval_generate_examples, saved_args.get("eval_generate_examples", 0)
+        if self.args.best_metric != "eval_loss" and rows_now != rows_then:
+            raise UserError(
+                f"--eval_generate_examples is {rows_now} but {checkpoint} has the best of {rows_then} rows' {self.args.best_metric}"
+            )
         if state.effective_batch != fresh.effective_batch:
             raise UserError(
                 f"the effective batch (processes x accumulation x batch size) is {fresh.effective_batch} but {checkpoint} was "

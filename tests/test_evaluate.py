@@ -131,6 +131,13 @@ def test_finished_evaluations_of_the_same_rows_are_set_side_by_side(run_here, fl
         run_here(evaluate, flags | {"output_dir": folders[1], "num_examples": 5, "overwrite_output_dir": True}).code
         == 0
     )
+    for arguments, named in (
+        ({"compare": [folders[0], folders[0]]}, "names a folder twice"),
+        ({"compare": folders, "output_dir": folders[0]}, "holds an evaluation: name another"),
+        ({"compare": folders, "output_dir": folders[0] / "report.html"}, "report.html: File exists"),
+    ):
+        result = run_here(evaluate, arguments)
+        assert result.code in (1, 2) and named in result.err
     result = run_here(evaluate, {"compare": folders, "output_dir": tmp_path / "comparison"})
     assert result.code == 1 and f"{folders[1]} is of other rows than {folders[0]}, from row" in result.err
 

@@ -46,3 +46,7 @@ def test_a_tool_says_what_may_be_left_out_in_two_ways():
     assert schema["properties"]["d"] == {"type": "string"}
     assert schema["properties"]["e"] == {"type": "string", "enum": ["p", "q"]}
     assert tool_schema({"name": "g"})["properties"] == {} and parameter_schema({}) == {}
+
+
+def test_types_nested_without_end_accept_anything():
+    assert type_schema("List[" * 3000 + "int" + "]" * 3000) == {}

@@ -111,3 +111,28 @@ def test_a_new_metric_is_one_line_of_the_table(monkeypatch):
 def test_no_torch_is_needed_to_score():
     code = "import sys, eval_utils.results, eval_utils.report, eval_utils.predictions; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "given", "gold", "equal"),
+    [
+        ({"type": "Optional[int]"}, {"x": "5"}, {"x": 5}, True),
+        ({"type": "Optional[int]"}, {"x": "five"}, {"x": 5}, False),
+        ({"type": "Union[int, str]"}, {"x": "5"}, {"x": 5}, False),  # as it is, it is of a type that is declared
+        ({"type": "Dict[str, int]"}, {"x": {"k": "5"}}, {"x": {"k": 5}}, True),
+        ({"type": "str", "default": ""}, {"x": ""}, {}, True),
+        ({"type": "int", "default": None}, {}, {"x": None}, True),
+        ({"type": "str", "default": "a"}, {"x": "b"}, {}, False),
+    ],
+)
+def test_what_a_schema_makes_equal(spec, given, gold, equal):
+    tools = [{"name": "f", "parameters": {"x": spec}}]
+    text, gold = (json.dumps([{"name": "f", "arguments": arguments}]) for arguments in (given, gold))
+    verdicts = metrics.score(Output(Row("x", "q", json.dumps(tools), gold), text, TAGS))
+    assert verdicts["exact_schema_aware"] == equal and not verdicts["exact_match"]
+
+
+def test_names_of_arguments_in_two_normal_forms_of_unicode_are_equal_by_the_schema():
+    tools = [{"name": "f", "parameters": {"\u00e9": {"type": "str"}}}]
+    text, gold = (json.dumps([{"name": "f", "arguments": {name: "a"}}]) for name in ("e\u0301", "\u00e9"))
+    assert metrics.score(Output(Row("x", "q", json.dumps(tools), gold), text, TAGS))["exact_schema_aware"]
