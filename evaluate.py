@@ -15,8 +15,12 @@ import hashlib
 import os
 import sys
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
-    print("Loading PyTorch and transformers ...", file=sys.stderr)
+from run_utils.signals import exit_at_once, handle_signals
+
+if __name__ == "__main__":
+    handle_signals(exit_at_once)  # until run_script has its own
+    if os.environ.get("RANK", "0") == "0":
+        print("Loading PyTorch and transformers ...", file=sys.stderr)
 
 import dataclasses
 import itertools
@@ -53,7 +57,8 @@ from run_utils.arguments import (
     run_script,
     write_yaml,
 )
-from run_utils.environment import environment_record, file_hash, write_json
+from run_utils.environment import environment_record
+from run_utils.files import file_hash, lock_folder, write_json
 from run_utils.launch import start_accelerator
 
 # In the order in which they run: the adapter may be merged into the base. By default raw, prompted and adapter.
@@ -143,6 +148,8 @@ class EvaluationArguments:
 def main():
     args = parse_arguments(EvaluationArguments, __doc__, "demo_evaluate.yaml")
     if args.rescore:
+        if Path(args.rescore).is_dir():
+            lock_folder(args.rescore)
         return score_folder(Path(args.rescore))
     if args.compare:
         return compare_folders([Path(folder) for folder in args.compare], Path(args.output_dir or "runs/comparison"))
@@ -274,6 +281,7 @@ def tools_seen(rows, split):
 def prepare_output_dir(output_dir, identity, args):
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
+        lock_folder(output_dir)
         if args.overwrite_output_dir:
             predictions.clear(output_dir)
         predictions.prepare(output_dir, identity)
@@ -358,7 +366,8 @@ def compare_folders(folders, output_dir):
     require(len({folder.resolve() for folder in folders}) == len(folders), "--compare names a folder twice")
     if output_dir.resolve() in [folder.resolve() for folder in folders] or (output_dir / "predictions.jsonl").exists():
         raise UserError(f"{output_dir} holds an evaluation: name another --output_dir for the comparison")
-    output_dir.mkdir(parents=True, exist_ok=True)  # told now, if it cannot be
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock_folder(output_dir)
     found = [read_folder(folder) for folder in folders]
     rows = found[0][0]
     labels = short_names(folders)
@@ -459,4 +468,4 @@ def cell(name, metric, figures):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, if_stopped="what is predicted is kept: the same command goes on")

@@ -12,8 +12,12 @@ An output that is not a list of calls to these tools ends with exit code 1; the 
 import os
 import sys
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
-    print("Loading PyTorch and transformers ...", file=sys.stderr)
+from run_utils.signals import exit_at_once, handle_signals
+
+if __name__ == "__main__":
+    handle_signals(exit_at_once)  # until run_script has its own
+    if os.environ.get("RANK", "0") == "0":
+        print("Loading PyTorch and transformers ...", file=sys.stderr)
 
 import codecs
 import json

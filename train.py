@@ -9,10 +9,17 @@ The defaults are the reference experiment's; `main` is the run, from top to bott
 batches are in data_utils/, the model and its fast paths in model_utils/, the metrics in eval_utils/.
 """
 
+import sys
+
+from run_utils.signals import Stopped, StopRequest, exit_at_once, handle_signals
+
+if __name__ == "__main__":
+    handle_signals(exit_at_once)  # while the libraries load
+
 import functools
+import itertools
 import math
 import re
-import sys
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -222,12 +229,20 @@ def main():
     state = run.resume(training, state)
     model.train()
     steps = range(state.global_step, last_step)
-    check_memory(accelerator, args, training, data, steps, loss_fn, eval_loss_fn=completion_loss)
+    generations = generate_calls(
+        accelerator, model, tokenizer, args, rows_to_generate(accelerator, args, data.eval_rows)
+    )
+    check_memory(accelerator, args, training, data, steps, loss_fn, completion_loss, generations)
     run.start(state, {"dropped_rows.json": data.dropped, "split.json": data.split})
     log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
+    stop = StopRequest(accelerator, run.last_checkpoint)  # from here on signals wait for the end of a step
+    stopped = 0  # or the signal that any process has received
+    if state.evaluation_due:
+        stopped = evaluate(accelerator, model, tokenizer, args, data, log, state, stop)
+        run.update(state)
 
     # The loop. global_step counts optimizer steps and nothing else.
-    while state.global_step < last_step:
+    while state.global_step < last_step and not stopped:
         # ---------------------------------- one optimizer step ----------------------------------
         log.start_step()
         torch.manual_seed(step_seed(args.seed, state.global_step, accelerator.process_index))
@@ -246,8 +261,9 @@ def main():
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        state.global_step += 1
+        state.global_step, state.eval_loss = state.global_step + 1, None
         log.end_step(step, loss_sum, grad_norm, learning_rate)
+        stopped = stop.agreed()
 
         # ---------------------------------- once in a while ----------------------------------
         is_last_step = state.global_step == last_step
@@ -255,23 +271,22 @@ def main():
         is_save = is_last_step or state.global_step % args.save_steps == 0
         # Before each save too, so that every checkpoint has its evaluation.
         is_eval = bool(data.eval_examples) and (is_save or state.global_step % args.eval_steps == 0)
-        if is_log or is_eval or is_save:
+        state.evaluation_due = is_eval
+        if is_log or is_eval or is_save or stopped:
             log.read_losses()  # waits for the GPU
         if is_log:
             log.write()
-        if is_eval:
-            figures = {"loss": evaluate_loss(accelerator, model, data.eval_examples, args.per_device_eval_batch_size)}
-            if args.eval_generate_examples:
-                figures |= evaluate_calls(accelerator, model, tokenizer, args, data.eval_rows, log)
-            log.write_evaluation(figures)
-            is_best = state.add_evaluation(figures, args.best_metric)
-            is_save = is_save or is_best
-        if is_save:
+        if is_eval and not stopped:
+            stopped = evaluate(accelerator, model, tokenizer, args, data, log, state, stop)
+        if is_save or state.is_best or stopped:
             run.save(training, state)
 
     log.close()
-    run.finish(state)
+    if not stopped:
+        run.finish(training, state)
     accelerator.end_training()
+    if stopped := stopped or stop.number:
+        raise Stopped(stopped, f"{run.last_checkpoint()} is complete; --resume_from_checkpoint latest goes on from it")
 
 
 class Data(NamedTuple):
@@ -395,35 +410,65 @@ def completion_loss(model, batch, device, cross_entropy=cross_entropy):
     return cross_entropy(logits, labels)
 
 
+def evaluate(accelerator, model, tokenizer, args, data, log, state, stop):
+    """Evaluate, log it and take note of it in `state`; returns the signal that came before it was done, on whichever process,
+    and 0 where none did. Its evaluation is then still due."""
+    figures = {"loss": evaluate_loss(accelerator, model, data.eval_examples, args.per_device_eval_batch_size, stop)}
+    stopped = max(gather_object([stop.number]))
+    if args.eval_generate_examples and not stopped:
+        figures |= evaluate_calls(accelerator, model, tokenizer, args, data.eval_rows, log, stop)
+        stopped = max(gather_object([stop.number]))
+    if stopped:
+        return stopped
+    log.write_evaluation(figures)
+    state.add_evaluation(figures, args.best_metric)
+    return 0
+
+
 @torch.no_grad()
-def evaluate_loss(accelerator, model, examples, batch_size):
+def evaluate_loss(accelerator, model, examples, batch_size, stop):
     """Mean cross-entropy of all supervised tokens of `examples`: each token weighs the same, whatever the batches."""
     model.eval()
     loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
     batches = micro_batches(examples, batch_size, accelerator.num_processes, accelerator.process_index)
     hidden = not (accelerator.is_main_process and sys.stdout.isatty())
     for batch in tqdm(batches, desc="eval", leave=False, disable=hidden):
+        if stop.agreed():
+            break
         loss_sum += completion_loss(model, batch, accelerator.device)
     model.train()
     return accelerator.reduce(loss_sum).item() / sum(example.completion_length for example in examples)
 
 
-def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, log):
+def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, log, stop):
     """Generate calls for the first --eval_generate_examples rows, shared out to the processes, and log some of them; returns
     `{metric: figure}`, the same on all processes."""
     prompt_format = PROMPT_FORMATS[args.prompt_format]
-    rows = eval_rows[: args.eval_generate_examples][accelerator.process_index :: accelerator.num_processes]
-    prompts = [prompt_format.render(row.query, row.tools) for row in rows]
+    rows = rows_to_generate(accelerator, args, eval_rows)
     model.eval()
-    generations = generate(
-        accelerator.unwrap_model(model), tokenizer, prompt_format, prompts, GENERATED_TOKENS, batch_tokens=16384
-    )
-    outputs = gather_object([(rows[index], said.text, said.finish) for index, said in generations])
+    generations = generate_calls(accelerator, model, tokenizer, args, rows)
+    mine = [
+        (rows[index], said.text, said.finish)
+        for index, said in itertools.takewhile(lambda generation: not stop.number, generations)
+    ]
+    outputs = gather_object(mine)
     model.train()
     figures = summarize([score(Output(row, text, prompt_format, finish)) for row, text, finish in outputs])
     shown = [name for name, metric in METRICS.items() if name in figures and (metric.headline or name == "over_call")]
     log.write_samples((row.query, text, row.answers) for row, text, _ in outputs[:5])
     return {name: figures[name][METRICS[name].kind] for name in shown}
+
+
+def rows_to_generate(accelerator, args, eval_rows):
+    return eval_rows[: args.eval_generate_examples][accelerator.process_index :: accelerator.num_processes]
+
+
+def generate_calls(accelerator, model, tokenizer, args, rows):
+    """`(index, Generation)` of each row, as they finish; nothing is generated before the first is asked for."""
+    prompt_format = PROMPT_FORMATS[args.prompt_format]
+    prompts = [prompt_format.render(row.query, row.tools) for row in rows]
+    model = accelerator.unwrap_model(model)
+    return generate(model, tokenizer, prompt_format, prompts, GENERATED_TOKENS, batch_tokens=16384)
 
 
 def step_seed(seed, step, process_index):

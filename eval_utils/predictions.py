@@ -8,6 +8,7 @@ import json
 
 from data_utils.rows import Row
 from run_utils.arguments import UserError
+from run_utils.files import write_text
 
 TRAINING_S = ("adapter_config.json", "split.json", "state.json")  # of these folders too, environment.json is one
 RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")  # made once the predictions are there
@@ -111,7 +112,5 @@ def merge(output_dir):
 
 
 def write(path, records):
-    """Write JSON lines; a kill leaves the old file or the new one."""
-    unfinished = path.with_name(f"{path.name}.incomplete")
-    unfinished.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    unfinished.replace(path)
+    """Write JSON lines."""
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

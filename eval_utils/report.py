@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from data_utils.tool_calls import json_equal
+from run_utils.files import write_text
 
 SIGNIFICANT = 0.05  # a p below it is called a difference
 SYSTEM_HELP = {
@@ -36,11 +37,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_report(path, report):
-    """Write the page; a kill leaves the old file or the new one. report: see render_report."""
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.incomplete")
-    unfinished.write_text(render_report(report), encoding="utf-8", newline="\n")
-    unfinished.replace(path)
+    """Write the page. report: see render_report."""
+    write_text(path, render_report(report))
 
 
 def render_report(report):

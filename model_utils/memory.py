@@ -13,9 +13,10 @@ from model_utils.cuda_graphs import use_cuda_graphs
 from run_utils.launch import raise_anywhere
 
 
-def check_memory(accelerator, args, training, data, steps, loss_fn, eval_loss_fn):
-    """Forward and backward over the largest micro-batches of these steps (a range) and of the evaluation. CUDA graphs, which
-    keep their memory, are captured in between. loss_fn and eval_loss_fn: `(model, batch, device) -> loss`.
+def check_memory(accelerator, args, training, data, steps, loss_fn, eval_loss_fn, generations):
+    """Forward and backward over the largest micro-batches of these steps (a range) and of the evaluation, and the first of its
+    `generations`, an iterator. CUDA graphs, which keep their memory, are captured in between. loss_fn and eval_loss_fn:
+    `(model, batch, device) -> loss`.
 
     Where memory runs out, raises UserError with the arguments that fit, tried one after the other.
     """
@@ -34,6 +35,7 @@ def check_memory(accelerator, args, training, data, steps, loss_fn, eval_loss_fn
         raise_anywhere("" if fit else problem)
     if on_gpu and data.eval_examples:
         raise_anywhere(evaluation_problem(model, optimizer, args, data, eval_loss_fn))
+        raise_anywhere(generation_problem(model, generations))
 
 
 def training_problem(model, optimizer, args, train, steps, loss_fn):
@@ -69,6 +71,23 @@ def evaluation_problem(model, optimizer, args, data, loss_fn):
     model.train()
     would = f"--per_device_eval_batch_size {smaller}" if smaller else "nothing"
     return "" if fit else f"the evaluation's largest batch does not fit in this GPU's memory; {would} would"
+
+
+def generation_problem(model, generations):
+    """Likewise for the cache of the calls that an evaluation generates: it is allocated whole for the first."""
+    model.eval()
+    try:
+        next(generations, None)
+        problem = ""
+    except torch.OutOfMemoryError:
+        problem = (
+            "the evaluation's generated calls do not fit in this GPU's memory; a smaller training batch would leave it"
+        )
+    generations.close()
+    model.train()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return problem
 
 
 def what_fits(args, fits):

@@ -3,11 +3,11 @@
 import argparse
 import dataclasses
 import difflib
+import errno
 import logging
 import math
 import operator
 import os
-import signal
 import sys
 import time
 import warnings
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser
+
+from run_utils.signals import Stopped, handle_signals, raise_stopped
 
 ROOT = Path(__file__).resolve().parent.parent
 # About this invocation, not about the experiment: never written to args.yaml, so that it can be passed to --config.
@@ -43,29 +45,33 @@ def argument(default=dataclasses.MISSING, help=None, *, group=None, free_on_resu
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def run_script(main):
-    """Run `main`; turn what the user can put right into one line on stderr and an exit code: 1, 2 or 128 + signal."""
+def run_script(main, if_stopped=""):
+    """Run `main`; turn what the user can put right into one line on stderr and an exit code: 1, 2 or 128 + signal.
+
+    if_stopped: what to say after a signal or a full disk.
+    """
     name = Path(sys.argv[0]).name
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers a faster CPU kernel from the hub
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' to each other, not the user's
     # Examples hold any text, terminals do not. Each line is there when it is printed, in a file too.
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    restore_signals = handle_signals(raise_stopped)
     try:
         main()
     except UserError as error:
         code, message = (2 if isinstance(error, UsageError) else 1), f"{name}: error: {error}"
-    except KeyboardInterrupt:
-        code, message = 128 + signal.SIGINT, f"{name}: interrupted"
+    except Stopped as stopped:
+        code, message = 128 + stopped.number, f"{name}: {stopped}" + f"; {if_stopped}" * bool(if_stopped)
     except BrokenPipeError:  # the reader of our stdout, `head` say, is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code, message = 1, ""
     except OSError as error:
         if not error.strerror:  # not the system's: a library's own, of a connection say
             raise
-        code, message = (
-            1,
-            f"{name}: error: {' '.join(map(str, filter(None, (error.filename, error.filename2))))}: {error.strerror}",
-        )
+        where = f"{error.filename}: " if error.filename else ""
+        code, message = 1, f"{name}: error: {where}{error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message += ": make room first" + f"; {if_stopped}" * bool(if_stopped)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which wrong arguments need not wait for
             raise
@@ -73,7 +79,11 @@ def run_script(main):
         code, message = 1, f"{name}: error: {first_line} Lower the batch size or --max_seq_length."
     else:
         return
+    finally:
+        restore_signals()
     if os.environ.get("RANK", "0") != "0":
+        if code > 128:  # main says it
+            sys.exit(code)
         time.sleep(10)  # main has usually met the same error: the launcher stops us before we repeat it
     if message:
         print(" ".join(message.split("\n")), file=sys.stderr, flush=True)

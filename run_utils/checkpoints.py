@@ -7,27 +7,37 @@
       checkpoint-100/               adapter_model.safetensors, adapter_config.json (PEFT's own format), args.yaml,
                                     environment.json (with the step), split.json; optimizer.pt, scheduler.pt, state.json
       adapter/                      once the run is done: a checkpoint without the last three files, the last or the best
+      incomplete-*                  what a kill left half-written or half-deleted; the next start deletes it
+      superseded-*                  what lay beyond the checkpoint resumed from, until the first new one is complete
 
 Written by hand and not by `Accelerator.save_state`, which writes the base and reads back pickles. Random states need no
 file: the loop seeds every step from (seed, step, process).
 """
 
+import atexit
+import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from run_utils.arguments import UserError, write_yaml
-from run_utils.environment import write_json
+from run_utils.arguments import UserError, say, write_yaml
+from run_utils.files import lock_folder, write_json
+from run_utils.launch import raise_anywhere
+
+WRITING_FAILS = (OSError, RuntimeError, SafetensorError)  # what a full disk is to Python, torch and safetensors
 
 
 class Training(NamedTuple):
@@ -47,20 +57,23 @@ class RunState:
     effective_batch: int = 0  # examples an optimizer step
     loss_sum: float = 0.0  # since the last log entry
     completion_tokens: int = 0  # likewise
-    eval_loss: float | None = None  # the newest
+    eval_loss: float | None = None  # of this step, where it has been evaluated
+    evaluation_due: bool = False  # a signal came before this step's evaluation was done
     best_value: float | None = None  # by --best_metric
     best_checkpoint: str | None = None  # its folder's name
 
     def add_evaluation(self, figures, best_metric):
-        """Take note of an evaluation, `{"loss": ..., metric: rate}`; returns whether it is the best so far by best_metric: the
-        lowest eval_loss or the highest rate. A loss that is not finite counts as none."""
-        self.eval_loss = figures["loss"] if math.isfinite(figures["loss"]) else None
+        """Take note of an evaluation of this step, `{"loss": ..., metric: rate}`, the loss finite. The best is the one of the
+        lowest eval_loss or of the highest rate, the first where several are."""
+        self.eval_loss, self.evaluation_due = figures["loss"], False
         by_loss = best_metric == "eval_loss"
         value = self.eval_loss if by_loss else figures[best_metric]
-        if self.eval_loss is None or (self.best_value is not None and not better(value, self.best_value, by_loss)):
-            return False
-        self.best_value, self.best_checkpoint = value, f"checkpoint-{self.global_step}"
-        return True
+        if self.best_value is None or better(value, self.best_value, by_loss):
+            self.best_value, self.best_checkpoint = value, f"checkpoint-{self.global_step}"
+
+    @property
+    def is_best(self):
+        return self.best_checkpoint == f"checkpoint-{self.global_step}"
 
 
 def read_state(checkpoint):
@@ -70,9 +83,8 @@ def read_state(checkpoint):
         saved["best_value"] = saved.pop("best_eval_loss")
     state = RunState(**saved)
     whole = (state.global_step, state.effective_batch, state.completion_tokens)
-    if not all(type(value) is int and value >= 0 for value in whole) or state.global_step != checkpoint_step(
-        checkpoint
-    ):
+    step = checkpoint_step(checkpoint)
+    if not all(type(value) is int and value >= 0 for value in whole) or state.global_step != step:
         raise ValueError(f"state.json says step {state.global_step!r}")
     if not all(value is None or math.isfinite(value) for value in (state.loss_sum, state.eval_loss, state.best_value)):
         raise ValueError("state.json has a figure that is not finite")
@@ -83,32 +95,77 @@ def better(value, than, lower_is_better):
     return value < than if lower_is_better else value > than
 
 
+class Saved(NamedTuple):
+    """A checkpoint that has been read and found whole."""
+
+    path: Path
+    state: RunState
+    args: dict
+    environment: dict
+    lora: dict
+    adapter: dict
+    optimizer: dict
+    scheduler: dict
+
+
+def read_checkpoint(path):
+    """Raises UserError where a file is missing, cannot be read, or holds what is not finite."""
+    from peft import PeftConfig  # late: importing peft imports bitsandbytes, and takes seconds
+
+    try:
+        saved = Saved(
+            path,
+            read_state(path),
+            dict(yaml.safe_load((path / "args.yaml").read_text(encoding="utf-8"))),
+            dict(json.loads((path / "environment.json").read_text(encoding="utf-8"))),
+            PeftConfig.from_pretrained(path).to_dict(),
+            load_file(path / "adapter_model.safetensors"),
+            torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+            torch.load(path / "scheduler.pt", map_location="cpu", weights_only=True),
+        )
+        if not all(tensor.isfinite().all() for tensor in saved.adapter.values()):
+            raise ValueError("weights that are not finite")
+        if not (path / "split.json").is_file():
+            raise ValueError("no split.json")
+        return saved
+    except Exception as error:  # whatever a broken file makes json, yaml, safetensors and torch raise
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+        raise UserError(f"{path} cannot be read ({' '.join(reason.split())})") from None
+
+
 def open_run(args, accelerator):
-    """The Run in --output_dir, new or to be resumed. Refuses a folder that holds a run, unless told to resume or overwrite it.
-    Leaves nothing written."""
-    checkpoint = find_checkpoint(args, accelerator.is_main_process)
+    """The Run in --output_dir, new or to be resumed, and locked. Refuses a folder that holds a run, unless told to resume or
+    overwrite it, one that another process trains in, and one of something else. Leaves nothing written."""
+    output_dir = Path(args.output_dir)
+    if accelerator.is_main_process:  # alone: it holds the lock
+        make_writable(output_dir)
+        if any(output_dir.iterdir()) and not (output_dir / "args.yaml").exists():
+            raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
+        if (output_dir / "logs").exists() and not (output_dir / "logs").is_dir():
+            raise UserError(f"{output_dir / 'logs'} is a file where TensorBoard's folder is to be: move it away")
+    saved = find_checkpoint(args, output_dir)
     accelerator.wait_for_everyone()  # all have looked at the folder before anyone writes to it
-    return Run(args, accelerator, checkpoint)
+    return Run(args, accelerator, saved)
 
 
 class Run:
     """A training run's folder. Only the main process writes; where the others must not go on without it, they wait."""
 
-    def __init__(self, args, accelerator, checkpoint):
+    def __init__(self, args, accelerator, saved):
         self.args, self.accelerator = args, accelerator
         self.output_dir = Path(args.output_dir)
         self.adapter_dir = self.output_dir / "adapter"
-        self.checkpoint = checkpoint  # to resume from, or None
+        self.saved = saved  # the checkpoint to resume from, or None
         self.environment = {}  # where the run's results come from: set before `resume`
 
     def is_finished(self, last_step):
         """Whether the last step's checkpoint is there, and adapter/ of the step that is asked for."""
-        if self.checkpoint != self.output_dir / f"checkpoint-{last_step}":
+        if not self.saved or self.saved.state.global_step != last_step:
             return False
+        state = self.saved.state
         try:
-            state = read_state(self.checkpoint)
             delivered = json.loads((self.adapter_dir / "environment.json").read_text(encoding="utf-8"))
-            return f"checkpoint-{delivered['global_step']}" == self.to_deliver(state)
+            return not state.evaluation_due and f"checkpoint-{delivered['global_step']}" == self.to_deliver(state)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -130,29 +187,11 @@ class Run:
         A checkpoint of other arguments (but for those marked free_on_resume), data or effective batch raises UserError by
         name: it would be another experiment.
         """
-        if not self.checkpoint:
+        if not self.saved:
             return fresh
-        from peft import (
-            PeftConfig,
-            set_peft_model_state_dict,
-        )  # late: importing peft imports bitsandbytes, and takes seconds
+        from peft import set_peft_model_state_dict  # late, as above
 
-        checkpoint = self.checkpoint
-        try:
-            state = read_state(checkpoint)
-            saved_args = dict(yaml.safe_load((checkpoint / "args.yaml").read_text(encoding="utf-8")))
-            saved_lora = PeftConfig.from_pretrained(checkpoint).to_dict()
-            saved_environment = dict(json.loads((checkpoint / "environment.json").read_text(encoding="utf-8")))
-            adapter = load_file(checkpoint / "adapter_model.safetensors")
-            if not all(tensor.isfinite().all() for tensor in adapter.values()):
-                raise ValueError("weights that are not finite")
-            optimizer_state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-            scheduler_state = torch.load(checkpoint / "scheduler.pt", map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a broken file makes json, yaml, safetensors and torch raise
-            reason = str(error) if isinstance(error, ValueError) else type(error).__name__
-            raise UserError(
-                f"{checkpoint} cannot be read ({' '.join(reason.split())}): remove it to resume from the one before"
-            ) from None
+        checkpoint, state, saved_args, saved_environment, saved_lora, adapter, optimizer, scheduler = self.saved
         for field in dataclasses.fields(self.args):
             now, then = getattr(self.args, field.name), saved_args.get(field.name, field.default)
             if now != then and not field.metadata["free_on_resume"]:
@@ -178,12 +217,12 @@ class Run:
             )
         model = self.accelerator.unwrap_model(training.model)
         check_unchanged("LoRA's", model.peft_config["default"].to_dict(), saved_lora, checkpoint)
-        (saved_group,) = optimizer_state["param_groups"]
+        (saved_group,) = optimizer["param_groups"]
         check_unchanged("the optimizer's", training.optimizer.param_groups[0], saved_group, checkpoint)
         try:
             set_peft_model_state_dict(model, adapter)
-            training.optimizer.load_state_dict(optimizer_state)
-            training.scheduler.load_state_dict(scheduler_state)
+            training.optimizer.load_state_dict(optimizer)
+            training.scheduler.load_state_dict(scheduler)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{checkpoint} does not fit this model ({type(error).__name__})") from None
         if state.best_checkpoint and not (self.output_dir / state.best_checkpoint).is_dir():
@@ -191,19 +230,22 @@ class Run:
             self.accelerator.print(
                 f"{state.best_checkpoint}, the best so far, is gone: the best is looked for from here on"
             )
-            by_loss = self.args.best_metric == "eval_loss"
+            by_loss = self.args.best_metric == "eval_loss" and state.eval_loss is not None
             state.best_value, state.best_checkpoint = (state.eval_loss, checkpoint.name) if by_loss else (None, None)
         self.accelerator.print(f"Resuming from {checkpoint}, after step {state.global_step}")
+        self.saved = self.saved._replace(adapter=None, optimizer=None, scheduler=None)  # not kept for the whole run
         return state
 
     def start(self, state, records):
         """Begin to write: what the run comes from, and `records`, JSON by file name. What an earlier run left beyond this one's
-        step, or all of it if it is to be overwritten, is deleted."""
+        step is set aside until there is a new checkpoint; all of it is deleted if it is to be overwritten."""
         if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             if self.args.overwrite_output_dir:
                 clear_run(self.output_dir)
-            abandon_later_steps(self.output_dir, state.global_step)
+            delete_leftovers(self.output_dir, "incomplete")
+            for path in [*complete_checkpoints(self.output_dir), self.adapter_dir]:
+                if path.is_dir() and (path == self.adapter_dir or checkpoint_step(path) > state.global_step):
+                    set_aside(path)
             write_yaml(self.output_dir / "args.yaml", self.args)
             for name, record in {"environment.json": self.environment, **records}.items():
                 write_json(self.output_dir / name, record)
@@ -211,46 +253,82 @@ class Run:
 
     def save(self, training, state):
         """Write `checkpoint-<step>` beside its final name and rename it when complete, then delete the surplus: a kill at any
-        instant leaves the checkpoints before it whole. UserError where weights or the evaluation loss are not finite."""
-        weights = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+        instant, or a full disk, leaves the checkpoints before it whole. UserError where it cannot be written, or where the
+        weights are not finite."""
+        weights = weights_of(training)
         if not all(weight.isfinite().all() for weight in weights):
             raise UserError(f"after step {state.global_step} the adapter's weights are not finite; {self.last_good()}")
+        problem = ""
         if self.accelerator.is_main_process:
             final = self.output_dir / f"checkpoint-{state.global_step}"
             folder = self.output_dir / f"incomplete-{final.name}"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            model = self.accelerator.unwrap_model(training.model)
-            model.save_pretrained(folder, save_embedding_layers=False)
-            write_yaml(folder / "args.yaml", self.args)
-            where = {"global_step": state.global_step, "eval_loss": state.eval_loss}
-            write_json(folder / "environment.json", self.environment | where)
-            shutil.copy(self.output_dir / "split.json", folder)
-            torch.save(training.optimizer.state_dict(), folder / "optimizer.pt")
-            torch.save(training.scheduler.state_dict(), folder / "scheduler.pt")
-            write_json(folder / "state.json", dataclasses.asdict(state))
-            # On the disk before the name says complete, should the machine itself go down.
-            for file in folder.iterdir():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            folder.rename(final)
-            *older, _newest = complete_checkpoints(self.output_dir)
-            surplus = max(0, len(older) + 1 - self.args.save_total_limit)
-            for path in [path for path in older if path.name != state.best_checkpoint][:surplus]:
-                delete_checkpoint(path)
+            try:
+                self.write_checkpoint(folder, training, state)
+                folder.rename(final)
+            except WRITING_FAILS as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                needed = num_bytes(weights, training.optimizer)
+                problem = f"{final} could not be written: {self.describe_disk(error, needed)}; {self.last_good()}"
+            else:
+                delete_leftovers(self.output_dir, "incomplete", "superseded")
+                *older, _newest = complete_checkpoints(self.output_dir)
+                surplus = max(0, len(older) + 1 - self.args.save_total_limit)
+                for path in [path for path in older if path.name != state.best_checkpoint][:surplus]:
+                    delete_checkpoint(path)
+        raise_anywhere(problem)
+
+    def write_checkpoint(self, folder, training, state):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        model = self.accelerator.unwrap_model(training.model)
+        model.save_pretrained(folder, save_embedding_layers=False)
+        write_yaml(folder / "args.yaml", self.args)
+        self.write_state(folder, state)
+        shutil.copy(self.output_dir / "split.json", folder)
+        torch.save(training.optimizer.state_dict(), folder / "optimizer.pt")
+        torch.save(training.scheduler.state_dict(), folder / "scheduler.pt")
+        # On the disk before the name says complete, should the machine itself go down.
+        for file in folder.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+    def write_state(self, folder, state):
+        where = {"global_step": state.global_step, "eval_loss": state.eval_loss}
+        write_json(folder / "environment.json", self.environment | where)
+        write_json(folder / "state.json", dataclasses.asdict(state))
+
+    def update(self, state):
+        """Write into the step's checkpoint what an evaluation after a resume has found."""
+        if self.accelerator.is_main_process:
+            self.write_state(self.output_dir / f"checkpoint-{state.global_step}", state)
         self.accelerator.wait_for_everyone()
 
-    def finish(self, state):
+    def describe_disk(self, error, needed):
+        """Why nothing could be written, where `needed` bytes were to be."""
+        if not self.output_dir.is_dir():
+            return f"{self.output_dir} is gone"
+        free = shutil.disk_usage(self.output_dir).free
+        if free < needed or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return f"it needs about {needed / 2**20:,.1f} MiB and the disk has {free / 2**20:,.1f} MiB free"
+        return " ".join(str(error).split()) or type(error).__name__
+
+    def finish(self, training, state):
         """Make `adapter/` of the last or the best checkpoint, without what only a resume needs, and say what there is."""
         if not self.accelerator.is_main_process:
             return
         chosen = self.to_deliver(state)
         unfinished = self.output_dir / "incomplete-adapter"
-        shutil.rmtree(unfinished, ignore_errors=True)
         only_for_resume = shutil.ignore_patterns("optimizer.pt", "scheduler.pt", "state.json")
-        shutil.copytree(self.output_dir / chosen, unfinished, ignore=only_for_resume)
-        shutil.rmtree(self.adapter_dir, ignore_errors=True)
-        unfinished.rename(self.adapter_dir)
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(self.output_dir / chosen, unfinished, ignore=only_for_resume)
+            shutil.rmtree(self.adapter_dir, ignore_errors=True)
+            unfinished.rename(self.adapter_dir)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            why = self.describe_disk(error, num_bytes(weights_of(training)))
+            raise UserError(f"{self.adapter_dir} could not be written: {why}; {self.last_good()}") from None
+        delete_leftovers(self.output_dir, "incomplete", "superseded")
         if state.best_checkpoint:
             print(
                 f"Best checkpoint: {self.output_dir / state.best_checkpoint} ({self.args.best_metric} {state.best_value:.4f})"
@@ -259,6 +337,16 @@ class Run:
             print("No evaluation had a finite loss: none is the best")
         print(f"The adapter of {chosen}: {self.adapter_dir}")
         print(f"Curves: tensorboard --logdir {self.output_dir}")
+
+
+def weights_of(training):
+    return [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+
+
+def num_bytes(weights, optimizer=None):
+    """About what a checkpoint takes: the adapter's weights, and what the optimizer keeps of each."""
+    moments = [value for state in optimizer.state.values() for value in state.values()] if optimizer else []
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*weights, *moments) if torch.is_tensor(tensor))
 
 
 # Where it lies, and what steps and schedule move: no setting that makes another experiment.
@@ -273,24 +361,17 @@ def check_unchanged(what, now, then, checkpoint):
             raise UserError(f"{what} {name} is {now.get(name)} but {checkpoint} was trained with {then.get(name)}")
 
 
-def find_checkpoint(args, is_main):
-    """The checkpoint to resume from, or None to start afresh (see open_run)."""
-    output_dir = Path(args.output_dir)
-    if output_dir.is_file():
-        raise UserError(f"--output_dir {output_dir} is a file")
-    if is_main:  # alone: another process could take the file that try_writing makes for somebody's
-        if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / "args.yaml").exists():
-            raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
-        try_writing(output_dir)
+def find_checkpoint(args, output_dir):
+    """The checkpoint to resume from, read and found whole, or None to start afresh (see open_run)."""
     if args.resume_from_checkpoint == "latest":
-        return next(reversed(complete_checkpoints(output_dir)), None)
+        return newest_whole(output_dir)
     if args.resume_from_checkpoint:
         checkpoint = Path(args.resume_from_checkpoint)
         if not (checkpoint / "state.json").is_file():
             raise UserError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there")
         if checkpoint.resolve().parent != output_dir.resolve():
             raise UserError(f"{checkpoint} is of another run: resume it with --output_dir {checkpoint.parent}")
-        return checkpoint
+        return read_checkpoint(checkpoint)
     if (output_dir / "args.yaml").exists() and not args.overwrite_output_dir:
         raise UserError(
             f"{output_dir} holds a run: continue it with --resume_from_checkpoint latest, "
@@ -299,16 +380,37 @@ def find_checkpoint(args, is_main):
     return None
 
 
-def try_writing(output_dir):
-    existed = output_dir.exists()
+def newest_whole(output_dir):
+    """The newest checkpoint that can be read; None where there is none at all. Says which it passes over."""
+    problem = None
+    for path in reversed(complete_checkpoints(output_dir)):
+        try:
+            return read_checkpoint(path)
+        except UserError as error:
+            problem = error
+            say(f"{error}: going back to the one before")
+    if problem:
+        raise UserError(f"no checkpoint in {output_dir} can be read: start anew with --overwrite_output_dir")
+    return None
+
+
+def make_writable(output_dir):
+    """Make the folder and lock it; UserError where that cannot be. An empty one goes when the process ends."""
+    if output_dir.is_file():
+        raise UserError(f"--output_dir {output_dir} is a file")
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
+        lock_folder(output_dir)
+        atexit.register(remove_empty, output_dir)
         (output_dir / ".writable").touch()
         (output_dir / ".writable").unlink()
     except OSError as error:
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
-    if not existed:
-        output_dir.rmdir()  # nothing is left behind by a run that fails before it starts
+
+
+def remove_empty(folder):
+    with contextlib.suppress(OSError):  # it is not empty: a run has started
+        folder.rmdir()
 
 
 def checkpoint_step(path):
@@ -322,14 +424,6 @@ def complete_checkpoints(output_dir):
     )
 
 
-def abandon_later_steps(output_dir, step):
-    """Delete what a run that goes on from `step` will make again: later checkpoints and the final adapter."""
-    for path in complete_checkpoints(output_dir):
-        if checkpoint_step(path) > step:
-            delete_checkpoint(path)
-    shutil.rmtree(Path(output_dir) / "adapter", ignore_errors=True)
-
-
 def delete_checkpoint(path):
     """Renamed first, so that a kill in between leaves nothing half-deleted under a complete checkpoint's name."""
     doomed = path.with_name(f"incomplete-{path.name}")
@@ -337,13 +431,25 @@ def delete_checkpoint(path):
     shutil.rmtree(path.rename(doomed))
 
 
+def set_aside(path):
+    """Out of the way of what a run that goes on from an earlier step will make again."""
+    aside = path.with_name(f"superseded-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def delete_leftovers(output_dir, *kinds):
+    """What a kill left half-written or half-deleted ("incomplete"), and what was set aside ("superseded")."""
+    for kind in kinds:
+        for path in output_dir.glob(f"{kind}-*"):
+            if re.fullmatch(r"adapter|checkpoint-\d+", path.name.removeprefix(f"{kind}-")):
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def clear_run(output_dir):
     """Delete the checkpoints, the adapter and the logs of an earlier run, and nothing else that lies in the folder."""
-    output_dir = Path(output_dir)
-    for path in (
-        *output_dir.glob("checkpoint-*"),
-        *output_dir.glob("incomplete-*"),
-        output_dir / "adapter",
-        output_dir / "logs",
-    ):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in complete_checkpoints(output_dir):
+        delete_checkpoint(path)
+    delete_leftovers(output_dir, "incomplete", "superseded")
+    for name in ("adapter", "logs"):
+        shutil.rmtree(output_dir / name, ignore_errors=True)

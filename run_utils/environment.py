@@ -1,14 +1,11 @@
-"""Where a result comes from, and how it is written down."""
+"""Where a result comes from."""
 
-import hashlib
-import json
 import os
 import platform
 import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
@@ -42,15 +39,3 @@ def environment_record(**extra):
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         **extra,
     }
-
-
-def write_json(path, value):
-    """Write the value as indented JSON; a kill leaves the old file or the new one."""
-    unfinished = Path(f"{path}.incomplete")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
-def file_hash(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,9 @@ def start_accelerator(dtype):
     Its own gradient accumulation stays at 1, whatever the launch file says: the loop scales the loss by itself.
     """
     follow_launcher()
+    # Blocks that grow and shrink: freed ones that a longer-lived tensor lies between would else be lost to the larger micro-batch
+    # of a later step, which the check before the training could not foresee.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
     if dtype == "auto":
         native = not use_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -36,10 +40,24 @@ def start_accelerator(dtype):
             f"{launched} processes were launched but {accelerator.num_processes} work together: "
             "launch with one of the files in accelerate_configs/"
         )
-    if use_cpu:  # a bare launch sets OMP_NUM_THREADS=1
+    if use_cpu and not threads_were_chosen():
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return accelerator
+
+
+def threads_were_chosen():
+    """Whether the user has said how many threads a process may have: launchers say 1 where nobody has."""
+    if os.environ.get("OMP_NUM_THREADS", "1") != "1" or sys.platform != "linux":
+        return "OMP_NUM_THREADS" in os.environ
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # started by hand
+        return "OMP_NUM_THREADS" in os.environ
+    launcher = Path("/proc") / str(os.getppid())
+    try:
+        environment, command = (launcher / name for name in ("environ", "cmdline"))
+        return b"\0OMP_NUM_THREADS=" in b"\0" + environment.read_bytes() or b"num_cpu_threads" in command.read_bytes()
+    except OSError:
+        return False
 
 
 def follow_launcher():

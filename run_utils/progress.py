@@ -1,5 +1,6 @@
 """What a run says while it trains: TensorBoard, a progress bar or plain lines, a profile."""
 
+import contextlib
 import math
 import resource
 import sys
@@ -10,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from run_utils.arguments import UserError
+from run_utils.arguments import UserError, say
 
 
 class TrainingLog:
@@ -25,15 +26,17 @@ class TrainingLog:
         self.state, self.last_step = state, last_step
         self.steps_per_epoch, self.flops = steps_per_epoch, flops
         self.pending = []  # (global step, completion tokens, row ids, loss and gradient norm as a tensor)
+        self.is_main = self.accelerator.is_main_process
         self.writer = self.profiler = None
-        if self.accelerator.is_main_process:
-            # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
-            self.writer = SummaryWriter(run.output_dir / "logs", purge_step=state.global_step + 1)
-            loss = ["Multiline", ["train/loss", "eval/loss"]]
-            self.writer.add_custom_scalars({"loss": {"training and evaluation": loss}})
-            self.profiler = start_profiler(self.args.profile_steps, state.global_step, run.output_dir)
         self.on_terminal = sys.stdout.isatty()
-        hidden = not (self.writer and self.on_terminal)
+        if self.is_main:
+            with self.tensorboard():
+                # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
+                self.writer = SummaryWriter(run.output_dir / "logs", purge_step=state.global_step + 1)
+                loss = ["Multiline", ["train/loss", "eval/loss"]]
+                self.writer.add_custom_scalars({"loss": {"training and evaluation": loss}})
+            self.profiler = start_profiler(self.args.profile_steps, state.global_step, run.output_dir)
+        hidden = not (self.is_main and self.on_terminal)
         self.progress = tqdm(total=last_step, initial=state.global_step, disable=hidden, file=sys.stdout)
         self.final = {}  # the newest figures
         self.start_entry()
@@ -41,6 +44,15 @@ class TrainingLog:
     def start_entry(self):
         """The sums of the next entry, beside those in the RunState, which a checkpoint between two entries keeps."""
         self.num_tokens, self.seconds, self.data_seconds = 0, 0.0, 0.0
+
+    @contextlib.contextmanager
+    def tensorboard(self):
+        """Around what is written: losing the curves, on a full disk say, must not lose the run."""
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            say(f"TensorBoard's files cannot be written ({error.strerror}): training goes on without its curves")
 
     def start_step(self):
         self.step_started = time.perf_counter()
@@ -109,33 +121,36 @@ class TrainingLog:
 
     def write_samples(self, samples):
         """Some rows to look at, `(query, generated text, gold)` each."""
-        if self.writer:
-            text = "\n\n".join(
-                f"    query   {query}\n    output  {said}\n    gold    {gold}" for query, said, gold in samples
-            )
-            self.writer.add_text("eval/samples", text, self.state.global_step)
+        text = "\n\n".join(
+            f"    query   {query}\n    output  {said}\n    gold    {gold}" for query, said, gold in samples
+        )
+        with self.tensorboard():
+            if self.writer:
+                self.writer.add_text("eval/samples", text, self.state.global_step)
 
     def add_scalars(self, group, metrics):
         self.final |= {f"final/{group}_{name}": value for name, value in metrics.items()}
-        if self.writer:
-            for name, value in metrics.items():
-                self.writer.add_scalar(f"{group}/{name}", value, self.state.global_step)
-            self.writer.flush()
+        with self.tensorboard():
+            if self.writer:
+                for name, value in metrics.items():
+                    self.writer.add_scalar(f"{group}/{name}", value, self.state.global_step)
+                self.writer.flush()
 
     def print(self, line):
-        say = self.progress.write if self.on_terminal else print
-        if self.writer:
-            say(f"step {self.state.global_step}/{self.last_step}  {line}")
+        write = self.progress.write if self.on_terminal else print
+        if self.is_main:
+            write(f"step {self.state.global_step}/{self.last_step}  {line}")
 
     def close(self):
         self.progress.close()
         if self.profiler:
             self.profiler.stop()
-        if self.writer:
-            # The arguments beside the final figures, for TensorBoard's table of runs; in this run and not in one of its own.
-            arguments = {name: str(value) for name, value in vars(self.args).items()}
-            self.writer.add_hparams(arguments, self.final, run_name=".", global_step=self.state.global_step)
-            self.writer.close()
+        with self.tensorboard():
+            if self.writer:
+                # The arguments beside the final figures, for TensorBoard's table of runs; in this run and not in one of its own.
+                arguments = {name: str(value) for name, value in vars(self.args).items()}
+                self.writer.add_hparams(arguments, self.final, run_name=".", global_step=self.state.global_step)
+                self.writer.close()
 
 
 def start_profiler(steps, steps_done, output_dir):
@@ -152,11 +167,14 @@ def start_profiler(steps, steps_done, output_dir):
 
     def write(profiler):
         folder = Path(output_dir) / "profile"
-        folder.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(folder / f"steps-{first}-{last}.json.gz"))
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=80)
-        (folder / f"steps-{first}-{last}.txt").write_text(table, encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(folder / f"steps-{first}-{last}.json.gz"))
+            (folder / f"steps-{first}-{last}.txt").write_text(table, encoding="utf-8")
+        except OSError as error:  # as with TensorBoard
+            say(f"the profile cannot be written ({error.strerror}): training goes on")
 
     warmup = min(1, before)
     schedule = torch.profiler.schedule(wait=before - warmup, warmup=warmup, active=last - first + 1, repeat=1)

@@ -1,17 +1,23 @@
 """Resuming: exact after a SIGKILL, refused where it would be another experiment."""
 
+import errno
 import functools
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import peft
 import pytest
 import torch
-from conftest import curve, launch, launch_and_kill, values
+from conftest import ROOT, curve, launch, launch_and_kill, values
 from safetensors.torch import load_file, save_file
 
+import evaluate
 import train
+from run_utils import progress
 
 EXACT_TAGS = (
     "train/loss",
@@ -104,14 +110,109 @@ def test_any_checkpoint_can_be_resumed_by_path(run_here, flags, finished):
         ({"unknown": 1}, "TypeError"),
     ],
 )
-def test_a_state_that_is_not_its_folder_s_is_refused_and_nothing_is_touched(run_here, flags, finished, change, named):
+def test_a_state_that_is_not_its_folder_s_is_passed_over(run_here, flags, finished, change, named):
+    expected = (finished / "adapter" / "adapter_model.safetensors").read_bytes()
     path = finished / "checkpoint-4" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     before = sorted(finished.rglob("*"))
+    result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-4"})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and named in line
+    assert sorted(finished.rglob("*")) == before
     result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
     (line,) = result.err.strip().splitlines()
-    assert result.code == 1 and named in line and "remove it to resume from the one before" in line
+    assert result.code == 0 and named in line and "going back to the one before" in line
+    assert "Resuming from" in result.out and "after step 3" in result.out
+    assert (finished / "adapter" / "adapter_model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "args.yaml", "environment.json", "split.json", "adapter_config.json",
+             "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"]
+)  # fmt: skip
+def test_a_checkpoint_that_lacks_a_file_is_passed_over(run_here, flags, finished, name):
+    (finished / "checkpoint-4" / name).unlink()
+    result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
+    assert result.code == 0 and "checkpoint-4 cannot be read" in result.err and "after step 3" in result.out
+
+
+def test_no_checkpoint_that_can_be_read_is_no_new_run(run_here, flags, finished):
+    for path in finished.glob("checkpoint-*/optimizer.pt"):
+        path.write_bytes(b"")
+    before = sorted(finished.rglob("*"))
+    result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
+    assert result.code == 1 and "no checkpoint in" in result.err.splitlines()[-1]
     assert sorted(finished.rglob("*")) == before
+
+
+def test_what_lies_beyond_the_checkpoint_resumed_is_kept_until_there_is_a_new_one(
+    run_here, flags, finished, monkeypatch
+):
+    later = {name: (finished / name / "adapter_model.safetensors").read_bytes() for name in ("checkpoint-4", "adapter")}
+    (finished / "incomplete-checkpoint-3").mkdir()  # as a kill leaves it
+    (finished / "incomplete-notes").mkdir()
+    monkeypatch.setattr(torch, "save", functools.partial(raise_full_disk, torch.save))
+    result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and "checkpoint-3 could not be written: it needs about" in line
+    assert line.endswith("checkpoint-2")  # the last good one
+    for name, content in later.items():
+        assert (finished / f"superseded-{name}" / "adapter_model.safetensors").read_bytes() == content
+    assert {path.name for path in finished.glob("incomplete-*")} == {"incomplete-notes"}
+    monkeypatch.undo()
+    result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
+    assert result.code == 0 and "after step 2" in result.out, result.err
+    assert not list(finished.glob("superseded-*"))
+    assert (finished / "adapter" / "adapter_model.safetensors").read_bytes() == later["adapter"]
+
+
+def raise_full_disk(save, *args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_curves_that_cannot_be_written_do_not_end_the_run(train_here, flags, capsys, monkeypatch):
+    monkeypatch.setattr(progress.SummaryWriter, "flush", functools.partial(raise_full_disk, None))
+    output_dir = train_here(flags | {"max_train_steps": 3, "profile_steps": "1:1"})
+    assert (output_dir / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_file_where_the_curves_are_to_be_is_named_before_the_model_loads(run_here, flags, finished, monkeypatch):
+    shutil.rmtree(finished / "logs")
+    (finished / "logs").write_text("mine")
+    monkeypatch.setattr(train, "load_base_model", None)
+    result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
+    assert result.code == 1 and "logs is a file where TensorBoard's folder is to be" in result.err
+
+
+def test_a_folder_that_is_removed_while_a_run_writes_to_it_ends_in_one_line(run_here, flags, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", lambda *args: shutil.rmtree(flags["output_dir"]) or 0)
+    result = run_here(train, flags | {"max_train_steps": 1})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and "run is gone; last good checkpoint: none yet" in line
+
+
+def test_a_folder_that_another_process_trains_or_evaluates_in_is_refused(run_here, flags, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    holds_it = (
+        f"from run_utils.files import lock_folder; lock_folder({str(folder)!r}); print('locked', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", holds_it], cwd=ROOT, stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        for script in (train, evaluate):
+            mine = flags if script is train else {"model_name_or_path": flags["model_name_or_path"], "systems": "raw"}
+            mine |= {"dataset_name": flags["dataset_name"], "output_dir": folder}
+            result = run_here(script, mine)
+            (line,) = result.err.strip().splitlines()
+            assert result.code == 1 and "another process is working in" in line
+        assert not list(folder.iterdir())
+        other.kill()  # and the lock is gone
+    assert run_here(train, flags | {"max_train_steps": 1}).code == 0
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(flags, tmp_path):
+    result = launch("train.py", flags | {"output_dir": tmp_path / "a" / "run", "dataset_name": tmp_path / "none.jsonl"})
+    assert result.code == 1 and not (tmp_path / "a" / "run").exists()
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(run_here, flags, finished, tmp_path):
@@ -119,8 +220,10 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(run_here, fla
     spoiled = {name: tensor * float("nan") for name, tensor in weights.items()}
     save_file(spoiled, finished / "checkpoint-4" / "adapter_model.safetensors")
     shutil.rmtree(finished / "adapter")
+    result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-4"})
+    assert result.code == 1 and "checkpoint-4 cannot be read (weights that are not finite)" in result.err
     result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
-    assert result.code == 1 and "weights that are not finite): remove it to resume from the one before" in result.err
+    assert result.code == 0 and "weights that are not finite): going back to the one before" in result.err
     change = {"learning_rate": 1e39, "warmup_ratio": 0, "max_train_steps": 1, "output_dir": tmp_path / "spoiled"}
     for held_out, found in (
         (0.05, "the evaluation after step 1 has loss"),

@@ -1,0 +1,85 @@
+"""What SIGTERM and SIGINT do: end a script while its libraries load, raise Stopped from then on, and in a training loop wait for
+the end of the optimizer step. Imports nothing heavy, so that scripts can import it first.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Launchers pass on what a terminal has sent to all processes already: only one that comes this much later is a second Ctrl-C.
+SECONDS_BETWEEN = 2.0
+
+
+class Stopped(BaseException):
+    """A signal asked the script to stop. Like KeyboardInterrupt no Exception, so that no library takes it for one.
+
+    number: the signal. message: what is left behind, and how to go on.
+    """
+
+    def __init__(self, number, message=""):
+        super().__init__(f"stopped by {signal.Signals(number).name}" + f": {message}" * bool(message))
+        self.number = number
+
+
+def handle_signals(handler):
+    """Have `handler(number, frame)` called for both signals; returns a function that puts back what was."""
+    before = [signal.signal(number, handler) for number in SIGNALS]
+    return lambda: [signal.signal(number, old) for number, old in zip(SIGNALS, before, strict=True)]
+
+
+def exit_at_once(number, frame):
+    write_line(Stopped(number))
+    os._exit(128 + number)
+
+
+def raise_stopped(number, frame):
+    raise Stopped(number)
+
+
+def write_line(message):
+    """A line on stderr, of the main process alone: past Python's buffers, which the signal may have interrupted."""
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, f"{Path(sys.argv[0]).name}: {message}\n".encode())
+
+
+class StopRequest:
+    """From its creation on both signals wait for `agreed`, once a step; a second Ctrl-C, seconds later, ends the process."""
+
+    def __init__(self, accelerator, checkpoint):
+        self.accelerator, self.number = accelerator, 0
+        self.checkpoint = checkpoint  # a function that names the newest complete one
+        self.in_flight = None  # the request of the step before, on its way from the GPU
+        handle_signals(self.receive)
+
+    def receive(self, number, frame):
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
+            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            write_line(f"{signal.Signals(number).name}: the step is finished and a checkpoint saved first{again}")
+        elif number == signal.SIGINT and time.monotonic() - self.since > SECONDS_BETWEEN:
+            write_line(Stopped(number, f"newest complete checkpoint: {self.checkpoint() or 'none'}"))
+            os._exit(128 + number)
+
+    def agreed(self):
+        """The signal that any process has received, 0 for none, the same on all: every process calls this once a step.
+
+        Of several GPUs the answer is the one to the step before, for which they need not wait.
+        """
+        if self.accelerator.num_processes == 1:
+            return self.number
+        import torch  # late: see the module's first lines
+
+        flag = torch.tensor(self.number, device=self.accelerator.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        if flag.device.type != "cuda":
+            return flag.item()
+        before = self.in_flight
+        self.in_flight = flag.to("cpu", non_blocking=True), torch.cuda.Event()
+        self.in_flight[1].record()
+        if before is None:
+            return 0
+        before[1].synchronize()
+        return before[0].item()
