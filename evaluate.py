@@ -59,7 +59,7 @@ from run_utils.arguments import (
 )
 from run_utils.environment import environment_record
 from run_utils.files import file_hash, lock_folder, write_json
-from run_utils.launch import start_accelerator
+from run_utils.launch import end_training, start_accelerator
 
 # In the order in which they run: the adapter may be merged into the base. By default raw, prompted and adapter.
 # The constrained ones are held to a grammar made of each row's tools; eval_utils/report.py says what each is.
@@ -225,7 +225,7 @@ def main():
             environment_record(**identity, generated_by=generated_by(base) if base else None),
         )
         score_folder(output_dir)
-    accelerator.end_training()
+    end_training(accelerator)
 
 
 def inherit(args, training_args):

@@ -51,7 +51,7 @@ from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_mo
 from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script
 from run_utils.checkpoints import RunState, Training, open_run
 from run_utils.environment import environment_record
-from run_utils.launch import start_accelerator
+from run_utils.launch import end_training, start_accelerator
 from run_utils.progress import TrainingLog
 
 BEST_METRICS = [name for name, metric in METRICS.items() if metric.headline and metric.kind == "rate"]
@@ -284,7 +284,7 @@ def main():
     log.close()
     if not stopped:
         run.finish(training, state)
-    accelerator.end_training()
+    end_training(accelerator)
     if stopped := stopped or stop.number:
         raise Stopped(stopped, f"{run.last_checkpoint()} is complete; --resume_from_checkpoint latest goes on from it")
 
