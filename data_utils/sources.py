@@ -110,13 +110,13 @@ def content_of(source):
 
 def read_json_file(path):
     try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
+        records = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=all_pairs)
     except (ValueError, RecursionError) as error:
         hint = "; JSON lines are read from a file named .jsonl" if str(error).startswith("Extra data") else ""
         raise UserError(f"{path} is not valid JSON: {error}{hint}") from None
     if not isinstance(records, list):
         raise UserError(f"{path} must hold a list of rows")
-    return [as_json_strings(record) if isinstance(record, dict) else record for record in records]
+    return [as_json_strings(record) if type(record) is dict else None for record in records]
 
 
 def read_jsonl_file(path):
@@ -125,11 +125,28 @@ def read_jsonl_file(path):
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    record = json.loads(line)
+                    record = json.loads(line, object_pairs_hook=all_pairs)
                 except (ValueError, RecursionError):
                     record = None
-                records.append(as_json_strings(record) if isinstance(record, dict) else f"line {number}")
+                records.append(as_json_strings(record) if type(record) is dict else f"line {number}")
     return records
+
+
+class AllPairs(dict):
+    """An object that has a key twice, with both."""
+
+    def __init__(self, pairs):
+        super().__init__(pairs)
+        self.pairs = pairs
+
+    def items(self):  # what json.dumps asks for
+        return self.pairs
+
+
+def all_pairs(pairs):
+    """For json.loads: no key is lost, so that lists and objects are judged as the strings are that say the same."""
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else AllPairs(pairs)
 
 
 def as_json_strings(record):

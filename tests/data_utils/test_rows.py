@@ -182,6 +182,40 @@ def test_unreadable_files(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize("real", [False, True])
+def test_strings_and_real_lists_are_judged_alike(tmp_path, name, real):
+    """A key twice, what is no JSON, and too deep a value: in a list as in the text that says the same."""
+    answers = [
+        '[{"name": "f", "arguments": {"a": 1, "a": 2}}]', '[{"name": "f", "arguments": {"a": NaN}}]',
+        '[{"name": "f", "arguments": {"a": 1e999}}]', f'[{{"name": "f", "arguments": {{"a": {"[" * 70}{"]" * 70}}}}}]',
+        '[{"name": "f", "arguments": {"a": 1}}]',
+    ]  # fmt: skip
+    tools = ['[{"name": "f", "name": "g"}]', '[{"name": "f", "parameters": {"a": {}, "a": {}}}]', '[{"name": "f"}]']
+    cells = [(text, tools[-1]) for text in answers] + [(answers[-1], text) for text in tools]
+    lines = [
+        f'{{"id": {i}, "query": "q", "answers": {a if real else json.dumps(a)}, "tools": {t if real else json.dumps(t)}}}'
+        for i, (a, t) in enumerate(cells)
+    ]
+    twice = '{"id": 8, "query": "q", "query": "p", "answers": [], "tools": []}'
+    text = "\n".join([*lines, twice]) if name == "rows.jsonl" else f"[{', '.join([*lines, twice])}]"
+    (tmp_path / name).write_text("\ufeff" + text)
+    rows, bad = load_rows(str(tmp_path / name), max_bad_rows=100)
+    assert [row.id for row in rows] == ["4", "7"]
+    reasons = {reason: ids for reason, ids in bad.items() if "JSON object" not in reason}
+    assert reasons == {
+        "broken JSON in field 'answers'": ["0", "1", "2", "3"],
+        "broken JSON in field 'tools'": ["5", "6"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "fraction", "held_out"), [(94, 0.05, 5), (95, 0.05, 5), (87, 0.05, 4), (7, 0.5, 4)]
+)
+def test_the_size_of_the_split_is_rounded(rows, num_rows, fraction, held_out):
+    assert len(split_rows(rows[:num_rows], fraction, seed=42)[1]) == held_out
+
+
 def test_missing_column_is_named(tmp_path):
     datasets.Dataset.from_list([{"id": 1, "query": "q"}]).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(UserError, match="no column tools, answers; it has id, query"):
