@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/requirements
-	$(BIN)/accelerate launch -q --num_cpu_threads_per_process 1 --config_file accelerate_configs/cpu.yaml \
+	$(BIN)/accelerate launch -q --config_file accelerate_configs/cpu.yaml \
 		train.py --config recipes/demo.yaml --overwrite_output_dir
 	$(BIN)/python evaluate.py --config recipes/demo_evaluate.yaml --overwrite_output_dir
 	@echo "Did it help, and where not? Open runs/demo/evaluation/report.html in a browser"

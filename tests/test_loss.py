@@ -1,5 +1,7 @@
 """The loss and its gradients: against transformers, over every way to cut up a step, and without neighbours."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from model_utils.adapters import add_lora
 from model_utils.loading import load_base_model
 from model_utils.self_checks import check_training_batches
 from run_utils.arguments import UserError
+from run_utils.signals import SIGNALS, StopRequest
 from train import completion_loss, evaluate_loss
 
 
@@ -203,7 +206,17 @@ def test_nf4_gradients_are_those_of_the_dequantised_base(tiny_model, examples):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_weighs_tokens_and_not_batches(peer, model, examples):
+@pytest.fixture
+def stop():
+    """Nobody asks to stop; the signal handlers of this process come back."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield StopRequest(Accelerator(cpu=True), checkpoint=lambda: None)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_evaluation_weighs_tokens_and_not_batches(peer, model, examples, stop):
     expected = peer(**padded(examples)).loss.item()
     for batch_size in (1, 2, 3, 16):
-        assert evaluate_loss(Accelerator(cpu=True), model, examples, batch_size) == pytest.approx(expected, rel=2e-6)
+        loss = evaluate_loss(Accelerator(cpu=True), model, examples, batch_size, stop)
+        assert loss == pytest.approx(expected, rel=2e-6)

@@ -3,12 +3,14 @@
 The count has one more, of the trial that finds out whether compiling works.
 """
 
+import pytest
 import torch
 import torch._dynamo
 from conftest import ROOT, launch, values
 from torch._dynamo.utils import counters
 
 
+@pytest.mark.slow  # 40 s, most of them in the C++ compiler
 def test_three_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
     """Eight layers, six training micro-batches and four evaluations of different lengths, two examples or more each."""
     flags |= {
