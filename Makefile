@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow soak lint clean
 
 demo: $(VENV)/requirements
 	$(BIN)/accelerate launch -q --config_file accelerate_configs/cpu.yaml \
@@ -18,6 +18,10 @@ test: $(VENV)/requirements-dev
 
 test-slow: $(VENV)/requirements-dev
 	$(BIN)/python -m pytest -m slow
+
+# 70 kills, half an hour; SOAK_SEED=1 draws other moments.
+soak: $(VENV)/requirements-dev
+	SOAK_TRAINING=50 SOAK_EVALUATION=20 $(BIN)/python -m pytest -m slow -s tests/test_soak.py
 
 lint: $(VENV)/requirements-dev
 	$(BIN)/ruff check .

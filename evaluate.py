@@ -50,15 +50,15 @@ from model_utils.loading import base_fingerprint, load_base_model, load_tokenize
 from run_utils.arguments import (
     UserError,
     argument,
+    as_yaml,
     check_limits,
     parse_arguments,
     read_yaml,
     require,
     run_script,
-    write_yaml,
 )
 from run_utils.environment import environment_record
-from run_utils.files import file_hash, lock_folder, write_json
+from run_utils.files import file_hash, lock_folder, write_json, write_text
 from run_utils.launch import end_training, start_accelerator
 
 # In the order in which they run: the adapter may be merged into the base. By default raw, prompted and adapter.
@@ -285,7 +285,7 @@ def prepare_output_dir(output_dir, identity, args):
         if args.overwrite_output_dir:
             predictions.clear(output_dir)
         predictions.prepare(output_dir, identity)
-        write_yaml(output_dir / "args.yaml", args)
+        write_text(output_dir / "args.yaml", as_yaml(args))
         write_json(output_dir / "environment.json", environment_record(**identity))
     except OSError as error:
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None

@@ -204,11 +204,11 @@ def read_yaml(path):
     return values
 
 
-def write_yaml(path, arguments):
-    """The resolved arguments, as a file that `--config` takes. None means the default and is left out."""
+def as_yaml(arguments):
+    """The resolved arguments, as the text of a file that `--config` takes. None means the default and is left out."""
     values = {
         name: value
         for name, value in dataclasses.asdict(arguments).items()
         if value is not None and name not in INVOCATION
     }
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -23,6 +23,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,8 @@ from safetensors.torch import load_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from run_utils.arguments import UserError, say, write_yaml
-from run_utils.files import lock_folder, write_json
+from run_utils.arguments import UserError, as_yaml, say
+from run_utils.files import lock_folder, write_json, write_text
 from run_utils.launch import raise_anywhere
 
 WRITING_FAILS = (OSError, RuntimeError, SafetensorError)  # what a full disk is to Python, torch and safetensors
@@ -139,7 +140,10 @@ def open_run(args, accelerator):
     output_dir = Path(args.output_dir)
     if accelerator.is_main_process:  # alone: it holds the lock
         make_writable(output_dir)
-        if any(output_dir.iterdir()) and not (output_dir / "args.yaml").exists():
+        others = {path.name for path in output_dir.iterdir()} - {
+            "args.yaml.incomplete"
+        }  # the first file, cut off by a kill
+        if others and "args.yaml" not in others:
             raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
         if (output_dir / "logs").exists() and not (output_dir / "logs").is_dir():
             raise UserError(f"{output_dir / 'logs'} is a file where TensorBoard's folder is to be: move it away")
@@ -246,7 +250,7 @@ class Run:
             for path in [*complete_checkpoints(self.output_dir), self.adapter_dir]:
                 if path.is_dir() and (path == self.adapter_dir or checkpoint_step(path) > state.global_step):
                     set_aside(path)
-            write_yaml(self.output_dir / "args.yaml", self.args)
+            write_text(self.output_dir / "args.yaml", as_yaml(self.args))
             for name, record in {"environment.json": self.environment, **records}.items():
                 write_json(self.output_dir / name, record)
         self.accelerator.wait_for_everyone()
@@ -282,7 +286,7 @@ class Run:
         folder.mkdir()
         model = self.accelerator.unwrap_model(training.model)
         model.save_pretrained(folder, save_embedding_layers=False)
-        write_yaml(folder / "args.yaml", self.args)
+        write_text(folder / "args.yaml", as_yaml(self.args))
         self.write_state(folder, state)
         shutil.copy(self.output_dir / "split.json", folder)
         torch.save(training.optimizer.state_dict(), folder / "optimizer.pt")
@@ -402,8 +406,7 @@ def make_writable(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
         lock_folder(output_dir)
         atexit.register(remove_empty, output_dir)
-        (output_dir / ".writable").touch()
-        (output_dir / ".writable").unlink()
+        tempfile.TemporaryFile(dir=output_dir).close()  # on Linux without a name: a kill leaves nothing
     except OSError as error:
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
 

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client reads it; the scripts inherit it
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit for bit is asked of the CPU alone
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -28,6 +29,10 @@ from run_utils import arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = PROMPT_FORMATS["tags-1"]
+EXACT_TAGS = (  # curves that a resumed run has bit for bit
+    *("train/loss", "train/grad_norm", "train/learning_rate", "train/completion_tokens", "train/epoch"),
+    "eval/loss",
+)
 hypothesis.settings.load_profile("ci")  # the same examples every time
 
 
@@ -144,23 +149,46 @@ def launch(script, flags, processes=1):
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def launch_and_kill(script, flags, when, processes=1, stdout=subprocess.DEVNULL):
-    """Launch, and SIGKILL the whole process group as soon as `when()` is true."""
-    process = subprocess.Popen(
-        launch_command(script, flags, processes),
-        cwd=ROOT,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 240
-    while not when():
-        assert process.poll() is None, process.stderr.read()
+def launch_and_kill(script, flags, reached, log, processes=1, seconds=0):
+    """Launch, and SIGKILL launcher and processes `seconds` after `reached()` is true; the streams go to the file `log`. Returns
+    whether the run was killed: it may have ended before."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            launch_command(script, flags, processes),
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 600
+    while process.poll() is None and not reached():
         assert time.monotonic() < deadline, "never got there"
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        time.sleep(0.002)
+    time.sleep(seconds)
+    processes = [process.pid, *descendants(process.pid)]  # several are each in a session of their own
+    for pid in processes if process.poll() is None else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert process.wait() in (0, -signal.SIGKILL), log.read_text()
+    while any(is_running(pid) for pid in processes):
+        time.sleep(0.01)
+    return process.returncode != 0
+
+
+def descendants(pid):
+    try:
+        tasks = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    children = [int(child) for text in tasks for child in text.split()]
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def curve(output_dir, tag):

@@ -266,7 +266,8 @@ def test_two_processes_and_a_killed_run_equal_one_uninterrupted(run_here, flags,
 
     killed = flags | {"output_dir": tmp_path / "killed", "batch_tokens": 1}  # row by row, to be caught in the middle
     part = killed["output_dir"] / "predictions-0.jsonl"
-    launch_and_kill("evaluate.py", killed, lambda: part.exists() and part.read_text().count("\n") >= 25)
+    reached = lambda: part.exists() and part.read_text().count("\n") >= 25  # noqa: E731
+    assert launch_and_kill("evaluate.py", killed, reached, tmp_path / "log")
     before = part.read_text().splitlines()[:25]
     with part.open("a") as file:
         file.write('{"system": "prompted", "id": "cut sh')

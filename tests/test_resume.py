@@ -1,4 +1,4 @@
-"""Resuming: exact after a SIGKILL, refused where it would be another experiment."""
+"""Resuming: exact (after kills: test_soak.py), refused where it would be another experiment."""
 
 import errno
 import functools
@@ -12,52 +12,12 @@ import sys
 import peft
 import pytest
 import torch
-from conftest import ROOT, curve, launch, launch_and_kill, values
+from conftest import EXACT_TAGS, ROOT, curve, launch, values
 from safetensors.torch import load_file, save_file
 
 import evaluate
 import train
 from run_utils import progress
-
-EXACT_TAGS = (
-    "train/loss",
-    "train/grad_norm",
-    "train/learning_rate",
-    "train/completion_tokens",
-    "train/epoch",
-    "eval/loss",
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(flags, tmp_path, processes):
-    """14 steps of 6 examples over 80 rows, so the kill falls after an epoch's end too; dropout on."""
-    flags |= {
-        "lora_dropout": 0.1,
-        "max_train_steps": 24,
-        "save_steps": 4,
-        "eval_steps": 4,
-        "gradient_accumulation_steps": 4 // processes,
-    }
-    straight = launch("train.py", flags | {"output_dir": tmp_path / "straight"}, processes)
-    assert straight.code == 0, straight.err
-
-    flags |= {"output_dir": tmp_path / "killed", "resume_from_checkpoint": "latest"}  # afresh at first
-    with (tmp_path / "log").open("w") as log:
-        launch_and_kill("train.py", flags, (tmp_path / "killed" / "checkpoint-12").is_dir, processes, log)
-    assert "step 12/24  loss" in (tmp_path / "log").read_text()  # each line is there when it is printed
-    assert not (tmp_path / "killed" / "adapter").exists()
-    resumed = launch("train.py", flags, processes)
-    assert resumed.code == 0, resumed.err
-    assert "Resuming from" in resumed.out
-
-    for tag in EXACT_TAGS:
-        points = curve(tmp_path / "killed", tag)
-        assert points == curve(tmp_path / "straight", tag), tag
-        assert [step for step, _ in points] == sorted({step for step, _ in points})
-    for name in ("adapter/adapter_model.safetensors", "checkpoint-24/adapter_model.safetensors"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
 @pytest.fixture

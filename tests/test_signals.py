@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command_line, curve, launch, launch_command
+from conftest import ROOT, command_line, curve, descendants, launch, launch_command
 
 pytestmark = pytest.mark.slow
 
@@ -31,10 +31,6 @@ def wait_for(log, words, process):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
-
-
-def children(pid):
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def ends_within(process, seconds):
@@ -114,8 +110,9 @@ def test_launched_training_saves_one_checkpoint_and_leaves_no_orphan(long, tmp_p
     if receiver == "group":  # as a terminal's Ctrl-C
         os.killpg(process.pid, number)
     elif receiver == "second":
-        workers = children(process.pid)
-        second = next(pid for pid in workers if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+        second = next(
+            pid for pid in descendants(process.pid) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+        )
         os.kill(second, number)
     else:
         process.send_signal(number)
