@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CORES = $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 
 .PHONY: demo test test-slow soak lint clean
 
 demo: $(VENV)/requirements
-	$(BIN)/accelerate launch -q --config_file accelerate_configs/cpu.yaml \
+	$(BIN)/accelerate launch -q --num_cpu_threads_per_process $(CORES) --config_file accelerate_configs/cpu.yaml \
 		train.py --config recipes/demo.yaml --overwrite_output_dir
 	$(BIN)/python evaluate.py --config recipes/demo_evaluate.yaml --overwrite_output_dir
 	@echo "Did it help, and where not? Open runs/demo/evaluation/report.html in a browser"

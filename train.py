@@ -448,10 +448,11 @@ def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, log, stop):
     model.eval()
     generations = generate_calls(accelerator, model, tokenizer, args, rows)
     mine = [
-        (rows[index], said.text, said.finish)
+        (accelerator.process_index + index * accelerator.num_processes, said.text, said.finish)
         for index, said in itertools.takewhile(lambda generation: not stop.number, generations)
     ]
-    outputs = gather_object(mine)
+    # In the rows' order: they finish in another one, which several processes change.
+    outputs = [(eval_rows[place], text, finish) for place, text, finish in sorted(gather_object(mine))]
     model.train()
     figures = summarize([score(Output(row, text, prompt_format, finish)) for row, text, finish in outputs])
     shown = [name for name, metric in METRICS.items() if name in figures and (metric.headline or name == "over_call")]

@@ -139,7 +139,7 @@ def train_here(run_here):
 
 def launch_command(script, flags, processes=1):
     config = "cpu.yaml" if processes == 1 else "cpu_2proc.yaml"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q", f"--num_processes={processes}"]
     return [*launcher, "--config_file", str(ROOT / "accelerate_configs" / config), script, *command_line(flags)]
 
 
@@ -165,7 +165,8 @@ def launch_and_kill(script, flags, reached, log, processes=1, seconds=0):
         assert time.monotonic() < deadline, "never got there"
         time.sleep(0.002)
     time.sleep(seconds)
-    processes = [process.pid, *descendants(process.pid)]  # several are each in a session of their own
+    # Each in a session of its own; the launcher last, whose end would be a SIGTERM to the others.
+    processes = [*reversed(descendants(process.pid)), process.pid]
     for pid in processes if process.poll() is None else ():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -196,6 +197,13 @@ def curve(output_dir, tag):
     events = EventAccumulator(str(Path(output_dir) / "logs"), size_guidance={"scalars": 0})
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def texts(output_dir, tag):
+    """`[(step, text), ...]` of a TensorBoard text, likewise."""
+    events = EventAccumulator(str(Path(output_dir) / "logs"), size_guidance={"tensors": 0})
+    events.Reload()
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(f"{tag}/text_summary")]
 
 
 def values(output_dir, tag):

@@ -26,12 +26,12 @@ def checkpoints(run):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_training_killed_again_and_again(flags, tmp_path, processes):
-    """Epochs of ten steps; a checkpoint every other step, of which two are kept, and the best; evaluations with generation."""
+    """Epochs of ten steps; a checkpoint every other step, of which two are kept, and the best."""
     kills, draw = KILLS_IN_TRAINING // 2, random.Random(SEED + processes)
     last_step = 6 * kills + 4
     flags |= {
         "lora_dropout": 0.1, "max_train_steps": last_step, "save_steps": 2, "eval_steps": 3, "save_total_limit": 2,
-        "eval_generate_examples": 4, "final_adapter": "best", "gradient_accumulation_steps": 4 // processes,
+        "final_adapter": "best", "gradient_accumulation_steps": 4 // processes,
     }  # fmt: skip
     straight, killed, log = tmp_path / "straight", tmp_path / "killed", tmp_path / "log"
     done = launch("train.py", flags | {"output_dir": straight}, processes)
@@ -48,11 +48,11 @@ def test_training_killed_again_and_again(flags, tmp_path, processes):
             break
         text, saved = log.read_text(), checkpoints(killed)
         steps = [int(step) for step in re.findall(r"^step (\d+)/", text, re.M)]
-        assert "Traceback" not in text and saved == sorted({*saved, newest} - {0}), text
+        assert "Traceback" not in text
         if steps:
             assert steps[0] == newest + 1 and (newest == 0 or f"checkpoint-{newest}, after step {newest}" in text), text
-        newest = saved[-1] if saved else 0
-        assert newest >= max(steps, default=0) - 2, text  # all but what was not due to be saved
+        before, newest = newest, max(saved, default=0)
+        assert newest >= max([before, *(step - 2 for step in steps)]), text  # all but what was not due to be saved
         left = [path.name for path in killed.glob("incomplete-*")]
         caught["saving or deleting" if left else "training" if steps else "starting"] += 1
         print(f"{processes} processes, kill {kill + 1}: steps {steps}, checkpoints {saved}, left {left}", flush=True)
@@ -60,7 +60,7 @@ def test_training_killed_again_and_again(flags, tmp_path, processes):
     assert caught.total() > 0.8 * kills
     done = launch("train.py", flags, processes)
     assert done.code == 0, done.err
-    for tag in (*EXACT_TAGS, "eval/json_valid", "eval/exact_match"):
+    for tag in EXACT_TAGS:
         points = curve(killed, tag)
         assert points == curve(straight, tag), tag
         assert [step for step, _ in points] == sorted({step for step, _ in points})
