@@ -59,7 +59,7 @@ from run_utils.arguments import (
 )
 from run_utils.environment import environment_record
 from run_utils.files import file_hash, lock_folder, write_json, write_text
-from run_utils.launch import end_training, start_accelerator
+from run_utils.launch import end_training, run_on_main, start_accelerator
 
 # In the order in which they run: the adapter may be merged into the base. By default raw, prompted and adapter.
 # The constrained ones are held to a grammar made of each row's tools; eval_utils/report.py says what each is.
@@ -196,10 +196,8 @@ def main():
         "merge_adapter": args.merge_adapter,
         "endpoint": [args.endpoint, args.endpoint_model],
     }
-    if is_main:
-        prepare_output_dir(output_dir, identity, args)
-        predictions.write_rows(output_dir, rows, seen and {row.id: row.tool_names() <= seen for row in rows})
-    accelerator.wait_for_everyone()
+    seen = seen and {row.id: row.tool_names() <= seen for row in rows}
+    run_on_main(accelerator, lambda: prepare_output_dir(output_dir, identity, args, rows, seen))
 
     # Of the merged file alone: the parts are already growing where another process is ahead of this one.
     done = {(p["system"], p["id"]) for p in predictions.read([output_dir / "predictions.jsonl"])}
@@ -278,15 +276,19 @@ def tools_seen(rows, split):
     return set().union(*(row.tool_names() for row in rows if row.fingerprint in trained)) or None
 
 
-def prepare_output_dir(output_dir, identity, args):
+def prepare_output_dir(output_dir, identity, args, rows, seen):
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         lock_folder(output_dir)
         if args.overwrite_output_dir:
             predictions.clear(output_dir)
-        predictions.prepare(output_dir, identity)
+        predictions.check_folder(output_dir, identity)
+        write_json(
+            output_dir / "environment.json", environment_record(**identity)
+        )  # first: it says whose the others are
         write_text(output_dir / "args.yaml", as_yaml(args))
-        write_json(output_dir / "environment.json", environment_record(**identity))
+        predictions.write_rows(output_dir, rows, seen)
+        predictions.merge(output_dir)
     except OSError as error:
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
 

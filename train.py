@@ -414,13 +414,15 @@ def evaluate(accelerator, model, tokenizer, args, data, log, state, stop):
     """Evaluate, log it and take note of it in `state`; returns the signal that came before it was done, on whichever process,
     and 0 where none did. Its evaluation is then still due."""
     figures = {"loss": evaluate_loss(accelerator, model, data.eval_examples, args.per_device_eval_batch_size, stop)}
+    samples = []
     stopped = max(gather_object([stop.number]))
     if args.eval_generate_examples and not stopped:
-        figures |= evaluate_calls(accelerator, model, tokenizer, args, data.eval_rows, log, stop)
+        calls, samples = evaluate_calls(accelerator, model, tokenizer, args, data.eval_rows, stop)
+        figures |= calls
         stopped = max(gather_object([stop.number]))
     if stopped:
         return stopped
-    log.write_evaluation(figures)
+    log.write_evaluation(figures, samples)
     state.add_evaluation(figures, args.best_metric)
     return 0
 
@@ -440,9 +442,9 @@ def evaluate_loss(accelerator, model, examples, batch_size, stop):
     return accelerator.reduce(loss_sum).item() / sum(example.completion_length for example in examples)
 
 
-def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, log, stop):
-    """Generate calls for the first --eval_generate_examples rows, shared out to the processes, and log some of them; returns
-    `{metric: figure}`, the same on all processes."""
+def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, stop):
+    """Generate calls for the first --eval_generate_examples rows, shared out to the processes. Returns, the same on all of them,
+    `{metric: figure}` and some rows to look at: `(query, generated text, gold)`."""
     prompt_format = PROMPT_FORMATS[args.prompt_format]
     rows = rows_to_generate(accelerator, args, eval_rows)
     model.eval()
@@ -456,8 +458,8 @@ def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, log, stop):
     model.train()
     figures = summarize([score(Output(row, text, prompt_format, finish)) for row, text, finish in outputs])
     shown = [name for name, metric in METRICS.items() if name in figures and (metric.headline or name == "over_call")]
-    log.write_samples((row.query, text, row.answers) for row, text, _ in outputs[:5])
-    return {name: figures[name][METRICS[name].kind] for name in shown}
+    samples = [(row.query, text, row.answers) for row, text, _ in outputs[:5]]
+    return {name: figures[name][METRICS[name].kind] for name in shown}, samples
 
 
 def rows_to_generate(accelerator, args, eval_rows):

@@ -14,8 +14,8 @@ TRAINING_S = ("adapter_config.json", "split.json", "state.json")  # of these fol
 RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")  # made once the predictions are there
 
 
-def prepare(output_dir, identity):
-    """Make a folder ready to be continued: nothing in it, or one predictions.jsonl of the same evaluation.
+def check_folder(output_dir, identity):
+    """Whether a folder can be continued: it holds nothing of this kind, or predictions of the same evaluation.
 
     identity: all that the predictions depend on, as JSON values. Raises UserError where the folder holds others.
     """
@@ -35,7 +35,6 @@ def prepare(output_dir, identity):
             f"{output_dir} holds an evaluation of another model, other rows or other settings: "
             "replace it with --overwrite_output_dir, or choose another --output_dir"
         )
-    merge(output_dir)
 
 
 def write_rows(output_dir, rows, seen):
@@ -74,7 +73,13 @@ def results_in(output_dir):
 
 def clear(output_dir):
     """Delete an earlier evaluation, and nothing else that lies in the folder; nothing at all where none of ours is there."""
-    if (output_dir / "environment.json").exists() and not any((output_dir / name).exists() for name in TRAINING_S):
+    try:
+        is_evaluation = "rows_sha256" in json.loads((output_dir / "environment.json").read_text(encoding="utf-8"))
+    except OSError:
+        is_evaluation = False
+    except (ValueError, TypeError):  # damaged
+        is_evaluation = not any((output_dir / name).exists() for name in TRAINING_S)
+    if is_evaluation:
         for path in (*results_in(output_dir), output_dir / "environment.json"):
             path.unlink()
 

@@ -86,7 +86,10 @@ def run_script(main, if_stopped=""):
             sys.exit(code)
         time.sleep(10)  # main has usually met the same error: the launcher stops us before we repeat it
     if message:
-        print(" ".join(message.split("\n")), file=sys.stderr, flush=True)
+        try:
+            print(" ".join(message.split("\n")), file=sys.stderr, flush=True)
+        except OSError:  # its reader is gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     sys.exit(code)
 
 

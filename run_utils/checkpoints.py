@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import torch
 import yaml
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.optim import Optimizer
@@ -36,7 +37,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from run_utils.arguments import UserError, as_yaml, say
 from run_utils.files import lock_folder, write_json, write_text
-from run_utils.launch import raise_anywhere
+from run_utils.launch import run_on_main
 
 WRITING_FAILS = (OSError, RuntimeError, SafetensorError)  # what a full disk is to Python, torch and safetensors
 
@@ -138,18 +139,29 @@ def open_run(args, accelerator):
     """The Run in --output_dir, new or to be resumed, and locked. Refuses a folder that holds a run, unless told to resume or
     overwrite it, one that another process trains in, and one of something else. Leaves nothing written."""
     output_dir = Path(args.output_dir)
-    if accelerator.is_main_process:  # alone: it holds the lock
-        make_writable(output_dir)
-        others = {path.name for path in output_dir.iterdir()} - {
-            "args.yaml.incomplete"
-        }  # the first file, cut off by a kill
-        if others and "args.yaml" not in others:
-            raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
-        if (output_dir / "logs").exists() and not (output_dir / "logs").is_dir():
-            raise UserError(f"{output_dir / 'logs'} is a file where TensorBoard's folder is to be: move it away")
+    run_on_main(accelerator, lambda: claim(output_dir))  # alone: it holds the lock
     saved = find_checkpoint(args, output_dir)
-    accelerator.wait_for_everyone()  # all have looked at the folder before anyone writes to it
+    found = gather_object([saved.path.name if saved else "none"])  # all have looked before anyone writes to the folder
+    if len(set(found)) > 1:
+        raise UserError(f"the processes do not find the same checkpoint in {output_dir}: {', '.join(found)}")
     return Run(args, accelerator, saved)
+
+
+def claim(output_dir):
+    """Make the folder this run's; UserError where it cannot be."""
+    make_writable(output_dir)
+    others = {path.name for path in output_dir.iterdir()} - {"args.yaml.incomplete"}  # a kill at a run's start
+    if others and not holds_run(output_dir):
+        raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
+    if (output_dir / "logs").exists() and not (output_dir / "logs").is_dir():
+        raise UserError(f"{output_dir / 'logs'} is a file where TensorBoard's folder is to be: move it away")
+
+
+def holds_run(output_dir):
+    try:
+        return "lora_r" in dict(yaml.safe_load((output_dir / "args.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return False
 
 
 class Run:
@@ -243,43 +255,48 @@ class Run:
     def start(self, state, records):
         """Begin to write: what the run comes from, and `records`, JSON by file name. What an earlier run left beyond this one's
         step is set aside until there is a new checkpoint; all of it is deleted if it is to be overwritten."""
-        if self.accelerator.is_main_process:
-            if self.args.overwrite_output_dir:
-                clear_run(self.output_dir)
-            delete_leftovers(self.output_dir, "incomplete")
-            for path in [*complete_checkpoints(self.output_dir), self.adapter_dir]:
-                if path.is_dir() and (path == self.adapter_dir or checkpoint_step(path) > state.global_step):
-                    set_aside(path)
-            write_text(self.output_dir / "args.yaml", as_yaml(self.args))
-            for name, record in {"environment.json": self.environment, **records}.items():
-                write_json(self.output_dir / name, record)
-        self.accelerator.wait_for_everyone()
+        run_on_main(self.accelerator, lambda: self.begin(state, records))
+
+    def begin(self, state, records):
+        if self.args.overwrite_output_dir:
+            clear_run(self.output_dir)
+        delete_leftovers(self.output_dir, "incomplete")
+        # The newest first: whatever a kill leaves is then a run that ends earlier.
+        for path in [*reversed(complete_checkpoints(self.output_dir)), self.adapter_dir]:
+            if path.is_dir() and (path == self.adapter_dir or checkpoint_step(path) > state.global_step):
+                set_aside(path)
+        write_text(self.output_dir / "args.yaml", as_yaml(self.args))
+        for name, record in {"environment.json": self.environment, **records}.items():
+            write_json(self.output_dir / name, record)
 
     def save(self, training, state):
         """Write `checkpoint-<step>` beside its final name and rename it when complete, then delete the surplus: a kill at any
         instant, or a full disk, leaves the checkpoints before it whole. UserError where it cannot be written, or where the
         weights are not finite."""
+        run_on_main(self.accelerator, lambda: self.save_alone(training, state))
+
+    def save_alone(self, training, state):
         weights = weights_of(training)
         if not all(weight.isfinite().all() for weight in weights):
             raise UserError(f"after step {state.global_step} the adapter's weights are not finite; {self.last_good()}")
-        problem = ""
-        if self.accelerator.is_main_process:
-            final = self.output_dir / f"checkpoint-{state.global_step}"
-            folder = self.output_dir / f"incomplete-{final.name}"
-            try:
-                self.write_checkpoint(folder, training, state)
-                folder.rename(final)
-            except WRITING_FAILS as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                needed = num_bytes(weights, training.optimizer)
-                problem = f"{final} could not be written: {self.describe_disk(error, needed)}; {self.last_good()}"
-            else:
-                delete_leftovers(self.output_dir, "incomplete", "superseded")
-                *older, _newest = complete_checkpoints(self.output_dir)
-                surplus = max(0, len(older) + 1 - self.args.save_total_limit)
-                for path in [path for path in older if path.name != state.best_checkpoint][:surplus]:
-                    delete_checkpoint(path)
-        raise_anywhere(problem)
+        final = self.output_dir / f"checkpoint-{state.global_step}"
+        folder = self.output_dir / f"incomplete-{final.name}"
+        try:
+            self.write_checkpoint(folder, training, state)
+            folder.rename(final)
+        except WRITING_FAILS as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            why = self.describe_disk(error, num_bytes(weights, training.optimizer))
+            raise UserError(f"{final} could not be written: {why}; {self.last_good()}") from None
+        delete_leftovers(self.output_dir, "incomplete", "superseded")
+        self.delete_surplus(state)
+
+    def delete_surplus(self, state):
+        *older, _newest = complete_checkpoints(self.output_dir)
+        surplus = max(0, len(older) + 1 - self.args.save_total_limit)
+        for path in [path for path in older if path.name != state.best_checkpoint][:surplus]:
+            with contextlib.suppress(OSError):  # open elsewhere, on a network's disk: the next save tries again
+                delete_checkpoint(path)
 
     def write_checkpoint(self, folder, training, state):
         shutil.rmtree(folder, ignore_errors=True)
@@ -303,9 +320,11 @@ class Run:
 
     def update(self, state):
         """Write into the step's checkpoint what an evaluation after a resume has found."""
-        if self.accelerator.is_main_process:
-            self.write_state(self.output_dir / f"checkpoint-{state.global_step}", state)
-        self.accelerator.wait_for_everyone()
+        run_on_main(self.accelerator, lambda: self.update_alone(state))
+
+    def update_alone(self, state):
+        self.write_state(self.output_dir / f"checkpoint-{state.global_step}", state)
+        self.delete_surplus(state)  # the best may be another one now
 
     def describe_disk(self, error, needed):
         """Why nothing could be written, where `needed` bytes were to be."""
@@ -322,17 +341,17 @@ class Run:
             return
         chosen = self.to_deliver(state)
         unfinished = self.output_dir / "incomplete-adapter"
-        only_for_resume = shutil.ignore_patterns("optimizer.pt", "scheduler.pt", "state.json")
+        left_out = shutil.ignore_patterns("optimizer.pt", "scheduler.pt", "state.json", "*.incomplete")
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(self.output_dir / chosen, unfinished, ignore=only_for_resume)
+            shutil.copytree(self.output_dir / chosen, unfinished, ignore=left_out)
+            shutil.rmtree(self.output_dir / "superseded-adapter", ignore_errors=True)
             shutil.rmtree(self.adapter_dir, ignore_errors=True)
             unfinished.rename(self.adapter_dir)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             why = self.describe_disk(error, num_bytes(weights_of(training)))
             raise UserError(f"{self.adapter_dir} could not be written: {why}; {self.last_good()}") from None
-        delete_leftovers(self.output_dir, "incomplete", "superseded")
         if state.best_checkpoint:
             print(
                 f"Best checkpoint: {self.output_dir / state.best_checkpoint} ({self.args.best_metric} {state.best_value:.4f})"
@@ -399,13 +418,14 @@ def newest_whole(output_dir):
 
 
 def make_writable(output_dir):
-    """Make the folder and lock it; UserError where that cannot be. An empty one goes when the process ends."""
+    """Make the folder and lock it; UserError where that cannot be. If it is still empty when the process ends, it goes."""
     if output_dir.is_file():
         raise UserError(f"--output_dir {output_dir} is a file")
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        if not output_dir.exists():
+            output_dir.mkdir(parents=True)
+            atexit.register(remove_empty, output_dir)
         lock_folder(output_dir)
-        atexit.register(remove_empty, output_dir)
         tempfile.TemporaryFile(dir=output_dir).close()  # on Linux without a name: a kill leaves nothing
     except OSError as error:
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
@@ -422,9 +442,8 @@ def checkpoint_step(path):
 
 def complete_checkpoints(output_dir):
     """Complete checkpoints, oldest first: an incomplete one still has its temporary name."""
-    return sorted(
-        (path for path in Path(output_dir).glob("checkpoint-*") if path.name[11:].isdecimal()), key=checkpoint_step
-    )
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name[11:].isdecimal() and path.is_dir()]
+    return sorted(folders, key=checkpoint_step)
 
 
 def delete_checkpoint(path):
@@ -451,7 +470,7 @@ def delete_leftovers(output_dir, *kinds):
 
 def clear_run(output_dir):
     """Delete the checkpoints, the adapter and the logs of an earlier run, and nothing else that lies in the folder."""
-    for path in complete_checkpoints(output_dir):
+    for path in reversed(complete_checkpoints(output_dir)):  # a kill in between leaves the beginning of a run
         delete_checkpoint(path)
     delete_leftovers(output_dir, "incomplete", "superseded")
     for name in ("adapter", "logs"):

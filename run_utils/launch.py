@@ -113,3 +113,16 @@ def raise_anywhere(problem):
     for message in gather_object([problem]):
         if message:
             raise UserError(message)
+
+
+def run_on_main(accelerator, act):
+    """Call `act()` on the main process while the others wait; its UserError or OSError is raised on all of them."""
+    error = None
+    if accelerator.is_main_process:
+        try:
+            act()
+        except (UserError, OSError) as met:
+            error = met
+    for each in gather_object([error]):
+        if each:
+            raise each from None

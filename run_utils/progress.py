@@ -2,8 +2,10 @@
 
 import contextlib
 import math
+import os
 import resource
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -30,6 +32,7 @@ class TrainingLog:
         self.writer = self.profiler = None
         self.on_terminal = sys.stdout.isatty()
         if self.is_main:
+            threading.excepthook = leave_to_flush
             with self.tensorboard():
                 # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
                 self.writer = SummaryWriter(run.output_dir / "logs", purge_step=state.global_step + 1)
@@ -110,22 +113,20 @@ class TrainingLog:
         state.loss_sum, state.completion_tokens = 0.0, 0
         self.start_entry()
 
-    def write_evaluation(self, metrics):
-        """An entry of eval/: figures by name. UserError where the loss is not finite."""
+    def write_evaluation(self, metrics, samples):
+        """An entry of eval/: figures by name, and rows to look at, `(query, generated text, gold)` each. UserError where the loss
+        is not finite."""
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the evaluation after step {self.state.global_step} has loss {metrics['loss']}; {self.run.last_good()}"
             )
         self.add_scalars("eval", metrics)
         self.print("  ".join(f"eval {name} {value:.4f}" for name, value in metrics.items()))
-
-    def write_samples(self, samples):
-        """Some rows to look at, `(query, generated text, gold)` each."""
         text = "\n\n".join(
             f"    query   {query}\n    output  {said}\n    gold    {gold}" for query, said, gold in samples
         )
         with self.tensorboard():
-            if self.writer:
+            if self.writer and samples:
                 self.writer.add_text("eval/samples", text, self.state.global_step)
 
     def add_scalars(self, group, metrics):
@@ -139,7 +140,12 @@ class TrainingLog:
     def print(self, line):
         write = self.progress.write if self.on_terminal else print
         if self.is_main:
-            write(f"step {self.state.global_step}/{self.last_step}  {line}")
+            try:
+                write(f"step {self.state.global_step}/{self.last_step}  {line}")
+            except (
+                BrokenPipeError
+            ):  # who read it, `tee` say, has got the same Ctrl-C: a checkpoint is saved all the same
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self):
         self.progress.close()
@@ -151,6 +157,12 @@ class TrainingLog:
                 arguments = {name: str(value) for name, value in vars(self.args).items()}
                 self.writer.add_hparams(arguments, self.final, run_name=".", global_step=self.state.global_step)
                 self.writer.close()
+
+
+def leave_to_flush(failure):
+    """What TensorBoard's thread meets its `flush` raises too, where it is told in a line: no traceback beside it."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def start_profiler(steps, steps_done, output_dir):

@@ -2,6 +2,7 @@
 the end of the optimizer step. Imports nothing heavy, so that scripts can import it first.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -42,7 +43,8 @@ def raise_stopped(number, frame):
 def write_line(message):
     """A line on stderr, of the main process alone: past Python's buffers, which the signal may have interrupted."""
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"{Path(sys.argv[0]).name}: {message}\n".encode())
+        with contextlib.suppress(OSError):  # its reader, `tee` say, is gone
+            os.write(2, f"{Path(sys.argv[0]).name}: {message}\n".encode())
 
 
 class StopRequest:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 import train
-from run_utils import progress
+from run_utils import checkpoints, progress
 
 
 @pytest.fixture
@@ -126,6 +126,31 @@ def test_what_lies_beyond_the_checkpoint_resumed_is_kept_until_there_is_a_new_on
     assert (finished / "adapter" / "adapter_model.safetensors").read_bytes() == later["adapter"]
 
 
+def test_going_back_without_a_step_keeps_what_lies_beyond(run_here, flags, finished):
+    result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2", "stop_after_steps": 2})
+    assert result.code == 0, result.err
+    mine, its = (finished / name / "adapter_model.safetensors" for name in ("adapter", "checkpoint-2"))
+    assert mine.read_bytes() == its.read_bytes()
+    assert {path.name for path in finished.glob("superseded-*")} == {
+        "superseded-checkpoint-3",
+        "superseded-checkpoint-4",
+    }
+
+
+def test_a_kill_while_later_checkpoints_are_set_aside_leaves_a_run_that_ends_earlier(
+    run_here, flags, finished, monkeypatch
+):
+    one = checkpoints.set_aside
+    monkeypatch.setattr(
+        checkpoints, "set_aside", lambda path: one(path) if path.name.endswith("4") else raise_full_disk(one)
+    )
+    result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-1"})
+    assert result.code == 1 and "No space left on device" in result.err
+    assert sorted(path.name for path in finished.glob("*checkpoint-*")) == [
+        "checkpoint-1", "checkpoint-2", "checkpoint-3", "superseded-checkpoint-4",
+    ]  # fmt: skip
+
+
 def raise_full_disk(save, *args):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -170,9 +195,25 @@ def test_a_folder_that_another_process_trains_or_evaluates_in_is_refused(run_her
     assert run_here(train, flags | {"max_train_steps": 1}).code == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_before_its_first_step_leaves_no_folder(flags, tmp_path):
     result = launch("train.py", flags | {"output_dir": tmp_path / "a" / "run", "dataset_name": tmp_path / "none.jsonl"})
     assert result.code == 1 and not (tmp_path / "a" / "run").exists()
+    (tmp_path / "mine").mkdir()
+    result = launch("train.py", flags | {"output_dir": tmp_path / "mine", "dataset_name": tmp_path / "none.jsonl"})
+    assert result.code == 1 and (tmp_path / "mine").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_what_the_main_process_alone_meets_ends_all_of_them_in_its_line(flags, tmp_path, script):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rows.jsonl").write_text("mine")
+    if script == "evaluate.py":
+        flags = {name: flags[name] for name in ("model_name_or_path", "dataset_name")} | {"systems": "raw"}
+    result = launch(script, flags | {"output_dir": tmp_path / "mine"}, processes=2)
+    assert result.code == 1 and result.err.count(f"{script}: error: {tmp_path / 'mine'} ") == 1
+    assert "closed by peer" not in result.err and "RuntimeError" not in result.err
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(run_here, flags, finished, tmp_path):
@@ -195,12 +236,17 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(run_here, fla
         assert not list((tmp_path / "spoiled").glob("checkpoint-*")) and not (tmp_path / "spoiled" / "adapter").exists()
 
 
+@pytest.mark.parametrize(
+    "args_yaml", [None, "lr: 1", "- lora_r", "model_name_or_path: demo"]
+)  # evaluate.py writes one too
 @pytest.mark.parametrize("change", [{}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}])
-def test_a_folder_that_no_run_has_made_is_left_alone(run_here, flags, tmp_path, change):
+def test_a_folder_that_no_run_has_made_is_left_alone(run_here, flags, tmp_path, change, args_yaml):
     folder = tmp_path / "mine"
     for name in ("checkpoint-500", "adapter", "logs"):
         (folder / name).mkdir(parents=True)
         (folder / name / "file").write_text("mine")
+    if args_yaml:
+        (folder / "args.yaml").write_text(args_yaml)
     result = run_here(train, flags | {"output_dir": folder} | change)
     assert result.code == 1 and "is not empty and holds no run of train.py" in result.err
     assert len(list(folder.rglob("file"))) == 3

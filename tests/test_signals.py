@@ -74,6 +74,23 @@ def test_training_saves_a_checkpoint_and_says_so(long, tmp_path, number):
     assert not list((tmp_path / "run").glob("incomplete-*")) and not (tmp_path / "run" / "adapter").exists()
 
 
+def test_a_checkpoint_is_saved_though_who_reads_the_lines_has_been_stopped_too(long, tmp_path):
+    """`train.py 2>&1 | tee log`: a terminal's Ctrl-C goes to both."""
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        script("train.py", long), cwd=ROOT, stdout=writer, stderr=writer, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    os.close(writer)
+    said = b""
+    while b"step 3/" not in said:
+        said += os.read(reader, 1 << 16)
+    os.close(reader)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert (checkpoint / "optimizer.pt").exists()
+
+
 def test_a_stopped_run_resumed_equals_an_uninterrupted_one(flags, tmp_path):
     """The signal comes in an evaluation with generation, which runs again; the best is found as it would have been."""
     flags |= {
