@@ -66,7 +66,9 @@ def test_evaluation_says_the_same(tiny_model, rows_file, tmp_path, num_examples)
         done = launch("evaluate.py", flags | {"output_dir": folder}, processes)
         assert done.code == 0, done.err
         lines = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
-        metrics = json.loads((folder / "metrics.json").read_text())
-        said[processes] = ({(line["system"], line["id"]): line["text"] for line in lines}, metrics["systems"])
+        metrics = json.loads((folder / "metrics.json").read_text())["systems"]
+        for figures in metrics.values():
+            del figures["rows_per_second"]
+        said[processes] = ({(line["system"], line["id"]): line["text"] for line in lines}, metrics)
     assert len(said[1][0]) == 2 * num_examples
     assert said[2] == said[1] and said[4] == said[1]
