@@ -1,18 +1,23 @@
-"""Turn one query and a list of tools into tool calls: the JSON list alone on stdout, everything else on stderr.
+"""Turn queries and tools into tool calls: calls alone on stdout or in --output, everything else on stderr.
 
     python infer.py                                                   # the embedded demo's adapter, after train.py
     python infer.py --adapter runs/qwen3_4b_qlora/adapter --query "Is it raining in Rome?" --tools tools.json
     curl ... | python infer.py --adapter ... --query "..." --tools -   # the tools from stdin
-    python infer.py --model_name_or_path Qwen/Qwen3-4B-Base --system raw --query "..." --tools tools.json
+    python infer.py --adapter ... --input rows.jsonl --output calls.jsonl
+    python infer.py --adapter ... --tools my_functions.py --interactive
+    python infer.py --adapter ... --query "..." --tools tools.json --compare    # beside the base, raw and prompted
 
-Tools are a JSON list in xLAM's flat form: [{"name", "description", "parameters": {argument: {"description", "type"}}}].
-An output that is not a list of calls to these tools ends with exit code 1; the raw text is then on stderr.
+Tools are JSON in xLAM's flat form, OpenAI's functions, MCP's tools/list, or a Python file with typed, documented functions.
+An output that is not a list of calls ends with exit code 1; calls that do not fit the tools are told, and with --strict they do too.
 """
 
 import os
 import sys
+import time
 
-from run_utils.signals import exit_at_once, handle_signals
+STARTED = time.perf_counter()
+
+from run_utils.signals import Stopped, exit_at_once, handle_signals
 
 if __name__ == "__main__":
     handle_signals(exit_at_once)  # until run_script has its own
@@ -20,19 +25,31 @@ if __name__ == "__main__":
         print("Loading PyTorch and transformers ...", file=sys.stderr)
 
 import codecs
+import contextlib
+import hashlib
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from tqdm import tqdm
 
 from data_utils.batching import encode_prompts
+from data_utils.conversations import as_request
+from data_utils.formats import call_problems, openai_calls
 from data_utils.prompt import PROMPT_FORMATS, to_json
-from data_utils.tool_calls import check_calls, check_tools, parse_json
+from data_utils.rows import validate
+from data_utils.sources import read_file
+from data_utils.tool_calls import check_calls
+from data_utils.tool_files import read_tools
 from model_utils.adapters import load_adapter, naming_adapter, read_adapter
 from model_utils.generation import generate
-from model_utils.loading import load_base_model, load_tokenizer, resolve_model
+from model_utils.grammar import compile_grammars, import_xgrammar
+from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, resolve_model
 from model_utils.self_checks import num_positions
-from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script
+from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script, say
+from run_utils.files import file_hash, lock_folder, write_text
 from run_utils.launch import start_accelerator
 
 
@@ -40,8 +57,16 @@ from run_utils.launch import start_accelerator
 class InferenceArguments:
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
     query: str | None = argument(None, "What the tools should be called for")
-    tools: str | None = argument(None, "JSON file with the list of tools, or - for stdin")
+    tools: str | None = argument(None, "JSON or Python file with the tools, or - for JSON on stdin")
+    input: str | None = argument(None, "File of rows with queries and, unless --tools has them, tools: see README")
+    output: str | None = argument(None, "JSON lines: the calls, or the error, of each row of --input")
+    interactive: bool = argument(False, "Ask again and again; the model is loaded once")
+    compare: bool = argument(False, "Answer by the base on both prompts too, and show all")
+    constrained: bool = argument(False, "Hold answers to a grammar of the tools, by xgrammar")
+    strict: bool = argument(False, "Exit code 1 where calls do not fit the tools")
+    format: Literal["xlam", "openai"] = argument("xlam", "A list of calls, or OpenAI's tool_calls")
     max_new_tokens: int = argument(512, above=0)
+    batch_tokens: int = argument(65536, "Of --input: tokens in the cache", above=0)
 
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint", group="Model")
     system: Literal["raw", "prompted", "adapter"] | None = argument(None, "adapter where one is given, else prompted")
@@ -57,17 +82,111 @@ class InferenceArguments:
 
     def __post_init__(self):
         check_limits(self)
-        require(self.query and self.query.strip(), "--query is missing: what should the tools be called for?")
-        require(encodes(self.query), "--query holds half a surrogate pair, which is not text")
-        require(self.tools, "--tools is missing: a JSON file with the list of tools, or - for stdin")
+        if self.input or self.output:
+            self.query = None  # the default recipe's, too
+            require(self.input and self.output, "--input and --output belong together")
+            require(not (self.interactive or self.compare), "--input does not go with --interactive or --compare")
+        elif not self.interactive:
+            require(self.query and self.query.strip(), "--query is missing: what should the tools be called for?")
+            require(encodes(self.query), "--query holds half a surrogate pair, which is not text")
+        require(self.tools or self.input, "--tools is missing: a JSON or Python file with the tools, or - for stdin")
+        require(
+            not (self.interactive and self.tools == "-"), "--interactive reads stdin itself: --tools must be a file"
+        )
         require(self.adapter or self.model_name_or_path, "name an --adapter or a --model_name_or_path")
         self.system = self.system or ("adapter" if self.adapter else "prompted")
         require(self.adapter or self.system != "adapter", "the system 'adapter' needs --adapter")
+        require(not (self.compare and self.constrained), "--compare shows what is said freely: leave out --constrained")
 
 
 def main():
     args = parse_arguments(InferenceArguments, __doc__, "demo_infer.yaml")
-    tools = read_tools(args.tools)
+    tools = read_tools_and_say(args.tools) if args.tools else None
+    requests = read_requests(args.input, tools) if args.input else None
+    if args.constrained:
+        import_xgrammar()
+    libraries = time.perf_counter() - STARTED
+    system = load_system(args)
+    say(f"Loaded in {time.perf_counter() - STARTED:.1f} s, of which libraries took {libraries:.1f}")
+    if args.input:
+        answer_file(args, system, requests)
+    elif args.interactive:
+        converse(args, system, tools)
+    elif args.compare:
+        compare(args, system, tools)
+    else:
+        reply = system.reply(args.query, tools)
+        if reply.calls is None:
+            print(reply.text, file=sys.stderr)
+            raise UserError(f"the output above is not a list of calls to these tools: {reply.problem}")
+        print(as_text(reply.calls, args.format))
+        report_misfits(reply, args.strict)
+
+
+class Reply(NamedTuple):
+    text: str  # as generated
+    calls: list | None  # None where the text is no list of calls
+    problem: str  # why it is none
+    misfits: list  # what of the calls does not fit the tools, a sentence each
+
+
+class System:
+    """A loaded model with its prompt format: it answers."""
+
+    def __init__(self, args, model, tokenizer, prompt_format):
+        self.args, self.model, self.tokenizer, self.prompt_format = args, model, tokenizer, prompt_format
+        self.positions = num_positions(model.config)
+
+    def prompt(self, query, tools):
+        return self.prompt_format.render(query, to_json(tools))
+
+    def answer(self, requests, batch_tokens=1, on_token=None):
+        """`(index, Reply)` of each `(query, tools)`, in the order in which they finish."""
+        grammars = None
+        if self.args.constrained:
+            vocabulary = self.model.config.get_text_config().vocab_size
+            grammars = compile_grammars(self.tokenizer, vocabulary, [tools for _, tools in requests])
+        prompts = [self.prompt(query, tools) for query, tools in requests]
+        settings = (
+            self.tokenizer,
+            self.prompt_format,
+            prompts,
+            self.args.max_new_tokens,
+            batch_tokens,
+            grammars,
+            on_token,
+        )
+        for index, generation in generate(self.model, *settings):
+            yield index, self.read(generation, prompts[index], requests[index][1])
+
+    def reply(self, query, tools, on_token=None):
+        ((_, reply),) = self.answer([(query, tools)], on_token=on_token)
+        return reply
+
+    def read(self, generation, prompt, tools):
+        if generation.finish == "too_long":
+            (ids,) = encode_prompts(self.tokenizer, [prompt])
+            problem = f"the prompt has {len(ids)} tokens and the model {self.positions} positions: offer fewer tools"
+            return Reply("", None, problem, [])
+        try:
+            calls = self.prompt_format.parse(generation.text)
+            check_calls(calls)
+        except ValueError as error:
+            problem = str(error)
+            if generation.finish == "length":
+                by_budget = generation.num_tokens == self.args.max_new_tokens
+                limit = (
+                    f"--max_new_tokens {self.args.max_new_tokens}"
+                    if by_budget
+                    else f"the model's {self.positions} positions"
+                )
+                problem = f"cut off at {limit}"
+            return Reply(generation.text, None, problem, [])
+        return Reply(generation.text, calls, "", call_problems(calls, tools))
+
+
+def load_system(args):
+    """The System that is asked for; of --compare, the adapter's base (see `compare`)."""
     training_args = read_adapter(args.adapter)[0] if args.adapter else {}
     model_name = args.model_name_or_path or training_args["model_name_or_path"]
     own_base = model_name == training_args.get("model_name_or_path")
@@ -76,40 +195,196 @@ def main():
     quantization = args.quantization or training_args.get("quantization", "none")
     name = training_args.get("prompt_format", args.prompt_format or "tags-1")
     require(args.prompt_format in (None, name), f"{args.adapter} was trained with --prompt_format {name}")
-    prompt_format = PROMPT_FORMATS["raw" if args.system == "raw" else name]
+    prompt_format = PROMPT_FORMATS["raw" if args.system == "raw" and not args.compare else name]
 
     accelerator = start_accelerator(args.dtype)
     with naming_adapter(from_adapter, "--model_name_or_path"):
         model_path = resolve_model(model_name)
     tokenizer = load_tokenizer(model_path, revision, args.trust_remote_code)
     model = load_base_model(model_path, accelerator, revision, quantization, args.trust_remote_code)
-    prompt = prompt_format.render(args.query, to_json(tools))
-    (prompt_ids,) = encode_prompts(tokenizer, [prompt])
-    positions = num_positions(model.config)
-    if len(prompt_ids) >= positions:
-        raise UserError(
-            f"the prompt has {len(prompt_ids)} tokens and the model {positions} positions: offer fewer tools"
-        )
-    if args.system == "adapter":
-        model = load_adapter(model, args.adapter, [prompt_ids] if args.merge_adapter else ())
+    if args.system == "adapter" and not args.compare:
+        model = put_on_adapter(args, model, tokenizer, prompt_format)
+    return System(args, model, tokenizer, prompt_format)
 
-    ((_, generation),) = generate(model, tokenizer, prompt_format, [prompt], args.max_new_tokens, batch_tokens=1)
+
+def put_on_adapter(args, model, tokenizer, prompt_format):
+    # Merged, it must say what it says unmerged: compared on a text that is there before any query is.
+    text = prompt_format.render("Which tools are there?", "[]") + prompt_format.completion("[]")
+    return load_adapter(model, args.adapter, encode_prompts(tokenizer, [text]) if args.merge_adapter else ())
+
+
+def compare(args, base, tools):
+    """The answers of the base on the raw prompt and on the trained one, and of the adapter, each under its name on stdout."""
+    systems = ["raw", "prompted"] + ["adapter"] * bool(args.adapter)
+    for name in systems:
+        system = base
+        if name == "raw":
+            system = System(args, base.model, base.tokenizer, PROMPT_FORMATS["raw"])
+        elif name == "adapter":
+            model = put_on_adapter(args, base.model, base.tokenizer, base.prompt_format)
+            system = System(args, model, base.tokenizer, base.prompt_format)
+        reply = system.reply(args.query, tools)
+        print(f"{name}:")
+        print(f"  {reply.text.strip()}" if reply.calls is None else f"  {as_text(reply.calls, args.format)}")
+        for sentence in [f"no list of calls: {reply.problem}"] if reply.calls is None else reply.misfits:
+            print(f"  ({sentence})")
+
+
+def converse(args, system, tools):
+    """A prompt that answers queries until Ctrl-D. Ctrl-C stops the answer."""
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  history and editing, in input()
+    say(
+        f"{len(tools)} tools: {', '.join(tool['name'] for tool in tools)}. /tools FILE takes others; Ctrl-C stops an answer, Ctrl-D ends."
+    )
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    while True:
+        try:
+            line = input("> ").strip()
+        except KeyboardInterrupt:
+            print()
+            continue
+        except EOFError:
+            print()
+            return
+        if line.startswith("/tools"):
+            try:
+                tools = read_tools_and_say(line.removeprefix("/tools").strip() or args.tools)
+                say(f"{len(tools)} tools: {', '.join(tool['name'] for tool in tools)}")
+            except UserError as error:
+                say(str(error))
+        elif line.startswith("/"):
+            say("/tools FILE is the one command; Ctrl-D ends")
+        elif line and not encodes(line):
+            say("half a surrogate pair is not text")
+        elif line:
+            try:
+                answer_and_show(args, system, line, tools)
+            except KeyboardInterrupt:
+                print("\n(stopped)")
+
+
+def answer_and_show(args, system, query, tools):
+    shown = 0
+
+    def show(answer):
+        nonlocal shown
+        text = answer.text()
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else a letter is not complete yet
+            print(text[shown:], end="", flush=True)
+            shown = len(text)
+
+    reply = system.reply(query, tools, on_token=show)
+    print()
+    if args.format == "openai" and reply.calls is not None:
+        print(as_text(reply.calls, args.format))
+    for sentence in [f"no list of calls: {reply.problem}"] if reply.calls is None else reply.misfits:
+        say(f"({sentence})")
+
+
+def answer_file(args, system, requests):
+    """Answer the rows of --input: a line in --output each, in their order. A kill loses no answer: the same command goes on.
+
+    requests: Row, or the error (a text) of what is none, by the row's id.
+    """
+    output, partial = Path(args.output), Path(f"{args.output}.partial")
+    identity = {
+        "input": hashlib.sha256(repr(requests).encode()).hexdigest(),
+        "base_fingerprint": base_fingerprint(system.model) if not args.adapter else None,
+        "adapter": file_hash(Path(args.adapter) / "adapter_model.safetensors") if args.adapter else None,
+        **{name: getattr(args, name) for name in ("system", "constrained", "format", "max_new_tokens", "quantization")},
+    }
+    done = open_partial(output, partial, identity)
+    todo = [index for index, (_, row) in enumerate(requests) if index not in done and not isinstance(row, str)]
+    results = done | {
+        index: {"id": row_id, "error": row} for index, (row_id, row) in enumerate(requests) if isinstance(row, str)
+    }
+    asked = [(requests[index][1].query, json.loads(requests[index][1].tools)) for index in todo]
     try:
-        calls = prompt_format.parse(generation.text)
-        check_calls(calls)
-        unknown = {call["name"] for call in calls} - {tool["name"] for tool in tools}
-        if unknown:
-            raise ValueError(f"a call to {', '.join(sorted(unknown))}, which is not among the tools")
-    except ValueError as error:
-        print(generation.text, file=sys.stderr)
-        reason = error
-        if generation.finish == "length":
-            by_budget = generation.num_tokens == args.max_new_tokens
-            limit = f"--max_new_tokens {args.max_new_tokens}" if by_budget else f"the model's {positions} positions"
-            reason = f"cut off at {limit}"
-        raise UserError(f"the output above is not a list of calls to these tools: {reason}") from None
+        with partial.open("a", encoding="utf-8") as file:
+            progress = tqdm(system.answer(asked, args.batch_tokens), total=len(todo), unit="row")
+            for place, reply in progress:
+                index = todo[place]
+                results[index] = {"id": requests[index][0]} | as_result(reply, args.format)
+                file.write(json.dumps([index, results[index]]) + "\n")
+                file.flush()
+    except Stopped as stopped:
+        raise Stopped(
+            stopped.number, f"{len(done)} of {len(requests)} rows are answered: the same command goes on"
+        ) from None
+    write_text(output, "".join(json.dumps(results[index], ensure_ascii=False) + "\n" for index in sorted(results)))
+    partial.unlink()
+    errors = sum("error" in result for result in results.values())
+    misfits = sum("misfits" in result for result in results.values())
+    say(
+        f"{len(results)} rows in {output}: {len(results) - errors} with calls, {misfits} of which do not fit their tools; {errors} errors"
+    )
+    if args.strict and errors + misfits:
+        raise UserError(
+            f"{errors + misfits} of the {len(results)} rows have errors or calls that do not fit, and --strict is set"
+        )
+
+
+def open_partial(output, partial, identity):
+    """What a run that was cut off has answered, `{index: result}`. UserError where the files are of something else."""
+    try:
+        if output.exists():
+            raise UserError(f"--output {output} is there already: remove it, or choose another")
+        if not partial.exists():
+            partial.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+        lock_folder(partial)
+        first, *lines = partial.read_text(encoding="utf-8").splitlines()
+        if json.loads(first) != identity:
+            raise UserError(
+                f"{partial} has answers to other rows, or of another model or settings: remove it, or choose another --output"
+            )
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{partial} cannot be read: remove it") from None
+    done = {}
+    for line in lines:
+        try:
+            index, result = json.loads(line)
+        except ValueError:  # cut short
+            continue
+        done[index] = result
+    return done
+
+
+def read_requests(path, tools):
+    """`(id, Row)` of each record of a file in any of the layouts of rows, with or without answers; of one that is none, `(id, error)`."""
+    requests = []
+    for number, record in enumerate(read_file(path), start=1):
+        row_id = record.get("id") if isinstance(record, dict) and record.get("id") is not None else number
+        try:
+            requests.append((row_id, validate(as_request(record, tools))))
+        except ValueError as error:
+            requests.append((row_id, str(error)))
+    if not requests:
+        raise UserError(f"--input {path} has no rows")
+    return requests
+
+
+def as_result(reply, form):
+    if reply.calls is None:
+        return {"error": reply.problem, "text": reply.text}
+    calls = {"tool_calls": openai_calls(reply.calls)} if form == "openai" else {"calls": reply.calls}
+    return calls | ({"misfits": reply.misfits} if reply.misfits else {})
+
+
+def report_misfits(reply, strict):
+    for sentence in reply.misfits:
+        say(sentence)
+    if strict and reply.misfits:
+        raise UserError("the calls do not fit the tools, and --strict is set")
+
+
+def as_text(calls, form):
+    """The calls as JSON in UTF-8 or, where stdout cannot hold that, in ASCII."""
+    value = openai_calls(calls) if form == "openai" else calls
     utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
-    print(to_json(calls) if utf8 and encodes(to_json(calls)) else json.dumps(calls))  # JSON is UTF-8 or ASCII
+    return to_json(value) if utf8 and encodes(to_json(value)) else json.dumps(value)
 
 
 def encodes(text):
@@ -120,22 +395,10 @@ def encodes(text):
         return False
 
 
-def read_tools(path):
-    """The list of tools in a JSON file or, for `-`, on stdin."""
-    name = "stdin" if path == "-" else path
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        tools = parse_json(data.decode("utf-8-sig"))
-        if isinstance(tools, str):  # the `tools` field of an xLAM row, copied as it is
-            tools = parse_json(tools)
-        check_tools(tools)
-        to_json(tools).encode()
-    except UnicodeDecodeError:
-        raise UserError(f"--tools {name} is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"--tools {name}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"--tools {name} must be a JSON list of tools: {error}") from None
+def read_tools_and_say(path):
+    tools, name = read_tools(path)
+    if name != "xLAM":
+        say(f"{path}: {len(tools)} tools, read as {name}'s")
     return tools
 
 

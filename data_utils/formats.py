@@ -1,8 +1,39 @@
-"""xLAM's tools as JSON Schema: what a tool's informal types say about the arguments of a call."""
+"""Other people's tools and calls, read and written: OpenAI's functions, JSON Schema, MCP, and xLAM's flat form between them.
+
+The flat form is what models are trained on and asked with: `{"name", "description", "parameters": {argument: spec}}`. A spec is
+`{"description", "type", "enum", "default", "properties", "items", "additionalProperties", ...}`, in this order, each key only where
+there is something to say. FLAT_TYPES is the table of types; an argument that may be left out has `, optional` after its type. What
+has keys or values of its own, an object in an object, a list of choices, is a spec in turn. JSON Schema's other keywords (`format`,
+`minimum`, `pattern`, ...) stay as they are. chat_template.jinja says the same in Jinja, for servers.
+"""
 
 import re
 
-from data_utils.tool_calls import MAX_DEPTH
+import jsonschema
+
+from data_utils.prompt import to_json
+from data_utils.tool_calls import MAX_DEPTH, check_tools, parse_json
+
+FLAT_TYPES = {
+    "string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None", "array": "list", "object": "dict",
+}  # fmt: skip
+NO_MEANING = (
+    "title",
+    "$schema",
+    "$id",
+    "$defs",
+    "definitions",
+    "$comment",
+)  # of JSON Schema's keywords: nothing about a call
+NOT_FLAT = (
+    "allOf",
+    "not",
+    "if",
+    "patternProperties",
+    "$dynamicRef",
+    "dependentSchemas",
+    "contains",
+)  # those without a place
 
 PLAIN_TYPES = {
     "str": "string", "string": "string", "text": "string", "char": "string",
@@ -38,11 +69,27 @@ def is_marked_optional(spec):
 
 
 def parameter_schema(spec):
+    """The JSON Schema of the values of a spec."""
     kind = str(spec.get("type", ""))
     schema = type_schema(re.sub(r",\s*(optional|default)\b[^\]]*$", "", kind, flags=re.IGNORECASE))
+    if members := specs_at(spec, "anyOf"):
+        schema = {"anyOf": [parameter_schema(each) for each in members]}
     if isinstance(spec.get("enum"), list) and spec["enum"]:
         schema = schema | {"enum": spec["enum"]}
+    properties = spec.get("properties")
+    if isinstance(properties, dict) and all(isinstance(each, dict) for each in properties.values()):
+        schema = schema | tool_schema({"parameters": properties})
+    for key in ("items", "additionalProperties"):
+        if isinstance(spec.get(key), dict):
+            schema = schema | {key: parameter_schema(spec[key])}
+    if places := specs_at(spec, "prefixItems"):
+        schema = schema | {"prefixItems": [parameter_schema(each) for each in places]}
     return schema
+
+
+def specs_at(spec, key):
+    value = spec.get(key)
+    return value if isinstance(value, list) and all(isinstance(each, dict) for each in value) else []
 
 
 def type_schema(kind):
@@ -90,3 +137,251 @@ def split_outside_brackets(text, separator):
         else:
             parts[-1] += character
     return [part.strip() for part in parts if part.strip()]
+
+
+# JSON Schema -> the flat form
+
+
+class NotFlat(ValueError):
+    """A schema says what the flat form cannot."""
+
+
+def flat_tools(value):
+    """A parsed value as tools in the flat form, and the name of the format that it was in.
+
+    Read are xLAM's flat form, JSON Schema's functions with or without OpenAI's wrapper, MCP's tools (`inputSchema`), Anthropic's
+    (`input_schema`), as a list or in the object that `tools/list` gives, bare or in a JSON-RPC `result`. Raises ValueError by name
+    of tool and argument where the flat form cannot say what a schema says.
+    """
+    if isinstance(value, dict):
+        result = value.get("result")
+        value = result.get("tools") if isinstance(result, dict) and "tools" in result else value.get("tools", value)
+    formats = {format_of(tool) for tool in value} if isinstance(value, list) else {"xLAM"}
+    if len(formats) > 1:
+        raise ValueError(f"tools in several formats: {', '.join(sorted(formats))}")
+    name = formats.pop() if formats else "xLAM"
+    tools = value if name == "xLAM" else [flat_tool(tool) for tool in value]
+    check_tools(tools)
+    return tools, name
+
+
+def format_of(tool):
+    """The name of the format that one tool is in."""
+    if not isinstance(tool, dict):
+        return "xLAM"
+    if isinstance(tool.get("function"), dict):
+        return "OpenAI"
+    if "inputSchema" in tool:
+        return "MCP"
+    if "input_schema" in tool:
+        return "Anthropic"
+    if "function_declarations" in tool or "functionDeclarations" in tool:
+        raise ValueError("Gemini's function_declarations are not read: give the functions as OpenAI's")
+    parameters = tool.get("parameters")
+    if not isinstance(parameters, dict):
+        return "xLAM"
+    properties = parameters.get("properties")
+    # An argument may be called "properties": what describes it then has texts, not arguments, in it.
+    if isinstance(properties, dict) and all(isinstance(spec, dict) for spec in properties.values()):
+        return "JSON Schema"
+    return "JSON Schema" if parameters.get("type") == "object" else "xLAM"
+
+
+def flat_tool(tool):
+    """A tool with a schema of its arguments, in the flat form."""
+    tool = tool["function"] if isinstance(tool.get("function"), dict) else tool
+    if not isinstance(tool.get("name"), str):
+        raise ValueError("a tool must have a name")
+    schema = next((tool[key] for key in ("parameters", "inputSchema", "input_schema") if tool.get(key) is not None), {})
+    if not isinstance(schema, dict):
+        raise NotFlat(f"tool {tool['name']}: the schema of its arguments is not an object")
+    if isinstance(schema.get(VERBATIM), dict):
+        return schema[VERBATIM]
+    flat = {"name": tool["name"]}
+    if tool.get("description") is not None:
+        flat["description"] = tool["description"]
+    return flat | {"parameters": flat_properties(resolve(schema, schema, tool["name"]), schema, tool["name"], 0)}
+
+
+VERBATIM = (
+    "x-xlam"  # in a schema made of a tool or spec that the table alone would not give back: the tool or spec itself
+)
+
+
+def flat_properties(schema, root, where, depth):
+    properties, required = schema.get("properties") or {}, schema.get("required") or []
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        raise NotFlat(f"{where}: properties must be an object and required a list")
+    return {
+        name: flat_spec(inner, root, f"{where}, {name}", depth + 1, optional=name not in required)
+        for name, inner in properties.items()
+    }
+
+
+def flat_spec(schema, root, where, depth=0, optional=False):
+    """A JSON Schema as a spec. root: the document that references are into. Raises ValueError, which begins with `where`, if there is
+    no such spec."""
+    schema = resolve(schema, root, where)
+    if isinstance(schema.get(VERBATIM), dict):
+        return schema[VERBATIM]
+    if depth > MAX_DEPTH:
+        raise NotFlat(f"{where}: a schema that contains itself, or is nested deeper than {MAX_DEPTH}")
+    if bad := [key for key in NOT_FLAT if key in schema]:
+        raise NotFlat(f"{where}: {', '.join(bad)} cannot be said in the flat form")
+
+    def inner(key):
+        """The specs of the schemas that stand at a key, one or a list of them."""
+        value = schema.get(key)
+        schemas = value if isinstance(value, list) else [value] if isinstance(value, dict) and value else []
+        return [flat_spec(each, root, where, depth + 1) for each in schemas]
+
+    items, values, places = inner("items"), inner("additionalProperties"), inner("prefixItems")
+    members = inner("anyOf") or inner("oneOf")
+    kinds = schema.get("type", [])
+    names = []
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        if kind not in FLAT_TYPES:
+            raise NotFlat(f"{where}: {kind!r} is not one of JSON Schema's types")
+        arguments = {"array": places or items, "object": values}.get(kind, [])
+        name = "Dict" if kind == "object" else "Tuple" if places else "List"
+        said = ", ".join(["str"] * (kind == "object") + list(map(type_of, arguments)))
+        names.append(f"{name}[{said}]" if arguments else FLAT_TYPES[kind])
+    names += [*map(type_of, members)] + ["None"] * (schema.get("nullable") is True)
+    kind = (
+        f"Union[{', '.join(names)}]"
+        if len(names) > 1
+        else "".join(names) or ("dict" if "properties" in schema else "any")
+    )
+    spec = {"description": schema["description"]} if "description" in schema else {}
+    spec["type"] = kind + ", optional" * optional
+    if "const" in schema:
+        spec["enum"] = [schema["const"]]
+    spec |= {key: schema[key] for key in ("enum", "default") if key in schema}
+    if schema.get("properties"):
+        spec["properties"] = flat_properties(schema, root, where, depth)
+    for key, specs in (("items", items), ("additionalProperties", values), ("prefixItems", places), ("anyOf", members)):
+        if any(set(each) != {"type"} for each in specs):  # else the type says it all: List[int]
+            spec[key] = specs if key in ("prefixItems", "anyOf") else specs[0]
+    return spec | {key: value for key, value in schema.items() if key not in (*SAID, *NO_MEANING)}
+
+
+def type_of(spec):
+    return str(spec.get("type", "any"))  # one that is put in as it is may have none
+
+
+# The keywords that flat_spec has a place for; all others stay as they are, after these.
+SAID = (
+    *("description", "type", "const", "enum", "default", "properties", "required"),
+    *("items", "additionalProperties", "prefixItems", "anyOf", "oneOf", "nullable"),
+)
+
+
+def resolve(schema, root, where):
+    """The schema that a `$ref` into the same document means, with what stands beside it."""
+    if not isinstance(schema, dict):
+        raise NotFlat(f"{where}: a schema must be an object")
+    for _ in range(MAX_DEPTH):
+        if "$ref" not in schema:
+            return schema
+        found = root
+        for part in str(schema["$ref"]).split("/")[1:]:
+            found = found.get(part) if isinstance(found, dict) else None
+        if not str(schema["$ref"]).startswith("#/") or not isinstance(found, dict):
+            break
+        schema = found | {key: value for key, value in schema.items() if key != "$ref"}
+    raise NotFlat(f"{where}: the reference {schema['$ref']} leads nowhere in this schema")
+
+
+def flat_calls(value):
+    """Parsed calls, xLAM's or OpenAI's `tool_calls`, with their arguments as an object or as JSON text, in xLAM's form. What is no
+    call stays as it is, for check_calls to name."""
+
+    def flat(call):
+        call = call["function"] if isinstance(call, dict) and isinstance(call.get("function"), dict) else call
+        if not isinstance(call, dict) or not isinstance(call.get("arguments"), str):
+            return call
+        return {**call, "arguments": parse_json(call["arguments"] or "{}")}
+
+    return [flat(call) for call in value] if isinstance(value, list) else value
+
+
+def call_problems(calls, tools):
+    """What of the calls does not fit the tools (both as parsed lists), a sentence each."""
+    by_name = {tool["name"]: tool for tool in tools}
+    problems = []
+    for call in calls:
+        if call["name"] not in by_name:
+            problems.append(f"{call['name']} is not among the tools")
+            continue
+        for error in JSON_TYPES(tool_schema(by_name[call["name"]])).iter_errors(call["arguments"]):
+            where = "".join(f".{part}" if isinstance(part, str) else f"[{part}]" for part in error.absolute_path)
+            problems.append(f"{call['name']}{where}: {error.message}")
+    return problems
+
+
+def conforms(value, schema):
+    """Whether a value is what a JSON Schema asks for; 5.0 is no integer, as in the published types."""
+    return JSON_TYPES(schema).is_valid(value)
+
+
+def _is_integer(checker, value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+JSON_TYPES = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
+
+
+# The flat form -> OpenAI's
+
+
+def openai_tools(tools):
+    """Tools in the flat form as OpenAI's functions. flat_tools makes the same tools of them, to the last character."""
+    return [{"type": "function", "function": openai_function(tool)} for tool in tools]
+
+
+def openai_function(tool):
+    parameters = tool.get("parameters") or {}
+    schema = {
+        "type": "object",
+        "properties": {name: schema_of(spec) for name, spec in parameters.items()},
+        "required": [name for name, spec in parameters.items() if is_required(spec)],
+    }
+    function = {key: tool[key] for key in ("name", "description") if key in tool} | {"parameters": schema}
+    if to_json(flat_tool(function)) != to_json(tool):
+        schema[VERBATIM] = tool
+    return function
+
+
+def schema_of(spec):
+    """What flat_spec makes this spec of. What the table of types does not say the same way is put in as it is, beside the types."""
+    inner = {key: schema_of(spec[key]) for key in ("items", "additionalProperties") if isinstance(spec.get(key), dict)}
+    if isinstance(spec.get("properties"), dict):
+        inner["properties"] = {name: schema_of(each) for name, each in spec["properties"].items()}
+    inner |= {
+        key: [schema_of(each) for each in specs_at(spec, key)]
+        for key in ("prefixItems", "anyOf")
+        if specs_at(spec, key)
+    }
+    schema = {key: value for key, value in spec.items() if key not in SAID} | parameter_schema(spec) | inner
+    schema |= {key: spec[key] for key in ("description", "default") if key in spec}
+    try:
+        if to_json(flat_spec(schema, {}, "", optional=not is_required(spec))) == to_json(spec):
+            return schema
+    except ValueError:
+        pass
+    return schema | {VERBATIM: spec}
+
+
+def openai_calls(calls):
+    """Calls as an OpenAI message's `tool_calls`."""
+    return [
+        {
+            "id": f"call_{number}",
+            "type": "function",
+            "function": {"name": call["name"], "arguments": to_json(call["arguments"])},
+        }
+        for number, call in enumerate(calls)
+    ]

@@ -36,6 +36,18 @@ And only output a valid json which shows the function call and the args.
 """
 
 
+def render_messages(messages):
+    """The query that a conversation is, `[{"role", "content", "tool_calls"}, ...]`: a single message of the user as it is, and else a
+    transcript, a message after `role: ` each, an assistant's calls as the JSON list that they are."""
+    if [message["role"] for message in messages] == ["user"]:
+        return messages[0]["content"]
+    lines = []
+    for message in messages:
+        calls = [to_json(message["tool_calls"])] if message.get("tool_calls") else []
+        lines.append(f"{message['role']}: " + "\n".join(filter(None, [message["content"], *calls])))
+    return "\n".join(lines)
+
+
 def render_raw(query, tools):
     """The baseline without tags or instructions: query and tools as one JSON object."""
     return f'{{"query": {to_json(query)}, "tools": {tools}}}'

@@ -7,11 +7,13 @@ nulls (trl#5118).
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
+from data_utils.conversations import as_records
+from data_utils.formats import NotFlat, flat_calls, flat_tools
 from data_utils.prompt import to_json
-from data_utils.tool_calls import check_calls, check_tools, parse_json
+from data_utils.tool_calls import check_calls, parse_json
 
 COLUMNS = ("query", "tools", "answers")
 # May be there, for the evaluation alone: a kind of row, the values that the leaderboard accepts, and the arguments that are truly
@@ -29,6 +31,7 @@ class Row(NamedTuple):
     category: str = ""  # the EXTRA_COLUMNS, empty where the row has none
     acceptable: str = ""
     required: str = ""
+    conversation: str = ""  # what all turns of one conversation have in common
 
     def tool_names(self):
         return {tool["name"] for tool in json.loads(self.tools)}
@@ -63,7 +66,11 @@ def validate(record):
         if column == "required" and value is not None and not names_by_tool(value):
             raise ValueError("field 'required' is not an object with a list of names for each tool")
     try:
-        check_tools(values["tools"])
+        values["tools"], _ = flat_tools(values["tools"])
+    except NotFlat:
+        raise ValueError("tools that the flat form cannot say") from None
+    try:
+        values["answers"] = flat_calls(values["answers"])
         check_calls(values["answers"])
         tools, answers = to_json(values["tools"]), to_json(values["answers"])
         # "\ud800" is an escape in the text and half a surrogate pair in the value.
@@ -73,8 +80,9 @@ def validate(record):
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
         raise ValueError("a call to a tool that is not in its list")
     fingerprint = content_hash(**values)
+    conversation = record["conversation"] if isinstance(record.get("conversation"), str) else ""
     row_id = fingerprint if record.get("id") in (None, "") else str(record["id"])
-    return Row(row_id, values["query"], tools, answers, fingerprint, **extras)
+    return Row(row_id, values["query"], tools, answers, fingerprint, **extras, conversation=conversation)
 
 
 def names_by_tool(value):
@@ -93,18 +101,26 @@ def bad_row_id(record):
 
 
 def valid_rows(records):
-    rows, bad, seen = [], defaultdict(list), set()
+    """The valid rows, the bad ones as `{reason: [ids]}`, and how many records there were of each layout."""
+    rows, bad, seen, layouts = [], defaultdict(list), set(), Counter()
     for record in records:
         try:
-            row = validate(record)
-            if row.id in seen:
-                raise ValueError("repeated id")
+            layout, mine = as_records(record)
         except ValueError as error:
             bad[str(error)].append(bad_row_id(record))
-        else:
-            rows.append(row)
-            seen.add(row.id)
-    return rows, dict(bad)
+            continue
+        layouts[layout] += 1
+        for each in mine:
+            try:
+                row = validate(each)
+                if row.id in seen:
+                    raise ValueError("repeated id")
+            except ValueError as error:
+                bad[str(error)].append(bad_row_id(each))
+            else:
+                rows.append(row)
+                seen.add(row.id)
+    return rows, dict(bad), dict(layouts)
 
 
 def describe_bad_rows(bad):
@@ -127,8 +143,14 @@ def split_rows(rows, eval_fraction, seed, by="random"):
     def order(name):
         return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
-    ordered = sorted(rows, key=lambda row: order(row.id))
+    ordered = sorted(rows, key=lambda row: order(row.conversation or row.id))
     wanted = round(eval_fraction * len(rows))
+    while (
+        0 < wanted < len(ordered)
+        and ordered[wanted].conversation
+        and same_conversation(*ordered[wanted - 1 : wanted + 1])
+    ):
+        wanted += 1  # all turns of one conversation on one side
     if by == "random":
         return without_repeats(ordered, ordered[wanted:], ordered[:wanted])
 
@@ -149,6 +171,10 @@ def split_rows(rows, eval_fraction, seed, by="random"):
     eval_rows = [row for row in ordered if tools[row.id] and open_tools[row.id] == 0][:wanted]
     train_rows = [row for row in ordered if not tools[row.id] & held_out]
     return without_repeats(ordered, train_rows, eval_rows)
+
+
+def same_conversation(row, other):
+    return row.conversation == other.conversation
 
 
 def set_apart(rows, eval_rows, seed):

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data_utils import cache
+from data_utils.conversations import LAYOUTS
 from data_utils.prompt import to_json
 from data_utils.rows import COLUMNS, EXTRA_COLUMNS, Row, describe_bad_rows, valid_rows
 from demo.rows import generate_rows
-from run_utils.arguments import UserError
+from run_utils.arguments import UserError, say
 from run_utils.launch import check_hub_access
 
 DEMO_ROWS = 4000
@@ -28,7 +29,7 @@ def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None):
     """
     source = find_source(dataset_name, revision, config_name)
     try:
-        rows, bad = valid_rows(source) if isinstance(source, list) else validate_or_load(source)
+        rows, bad, layouts = valid_rows(source) if isinstance(source, list) else validate_or_load(source)
     except UserError:
         raise
     except Exception as error:  # whatever a reader raises; a new one need not know of UserError
@@ -44,6 +45,9 @@ def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None):
             f"{num_bad} of the {total} rows of {dataset_name} are bad ({describe_bad_rows(bad)}); "
             f"--max_bad_rows allows {allowed:g}"
         )
+    if set(layouts) - {"xLAM"}:
+        found = ", ".join(f"{count} in {layout} layout" for layout, count in layouts.items())
+        say(f"{dataset_name}: {len(rows)} rows of {sum(layouts.values())} records: {found}")
     return rows, bad
 
 
@@ -73,19 +77,19 @@ def validate_or_load(source):
     file = cache.file_of("rows", content_of(source))
     if stored := cache.load(file):
         return unpack(stored)
-    rows, bad = valid_rows(READERS[source.suffix.lower()](source) if isinstance(source, Path) else source)
+    rows, *others = valid_rows(READERS[source.suffix.lower()](source) if isinstance(source, Path) else source)
     if len(rows) >= cache.FROM_ROWS:
-        cache.save(file, pack(rows, bad))
-    return rows, bad
+        cache.save(file, pack(rows, others))
+    return rows, *others
 
 
-def pack(rows, bad):
-    """Rows and bad rows as arrays for the cache."""
+def pack(rows, others):
+    """Rows, and what valid_rows gives beside them, as arrays for the cache."""
     texts = [text.encode() for row in rows for text in row]
     return {
         "texts": np.frombuffer(b"".join(texts), dtype=np.uint8),
         "lengths": np.array([len(text) for text in texts]),
-        "bad": np.frombuffer(json.dumps(bad).encode(), dtype=np.uint8),
+        "others": np.frombuffer(json.dumps(others).encode(), dtype=np.uint8),
     }
 
 
@@ -93,14 +97,15 @@ def unpack(stored):
     texts, ends = stored["texts"].tobytes(), np.cumsum(stored["lengths"]).tolist()
     fields = [texts[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
     width = len(Row._fields)
-    return [Row(*fields[i : i + width]) for i in range(0, len(fields), width)], json.loads(stored["bad"].tobytes())
+    rows = [Row(*fields[i : i + width]) for i in range(0, len(fields), width)]
+    return rows, *json.loads(stored["others"].tobytes())
 
 
 def content_of(source):
     """All that the rows of a file or a Dataset follow from, in pieces of bytes."""
     if isinstance(source, Path):
         yield source.suffix.lower().encode()
-        yield source.read_bytes()
+        yield from (path.read_bytes() for path in (source, accepted_beside(source)) if path.is_file())
     else:
         for name, column in zip(source.column_names, source.data.itercolumns(), strict=True):
             for chunk in column.chunks:
@@ -112,6 +117,10 @@ def read_json_file(path):
     try:
         records = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=all_pairs)
     except (ValueError, RecursionError) as error:
+        if accepted_beside(path).is_file() or path.name.startswith(
+            "BFCL_"
+        ):  # the leaderboard's .json files are JSON lines
+            return read_jsonl_file(path)
         hint = "; JSON lines are read from a file named .jsonl" if str(error).startswith("Extra data") else ""
         raise UserError(f"{path} is not valid JSON: {error}{hint}") from None
     if not isinstance(records, list):
@@ -129,7 +138,20 @@ def read_jsonl_file(path):
                 except (ValueError, RecursionError):
                     record = None
                 records.append(as_json_strings(record) if type(record) is dict else f"line {number}")
+    if accepted_beside(path).is_file():
+        truths = {
+            str(record.get("id")): record for record in read_jsonl_file(accepted_beside(path)) if type(record) is dict
+        }
+        records = [
+            {**truths.get(str(record.get("id")), {}), **record} if type(record) is dict else record
+            for record in records
+        ]
     return records
+
+
+def accepted_beside(path):
+    """Where the leaderboard keeps what it accepts as answers to the questions of a file."""
+    return path.parent / "possible_answer" / path.name
 
 
 class AllPairs(dict):
@@ -151,7 +173,7 @@ def all_pairs(pairs):
 
 def as_json_strings(record):
     """What a file holds as real lists and objects, rendered as the JSON strings that a row has."""
-    columns = ("tools", "answers", "acceptable", "required")
+    columns = ("tools", "answers", "acceptable", "required", "messages", "question", "function", "ground_truth")
     rendered = {key: to_json(record[key]) for key in columns if isinstance(record.get(key), list | dict)}
     return {**record, **rendered}
 
@@ -165,6 +187,17 @@ def read_parquet_file(path):
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
     return table.select(columns_to_read(path, table.schema)).to_pylist()
+
+
+def read_file(path):
+    """The records of a file as they are, None or a text for what is none. Raises UserError."""
+    path = Path(path)
+    if path.suffix.lower() not in READERS:
+        raise UserError(f"{path}: unsupported file type; what is read is {', '.join(READERS)}")
+    try:
+        return READERS[path.suffix.lower()](path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
 
 
 READERS = {".json": read_json_file, ".jsonl": read_jsonl_file, ".parquet": read_parquet_file}
@@ -192,22 +225,39 @@ def read_hub_dataset(name, revision, config_name):
 def columns_to_read(name, schema):
     """The names of the columns that rows are made of. Typed columns must hold strings: nested ones have already been padded with
     null keys. Raises UserError where one is missing; of the columns that a row may have, others than strings are left out."""
+    layouts = [COLUMNS, *(columns for columns, _ in LAYOUTS.values())]
+    chosen = next((columns for columns in layouts if set(columns) <= set(schema.names)), None)
+    if not chosen:
+        missing = [column for column in COLUMNS if column not in schema.names]
+        raise UserError(f"{name} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+    for column in chosen:
+        kind = schema.field(column).type
+        if not holds_strings(kind) and (column != "messages" or has_nested_arguments(kind)):
+            what = f"column {column} is {kind}" if column != "messages" else "messages have arguments that are objects"
+            raise UserError(
+                f"{name}: {what}, but must hold JSON strings: a nested column gives every row the keys of all rows. "
+                "Rows as JSON lines (.jsonl) are read as they are"
+            )
+    extras = [column for column in EXTRA_COLUMNS if column in schema.names and holds_strings(schema.field(column).type)]
+    return [*(["id"] if "id" in schema.names else []), *chosen, *extras]
+
+
+def holds_strings(kind):
     import pyarrow.types
 
-    missing = [column for column in COLUMNS if column not in schema.names]
-    if missing:
-        raise UserError(f"{name} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+    content = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return pyarrow.types.is_string(content) or pyarrow.types.is_large_string(content)
 
-    def holds_strings(column):
-        kind = schema.field(column).type
-        content = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        return pyarrow.types.is_string(content) or pyarrow.types.is_large_string(content)
 
-    for column in COLUMNS:
-        if not holds_strings(column):
-            raise UserError(
-                f"{name}: column {column} is {schema.field(column).type}, but must hold JSON strings: "
-                "a nested column gives every row the keys of all rows"
-            )
-    extras = [column for column in EXTRA_COLUMNS if column in schema.names and holds_strings(column)]
-    return [*(["id"] if "id" in schema.names else []), *COLUMNS, *extras]
+def has_nested_arguments(kind):
+    """Whether calls somewhere in an Arrow type have their arguments as objects."""
+    import pyarrow.types
+
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        return has_nested_arguments(kind.value_type)
+    if not pyarrow.types.is_struct(kind):
+        return False
+    return any(
+        (field.name == "arguments" and not holds_strings(field.type)) or has_nested_arguments(field.type)
+        for field in kind
+    )

@@ -89,12 +89,7 @@ FLAT_FORM = 'xLAM\'s flat form, [{"name", "description", "parameters": {argument
 
 
 def check_tools(tools):
-    """Raises ValueError, saying what is wrong, unless `tools` is a list of tools in xLAM's flat form with unique names.
-
-    Trained or asked in another form, a model would take that form's own words (`type`, `properties`) for arguments.
-    """
-    if foreign := foreign_format(tools):
-        raise ValueError(f"these are tools in {foreign}; what is read today is {FLAT_FORM}")
+    """Raises ValueError, saying what is wrong, unless `tools` is a list of tools in xLAM's flat form with unique names."""
     if not isinstance(tools, list):
         raise ValueError("not a list of tools")
     for tool in tools:
@@ -105,29 +100,6 @@ def check_tools(tools):
             raise ValueError(f"a tool's parameters must be an object with an object for each argument: {FLAT_FORM}")
     if len({tool["name"] for tool in tools}) != len(tools):
         raise ValueError("two tools have the same name")
-
-
-def foreign_format(tools):
-    """The name of the known format, other than xLAM's, that a parsed value holds tools in; None where there is none."""
-    if isinstance(tools, dict) and ("tools" in tools or "tools" in (tools.get("result") or ())):
-        return "an object that holds the list, as MCP's tools/list gives"
-    for tool in tools if isinstance(tools, list) else [tools]:
-        if not isinstance(tool, dict):
-            continue
-        if isinstance(tool.get("function"), dict):
-            return 'OpenAI\'s wrapper, {"type": "function", "function": {...}}'
-        if "inputSchema" in tool:
-            return "MCP's format (inputSchema)"
-        if "input_schema" in tool:
-            return "Anthropic's format (input_schema)"
-        if "function_declarations" in tool or "functionDeclarations" in tool:
-            return "Gemini's format (function_declarations)"
-        parameters = tool.get("parameters")
-        properties = parameters.get("properties") if isinstance(parameters, dict) else None
-        # An argument may be called "properties": what describes it then has texts, not arguments, in it.
-        if isinstance(properties, dict) and all(isinstance(spec, dict) for spec in properties.values()):
-            return "OpenAI's format (JSON Schema: parameters with properties)"
-    return None
 
 
 # What a generated text says, and when enough of it has been seen. One rule: whatever `finished` cuts off changes no score.

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from data_utils.conversations import first_accepted
 from data_utils.rows import validate
 
 CATEGORIES = [
@@ -87,27 +88,6 @@ def flat_type(spec):
     if spec["type"] in ("array", "tuple"):
         return f"List[{flat_type(spec['items'])}]" if spec.get("items", {}).get("type") else "List[str]"
     return TYPES.get(spec["type"], "str")
-
-
-def first_accepted(call, required):
-    """A call with the first value accepted for each argument, without those that may be left out."""
-    ((name, arguments),) = call.items()
-    chosen = {}
-    for key, values in arguments.items():
-        if may_not_be_left_out(values) or (values and key in required.get(name, [])):
-            chosen[key] = plain(next((value for value in values if value != ""), ""))
-    return {"name": name, "arguments": chosen}
-
-
-def may_not_be_left_out(values):
-    return bool(values) and "" not in values
-
-
-def plain(value):
-    """An argument's accepted value; where it is an object, or a list of them, its keys have lists of accepted values in turn."""
-    if isinstance(value, dict):
-        return {key: values[0] for key, values in value.items() if may_not_be_left_out(values)}
-    return [plain(element) for element in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from data_utils.formats import tool_schema
+from data_utils.formats import conforms, tool_schema
 from data_utils.tool_calls import check_calls, json_equal, lenient_value, opening_value, parse_json
 from eval_utils.ast_match import ast_match
 from eval_utils.grounding import Sources, leaf_values
-from eval_utils.outcomes import conforms, kind_of_answer, num_equal, outcome, pair_by_name
+from eval_utils.outcomes import kind_of_answer, num_equal, outcome, pair_by_name
 from eval_utils.statistics import bootstrap_ratio, wilson_interval
 
 SCORING = "5"  # counted up when a definition below changes: figures of two versions are not to be compared
@@ -182,8 +182,9 @@ def converted(value, schema):
     if isinstance(value, list):
         return [converted(element, schema.get("items", {})) for element in value]
     if isinstance(value, dict):
-        inside = schema.get("additionalProperties", {})
-        return {nfc(name): converted(element, inside) for name, element in value.items()}
+        known, others = schema.get("properties", {}), schema.get("additionalProperties") or {}
+        known = {nfc(name): inside for name, inside in known.items()}
+        return {nfc(name): converted(element, known.get(nfc(name), others)) for name, element in value.items()}
     if isinstance(value, str):
         value = nfc(value)
     if "anyOf" in schema and not conforms(value, schema):

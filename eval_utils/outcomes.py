@@ -2,9 +2,9 @@
 
 from collections import Counter, defaultdict
 
-import jsonschema
 from scipy.optimize import linear_sum_assignment
 
+from data_utils.formats import conforms
 from data_utils.tool_calls import END_TAG, json_equal
 
 # In the order in which they are tried: name -> what it means.
@@ -107,21 +107,6 @@ def pair_by_name(calls, gold):
 
 def num_equal(given, gold):
     return sum(name in gold and json_equal(value, gold[name]) for name, value in given.items())
-
-
-def conforms(value, schema):
-    """Whether a value is what a JSON Schema asks for; 5.0 is no integer, as in the published types."""
-    return JSON_TYPES(schema).is_valid(value)
-
-
-def _is_integer(checker, value):
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-JSON_TYPES = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator,
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
-)
 
 
 def kind_of_answer(output):

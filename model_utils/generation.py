@@ -56,7 +56,7 @@ class Generation(NamedTuple):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tokens, grammars=None):
+def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tokens, grammars=None, on_token=None):
     """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which rows finish.
 
     The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at any of the model's end tokens, or
@@ -64,7 +64,7 @@ def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tok
     the continuous batching here fails its check generates by transformers' `generate` instead.
 
     grammars: for each prompt what its answer must be, of `grammar.compile_grammars`, or None. Whole answers keep to it; one that
-    the budget cuts is a beginning of one that does.
+    the budget cuts is a beginning of one that does. on_token: called with a row's Answer after each of its tokens.
     """
     prompt_ids = encode_prompts(tokenizer, prompts)
     positions = num_positions(model.config)
@@ -76,7 +76,8 @@ def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tok
         return
     grammars = grammars or [None] * len(prompts)
     answers = {
-        index: Answer(index, budgets[index], model, tokenizer, prompt_format, grammars[index]) for index in fitting
+        index: Answer(index, budgets[index], model, tokenizer, prompt_format, grammars[index], on_token)
+        for index in fitting
     }
     room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
     if problem_with_slots(model, [prompt_ids[index] for index in fitting], room):
@@ -88,12 +89,13 @@ def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tok
 class Answer:
     """What one row has generated so far, and whether it is finished."""
 
-    def __init__(self, index, budget, model, tokenizer, prompt_format, grammar=None):
+    def __init__(self, index, budget, model, tokenizer, prompt_format, grammar=None, on_token=None):
         self.index, self.budget = index, budget
         self.tokenizer, self.prompt_format = tokenizer, prompt_format
         self.end_tokens = end_tokens(model, tokenizer)
         self.grammar = grammar
         self.matcher = new_matcher(grammar, self.end_tokens - {None}) if grammar is not None else None
+        self.on_token = on_token or (lambda answer: None)
         self.tokens = []
         self.has_value = False
         self.finish = None
@@ -115,6 +117,7 @@ class Answer:
                 self.finish = "closed"
         if not self.finish and len(self.tokens) == self.budget:
             self.finish = "length"
+        self.on_token(self)
         return self.finish
 
     def text(self):

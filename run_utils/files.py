@@ -45,9 +45,7 @@ def lock_folder(folder):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise UserError(
-            f"another process is working in {folder}: wait for its end, or choose another --output_dir"
-        ) from None
+        raise UserError(f"another process is working in {folder}: wait for its end, or choose another place") from None
     except OSError:  # a file system without locks
         os.close(handle)
         return

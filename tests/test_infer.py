@@ -2,13 +2,14 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, launch, launch_and_kill
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import infer
@@ -81,8 +82,155 @@ def test_what_is_printed_is_json_whatever_stdout_can_hold(run_here, model_that_s
 def test_an_output_that_is_no_list_of_calls(run_here, model_that_says, tools_file):
     result = run_here(infer, {"model_name_or_path": model_that_says("{]"), "query": "hi", "tools": tools_file})
     assert result.code == 1 and result.out == ""
-    raw, line = result.err.strip().splitlines()
+    loaded, raw, line = result.err.strip().splitlines()
+    assert re.fullmatch(r"Loaded in \d+\.\d s, of which libraries took \d+\.\d", loaded)
     assert raw.startswith("{]") and line.startswith("infer.py: error: the output above is not a list of calls")
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ([{"name": "g", "arguments": {}}], "g is not among the tools"),
+        (
+            [{"name": "f", "arguments": {"x": 1, "y": 2}}],
+            "f: Additional properties are not allowed ('y' was unexpected)",
+        ),
+        ([{"name": "f", "arguments": {}}], "f: 'x' is a required property"),
+        ([{"name": "f", "arguments": {"x": "1"}}], "f.x: '1' is not of type 'integer'"),
+        ([{"name": "f", "arguments": {"x": 1}}], None),
+    ],
+)
+def test_calls_that_do_not_fit_are_told_and_end_in_an_error_if_asked_for(
+    run_here, model_that_says, tools_file, says, told
+):
+    flags = {"model_name_or_path": model_that_says(json.dumps(says)), "query": "hi", "tools": tools_file}
+    result = run_here(infer, flags)
+    assert result.code == 0 and json.loads(result.out) == says
+    assert result.err.splitlines()[1:] == ([told] if told else [])
+    result = run_here(infer, flags | {"strict": True, "format": "openai"})
+    assert result.code == (1 if told else 0)
+    (call,) = json.loads(result.out)
+    assert call["type"] == "function" and json.loads(call["function"]["arguments"]) == says[0]["arguments"]
+
+
+def test_the_tools_may_be_python_functions(run_here, model_that_says, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import math\nfrom math import sqrt\nprint('imported')\ndef f(x: int, how: str = 'up'):\n"
+        '    """Round.\n\n    Args:\n        x: The number.\n        how: Up or down.\n    """\n'
+        "def _hidden(): ...\n"
+    )
+    says = '[{"name": "f", "arguments": {"x": 1}}]'
+    flags = {"model_name_or_path": model_that_says(says), "query": "hi", "tools": path, "strict": True}
+    result = run_here(infer, flags)
+    assert (result.code, result.out) == (0, f"{says}\n") and f"{path}: 1 tools, read as Python's" in result.err
+    for content, message in (
+        ("def f(x): ...", "DocstringParsingException"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("def f(", "SyntaxError"),
+        ("x = 1", "defines no public function"),
+    ):
+        path.write_text(content)
+        result = run_here(infer, flags)
+        (line,) = result.err.strip().splitlines()
+        assert result.code == 1 and message in line
+
+
+def rows_to_ask(tmp_path):
+    """In every layout, with and without answers, and one that is no row."""
+    openai = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}]
+    records = [
+        {"id": "a", "query": "hi", "tools": TOOLS, "answers": "[]"},
+        {"query": "hi, and more of it", "tools": openai},
+        {"id": "bad", "tools": TOOLS},
+        {
+            "id": "b",
+            "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}],
+            "tools": openai,
+        },
+        {
+            "id": "c",
+            "question": [[{"role": "user", "content": "hi"}]],
+            "function": [{"name": "f", "parameters": SCHEMA}],
+        },
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + "{broken\n")
+    return path
+
+
+def test_a_file_of_rows_is_answered_line_by_line_in_its_order(run_here, model_that_says, tmp_path):
+    says = [{"name": "f", "arguments": {"x": "1"}}]
+    output = tmp_path / "calls.jsonl"
+    flags = {"model_name_or_path": model_that_says(json.dumps(says)), "input": rows_to_ask(tmp_path), "output": output}
+    result = run_here(infer, flags)
+    assert result.code == 0 and result.out == "", result.err
+    assert (
+        result.err.splitlines()[-1] == f"6 rows in {output}: 4 with calls, 4 of which do not fit their tools; 2 errors"
+    )
+    lines = list(map(json.loads, output.read_text().splitlines()))
+    misfits = ["f.x: '1' is not of type 'integer'"]
+    assert lines == [
+        {"id": "a", "calls": says, "misfits": misfits},
+        {"id": 2, "calls": says, "misfits": misfits},
+        {"id": "bad", "error": "missing field 'query'"},
+        {"id": "b", "calls": says, "misfits": misfits},
+        {"id": "c", "calls": says, "misfits": misfits},
+        {"id": 6, "error": "not a JSON object"},
+    ]
+    result = run_here(infer, flags)
+    assert result.code == 1 and "is there already: remove it, or choose another" in result.err
+    output.unlink()
+    result = run_here(infer, flags | {"strict": True, "format": "openai"})
+    assert result.code == 1 and "6 of the 6 rows have errors or calls that do not fit" in result.err
+    assert json.loads(output.read_text().splitlines()[0])["tool_calls"][0]["function"]["name"] == "f"
+
+
+def test_tools_for_rows_that_have_none(run_here, model_that_says, tools_file, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"query": "hi"}\n{"messages": [{"role": "user", "content": "hi"}]}\n')
+    flags = {
+        "model_name_or_path": model_that_says("[]"),
+        "input": tmp_path / "rows.jsonl",
+        "output": tmp_path / "calls.jsonl",
+    }
+    result = run_here(infer, flags | {"tools": tools_file})
+    assert result.code == 0, result.err
+    assert (tmp_path / "calls.jsonl").read_text() == '{"id": 1, "calls": []}\n{"id": 2, "calls": []}\n'
+
+
+@pytest.mark.slow
+def test_a_killed_file_goes_on_where_it_was(tiny_model, rows_file, tmp_path):
+    flags = {"model_name_or_path": tiny_model, "input": rows_file, "output": tmp_path / "straight.jsonl", "max_new_tokens": 40,
+             "batch_tokens": 1}  # fmt: skip
+    assert launch("infer.py", flags).code == 0
+    flags |= {"output": tmp_path / "calls.jsonl"}
+    partial = tmp_path / "calls.jsonl.partial"
+    reached = lambda: partial.exists() and partial.read_text().count("\n") > 20  # noqa: E731
+    assert launch_and_kill("infer.py", flags, reached, tmp_path / "log")
+    assert not (tmp_path / "calls.jsonl").exists()
+    kept = partial.read_text().count("\n") - 1
+    refused = launch("infer.py", flags | {"max_new_tokens": 41})
+    assert refused.code == 1 and "has answers to other rows, or of another model or settings" in refused.err
+    done = launch("infer.py", flags)
+    assert done.code == 0 and f"{84 - kept}/{84 - kept}" in done.err, done.err
+    assert (tmp_path / "calls.jsonl").read_bytes() == (
+        tmp_path / "straight.jsonl"
+    ).read_bytes() and not partial.exists()
+
+
+def test_the_systems_side_by_side(run_here, model_that_says, tools_file):
+    says = '[{"name": "f", "arguments": {"x": "1"}}]'
+    flags = {
+        "model_name_or_path": model_that_says(says),
+        "query": "hi",
+        "tools": tools_file,
+        "compare": True,
+        "max_new_tokens": 3,
+    }
+    result = run_here(infer, flags)
+    assert result.code == 0, result.err
+    answer = [f"  {says}", "  (f.x: '1' is not of type 'integer')"]
+    assert result.out.splitlines() == ["raw:", *answer, "prompted:", *answer]
 
 
 def test_tools_come_from_stdin_and_the_base_can_be_asked_raw(run_here, tiny_model, monkeypatch):
@@ -101,12 +249,11 @@ def test_tools_come_from_stdin_and_the_base_can_be_asked_raw(run_here, tiny_mode
         ("{}", "not a list of tools"),
         ('[{"description": "x"}]', "a tool must be an object with a name"),
         ("[NaN]", "NaN is not JSON"),
-        (json.dumps([{"type": "function", "function": FLAT}]), "OpenAI's wrapper"),
-        (json.dumps([{**FLAT, "parameters": SCHEMA}]), "OpenAI's format (JSON Schema"),
-        (json.dumps([{"name": "f", "inputSchema": SCHEMA}]), "MCP's format"),
-        (json.dumps({"tools": [{"name": "f", "inputSchema": SCHEMA}]}), "MCP's tools/list"),
-        (json.dumps([{"name": "f", "input_schema": SCHEMA}]), "Anthropic's format"),
-        (json.dumps([{"functionDeclarations": [FLAT]}]), "Gemini's format"),
+        (json.dumps([{"functionDeclarations": [FLAT]}]), "Gemini's function_declarations are not read"),
+        (
+            json.dumps([{"name": "f", "inputSchema": {"properties": {"x": {"allOf": []}}}}]),
+            "f, x: allOf cannot be said",
+        ),
         (json.dumps([{"name": "f", "parameters": {"x": "int"}}]), "xLAM's flat form"),
     ],
 )

@@ -3,6 +3,7 @@
 `make soak` kills 50 times in training and 20 times in evaluation, the suite a few times. SOAK_SEED draws other moments.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -102,5 +103,8 @@ def test_evaluation_killed_again_and_again(tiny_model, rows_file, tmp_path, proc
 
 def read_predictions(folder):
     """The whole lines by system and row."""
-    lines = [line for path in folder.glob("predictions*.jsonl") for line in path.read_text().split("\n")[:-1]]
+    lines = []
+    for path in folder.glob("predictions*.jsonl"):
+        with contextlib.suppress(FileNotFoundError):  # it has just been gathered
+            lines += path.read_text().split("\n")[:-1]
     return {(record["system"], record["id"]): line for line in lines for record in [json.loads(line)]}

@@ -1,6 +1,29 @@
-import pytest
+"""Other people's tools: read in the flat form, given back as OpenAI's, and rendered by the chat template as training renders them."""
 
-from data_utils.formats import parameter_schema, tool_schema, type_schema
+import json
+
+import hypothesis.strategies as st
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from data_utils.conversations import from_messages
+from data_utils.formats import (
+    NotFlat,
+    call_problems,
+    flat_calls,
+    flat_tools,
+    openai_calls,
+    openai_tools,
+    parameter_schema,
+    tool_schema,
+    type_schema,
+)
+from data_utils.prompt import render_messages, render_tags, to_json
+from demo.rows import generate_rows
+
+CHAT_TEMPLATE = (ROOT / "data_utils" / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -50,3 +73,249 @@ def test_a_tool_says_what_may_be_left_out_in_two_ways():
 
 def test_types_nested_without_end_accept_anything():
     assert type_schema("List[" * 3000 + "int" + "]" * 3000) == {}
+
+
+SCHEMA = {"type": "object", "properties": {"x": {"type": "integer", "description": "X"}}, "required": ["x"]}
+FLAT = [{"name": "f", "description": "d", "parameters": {"x": {"description": "X", "type": "int"}}}]
+FUNCTION = {"name": "f", "description": "d", "parameters": SCHEMA}
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (FLAT, "xLAM"),
+        ([{"type": "function", "function": FUNCTION}], "OpenAI"),
+        ([FUNCTION], "JSON Schema"),
+        ([{"type": "function", **FUNCTION, "strict": True}], "JSON Schema"),  # of OpenAI's Responses
+        ([{"name": "f", "description": "d", "inputSchema": SCHEMA}], "MCP"),
+        ({"tools": [{"name": "f", "title": "F", "description": "d", "inputSchema": SCHEMA}]}, "MCP"),
+        (
+            {
+                "jsonrpc": "2.0",
+                "id": 1,
+                "result": {"tools": [{"name": "f", "description": "d", "inputSchema": SCHEMA}]},
+            },
+            "MCP",
+        ),
+        ([{"name": "f", "description": "d", "input_schema": SCHEMA}], "Anthropic"),
+    ],
+)
+def test_tools_of_any_format_become_the_same_flat_ones(value, name):
+    assert flat_tools(value) == (FLAT, name)
+
+
+@pytest.mark.parametrize(
+    ("schema", "spec"),
+    [
+        ({"type": "string", "enum": ["a", "b"], "default": "a"}, {"type": "str", "enum": ["a", "b"], "default": "a"}),
+        ({"const": 3}, {"type": "any", "enum": [3]}),
+        ({"type": ["string", "null"]}, {"type": "Union[str, None]"}),
+        ({"type": "string", "nullable": True}, {"type": "Union[str, None]"}),
+        ({"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "number"}}]}, {"type": "Union[int, List[float]]"}),
+        ({"type": "array", "items": {}}, {"type": "list"}),
+        ({"type": "object", "additionalProperties": {"type": "boolean"}}, {"type": "Dict[str, bool]"}),
+        ({"type": "object", "additionalProperties": False}, {"type": "dict"}),
+        ({"type": "integer", "minimum": 0, "title": "N"}, {"type": "int", "minimum": 0}),
+        ({}, {"type": "any"}),
+        ({"$ref": "#/$defs/P"}, {"type": "dict", "properties": {"n": {"type": "str"}, "m": {"type": "int, optional"}}}),
+        (
+            {"type": "array", "description": "d", "items": {"type": "string", "description": "one", "enum": ["a"]}},
+            {"description": "d", "type": "List[str]", "items": {"description": "one", "type": "str", "enum": ["a"]}},
+        ),
+        (
+            {"oneOf": [{"$ref": "#/$defs/P"}, {"type": "null"}], "description": "who"},
+            {
+                "description": "who",
+                "type": "Union[dict, None]",
+                "anyOf": [
+                    {"type": "dict", "properties": {"n": {"type": "str"}, "m": {"type": "int, optional"}}},
+                    {"type": "None"},
+                ],
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_a_schema_keeps_its_meaning(schema, spec):
+    person = {"type": "object", "properties": {"n": {"type": "string"}, "m": {"type": "integer"}}, "required": ["n"]}
+    whole = {"type": "object", "properties": {"a": schema}, "required": ["a"], "$defs": {"P": person}}
+    (tool,), _ = flat_tools([{"name": "f", "inputSchema": whole}])
+    assert to_json(tool["parameters"]["a"]) == to_json(spec)
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"allOf": [{}]}, "f, a: allOf cannot be said in the flat form"),
+        ({"type": "array", "items": {"not": {}}}, "f, a: not cannot be said"),
+        ({"$ref": "#/$defs/Node"}, "f, a.* contains itself"),
+        ({"$ref": "#/$defs/None"}, "f, a: the reference #/\\$defs/None leads nowhere"),
+        ({"$ref": "https://example.org/a"}, "leads nowhere in this schema"),
+        ({"type": "strin"}, "f, a: 'strin' is not one of JSON Schema's types"),
+        ("text", "f, a: a schema must be an object"),
+    ],
+)
+def test_what_the_flat_form_cannot_say_is_named(schema, message):
+    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
+    whole = {"type": "object", "properties": {"a": schema}, "$defs": {"Node": node}}
+    with pytest.raises(NotFlat, match=message):
+        flat_tools([{"name": "f", "inputSchema": whole}])
+
+
+def test_formats_are_not_mixed_and_gemini_s_is_named():
+    with pytest.raises(ValueError, match="several formats: MCP, xLAM"):
+        flat_tools([{"name": "f", "inputSchema": SCHEMA}, *FLAT])
+    with pytest.raises(ValueError, match="Gemini"):
+        flat_tools([{"functionDeclarations": [FUNCTION]}])
+
+
+def test_arguments_may_be_called_as_the_words_of_other_formats():
+    spec = {"description": "d", "type": "str"}
+    tools = [{"name": "f", "parameters": {"type": spec, "properties": spec, "required": spec}}, {"name": "g"}]
+    assert flat_tools(tools) == (tools, "xLAM")
+
+
+def test_what_does_not_fit_is_told_in_words():
+    tools, _ = flat_tools([{"name": "f", "inputSchema": {"type": "object", "required": ["a"], "properties": {
+        "a": {"type": "integer"}, "b": {"type": "object", "properties": {"c": {"enum": ["p"]}}}}}}])  # fmt: skip
+    calls = [{"name": "g", "arguments": {}}, {"name": "f", "arguments": {"b": {"c": "q", "d": 1}, "e": 2}}]
+    said = sorted(call_problems([*calls, {"name": "f", "arguments": {"a": 5.0}}], tools))
+    assert said[0].startswith("f.a: 5.0 is not of type 'integer'") and said[2].startswith("f.b: Additional properties")
+    assert said[1].startswith("f.b.c: 'q' is not one of") and "g is not among the tools" in said
+    assert any("'a' is a required property" in each for each in said) and any(
+        "('e' was unexpected)" in each for each in said
+    )
+    assert call_problems([{"name": "f", "arguments": {"a": 5, "b": {"c": "p"}}}], tools) == []
+
+
+# Any flat tool and back
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
+)
+types = st.sampled_from(
+    ["str", "int", "float", "bool", "list", "dict", "any", "None", "List[int]", "List[List[str]]", "Dict[str, float]", "Tuple[int, int]",
+     "Union[str, None]", "Optional[int]", "int | str", "STR", "string", "str, optional", "Callable", ", optional", ""]
+)  # fmt: skip
+specs = st.recursive(
+    st.fixed_dictionaries(
+        {},
+        optional={"description": texts, "type": types, "enum": st.lists(values, max_size=2), "default": values, "format": texts,
+                  "required": st.booleans(), "x": values},
+    ),
+    lambda inner: st.fixed_dictionaries(
+        {"type": types},
+        optional={"properties": st.dictionaries(texts, inner, max_size=2), "items": inner, "additionalProperties": inner,
+                  "anyOf": st.lists(inner, max_size=2), "description": texts},
+    ),
+    max_leaves=4,
+)  # fmt: skip
+tools_strategy = st.lists(
+    st.fixed_dictionaries(
+        {"name": texts},
+        optional={"description": texts, "parameters": st.dictionaries(texts, specs, max_size=3), "x": values},
+    ),
+    max_size=2,
+    unique_by=lambda tool: tool["name"],
+)
+
+
+def rendered(messages, tools):
+    (prompt,), _ = render_jinja_template(
+        [messages], tools=tools, chat_template=CHAT_TEMPLATE, add_generation_prompt=True
+    )
+    return prompt
+
+
+@given(tools_strategy, texts)
+def test_any_flat_tools_come_back_from_openai_s_form_to_the_last_character(tools, query):
+    try:
+        flat, name = flat_tools(tools)
+    except ValueError:
+        return  # it looks like another format
+    if name != "xLAM":
+        return
+    given_out = openai_tools(flat)
+    assert to_json(flat_tools(given_out)[0]) == to_json(flat) or not flat
+    assert rendered([{"role": "user", "content": query}], given_out) == render_tags(query, to_json(flat))
+
+
+schemas = st.recursive(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["string", "integer", "number", "boolean", "null", "array", "object", ["string", "null"], []]),
+            "description": texts, "enum": st.lists(values, max_size=2), "const": values, "default": values, "title": texts,
+            "nullable": st.booleans(), "minimum": st.integers(), "format": texts,
+        },
+    )
+    | st.just({"$ref": "#/$defs/P"})
+    | st.just({"$ref": "#/$defs/P", "description": "beside"}),
+    lambda inner: st.fixed_dictionaries(
+        {"type": st.sampled_from(["array", "object", ["array", "null"]])},
+        optional={"items": inner, "prefixItems": st.lists(inner, max_size=2), "additionalProperties": inner | st.booleans(),
+                  "properties": st.dictionaries(texts, inner, max_size=2), "required": st.lists(texts, max_size=2), "description": texts},
+    )
+    | st.fixed_dictionaries({}, optional={"anyOf": st.lists(inner, max_size=3), "oneOf": st.lists(inner, max_size=2), "description": texts}),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(st.dictionaries(texts, schemas, max_size=3), st.lists(texts, max_size=2), texts)
+def test_the_chat_template_makes_of_any_schema_what_flat_tools_makes(properties, required, description):
+    person = {"type": "object", "properties": {"n": {"type": "string"}}, "required": ["n"]}
+    parameters = {"type": "object", "properties": properties, "required": required, "$defs": {"P": person}}
+    tools = [{"type": "function", "function": {"name": "f", "description": description, "parameters": parameters}}]
+    flat, _ = flat_tools(tools)
+    assert rendered([{"role": "user", "content": "q"}], tools) == render_tags("q", to_json(flat))
+    back, _ = flat_tools(openai_tools(flat))
+    assert to_json(back) == to_json(flat)
+
+
+def test_the_chat_template_is_the_prompt_of_every_row_of_the_demo():
+    for row in generate_rows(300, seed=5):
+        tools = json.loads(row["tools"])
+        assert rendered([{"role": "user", "content": row["query"]}], openai_tools(tools)) == render_tags(
+            row["query"], to_json(tools)
+        )
+
+
+def test_a_conversation_is_one_transcript_in_training_and_in_the_chat_template():
+    calls = [{"name": "f", "arguments": {"x": 1, "y": "Zoë"}}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": " What is x?\n"},
+        {"role": "assistant", "content": None, "tool_calls": openai_calls(calls)},
+        {"role": "tool", "tool_call_id": "call_0", "content": "7"},
+        {"role": "assistant", "content": "It is 7."},
+        {"role": "user", "content": "And y?"},
+        {"role": "assistant", "content": "Wait.", "tool_calls": openai_calls(calls)},
+    ]
+    rows = list(from_messages({"id": "c", "messages": messages, "tools": openai_tools(FLAT)}))
+    assert [(row["id"], row["conversation"], json.loads(row["answers"])) for row in rows] == [
+        ("c/2", "c", calls), ("c/4", "c", []), ("c/6", "c", calls),
+    ]  # fmt: skip
+    assert rows[2]["query"] == (
+        'system: Be brief.\nuser:  What is x?\n\nassistant: [{"name": "f", "arguments": {"x": 1, "y": "Zoë"}}]\n'
+        "tool: 7\nassistant: It is 7.\nuser: And y?"
+    )
+    for row, turn in zip(rows, (2, 4, 6), strict=True):
+        assert rendered(messages[:turn], openai_tools(FLAT)) == render_tags(row["query"], to_json(FLAT))
+        as_objects = json.loads(json.dumps(messages[:turn]))
+        for message in as_objects:
+            for call in message.get("tool_calls", []):
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        assert rendered(as_objects, openai_tools(FLAT)) == render_tags(row["query"], to_json(FLAT))
+    assert render_messages([{"role": "user", "content": " q "}]) == " q "
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({"name": texts, "arguments": st.dictionaries(texts, values, max_size=3)}), max_size=3
+    )
+)
+def test_calls_come_back_from_openai_s_form(calls):
+    assert flat_calls(openai_calls(calls)) == calls
+    assert len({call["id"] for call in openai_calls(calls)}) == len(calls)

@@ -58,7 +58,7 @@ def test_rows_are_read_from_the_cache_until_their_source_changes(name, tmp_path,
     assert len(fresh[0]) == 60 and list(fresh[1].values()) == [[records[-1]["id"]]]
     assert load_rows(str(source), max_bad_rows=1) == fresh
     (stored,) = (tmp_path / "cache").glob("*/*")
-    save_file(load_file(stored) | {"bad": np.frombuffer(b"{}", dtype=np.uint8)}, stored)
+    save_file(load_file(stored) | {"others": np.frombuffer(b'[{}, {"xLAM": 60}]', dtype=np.uint8)}, stored)
     assert load_rows(str(source))[1] == {}  # it is the file that is read
     stored.write_bytes(stored.read_bytes()[:1000])  # as a full disk leaves it
     assert load_rows(str(source), max_bad_rows=1) == fresh

@@ -153,29 +153,3 @@ def test_true_is_not_one_at_any_depth():
 )
 def test_texts_without_end_take_no_time(text):
     assert lenient_value(text) is None and not finished(text)
-
-
-@pytest.mark.parametrize(
-    ("tools", "named"),
-    [
-        ([{"type": "function", "function": {"name": "f"}}], "OpenAI's wrapper"),
-        ([{"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}], "JSON Schema"),
-        ([{"name": "f", "parameters": {"properties": {"x": {"type": "string"}}}}], "JSON Schema"),
-        ([{"name": "f", "inputSchema": {"type": "object"}}], "MCP's format"),
-        ([{"name": "f", "input_schema": {"type": "object"}}], "Anthropic's"),
-        ([{"function_declarations": []}], "Gemini's"),
-        ({"tools": [{"name": "f"}]}, "MCP's tools/list"),
-        ({"jsonrpc": "2.0", "id": 1, "result": {"tools": []}}, "MCP's tools/list"),
-        ([{"name": "f", "parameters": {"type": "object"}}], "an object for each argument"),
-        ([{"name": "f", "parameters": ["x"]}], "an object for each argument"),
-    ],
-)
-def test_tools_of_another_format_are_named(tools, named):
-    with pytest.raises(ValueError, match=named) as error:
-        check_tools(tools)
-    assert "xLAM's flat form" in str(error.value)
-
-
-def test_arguments_may_be_called_as_the_words_of_other_formats():
-    spec = {"description": "d", "type": "str"}
-    check_tools([{"name": "f", "parameters": {"type": spec, "properties": spec, "required": spec}}, {"name": "g"}])

@@ -1,0 +1,57 @@
+"""Tools from a file: JSON in any of the formats of formats.py, or Python functions with types and docstrings."""
+
+import contextlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+from data_utils.formats import flat_tools
+from data_utils.prompt import to_json
+from data_utils.tool_calls import parse_json
+from run_utils.arguments import UserError
+
+
+def read_tools(path):
+    """Tools in the flat form from a JSON file, from stdin for `-`, or from a Python file, which is run; and the name of their
+    format. Raises UserError."""
+    name = "stdin" if path == "-" else path
+    try:
+        if Path(path).suffix == ".py":
+            value, form = functions_of(path), "Python"
+        else:
+            data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+            value, form = parse_json(data.decode("utf-8-sig")), None
+            if isinstance(value, str):  # the `tools` field of an xLAM row, copied as it is
+                value = parse_json(value)
+        tools, found = flat_tools(value)
+        to_json(tools).encode()
+    except UnicodeDecodeError:
+        raise UserError(f"--tools {name} is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"--tools {name}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"--tools {name} must be a JSON list of tools: {error}") from None
+    return tools, form or found
+
+
+def functions_of(path):
+    """The public functions that a Python file defines, as OpenAI's functions by transformers' get_json_schema. Runs the file."""
+    from transformers.utils import get_json_schema
+
+    spec = importlib.util.spec_from_file_location("tools_of_the_user", path)
+    module = importlib.util.module_from_spec(spec)
+    functions = []
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the calls
+            spec.loader.exec_module(module)
+        for name, function in vars(module).items():
+            if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_"):
+                functions.append(get_json_schema(function))
+    except OSError:
+        raise
+    except Exception as error:  # whatever the user's own code raises, or a function without types or docstring
+        raise UserError(f"--tools {path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    if not functions:
+        raise UserError(f"--tools {path} defines no public function")
+    return functions
