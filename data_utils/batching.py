@@ -45,9 +45,12 @@ def encode(tokenizer, texts):
 
 def encode_prompts(tokenizer, prompts):
     """Prompt ids exactly as training sees them: with the beginning-of-sequence token of models that expect one."""
-    wants_bos = tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-    prefix = np.array([tokenizer.bos_token_id] if wants_bos else [], dtype=np.int32)
+    prefix = np.array([tokenizer.bos_token_id] if wants_bos(tokenizer) else [], dtype=np.int32)
     return [np.concatenate([prefix, ids]) for ids in encode(tokenizer, prompts)]
+
+
+def wants_bos(tokenizer):
+    return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
 
 
 def tokenize_rows(tokenizer, prompt_format, rows, max_length):

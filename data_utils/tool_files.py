@@ -1,7 +1,6 @@
 """Tools from a file: JSON in any of the formats of formats.py, or Python functions with types and docstrings."""
 
 import contextlib
-import importlib.util
 import inspect
 import sys
 from pathlib import Path
@@ -39,15 +38,15 @@ def functions_of(path):
     """The public functions that a Python file defines, as OpenAI's functions by transformers' get_json_schema. Runs the file."""
     from transformers.utils import get_json_schema
 
-    spec = importlib.util.spec_from_file_location("tools_of_the_user", path)
-    module = importlib.util.module_from_spec(spec)
+    # Not imported, which would run the compiled file of a moment ago where two versions have one second and one size.
+    defined = {"__name__": "tools_of_the_user", "__file__": str(path)}
     functions = []
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the calls
-            spec.loader.exec_module(module)
-        for name, function in vars(module).items():
-            if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_"):
-                functions.append(get_json_schema(function))
+            exec(compile(Path(path).read_bytes(), path, "exec"), defined)
+        for name, value in defined.items():
+            if inspect.isfunction(value) and value.__module__ == defined["__name__"] and not name.startswith("_"):
+                functions.append(get_json_schema(value))
     except OSError:
         raise
     except Exception as error:  # whatever the user's own code raises, or a function without types or docstring

@@ -303,6 +303,7 @@ class Run:
         folder.mkdir()
         model = self.accelerator.unwrap_model(training.model)
         model.save_pretrained(folder, save_embedding_layers=False)
+        self.write_card(folder, state)
         write_text(folder / "args.yaml", as_yaml(self.args))
         self.write_state(folder, state)
         shutil.copy(self.output_dir / "split.json", folder)
@@ -313,9 +314,18 @@ class Run:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
 
+    def write_card(self, folder, state, curves=()):
+        """In place of PEFT's empty template, which names the base by its path on this machine."""
+        from model_utils.model_card import HOW_TO_LOAD_ADAPTER, write_card  # late, as above
+
+        what = f"A LoRA adapter in PEFT's format, after {state.global_step} optimizer steps of `train.py`."
+        write_card(folder, what, HOW_TO_LOAD_ADAPTER, vars(self.args), self.origin(state), curves)
+
+    def origin(self, state):
+        return self.environment | {"global_step": state.global_step, "eval_loss": state.eval_loss}
+
     def write_state(self, folder, state):
-        where = {"global_step": state.global_step, "eval_loss": state.eval_loss}
-        write_json(folder / "environment.json", self.environment | where)
+        write_json(folder / "environment.json", self.origin(state))
         write_json(folder / "state.json", dataclasses.asdict(state))
 
     def update(self, state):

@@ -38,6 +38,7 @@ def test_unseen_tools_are_unseen():
         assert '"arguments"' not in text and "system_prompt>" not in text and not any(name in text for name in unseen)
 
 
+@pytest.mark.slow  # as `make demo`, shorter
 def test_lora_brings_the_format_that_prompting_does_not(train_here, run_here, tmp_path):
     """A shortened `make demo`: exact match from none to most."""
     flags = {"config": ROOT / "recipes" / "demo.yaml", "output_dir": tmp_path / "run", "max_train_steps": 40}

@@ -91,12 +91,6 @@ def test_an_output_that_is_no_list_of_calls(run_here, model_that_says, tools_fil
     ("says", "told"),
     [
         ([{"name": "g", "arguments": {}}], "g is not among the tools"),
-        (
-            [{"name": "f", "arguments": {"x": 1, "y": 2}}],
-            "f: Additional properties are not allowed ('y' was unexpected)",
-        ),
-        ([{"name": "f", "arguments": {}}], "f: 'x' is a required property"),
-        ([{"name": "f", "arguments": {"x": "1"}}], "f.x: '1' is not of type 'integer'"),
         ([{"name": "f", "arguments": {"x": 1}}], None),
     ],
 )

@@ -1,0 +1,167 @@
+"""Merge an adapter into its base: a folder that transformers, vLLM, SGLang or llama.cpp's converter read as any other model.
+
+    python export.py --adapter runs/qwen3_4b_qlora/adapter --output_dir exports/qwen3_4b_tools
+    python evaluate.py --model_name_or_path exports/qwen3_4b_tools --systems prompted     # what this export scores
+    python export.py --adapter ... --output_dir ... --push_to_hub you/qwen3-4b-tools
+
+The base is taken unquantised, in bf16, whatever it was trained in. With the weights go the tokenizer, whose chat template renders
+the prompt that training rendered from `messages` and `tools`, greedy decoding with the right end tokens, and a model card. The
+folder is then read back and compared with the adapter on the base, unmerged.
+"""
+
+import sys
+
+from run_utils.signals import exit_at_once, handle_signals
+
+if __name__ == "__main__":
+    handle_signals(exit_at_once)  # until run_script has its own
+    print("Loading PyTorch and transformers ...", file=sys.stderr)
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import GenerationConfig
+
+from data_utils.batching import encode_prompts, wants_bos
+from data_utils.prompt import PROMPT_FORMATS
+from demo.rows import generate_rows
+from model_utils.adapters import adapts_shared_weights, load_adapter, naming_adapter, read_adapter
+from model_utils.generation import end_tokens, generate
+from model_utils.loading import load_base_model, load_tokenizer, resolve_model
+from model_utils.model_card import read_curves, read_evaluation, write_card
+from model_utils.self_checks import difference, plain_logits, tolerance
+from run_utils.arguments import ROOT, UserError, argument, parse_arguments, require, run_script
+from run_utils.launch import start_accelerator
+
+CHAT_TEMPLATES = {"tags-1": ROOT / "data_utils" / "chat_template.jinja"}  # by prompt format
+COMPARED_ROWS = 8
+
+
+@dataclass
+class ExportArguments:
+    config: str | None = argument(None, "YAML file of these arguments; flags override it")
+    adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint")
+    output_dir: str | None = argument(None, "A folder that does not exist yet")
+    model_name_or_path: str | None = argument(None, "By default the adapter's base")
+    trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
+    quantization: Literal["none", "nf4", "int8"] = argument("none", "Others than none are refused, with the reason")
+    dtype: Literal["bf16", "fp32"] = argument("bf16", "Of the weights written")
+    push_to_hub: str | None = argument(None, "Hub id to upload the folder to, made private if it does not exist")
+
+    def __post_init__(self):
+        require(self.adapter, "--adapter is missing: a folder that train.py saved")
+        require(self.output_dir, "--output_dir is missing: a folder that does not exist yet")
+        require(
+            self.quantization == "none",
+            "weights in 4 or 8 bits cannot take an adapter in: the sum is rounded again, to steps larger than most of what the "
+            "adapter changes. Export in bf16, and quantise that where it is served",
+        )
+
+
+def main():
+    args = parse_arguments(ExportArguments, __doc__, "demo_export.yaml")
+    training_args, environment = read_adapter(args.adapter)
+    name = training_args["prompt_format"]
+    if name not in CHAT_TEMPLATES:
+        raise UserError(
+            f"the prompt format {name} has no chat template: write one, and name it in export.py's CHAT_TEMPLATES"
+        )
+    prompt_format, output_dir = PROMPT_FORMATS[name], Path(args.output_dir)
+    if output_dir.exists():
+        raise UserError(f"--output_dir {output_dir} is there already: remove it, or choose another")
+
+    accelerator = start_accelerator(args.dtype)
+    with naming_adapter(args.adapter if not args.model_name_or_path else None, "--model_name_or_path"):
+        model_path = resolve_model(args.model_name_or_path or training_args["model_name_or_path"])
+    revision = training_args.get("model_revision") if not args.model_name_or_path else None
+    tokenizer = load_tokenizer(model_path, revision, args.trust_remote_code)
+    base = load_base_model(model_path, accelerator, revision, "none", args.trust_remote_code)
+    model = load_adapter(base, args.adapter)
+    if adapts_shared_weights(model):
+        raise UserError(
+            "the adapter changes a head whose weights are the input embedding's too: the two cannot be merged into one"
+        )
+    if training_args.get("quantization", "none") != "none":
+        print(
+            f"Trained on the base in {training_args['quantization']}, merged into the base in {args.dtype}: evaluate the export itself"
+        )
+
+    # What the folder must say when it is read back
+    rows = generate_rows(COMPARED_ROWS, seed=1)
+    prompts = [prompt_format.render(row["query"], row["tools"]) for row in rows]
+    answered = [prompt + prompt_format.completion(row["answers"]) for prompt, row in zip(prompts, rows, strict=True)]
+    texts = encode_prompts(tokenizer, answered)
+    logits = [plain_logits(model, [text])[0] for text in texts]
+    allowed = tolerance(model, texts[0], logits[:1])
+    said = generated(model, tokenizer, prompt_format, prompts)
+
+    unfinished = output_dir.with_name(f"incomplete-{output_dir.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        tokenizer.chat_template = chat_template(tokenizer, name)
+        tokenizer.save_pretrained(unfinished)
+        merged = model.merge_and_unload()
+        ends = sorted(end_tokens(merged, tokenizer) - {None})
+        merged.generation_config = GenerationConfig(
+            do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
+        )
+        merged.save_pretrained(unfinished)
+        what = f"The adapter of step {environment.get('global_step')}, merged into its base in {args.dtype}."
+        evaluation = read_evaluation(args.adapter)
+        loading = "With `AutoModelForCausalLM` and `tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)`, or any server that applies the chat template."
+        curves = read_curves(Path(args.adapter).parent)
+        write_card(unfinished, what, loading, training_args, environment, curves, evaluation, "transformers")
+
+        del model, merged, base
+        exported = load_base_model(str(unfinished), accelerator)
+        distance = difference([plain_logits(exported, [text])[0] for text in texts], logits)
+        if not distance <= allowed:
+            raise UserError(
+                f"the merged weights move logits by {distance:.1e} of their spread (rounding: {allowed:.1e}): nothing is exported"
+            )
+        again = generated(exported, tokenizer, prompt_format, prompts)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    unfinished.rename(output_dir)
+    same = sum(mine == its for mine, its in zip(again, said, strict=True))
+    print(
+        f"Logits of {len(texts)} rows: {distance:.1e} of their spread from the unmerged adapter's (rounding: {allowed:.1e})"
+    )
+    print(f"Greedy answers: {same} of {len(said)} are the unmerged adapter's to the last token")
+    print(f"The merged model: {output_dir}")
+    if args.push_to_hub:
+        push(output_dir, args.push_to_hub)
+
+
+def generated(model, tokenizer, prompt_format, prompts):
+    answers = dict(generate(model, tokenizer, prompt_format, prompts, 256, batch_tokens=16384))
+    return [answers[index].text for index in range(len(prompts))]
+
+
+def chat_template(tokenizer, name):
+    """The template of a prompt format, after a BOS where training had one."""
+    template = CHAT_TEMPLATES[name].read_text(encoding="utf-8")
+    return "{{- bos_token -}}\n" * wants_bos(tokenizer) + template
+
+
+def push(folder, repo_id):
+    """Upload a folder; UserError with the hub's reason where that fails. The folder stays."""
+    try:
+        HfApi().create_repo(repo_id, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{folder} is complete, but could not be uploaded to {repo_id} ({type(error).__name__}): {reason}"
+        ) from None
+    print(f"On the hub: {HfApi().endpoint}/{repo_id}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,195 @@
+"""The model card of an adapter and of an export: where it comes from, what it was measured at, how it is asked, what it cannot do."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from data_utils.prompt import PROMPT_FORMATS
+from run_utils.files import file_hash
+
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ what }}
+
+| | |
+|---|---|
+{% for name, value in facts.items() -%}
+| {{ name }} | {{ value }} |
+{% endfor %}
+## How it is asked
+
+A query and the tools on offer become this prompt, and what follows it is a JSON list of calls, `[{"name": ..., "arguments": {...}}]`, and the
+end-of-sequence token; a list without calls where no tool serves:
+
+```
+{{ prompt }}```
+
+{{ loading }}
+
+## How good it is
+
+{{ evaluation }}
+
+{{ curve }}
+
+## Limits
+
+- It calls tools and says nothing else: no answers in words, no questions back.
+- Whether it refrains from calling where no tool serves was learnt from the training rows alone: where these always call, it always calls.
+- Queries in other languages than the training rows', conversations, and more tools than these offer were not measured unless said above.
+- Its calls are to be checked against the tools before they are executed: `infer.py --strict` does, constrained decoding enforces it.
+"""
+HOW_TO_LOAD_ADAPTER = """\
+```python
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained(folder)
+```
+
+or merged into its base, with a chat template that renders the prompt from `messages` and `tools`: `export.py --adapter folder`."""
+RECIPE = (
+    *("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_train_steps", "per_device_train_batch_size"),
+    *(
+        "gradient_accumulation_steps",
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_target_modules",
+        "max_seq_length",
+        "seed",
+    ),
+)
+HEADLINE = {
+    "json_valid": "JSON valid",
+    "exact_match": "exact match",
+    "tools_exist": "tools exist",
+    "no_hallucination": "no hallucination",
+}
+
+
+def published_name(name):
+    """A model's or data set's hub id, or the last part of a path: no card names a folder of the training machine."""
+    return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name
+
+
+def write_card(folder, what, loading, args, environment, curves=(), evaluation=None, library="peft"):
+    """Write README.md. args, environment: what read_adapter gives. curves: `(step, train loss, eval loss)`, some of the run's.
+    evaluation: a metrics.json, parsed, of this adapter or export, or None."""
+    base, data = published_name(args["model_name_or_path"]), published_name(args["dataset_name"])
+    prompt_format = PROMPT_FORMATS[args["prompt_format"]]
+    title = f"{base.split('/')[-1]} that calls tools"
+    card_data = ModelCardData(
+        base_model=base if "/" in base else None,
+        datasets=[data] if "/" in data else None,
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=["tool-calling", "function-calling", "lora"],
+        model_name=title,
+        eval_results=evaluation_results(evaluation, data) or None,
+    )
+    facts = {
+        "base": f"{base} at {args.get('model_revision') or 'main'}" if "/" in base else base,
+        "rows": " at ".join(filter(None, [data, args.get("dataset_revision")])),
+        "step": environment.get("global_step"),
+        "trained on": f"{args.get('quantization', 'none')} weights, {environment.get('mixed_precision')} precision, "
+        f"{environment.get('num_processes')} process(es), {', '.join(environment.get('gpus') or ['a CPU'])}",
+        "versions": ", ".join(
+            f"{name} {environment.get(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")
+        ),
+        **{name: args[name] for name in RECIPE if args.get(name) is not None},
+    }
+    card = ModelCard.from_template(
+        card_data,
+        template_str=TEMPLATE,
+        title=title,
+        what=what,
+        facts=facts,
+        prompt=prompt_format.render("{query}", "{tools}"),
+        loading=loading,
+        evaluation=describe_evaluation(evaluation),
+        curve=describe_curves(curves, environment),
+    )
+    card.save(Path(folder) / "README.md")
+
+
+def evaluation_results(evaluation, data):
+    """The figures of the adapter as the hub's leaderboards read them."""
+    figures = (evaluation or {}).get("systems", {}).get("adapter", {})
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=data,
+            dataset_name=f"{data}, held-out rows",
+            metric_type=name,
+            metric_name=title,
+            metric_value=round(100 * figures[name]["rate"], 2),
+        )
+        for name, title in HEADLINE.items()
+        if figures.get(name)
+    ]
+
+
+def describe_evaluation(evaluation):
+    if not evaluation:
+        return (
+            "It was not evaluated yet: `python evaluate.py --adapter DIR` measures it on rows that training held out."
+        )
+    lines = [
+        f"| held-out rows, % (95 % interval) | {' | '.join(HEADLINE.values())} |",
+        "|---" * (len(HEADLINE) + 1) + "|",
+    ]
+    for system, figures in evaluation["systems"].items():
+        cells = [
+            f"{100 * figures[name]['rate']:.1f} ({100 * figures[name]['low']:.1f}–{100 * figures[name]['high']:.1f})"
+            if figures.get(name)
+            else ""
+            for name in HEADLINE
+        ]
+        lines.append(f"| {system}, {figures['num_examples']} rows | {' | '.join(cells)} |")
+    precision = evaluation.get("quantization") or "none"
+    lines.append("")
+    lines.append(
+        f"Greedy decoding. The base's weights were evaluated with quantization {precision}, {evaluation.get('mixed_precision')} precision."
+    )
+    return "\n".join(lines)
+
+
+def describe_curves(curves, environment):
+    if not curves:
+        loss = environment.get("eval_loss")
+        return f"Loss on held-out rows at this step: {loss:.4f}." if loss is not None else ""
+    lines = ["| step | training loss | held-out loss |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {step} | {train:.4f} | {evaluated:.4f} |" for step, train, evaluated in curves)])
+
+
+def read_curves(run, most=8):
+    """`(step, train loss, eval loss)` at some of a run's evaluations, from its TensorBoard files; none where there are none."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(Path(run) / "logs"), size_guidance={"scalars": 0})
+    events.Reload()
+    if not {"train/loss", "eval/loss"} <= set(events.Tags().get("scalars", ())):
+        return []
+    train = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    evaluated = [(event.step, event.value) for event in events.Scalars("eval/loss")]
+    both = [(step, min(train, key=lambda entry: abs(entry[0] - step))[1], value) for step, value in evaluated]
+    places = sorted({round(i * (len(both) - 1) / max(1, most - 1)) for i in range(most)})
+    return [both[place] for place in places]
+
+
+def read_evaluation(adapter):
+    """The figures of evaluation/ beside an adapter, where evaluate.py puts them, if they are of this adapter; else None."""
+    folder = Path(adapter).parent / "evaluation"
+    try:
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if environment.get("adapter_sha256") != file_hash(Path(adapter) / "adapter_model.safetensors"):
+        return None
+    return metrics | {name: environment.get(name) for name in ("quantization", "mixed_precision")}

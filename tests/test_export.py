@@ -1,0 +1,127 @@
+"""export.py: what is served is what was measured."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TAGS
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import evaluate
+import export
+from data_utils.batching import encode_prompts
+from data_utils.formats import openai_tools
+from data_utils.sources import load_rows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, rows_file, tmp_path_factory):
+    """A trained adapter, made by the real script in a process of its own."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    flags = (
+        f"--model_name_or_path={tiny_model} --dataset_name={rows_file} --output_dir={folder} --quantization=none --lora_r=4 \
+        --learning_rate=1e-2 --max_train_steps=20 --eval_steps=5 --max_seq_length=2048 --gradient_checkpointing=false \
+        --lora_target_modules q_proj v_proj down_proj"
+    )
+    subprocess.run([sys.executable, "train.py", *flags.split()], check=True, capture_output=True, cwd=export.ROOT)
+    return folder / "adapter"
+
+
+@pytest.fixture
+def exported(run_here, adapter, tmp_path):
+    result = run_here(export, {"adapter": adapter, "output_dir": tmp_path / "export", "dtype": "fp32"})
+    assert result.code == 0, result.err
+    assert "8 of 8 are the unmerged adapter's to the last token" in result.out
+    return tmp_path / "export"
+
+
+def test_the_folder_is_a_model_as_any_other(run_here, exported, adapter, rows_file):
+    """Read by transformers alone, it says what the adapter says on its base; asked through its chat template, it reads what
+    training wrote."""
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    peer = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32)
+    rows = load_rows(str(rows_file))[0][:10]
+    for row in rows:
+        messages = [{"role": "user", "content": row.query}]
+        tools = openai_tools(json.loads(row.tools))
+        ids = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, return_dict=False)
+        (expected,) = encode_prompts(tokenizer, [TAGS.render(row.query, row.tools)])
+        assert ids == expected.tolist()
+        inputs = torch.tensor([ids])
+        with torch.no_grad():
+            torch.testing.assert_close(model(inputs).logits, peer(inputs).logits, rtol=1e-4, atol=1e-4)
+    generation = model.generation_config
+    assert generation.do_sample is False and tokenizer.eos_token_id in generation.eos_token_id
+
+
+def test_its_evaluation_is_the_adapter_s(run_here, exported, adapter, tmp_path):
+    flags = {
+        "adapter": adapter,
+        "systems": "adapter",
+        "num_examples": 4,
+        "output_dir": tmp_path / "of_adapter",
+        "max_new_tokens": 40,
+    }
+    assert run_here(evaluate, flags).code == 0
+    of_export = {"model_name_or_path": exported, "dataset_name": evaluate.read_adapter(adapter)[0]["dataset_name"], "systems": "prompted",
+                 "num_examples": 4, "output_dir": tmp_path / "of_export", "max_new_tokens": 40}  # fmt: skip
+    assert run_here(evaluate, of_export).code == 0
+    texts = [
+        [json.loads(line)["text"] for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        for name in ("of_adapter", "of_export")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_the_cards_name_no_folder_of_this_machine_and_say_how_it_is_asked(exported, adapter):
+    for folder in (exported, adapter, adapter.parent / "checkpoint-20"):
+        card = (folder / "README.md").read_text()
+        assert "/tmp" not in card and str(export.ROOT) not in card and "More Information Needed" not in card
+        assert "Only use the tools provided and get the args from the query." in card and "| lora_r | 4 |" in card
+    assert "| 20 | " in (exported / "README.md").read_text()  # the curve's last point
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"quantization": "nf4"}, 2, "weights in 4 or 8 bits cannot take an adapter in"),
+        ({"output_dir": None}, 1, "is there already"),
+        ({"adapter": "absent"}, 1, "no adapter in absent"),
+    ],
+)
+def test_wrong_use_is_one_line(run_here, adapter, tmp_path, change, code, message):
+    flags = {"adapter": adapter, "output_dir": tmp_path / "export"} | change
+    flags["output_dir"] = flags["output_dir"] or tmp_path
+    result = run_here(export, flags)
+    (line,) = result.err.strip().splitlines()
+    assert result.code == code and message in line
+    assert not (tmp_path / "export").exists()
+
+
+def test_merged_weights_that_say_something_else_are_not_exported(run_here, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "difference", lambda *arguments: 0.5)
+    result = run_here(export, {"adapter": adapter, "output_dir": tmp_path / "export", "dtype": "fp32"})
+    assert result.code == 1 and "nothing is exported" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bos_that_the_tokenizer_adds_is_in_the_template_too(run_here, adapter, tmp_path, tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = export.chat_template(tokenizer, "tags-1")
+    assert "bos_token" not in tokenizer.chat_template.split("#}")[0]
+
+
+def test_plain_peft_loads_the_adapter_in_an_empty_folder_without_our_code(adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "adapter")
+    script = "from peft import AutoPeftModelForCausalLM as M; m = M.from_pretrained('adapter'); print(sum(p.abs().sum() for n, p in m.named_parameters() if 'lora_B' in n) > 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert "True" in done.stdout, done.stderr
