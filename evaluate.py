@@ -35,6 +35,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data_utils.batching import encode_prompts
+from data_utils.formats import openai_tools
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.rows import find_held_out, split_rows
 from data_utils.sources import load_rows
@@ -113,6 +114,9 @@ class EvaluationArguments:
         None, "OpenAI-compatible server, such as http://localhost:8000/v1; its key is OPENAI_API_KEY", group="Endpoint"
     )
     endpoint_model: str | None = argument(None, "The name of the model there")
+    endpoint_api: Literal["completions", "chat"] = argument(
+        "completions", "The tag prompt as text, or the query as a chat with OpenAI's tools"
+    )
 
     merge_adapter: bool = argument(
         True, "Into weights that are neither quantised nor shared: faster, and checked", group="Generation"
@@ -194,7 +198,7 @@ def main():
         "mixed_precision": accelerator.mixed_precision,
         "decoding": {"strategy": "greedy", "max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens},
         "merge_adapter": args.merge_adapter,
-        "endpoint": [args.endpoint, args.endpoint_model],
+        "endpoint": [args.endpoint, args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
     }
     seen = seen and {row.id: row.tool_names() <= seen for row in rows}
     run_on_main(accelerator, lambda: prepare_output_dir(output_dir, identity, args, rows, seen))
@@ -319,6 +323,8 @@ def predict(model, tokenizer, prompt_format, rows, system, args):
 def answer(model, tokenizer, prompt_format, prompts, rows, system, args):
     """`(index, {"text", "num_tokens", "finish", "seconds"})` of each prompt, by the model here or by the server."""
     if system == "endpoint":
+        if args.endpoint_api == "chat":
+            prompts = [(row.query, openai_tools(json.loads(row.tools))) for row in rows]
         yield from complete(args.endpoint, args.endpoint_model, prompts, args.max_new_tokens)
         return
     grammars = None

@@ -8,10 +8,13 @@ import os
 import re
 import time
 
+from data_utils.formats import flat_calls
+from data_utils.prompt import to_json
 from run_utils.arguments import UserError
 
 FINISH = {
     "stop": "end",
+    "tool_calls": "end",
     "length": "length",
     None: "end",
 }  # the server's finish_reason, in generation.Generation's words
@@ -20,9 +23,11 @@ TOO_LONG = re.compile(r"context.(length|size|window)", re.IGNORECASE)
 
 
 def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8, timeout=60, retries=3):
-    """Greedy completions of the prompt texts, as `(index, completion)` in the order in which they finish.
+    """Greedy completions, as `(index, completion)` in the order in which they finish.
 
-    url: what stands before /completions, `http://localhost:8000/v1` say. A completion is `{"text", "num_tokens", "finish",
+    url: what stands before /completions or /chat/completions, `http://localhost:8000/v1` say. prompts: texts, sent as they are; or
+    `(query, OpenAI's tools)`, sent as a chat of one message, whose answer's `tool_calls` are given as the text of the list of calls, and
+    its content where it has none. A completion is `{"text", "num_tokens", "finish",
     "seconds"}`: num_tokens is None where the server does not count them; finish is "end", "length", "too_long" (prompt and new
     tokens do not fit the server's context) or another word of the server's; seconds is the wait for the answer, tries that
     failed included. At most `concurrency` requests run at a time. One that meets a broken connection, a time-out (after `timeout`
@@ -32,7 +37,7 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
     Raises UserError where the server cannot be reached, refuses, or still fails.
     """
     openai = import_openai()
-    url = url.rstrip("/").removesuffix("/completions")
+    url = url.rstrip("/").removesuffix("/completions").removesuffix("/chat")
     # Requests advance while the caller waits for the next one, on a loop of our own. Leaving it, by an error, an interrupt or a
     # caller who has seen enough, cancels what is under way; threads would have to be waited for.
     with asyncio.Runner() as runner:
@@ -92,9 +97,7 @@ class Requests:
     async def completion(self, prompt):
         start = time.perf_counter()
         try:
-            answer = await self.client.completions.create(
-                model=self.model, prompt=prompt, max_tokens=self.max_new_tokens, temperature=0
-            )
+            answer = await self.send(prompt)
         except self.openai.BadRequestError as error:
             if not TOO_LONG.search(str(error)):
                 raise
@@ -103,11 +106,30 @@ class Requests:
             raise ValueError("no completion in its answer")
         choice = answer.choices[0]
         return {
-            "text": choice.text,
+            "text": choice.text if isinstance(prompt, str) else text_of(choice.message),
             "num_tokens": answer.usage.completion_tokens if answer.usage else None,
             "finish": FINISH.get(choice.finish_reason, choice.finish_reason),
             "seconds": time.perf_counter() - start,
         }
+
+    def send(self, prompt):
+        settings = {"model": self.model, "max_tokens": self.max_new_tokens, "temperature": 0}
+        if isinstance(prompt, str):
+            return self.client.completions.create(prompt=prompt, **settings)
+        query, tools = prompt
+        messages = [{"role": "user", "content": query}]
+        return self.client.chat.completions.create(messages=messages, tools=tools or self.openai.NOT_GIVEN, **settings)
+
+
+def text_of(message):
+    """What a chat's answer says as the text of a list of calls. A server that does not take the list apart leaves it in the content."""
+    if not message.tool_calls:
+        return message.content or "[]"
+    calls = [{"name": call.function.name, "arguments": call.function.arguments} for call in message.tool_calls]
+    try:
+        return to_json(flat_calls(calls))
+    except ValueError:  # arguments that are no JSON: for the scores to see
+        return to_json(calls)
 
 
 def in_words(openai, error, url, model, timeout, retries):
@@ -125,7 +147,7 @@ def in_words(openai, error, url, model, timeout, retries):
     if error.status_code in (401, 403):
         return f"{url} refuses the key for {model} ({said}): set OPENAI_API_KEY to one that may use this model"
     if error.status_code == 404:
-        return f"{url} has no model {model}, or no /completions ({said}): {url}/models lists the names that it knows"
+        return f"{url} has no model {model}, or not this API ({said}): {url}/models lists the names that it knows"
     if error.status_code == 429:
         return f"{url} turns requests for {model} away, tried {tries} ({said}): send fewer at once, or later"
     if error.status_code >= 500:

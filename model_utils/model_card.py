@@ -96,7 +96,7 @@ def write_card(folder, what, loading, args, environment, curves=(), evaluation=N
         "base": f"{base} at {args.get('model_revision') or 'main'}" if "/" in base else base,
         "rows": " at ".join(filter(None, [data, args.get("dataset_revision")])),
         "step": environment.get("global_step"),
-        "trained on": f"{args.get('quantization', 'none')} weights, {environment.get('mixed_precision')} precision, "
+        "trained on": f"{precision(args.get('quantization'), environment.get('mixed_precision'))}, "
         f"{environment.get('num_processes')} process(es), {', '.join(environment.get('gpus') or ['a CPU'])}",
         "versions": ", ".join(
             f"{name} {environment.get(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")
@@ -115,6 +115,11 @@ def write_card(folder, what, loading, args, environment, curves=(), evaluation=N
         curve=describe_curves(curves, environment),
     )
     card.save(Path(folder) / "README.md")
+
+
+def precision(quantization, mixed_precision):
+    dtype = {"no": "float32", "bf16": "bf16"}.get(mixed_precision, mixed_precision)
+    return f"a base in {dtype}" if quantization in (None, "none") else f"a base in {quantization}, computing in {dtype}"
 
 
 def evaluation_results(evaluation, data):
@@ -151,12 +156,8 @@ def describe_evaluation(evaluation):
             for name in HEADLINE
         ]
         lines.append(f"| {system}, {figures['num_examples']} rows | {' | '.join(cells)} |")
-    precision = evaluation.get("quantization") or "none"
-    lines.append("")
-    lines.append(
-        f"Greedy decoding. The base's weights were evaluated with quantization {precision}, {evaluation.get('mixed_precision')} precision."
-    )
-    return "\n".join(lines)
+    measured_on = precision(evaluation.get("quantization"), evaluation.get("mixed_precision"))
+    return "\n".join([*lines, "", f"Greedy decoding; measured on {measured_on}."])
 
 
 def describe_curves(curves, environment):

@@ -29,6 +29,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if "messages" in body:
+            body["prompt"] = body["messages"][-1]["content"]
         script = body["prompt"].split(":")[0].split()
         with lock:
             running[0] += 1
@@ -54,6 +56,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             error = {"error": {"message": message, "type": "x", "param": None, "code": int(word)}}
             return self.reply(int(word), json.dumps(error))
         finish = "length" if word == "cut" else "stop"
+        if "messages" in body:
+            message = {"role": "assistant", "content": body["prompt"] if word in ("content", "cut") else None}
+            if word == "calls":
+                function = {"name": "f", "arguments": '{"x":1}' if "broken" not in body["prompt"] else '{"x":'}
+                message["tool_calls"] = [{"id": "c", "type": "function", "function": function}] * 2
+                finish = "tool_calls"
+            choice = {"index": 0, "message": message, "finish_reason": finish}
+            answer = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice]}
+            return self.reply(200, json.dumps(answer))
         choice = {"index": 0, "text": "said " + body["prompt"], "logprobs": None, "finish_reason": finish}
         answer = {"id": "1", "object": "text_completion", "created": 1, "model": body["model"], "choices": [choice]}
         if "uncounted" not in body["prompt"]:
@@ -217,3 +228,22 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_no_torch():
     code = "import sys, eval_utils.endpoint; assert 'torch' not in sys.modules and 'openai' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_chat_s_calls_are_the_text_of_their_list(url):
+    """Whether the server takes the list apart or leaves it in the content."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    asked = ["calls: a", "calls: broken", "content: [] as it is", "cut: [{", "none: a", "429 400: too long"]
+    said = dict(complete(f"{url}/chat/completions", "m", [(query, tools) for query in asked], 33))
+    assert [said[i]["text"] for i in range(6)] == [
+        '[{"name": "f", "arguments": {"x": 1}}, {"name": "f", "arguments": {"x": 1}}]',
+        '[{"name": "f", "arguments": "{\\"x\\":"}, {"name": "f", "arguments": "{\\"x\\":"}]',
+        "content: [] as it is", "cut: [{", "[]", "",
+    ]  # fmt: skip
+    assert [said[i]["finish"] for i in range(6)] == ["end", "end", "end", "length", "end", "too_long"]
+    requests = record_of(url)["requests"]
+    assert {request["path"] for request in requests} == {"/v1/chat/completions"}
+    assert all(request["body"]["tools"] == tools and request["body"]["temperature"] == 0 for request in requests)
+    assert (
+        next(iter(complete(url, "m", [("none: a", [])], 33)))[1]["text"] == "[]"
+    )  # no tools at all are left out of the request
