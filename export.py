@@ -17,6 +17,8 @@ if __name__ == "__main__":
     handle_signals(exit_at_once)  # until run_script has its own
     print("Loading PyTorch and transformers ...", file=sys.stderr)
 
+import contextlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,14 @@ from demo.rows import generate_rows
 from model_utils.adapters import adapts_shared_weights, load_adapter, naming_adapter, read_adapter
 from model_utils.generation import end_tokens, generate
 from model_utils.loading import load_base_model, load_tokenizer, resolve_model
-from model_utils.model_card import read_curves, read_evaluation, write_card
+from model_utils.model_card import (
+    HOW_TO_LOAD_ADAPTER,
+    HOW_TO_LOAD_MERGED,
+    published_name,
+    read_curves,
+    read_evaluation,
+    write_card,
+)
 from model_utils.self_checks import difference, plain_logits, tolerance
 from run_utils.arguments import ROOT, UserError, argument, parse_arguments, require, run_script
 from run_utils.launch import start_accelerator
@@ -50,6 +59,7 @@ class ExportArguments:
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
     quantization: Literal["none", "nf4", "int8"] = argument("none", "Others than none are refused, with the reason")
     dtype: Literal["bf16", "fp32"] = argument("bf16", "Of the weights written")
+    merge: bool = argument(True, "false: the adapter alone, without what only this machine knows")
     push_to_hub: str | None = argument(None, "Hub id to upload the folder to, made private if it does not exist")
 
     def __post_init__(self):
@@ -65,15 +75,38 @@ class ExportArguments:
 def main():
     args = parse_arguments(ExportArguments, __doc__, "demo_export.yaml")
     training_args, environment = read_adapter(args.adapter)
+    output_dir = Path(args.output_dir)
+    if output_dir.exists():
+        raise UserError(f"--output_dir {output_dir} is there already: remove it, or choose another")
+    write = write_merged if args.merge else write_adapter
+    with new_folder(output_dir) as folder:
+        write(args, training_args, environment, folder)
+    print(f"{'The merged model' if args.merge else 'The adapter'}: {output_dir}")
+    if args.push_to_hub:
+        push(output_dir, args.push_to_hub)
+
+
+@contextlib.contextmanager
+def new_folder(path):
+    """A folder under another name, which is `path` once all that happens within has gone well, and gone if not."""
+    unfinished = path.with_name(f"incomplete-{path.name}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.rename(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def write_merged(args, training_args, environment, folder):
+    """Write the base with the adapter in its weights, read it back, and compare. UserError where it says something else."""
     name = training_args["prompt_format"]
     if name not in CHAT_TEMPLATES:
         raise UserError(
             f"the prompt format {name} has no chat template: write one, and name it in export.py's CHAT_TEMPLATES"
         )
-    prompt_format, output_dir = PROMPT_FORMATS[name], Path(args.output_dir)
-    if output_dir.exists():
-        raise UserError(f"--output_dir {output_dir} is there already: remove it, or choose another")
-
     accelerator = start_accelerator(args.dtype)
     with naming_adapter(args.adapter if not args.model_name_or_path else None, "--model_name_or_path"):
         model_path = resolve_model(args.model_name_or_path or training_args["model_name_or_path"])
@@ -91,6 +124,7 @@ def main():
         )
 
     # What the folder must say when it is read back
+    prompt_format = PROMPT_FORMATS[name]
     rows = generate_rows(COMPARED_ROWS, seed=1)
     prompts = [prompt_format.render(row["query"], row["tools"]) for row in rows]
     answered = [prompt + prompt_format.completion(row["answers"]) for prompt, row in zip(prompts, rows, strict=True)]
@@ -99,44 +133,53 @@ def main():
     allowed = tolerance(model, texts[0], logits[:1])
     said = generated(model, tokenizer, prompt_format, prompts)
 
-    unfinished = output_dir.with_name(f"incomplete-{output_dir.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        tokenizer.chat_template = chat_template(tokenizer, name)
-        tokenizer.save_pretrained(unfinished)
-        merged = model.merge_and_unload()
-        ends = sorted(end_tokens(merged, tokenizer) - {None})
-        merged.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
-        )
-        merged.save_pretrained(unfinished)
-        what = f"The adapter of step {environment.get('global_step')}, merged into its base in {args.dtype}."
-        evaluation = read_evaluation(args.adapter)
-        loading = "With `AutoModelForCausalLM` and `tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)`, or any server that applies the chat template."
-        curves = read_curves(Path(args.adapter).parent)
-        write_card(unfinished, what, loading, training_args, environment, curves, evaluation, "transformers")
+    tokenizer.chat_template = chat_template(tokenizer, name)
+    tokenizer.save_pretrained(folder)
+    merged = model.merge_and_unload()
+    merged.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=sorted(end_tokens(merged, tokenizer) - {None}),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    merged.save_pretrained(folder)
+    what = f"The adapter of step {environment.get('global_step')}, merged into its base in {args.dtype}."
+    describe(args, training_args, environment, folder, what, HOW_TO_LOAD_MERGED, "transformers")
 
-        del model, merged, base
-        exported = load_base_model(str(unfinished), accelerator)
-        distance = difference([plain_logits(exported, [text])[0] for text in texts], logits)
-        if not distance <= allowed:
-            raise UserError(
-                f"the merged weights move logits by {distance:.1e} of their spread (rounding: {allowed:.1e}): nothing is exported"
-            )
-        again = generated(exported, tokenizer, prompt_format, prompts)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    unfinished.rename(output_dir)
+    del model, merged, base
+    exported = load_base_model(str(folder), accelerator)
+    distance = difference([plain_logits(exported, [text])[0] for text in texts], logits)
+    if not distance <= allowed:
+        raise UserError(
+            f"the merged weights move logits by {distance:.1e} of their spread (rounding: {allowed:.1e}): nothing is exported"
+        )
+    again = generated(exported, tokenizer, prompt_format, prompts)
     same = sum(mine == its for mine, its in zip(again, said, strict=True))
     print(
         f"Logits of {len(texts)} rows: {distance:.1e} of their spread from the unmerged adapter's (rounding: {allowed:.1e})"
     )
     print(f"Greedy answers: {same} of {len(said)} are the unmerged adapter's to the last token")
-    print(f"The merged model: {output_dir}")
-    if args.push_to_hub:
-        push(output_dir, args.push_to_hub)
+
+
+def write_adapter(args, training_args, environment, folder):
+    """Write the adapter alone, as others may have it: its base by the hub's name, and nothing of the machine that trained it."""
+    base = training_args["model_name_or_path"]
+    if published_name(base) != base or "/" not in base:
+        raise UserError(
+            f"the base {base} is not on the hub: nobody else could load the adapter on it. Export the merged model"
+        )
+    source = Path(args.adapter)
+    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": base, "revision": training_args.get("model_revision")}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    shutil.copy(source / "adapter_model.safetensors", folder)
+    what = f"A LoRA adapter in PEFT's format, after {environment.get('global_step')} optimizer steps of `train.py`."
+    describe(args, training_args, environment, folder, what, HOW_TO_LOAD_ADAPTER, "peft")
+
+
+def describe(args, training_args, environment, folder, what, loading, library):
+    curves, evaluation = read_curves(Path(args.adapter).parent), read_evaluation(args.adapter)
+    write_card(folder, what, loading, training_args, environment, curves, evaluation, library)
 
 
 def generated(model, tokenizer, prompt_format, prompts):

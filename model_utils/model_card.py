@@ -52,6 +52,10 @@ model = AutoPeftModelForCausalLM.from_pretrained(folder)
 ```
 
 or merged into its base, with a chat template that renders the prompt from `messages` and `tools`: `export.py --adapter folder`."""
+HOW_TO_LOAD_MERGED = (
+    "With `AutoModelForCausalLM` and `tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)`, or any server "
+    "that applies the chat template."
+)
 RECIPE = (
     *("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_train_steps", "per_device_train_batch_size"),
     *(

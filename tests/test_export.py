@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from conftest import TAGS
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -110,6 +111,32 @@ def test_merged_weights_that_say_something_else_are_not_exported(run_here, adapt
     result = run_here(export, {"adapter": adapter, "output_dir": tmp_path / "export", "dtype": "fp32"})
     assert result.code == 1 and "nothing is exported" in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_adapter_alone_names_its_base_by_the_hub_s_name(run_here, adapter, tmp_path):
+    flags = {"adapter": tmp_path / "adapter", "output_dir": tmp_path / "export", "merge": False}
+    shutil.copytree(adapter, tmp_path / "adapter")
+    result = run_here(export, flags)
+    assert result.code == 1 and "is not on the hub: nobody else could load the adapter on it" in result.err
+    assert not (tmp_path / "export").exists()
+    args = yaml.safe_load((tmp_path / "adapter" / "args.yaml").read_text())
+    (tmp_path / "adapter" / "args.yaml").write_text(yaml.safe_dump(args | {"model_name_or_path": "some/model"}))
+    result = run_here(export, flags)
+    assert result.code == 0, result.err
+    texts = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
+    assert set(texts) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert all(str(tmp_path.parent).encode() not in text for text in texts.values())
+    assert json.loads(texts["adapter_config.json"])["base_model_name_or_path"] == "some/model"
+    assert "base_model: some/model" in texts["README.md"].decode()
+
+
+def test_an_upload_that_fails_leaves_the_folder(run_here, adapter, tmp_path):
+    """For real: the tests are offline."""
+    flags = {"adapter": adapter, "output_dir": tmp_path / "export", "dtype": "fp32", "push_to_hub": "some/model"}
+    result = run_here(export, flags)
+    line = result.err.strip().splitlines()[-1]
+    assert result.code == 1 and "is complete, but could not be uploaded to some/model" in line
+    assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
 def test_a_bos_that_the_tokenizer_adds_is_in_the_template_too(run_here, adapter, tmp_path, tiny_model):

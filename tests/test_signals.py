@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: to the script, one of its processes or the launcher, whatever the run is doing."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,11 +15,33 @@ from conftest import ROOT, command_line, curve, descendants, launch, launch_comm
 pytestmark = pytest.mark.slow
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running():
+    yield
+    for process in STARTED:
+        for pid in [*descendants(process.pid), process.pid] if process.poll() is None else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    STARTED.clear()
+
+
 def start(command, log):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True
+    STARTED.append(
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # A shell without job control has what it runs in the background ignore SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     )
+    return STARTED[-1]
 
 
 def script(name, flags):
@@ -147,7 +170,7 @@ def test_launched_training_saves_one_checkpoint_and_leaves_no_orphan(long, tmp_p
 
 @pytest.mark.parametrize("seconds_later", [0, 2.5])
 def test_a_second_interrupt_stops_at_once_if_it_is_not_the_first_one_passed_on(long, tmp_path, seconds_later):
-    long |= {"save_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 80}  # slow steps
+    long |= {"save_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 20}  # slow steps
     process = start(script("train.py", long), tmp_path / "log")
     wait_for(tmp_path / "log", "step 3/", process)
     process.send_signal(signal.SIGINT)
