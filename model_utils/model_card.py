@@ -176,6 +176,8 @@ def read_curves(run, most=8):
     """`(step, train loss, eval loss)` at some of a run's evaluations, from its TensorBoard files; none where there are none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    if not (Path(run) / "logs").is_dir():
+        return []
     events = EventAccumulator(str(Path(run) / "logs"), size_guidance={"scalars": 0})
     events.Reload()
     if not {"train/loss", "eval/loss"} <= set(events.Tags().get("scalars", ())):
