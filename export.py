@@ -58,7 +58,7 @@ class ExportArguments:
     model_name_or_path: str | None = argument(None, "By default the adapter's base")
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
     quantization: Literal["none", "nf4", "int8"] = argument("none", "Others than none are refused, with the reason")
-    dtype: Literal["bf16", "fp32"] = argument("bf16", "Of the weights written")
+    dtype: Literal["bf16", "fp32"] = argument("bf16", "Of the weights", group="What is written")
     merge: bool = argument(True, "false: the adapter alone, without what only this machine knows")
     push_to_hub: str | None = argument(None, "Hub id to upload the folder to, made private if it does not exist")
 

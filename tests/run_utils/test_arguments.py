@@ -13,6 +13,7 @@ from conftest import ROOT, launch
 
 import train
 from evaluate import EvaluationArguments
+from export import ExportArguments
 from infer import InferenceArguments
 from run_utils.arguments import UsageError, parse_arguments
 from train import TrainingArguments
@@ -69,6 +70,7 @@ def test_every_recipe_parses(path):
         "demo_evaluate.yaml": EvaluationArguments,
         "demo_evaluate_unseen.yaml": EvaluationArguments,
         "demo_infer.yaml": InferenceArguments,
+        "demo_export.yaml": ExportArguments,
     }
     parse_arguments(scripts.get(path.name, TrainingArguments), "", "demo.yaml", ["--config", str(path)])
 
@@ -80,7 +82,7 @@ def test_what_is_named_is_never_taken_for_nothing():
     assert args == defaults
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "infer"])
+@pytest.mark.parametrize("script", ["train", "evaluate", "infer", "export"])
 def test_help_has_the_groups_and_the_examples_as_they_are_written(script, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [f"{script}.py", "--help"])
     module = importlib.import_module(script)
