@@ -58,7 +58,9 @@ class InferenceArguments:
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
     query: str | None = argument(None, "What the tools should be called for")
     tools: str | None = argument(None, "JSON or Python file with the tools, or - for JSON on stdin")
-    input: str | None = argument(None, "File of rows with queries and, unless --tools has them, tools: see README")
+    input: str | None = argument(
+        None, "File of rows with queries and, unless --tools has them, tools: see docs/formats.md"
+    )
     output: str | None = argument(None, "JSON lines: the calls, or the error, of each row of --input")
     interactive: bool = argument(False, "Ask again and again; the model is loaded once")
     compare: bool = argument(False, "Answer by the base on both prompts too, and show all")
@@ -310,7 +312,7 @@ def answer_file(args, system, requests):
                 file.flush()
     except Stopped as stopped:
         raise Stopped(
-            stopped.number, f"{len(done)} of {len(requests)} rows are answered: the same command goes on"
+            stopped.number, f"{len(results)} of {len(requests)} rows are answered: the same command goes on"
         ) from None
     write_text(output, "".join(json.dumps(results[index], ensure_ascii=False) + "\n" for index in sorted(results)))
     partial.unlink()

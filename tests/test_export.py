@@ -10,6 +10,7 @@ import torch
 import yaml
 from conftest import TAGS
 from peft import AutoPeftModelForCausalLM
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
@@ -139,10 +140,17 @@ def test_an_upload_that_fails_leaves_the_folder(run_here, adapter, tmp_path):
     assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
-def test_a_bos_that_the_tokenizer_adds_is_in_the_template_too(run_here, adapter, tmp_path, tiny_model):
+def test_a_bos_that_the_tokenizer_adds_is_in_the_template_too(tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
     tokenizer.chat_template = export.chat_template(tokenizer, "tags-1")
-    assert "bos_token" not in tokenizer.chat_template.split("#}")[0]
+    messages = [{"role": "user", "content": "hi"}]
+    ids = tokenizer.apply_chat_template(messages, tools=[], add_generation_prompt=True, return_dict=False)
+    (expected,) = encode_prompts(tokenizer, [TAGS.render("hi", "[]")])
+    assert ids == expected.tolist() and ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
 
 
 def test_plain_peft_loads_the_adapter_in_an_empty_folder_without_our_code(adapter, tmp_path):
