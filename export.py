@@ -188,9 +188,20 @@ def generated(model, tokenizer, prompt_format, prompts):
 
 
 def chat_template(tokenizer, name):
-    """The template of a prompt format, after a BOS where training had one."""
+    """The template of a prompt format, whose token ids are training's: after a BOS where training had one, and the blank that
+    SentencePiece puts before a text but not behind a BOS. UserError for a tokenizer that neither suits."""
     template = CHAT_TEMPLATES[name].read_text(encoding="utf-8")
-    return "{{- bos_token -}}\n" * wants_bos(tokenizer) + template
+    messages = [{"role": "user", "content": "Is it raining in Rome?"}]
+    (wanted,) = encode_prompts(tokenizer, [PROMPT_FORMATS[name].render(messages[0]["content"], "[]")])
+    for start in ("{{- bos_token -}}\n", '{{- bos_token ~ " " -}}\n') if wants_bos(tokenizer) else ("",):
+        ids = tokenizer.apply_chat_template(
+            messages, tools=[], chat_template=start + template, add_generation_prompt=True, return_dict=False
+        )
+        if ids == wanted.tolist():
+            return start + template
+    raise UserError(
+        "the tokenizer reads the prompt in a chat template otherwise than training did: serve the adapter itself"
+    )
 
 
 def push(folder, repo_id):

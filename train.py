@@ -34,7 +34,7 @@ from data_utils.prompt import PROMPT_FORMATS, check_format, format_hash
 from data_utils.rows import describe_bad_rows, set_apart, split_rows
 from data_utils.sources import READERS, load_rows
 from eval_utils.metrics import METRICS, Output, score, summarize
-from model_utils.adapters import add_lora
+from model_utils.adapters import add_lora, linear_layers
 from model_utils.flops import count_flops, dtype_census, peak_flops
 from model_utils.generation import generate, problem_with_slots
 from model_utils.loading import (
@@ -108,8 +108,8 @@ class TrainingArguments:
     lora_r: int = argument(32, group="LoRA", above=0)
     lora_alpha: int = argument(64, above=0)
     lora_dropout: float = argument(0.05, at_least=0, below=1)
-    lora_target_modules: list[str] = argument(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    lora_target_modules: list[str] | None = argument(
+        None, "By default all linear layers of the decoder: of Qwen3, the seven projections"
     )
 
     quantization: Literal["none", "nf4", "int8"] = argument("nf4", group="Memory and speed")
@@ -205,9 +205,11 @@ def main():
         num_processes=accelerator.num_processes,
         attention=attention,
     )
+    args.lora_target_modules = args.lora_target_modules or linear_layers(model)
     torch.manual_seed(args.seed)
     model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
     accelerator.print(f"Attention: {attention}")
+    accelerator.print(f"LoRA on: {', '.join(args.lora_target_modules)}")
     accelerator.print("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
     flops = count_flops(model, args.gradient_checkpointing, peak_flops(accelerator))
     loss_fn = set_up_passes(args, model, accelerator)

@@ -5,12 +5,29 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import torch
 import yaml
+from transformers.pytorch_utils import Conv1D
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from model_utils.loading import base_fingerprint
 from model_utils.self_checks import difference, num_positions, one_line, plain_logits, tolerance
 from run_utils.arguments import UserError
+
+ROUTERS = ("router", "gate", "shared_expert_gate")
+
+
+def linear_layers(model):
+    """The names of the linear layers of the decoder of text, the head and a mixture's routers left out; UserError where it has none."""
+    linear = (torch.nn.Linear, Conv1D)  # those of bitsandbytes are torch's too
+    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    modules = [
+        (name, module) for name, module in decoder.named_modules() if isinstance(module, linear) and module is not head
+    ]
+    names = dict.fromkeys(name.split(".")[-1] for name, _ in modules)  # in the model's order
+    if not (names := [name for name in names if name not in ROUTERS]):
+        raise UserError(f"no linear layers were found in {type(decoder).__name__}: name them by --lora_target_modules")
+    return names
 
 
 def add_lora(model, r, alpha, dropout, target_modules):
@@ -24,7 +41,9 @@ def add_lora(model, r, alpha, dropout, target_modules):
     elsewhere = [name for name, module in model.named_modules() if name and module not in text_modules]
     names = {name.split(".")[-1] for name, module in model.named_modules() if module in text_modules}
     if unknown := [module for module in target_modules if module not in names]:
-        raise UserError(f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers")
+        raise UserError(
+            f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers, but {', '.join(linear_layers(model))}"
+        )
 
     config = LoraConfig(
         task_type="CAUSAL_LM",

@@ -30,6 +30,7 @@ from model_utils.cuda_graphs import capturing
 from model_utils.grammar import TokenMasks, new_matcher
 from model_utils.self_checks import (
     LAST,
+    check_vocabulary,
     difference,
     length_dependent_from,
     num_positions,
@@ -74,6 +75,7 @@ def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tok
         yield index, Generation("", 0, "too_long", 0.0)
     if not fitting:
         return
+    check_vocabulary(model, [prompt_ids[index] for index in fitting])
     grammars = grammars or [None] * len(prompts)
     answers = {
         index: Answer(index, budgets[index], model, tokenizer, prompt_format, grammars[index], on_token)
@@ -121,7 +123,7 @@ class Answer:
         return self.finish
 
     def text(self):
-        return self.tokenizer.decode([token for token in self.tokens if token != self.tokenizer.pad_token_id])
+        return decode_tokens(self.tokenizer, [token for token in self.tokens if token != self.tokenizer.pad_token_id])
 
     def generation(self):
         return Generation(self.text(), len(self.tokens), self.finish, self.seconds)
@@ -129,7 +131,14 @@ class Answer:
 
 @functools.lru_cache(maxsize=2**18)
 def contains_any(tokenizer, token, characters):
-    return not set(characters).isdisjoint(tokenizer.decode([token]))
+    return not set(characters).isdisjoint(decode_tokens(tokenizer, [token]))
+
+
+def decode_tokens(tokenizer, tokens):
+    """Their text. Tokens of an embedding larger than the vocabulary have none; a tokenizer in Python would raise at them."""
+    if not tokenizer.is_fast:
+        tokens = [token for token in tokens if token < len(tokenizer)]
+    return tokenizer.decode(tokens)
 
 
 def end_tokens(model, tokenizer):

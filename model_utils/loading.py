@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from model_utils.attention import ISOLATED, has_varlen_kernel
-from model_utils.self_checks import check_training_batches, one_line, set_attention
+from model_utils.self_checks import check_training_batches, check_vocabulary, one_line, set_attention
 from run_utils.arguments import ROOT, UserError
 from run_utils.launch import check_hub_access
 
@@ -57,6 +57,7 @@ def choose_attention(model, requested, name, examples, compiled):
     mask; eager.
     """
     isolated = has_varlen_kernel(model.device, model.dtype) or (model.device.type == "cpu" and not compiled)
+    check_vocabulary(model, [example.input_ids for example in examples])
     candidates = [*([ISOLATED] if isolated else []), "sdpa", "eager"] if requested == "auto" else [requested]
     problem, tried = None, set()
     for candidate in candidates:

@@ -63,7 +63,6 @@ RECIPE = (
         "lora_r",
         "lora_alpha",
         "lora_dropout",
-        "lora_target_modules",
         "max_seq_length",
         "seed",
     ),
@@ -106,6 +105,7 @@ def write_card(folder, what, loading, args, environment, curves=(), evaluation=N
             f"{name} {environment.get(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")
         ),
         **{name: args[name] for name in RECIPE if args.get(name) is not None},
+        "lora_target_modules": ", ".join(args["lora_target_modules"]),
     }
     card = ModelCard.from_template(
         card_data,

@@ -145,6 +145,16 @@ def tolerance(model, text, reference):
     return min(max(4 * difference(other, reference), least), most)
 
 
+def check_vocabulary(model, texts):
+    """Refuse, as UserError, token ids beyond the model's input embedding: its tokenizer is another model's."""
+    size, highest = model.get_input_embeddings().num_embeddings, max(int(text.max()) for text in texts)
+    if highest >= size:
+        raise UserError(
+            f"the tokenizer beside {model.name_or_path} makes token {highest}, and the model embeds tokens below {size} alone: "
+            "it is another model's tokenizer, or has tokens that the model was not resized for"
+        )
+
+
 def check_training_batches(model, name, examples):
     """Refuse, as UserError, a model whose padding-free batches are not what plain transformers makes of each example.
 
