@@ -28,7 +28,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import GenerationConfig
 
-from data_utils.batching import encode_prompts, wants_bos
+from data_utils.batching import encode_prompts
+from data_utils.chat import TEMPLATES, chat_template, response_template
 from data_utils.prompt import PROMPT_FORMATS
 from demo.rows import generate_rows
 from model_utils.adapters import adapts_shared_weights, load_adapter, naming_adapter, read_adapter
@@ -43,10 +44,9 @@ from model_utils.model_card import (
     write_card,
 )
 from model_utils.self_checks import difference, plain_logits, tolerance
-from run_utils.arguments import ROOT, UserError, argument, parse_arguments, require, run_script
+from run_utils.arguments import UserError, argument, parse_arguments, require, run_script
 from run_utils.launch import start_accelerator
 
-CHAT_TEMPLATES = {"tags-1": ROOT / "data_utils" / "chat_template.jinja"}  # by prompt format
 COMPARED_ROWS = 8
 
 
@@ -103,10 +103,8 @@ def new_folder(path):
 def write_merged(args, training_args, environment, folder):
     """Write the base with the adapter in its weights, read it back, and compare. UserError where it says something else."""
     name = training_args["prompt_format"]
-    if name not in CHAT_TEMPLATES:
-        raise UserError(
-            f"the prompt format {name} has no chat template: write one, and name it in export.py's CHAT_TEMPLATES"
-        )
+    if name not in TEMPLATES:
+        raise UserError(f"the prompt format {name} has no chat template: write one, and name it in data_utils/chat.py")
     accelerator = start_accelerator(args.dtype)
     with naming_adapter(args.adapter if not args.model_name_or_path else None, "--model_name_or_path"):
         model_path = resolve_model(args.model_name_or_path or training_args["model_name_or_path"])
@@ -133,7 +131,11 @@ def write_merged(args, training_args, environment, folder):
     allowed = tolerance(model, texts[0], logits[:1])
     said = generated(model, tokenizer, prompt_format, prompts)
 
-    tokenizer.chat_template = chat_template(tokenizer, name)
+    try:
+        tokenizer.chat_template = chat_template(tokenizer, name)
+    except ValueError as error:
+        raise UserError(f"{error}: serve the adapter itself") from None
+    tokenizer.response_template = response_template(tokenizer)
     tokenizer.save_pretrained(folder)
     merged = model.merge_and_unload()
     merged.generation_config = GenerationConfig(
@@ -185,23 +187,6 @@ def describe(args, training_args, environment, folder, what, loading, library):
 def generated(model, tokenizer, prompt_format, prompts):
     answers = dict(generate(model, tokenizer, prompt_format, prompts, 256, batch_tokens=16384))
     return [answers[index].text for index in range(len(prompts))]
-
-
-def chat_template(tokenizer, name):
-    """The template of a prompt format, whose token ids are training's: after a BOS where training had one, and the blank that
-    SentencePiece puts before a text but not behind a BOS. UserError for a tokenizer that neither suits."""
-    template = CHAT_TEMPLATES[name].read_text(encoding="utf-8")
-    messages = [{"role": "user", "content": "Is it raining in Rome?"}]
-    (wanted,) = encode_prompts(tokenizer, [PROMPT_FORMATS[name].render(messages[0]["content"], "[]")])
-    for start in ("{{- bos_token -}}\n", '{{- bos_token ~ " " -}}\n') if wants_bos(tokenizer) else ("",):
-        ids = tokenizer.apply_chat_template(
-            messages, tools=[], chat_template=start + template, add_generation_prompt=True, return_dict=False
-        )
-        if ids == wanted.tolist():
-            return start + template
-    raise UserError(
-        "the tokenizer reads the prompt in a chat template otherwise than training did: serve the adapter itself"
-    )
 
 
 def push(folder, repo_id):

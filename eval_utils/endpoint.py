@@ -8,7 +8,6 @@ import os
 import re
 import time
 
-from data_utils.formats import flat_calls
 from data_utils.prompt import to_json
 from run_utils.arguments import UserError
 
@@ -29,8 +28,8 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
     `(query, OpenAI's tools)`, sent as a chat of one message, whose answer's `tool_calls` are given as the text of the list of calls, and
     its content where it has none. A completion is `{"text", "num_tokens", "finish",
     "seconds"}`: num_tokens is None where the server does not count them; finish is "end", "length", "too_long" (prompt and new
-    tokens do not fit the server's context) or another word of the server's; seconds is the wait for the answer, tries that
-    failed included. At most `concurrency` requests run at a time. One that meets a broken connection, a time-out (after `timeout`
+    tokens do not fit the server's context) or another word of the server's; seconds is the time since the answer before, so that they
+    add up to what all took. At most `concurrency` requests run at a time. One that meets a broken connection, a time-out (after `timeout`
     seconds), a 429 or a 5xx is sent again, at most `retries` times, after growing pauses or as long as the server asks for. The
     key is `api_key` or the environment's OPENAI_API_KEY.
 
@@ -49,12 +48,14 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
         )
         requests = Requests(openai, client, model, max_new_tokens, concurrency)
         try:
+            last = time.perf_counter()
             runner.run(requests.start(prompts))
             for _ in prompts:
                 index, outcome = runner.run(requests.finished.get())
                 if isinstance(outcome, Exception):
                     raise UserError(in_words(openai, outcome, url, model, timeout, retries)) from outcome
-                yield index, outcome
+                last, since = time.perf_counter(), last
+                yield index, outcome | {"seconds": last - since}
         finally:
             runner.run(requests.stop())
 
@@ -95,13 +96,12 @@ class Requests:
         self.finished.put_nowait((index, outcome))
 
     async def completion(self, prompt):
-        start = time.perf_counter()
         try:
             answer = await self.send(prompt)
         except self.openai.BadRequestError as error:
             if not TOO_LONG.search(str(error)):
                 raise
-            return {"text": "", "num_tokens": 0, "finish": "too_long", "seconds": time.perf_counter() - start}
+            return {"text": "", "num_tokens": 0, "finish": "too_long"}
         if isinstance(answer, str) or not answer.choices:  # of a page, the client makes a string
             raise ValueError("no completion in its answer")
         choice = answer.choices[0]
@@ -109,7 +109,6 @@ class Requests:
             "text": choice.text if isinstance(prompt, str) else text_of(choice.message),
             "num_tokens": answer.usage.completion_tokens if answer.usage else None,
             "finish": FINISH.get(choice.finish_reason, choice.finish_reason),
-            "seconds": time.perf_counter() - start,
         }
 
     def send(self, prompt):
@@ -122,14 +121,13 @@ class Requests:
 
 
 def text_of(message):
-    """What a chat's answer says as the text of a list of calls. A server that does not take the list apart leaves it in the content."""
+    """What a chat's answer says as the text of a list of calls, their arguments as the server gives them: if these are no JSON, that is
+    for the scores to see. A server that does not take the list apart leaves it in the content."""
     if not message.tool_calls:
         return message.content or "[]"
-    calls = [{"name": call.function.name, "arguments": call.function.arguments} for call in message.tool_calls]
-    try:
-        return to_json(flat_calls(calls))
-    except ValueError:  # arguments that are no JSON: for the scores to see
-        return to_json(calls)
+    functions = [call.function for call in message.tool_calls]
+    calls = [f'{{"name": {to_json(each.name)}, "arguments": {each.arguments or "{}"}}}' for each in functions]
+    return f"[{', '.join(calls)}]"
 
 
 def in_words(openai, error, url, model, timeout, retries):

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import evaluate
 import export
 from data_utils.batching import encode_prompts
+from data_utils.chat import chat_template
 from data_utils.formats import openai_tools
 from data_utils.sources import load_rows
 
@@ -146,7 +147,7 @@ def test_a_bos_that_the_tokenizer_adds_is_in_the_template_too(tiny_model):
     tokenizer._tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
-    tokenizer.chat_template = export.chat_template(tokenizer, "tags-1")
+    tokenizer.chat_template = chat_template(tokenizer, "tags-1")
     messages = [{"role": "user", "content": "hi"}]
     ids = tokenizer.apply_chat_template(messages, tools=[], add_generation_prompt=True, return_dict=False)
     (expected,) = encode_prompts(tokenizer, [TAGS.render("hi", "[]")])

@@ -1,0 +1,82 @@
+"""What an exported tokenizer carries: answers become tool_calls exactly where they are lists of calls."""
+
+import json
+
+import hypothesis.strategies as st
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from transformers import AutoTokenizer
+from transformers.utils.chat_parsing import ResponseParser
+
+from data_utils.chat import response_template
+from data_utils.formats import flat_calls
+from data_utils.prompt import render_tags, to_json
+
+TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
+TOKENIZER.response_template = response_template(TOKENIZER)
+END = TOKENIZER.eos_token
+PREFIX = render_tags("what follows <answer>\n is mine", "[]")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+NAMES = st.from_regex(r"[A-Za-z_.\- é]{1,9}", fullmatch=True)
+CALL = st.builds(
+    lambda name, arguments: {"name": name, "arguments": arguments},
+    NAMES,
+    st.dictionaries(st.text(), VALUES, max_size=3),
+)
+CALLS = st.lists(CALL, max_size=3)
+
+
+def streamed(text, cut):
+    parser = ResponseParser(TOKENIZER.response_template, prefix=PREFIX)
+    for start in range(0, len(text), cut):
+        parser.feed(text[start : start + cut])
+    return parser.finalize()[0]
+
+
+@given(CALLS, st.integers(1, 7), st.sampled_from(["", END]))
+def test_a_list_of_calls_becomes_tool_calls_with_the_model_s_own_arguments(calls, cut, end):
+    text = to_json(calls)
+    message = TOKENIZER.parse_response(text + end, prefix=PREFIX)
+    assert streamed(text + end, cut) == message
+    if not calls:
+        assert message == {"role": "assistant", "content": "[]"}
+        return
+    assert set(message) == {"role", "tool_calls"}
+    assert flat_calls(message["tool_calls"]) == calls
+    for call, said in zip(message["tool_calls"], calls, strict=True):
+        assert call["function"]["arguments"] == to_json(said["arguments"])  # to the last character
+
+
+@given(CALLS.filter(bool), st.data())
+def test_a_list_cut_short_is_content(calls, data):
+    text = to_json(calls)
+    cut = data.draw(st.integers(1, len(text) - 1))
+    assert TOKENIZER.parse_response(text[:cut], prefix=PREFIX) == {"role": "assistant", "content": text[:cut].strip()}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I cannot do that.",
+        '[{"name": "f", "arguments": {}}] and more',
+        '[{"name": "f", "arguments": {"a": 01}}]',
+        '[{"name": "f"}]',
+        '[{"name": "f", "arguments": {}}, 3]',
+        '{"name": "f", "arguments": {}}',
+        '[{"arguments": {}, "name": "f"}]',  # not as training writes them
+    ],
+)
+def test_anything_else_is_content(text):
+    assert TOKENIZER.parse_response(text + END, prefix=PREFIX) == {"role": "assistant", "content": text}
+
+
+def test_arguments_stay_as_the_model_wrote_them_whatever_their_types_are_to_be():
+    """transformers casts arguments to the tools' types, where they are objects; evaluation does not."""
+    tools = [{"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}]
+    message = TOKENIZER.parse_response('[{"name": "f", "arguments": {"a": "7"}}]', prefix=PREFIX, tools=tools)
+    assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"a": "7"}

@@ -1,0 +1,92 @@
+"""A real OpenAI-compatible server on the export: it answers with `tool_calls`, and they are what evaluate.py generates itself."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import openai
+import pytest
+from conftest import ROOT
+
+import evaluate
+import export
+from data_utils.formats import flat_calls, openai_tools
+from data_utils.sources import load_rows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def exported(train_here, run_here, tmp_path):
+    """The demo's base after 40 steps, when most of its answers are lists of calls."""
+    run, folder = tmp_path / "run", tmp_path / "export"
+    flags = {"config": ROOT / "recipes" / "demo.yaml", "output_dir": run, "max_train_steps": 40, "eval_steps": 1000}
+    result = run_here(export, {"adapter": train_here(flags) / "adapter", "output_dir": folder, "dtype": "fp32"})
+    assert result.code == 0, result.err
+    return folder
+
+
+@pytest.fixture
+def server(exported):
+    """The URL of `transformers serve`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", str(exported), "--port", str(port)]  # fmt: skip
+    log = (exported.parent / "server.log").open("w+")
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, log.seek(0) or log.read()
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        log.close()
+
+
+def test_a_server_s_calls_are_those_that_evaluation_generates(run_here, exported, server, tmp_path):
+    output_dir = tmp_path / "evaluation"
+    flags = {
+        "model_name_or_path": exported, "dataset_name": "demo", "num_examples": 16, "systems": ["endpoint", "prompted"], "dtype": "fp32",
+        "endpoint": server, "endpoint_model": exported, "endpoint_api": "chat", "max_new_tokens": 200, "output_dir": output_dir,
+    }  # fmt: skip
+    result = run_here(evaluate, flags)
+    assert result.code == 0, result.err
+    texts = {"endpoint": {}, "prompted": {}}
+    for line in (output_dir / "predictions.jsonl").read_text().splitlines():
+        prediction = json.loads(line)
+        texts[prediction["system"]][prediction["id"]] = prediction["text"]
+    assert texts["endpoint"] == texts["prompted"] and len(texts["prompted"]) == 16
+    assert json.loads((output_dir / "metrics.json").read_text())["systems"]["prompted"]["json_valid"]["rate"] > 0.5
+
+    # What the client of such a server sees, at once and streamed
+    client = openai.OpenAI(base_url=server, api_key="none")
+    rows = {row.id: row for row in load_rows("demo")[0]}
+    row_id = next(row_id for row_id, text in texts["prompted"].items() if text.startswith("[{") and text.endswith("}]"))
+    request = {
+        "model": str(exported),
+        "messages": [{"role": "user", "content": rows[row_id].query}],
+        "tools": openai_tools(json.loads(rows[row_id].tools)),
+        "max_tokens": 200,
+    }
+    message = client.chat.completions.create(**request).choices[0].message
+    assert not message.content
+    assert flat_calls([call.model_dump() for call in message.tool_calls]) == json.loads(texts["prompted"][row_id])
+    streamed = [
+        chunk.choices[0].delta for chunk in client.chat.completions.create(**request, stream=True) if chunk.choices
+    ]
+    calls = [call.model_dump() for delta in streamed for call in delta.tool_calls or []]
+    assert flat_calls(calls) == json.loads(texts["prompted"][row_id])
+    assert not "".join(delta.content or "" for delta in streamed)
