@@ -1,6 +1,7 @@
 """export.py: what is served is what was measured."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import TAGS
+from conftest import ROOT, TAGS
 from peft import AutoPeftModelForCausalLM
+from peft.tuners.lora import Linear as LoraLayer
+from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,7 +35,7 @@ def adapter(tiny_model, rows_file, tmp_path_factory):
         --learning_rate=1e-2 --max_train_steps=20 --eval_steps=5 --max_seq_length=2048 --gradient_checkpointing=false \
         --lora_target_modules q_proj v_proj down_proj"
     )
-    subprocess.run([sys.executable, "train.py", *flags.split()], check=True, capture_output=True, cwd=export.ROOT)
+    subprocess.run([sys.executable, "train.py", *flags.split()], check=True, capture_output=True, cwd=ROOT)
     return folder / "adapter"
 
 
@@ -86,7 +89,7 @@ def test_its_evaluation_is_the_adapter_s(run_here, exported, adapter, tmp_path):
 def test_the_cards_name_no_folder_of_this_machine_and_say_how_it_is_asked(exported, adapter):
     for folder in (exported, adapter, adapter.parent / "checkpoint-20"):
         card = (folder / "README.md").read_text()
-        assert "/tmp" not in card and str(export.ROOT) not in card and "More Information Needed" not in card
+        assert "/tmp" not in card and str(ROOT) not in card and "More Information Needed" not in card
         assert "Only use the tools provided and get the args from the query." in card and "| lora_r | 4 |" in card
     assert "| 20 | " in (exported / "README.md").read_text()  # the curve's last point
 
@@ -109,7 +112,10 @@ def test_wrong_use_is_one_line(run_here, adapter, tmp_path, change, code, messag
 
 
 def test_merged_weights_that_say_something_else_are_not_exported(run_here, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "difference", lambda *arguments: 0.5)
+    """A merge that leaves one of the adapted weights as it was."""
+    merge = LoraLayer.merge
+    forgotten = iter([True])
+    monkeypatch.setattr(LoraLayer, "merge", lambda *args, **options: next(forgotten, False) or merge(*args, **options))
     result = run_here(export, {"adapter": adapter, "output_dir": tmp_path / "export", "dtype": "fp32"})
     assert result.code == 1 and "nothing is exported" in result.err
     assert list(tmp_path.iterdir()) == []
@@ -152,6 +158,18 @@ def test_a_bos_that_the_tokenizer_adds_is_in_the_template_too(tiny_model):
     ids = tokenizer.apply_chat_template(messages, tools=[], add_generation_prompt=True, return_dict=False)
     (expected,) = encode_prompts(tokenizer, [TAGS.render("hi", "[]")])
     assert ids == expected.tolist() and ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+
+
+def test_the_adapter_keeps_to_vllm_s_rules(adapter):
+    """vllm/lora/peft_helper.py and utils.py: plain LoRA alone, weights under PEFT's names, of the modules that the config names."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["r"] > 0 and config["lora_alpha"] > 0
+    assert config["bias"] == "none" and not config["modules_to_save"] and not config["use_dora"]
+    assert not config["rank_pattern"] and not config["alpha_pattern"]
+    for name in load_file(adapter / "adapter_model.safetensors"):
+        prefix, _, rest = name.partition("base_model.model.")
+        module, kind = re.fullmatch(r"model\.layers\.\d+\.(.+)\.lora_([AB])\.weight", rest).groups()
+        assert prefix == "" and module.split(".")[-1] in config["target_modules"], (name, kind)
 
 
 def test_plain_peft_loads_the_adapter_in_an_empty_folder_without_our_code(adapter, tmp_path):
