@@ -316,7 +316,7 @@ def call_problems(calls, tools):
         for error in JSON_TYPES(tool_schema(by_name[call["name"]])).iter_errors(call["arguments"]):
             where = "".join(f".{part}" if isinstance(part, str) else f"[{part}]" for part in error.absolute_path)
             problems.append(f"{call['name']}{where}: {error.message}")
-    return problems
+    return list(dict.fromkeys(problems))  # of two calls with one fault, one sentence
 
 
 def conforms(value, schema):

@@ -30,7 +30,9 @@ def read_tools(path):
     except OSError as error:
         raise UserError(f"--tools {name}: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"--tools {name} must be a JSON list of tools: {error}") from None
+        raise UserError(
+            f"--tools {name} must be a JSON list of tools (docs/formats.md has the layouts): {error}"
+        ) from None
     return tools, form or found
 
 

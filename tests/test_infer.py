@@ -238,8 +238,8 @@ def test_tools_come_from_stdin_and_the_base_can_be_asked_raw(run_here, tiny_mode
     ("content", "message"),
     [
         (None, "No such file"),
-        ("", "must be a JSON list of tools"),
-        ("[{", "must be a JSON list of tools"),
+        ("", "must be a JSON list of tools (docs"),
+        ("[{", "must be a JSON list of tools (docs"),
         ("{}", "not a list of tools"),
         ('[{"description": "x"}]', "a tool must be an object with a name"),
         ("[NaN]", "NaN is not JSON"),
