@@ -13,6 +13,7 @@ from conftest import ROOT, launch, launch_and_kill
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import infer
+from data_utils.prompt import PROMPT_FORMATS
 
 FLAT = {"name": "f", "description": "d", "parameters": {"x": {"type": "int"}}}
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
@@ -30,13 +31,15 @@ def model_that_says(tiny_model, tmp_path):
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(torch.zeros(len(tokenizer), model.config.hidden_size))
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        start, said, end = tokenizer("\n").input_ids[-1], tokenizer(text).input_ids[0], tokenizer.eos_token_id
+        prompts = "\n", PROMPT_FORMATS["raw"].render("hi", TOOLS)  # how the tag prompt ends, and the raw one
+        starts = {tokenizer(prompt).input_ids[-1] for prompt in prompts}
+        said, end = tokenizer(text).input_ids[0], tokenizer.eos_token_id
         with torch.no_grad():
             for layer in model.model.layers:  # every token passes through unchanged
                 layer.self_attn.o_proj.weight.zero_()
                 layer.mlp.down_proj.weight.zero_()
             model.model.embed_tokens.weight[said].normal_(std=model.config.initializer_range)
-            for here, following in ((start, said), (said, end)):
+            for here, following in (*((start, said) for start in starts), (said, end)):
                 model.lm_head.weight[following] += model.model.embed_tokens.weight[here]
         folder = tmp_path / "says"
         model.save_pretrained(folder)
