@@ -3,6 +3,7 @@
 To read another layout of rows, add what recognises it and what it becomes to LAYOUTS.
 """
 
+import hashlib
 import json
 
 from data_utils.formats import flat_calls
@@ -12,9 +13,12 @@ from data_utils.tool_calls import parse_json
 
 def as_records(record):
     """The name of a record's layout, and the records with `query`, `tools` and `answers` that it becomes. Raises ValueError."""
-    for name, (columns, convert) in LAYOUTS.items():
-        if isinstance(record, dict) and all(record.get(column) is not None for column in columns):
-            return name, list(convert(record))
+    if isinstance(record, dict) and record.get("query") is None:
+        for name, (columns, convert) in LAYOUTS.items():
+            if record.get(columns[0]) is not None:
+                if missing := [column for column in columns if record.get(column) is None]:
+                    raise ValueError(f"{columns[0]} without {missing[0]}")
+                return name, list(convert(record))
     return "xLAM", [record]
 
 
@@ -26,11 +30,13 @@ def from_messages(record):
     if not turns:
         raise ValueError("a conversation without a turn of the assistant")
     name = record.get("id")
+    if name in (None, ""):
+        name = hashlib.sha256(json.dumps([messages, record["tools"]]).encode()).hexdigest()[:16]
     for turn in turns:
         before = messages[:turn]
         if any(message["role"] == "user" for message in before):
             yield {
-                "id": None if name in (None, "") else f"{name}/{turn}",
+                "id": f"{name}/{turn}",
                 "conversation": str(name),
                 "query": render_messages(before),
                 "tools": record["tools"],
@@ -139,7 +145,7 @@ def read_list(record, column):
     return value
 
 
-LAYOUTS = {  # by name: the columns that it is recognised by, and what a record becomes
+LAYOUTS = {  # by name: its columns, the first of which it is recognised by, and what a record becomes
     "OpenAI's messages": (("messages", "tools"), from_messages),
     "the leaderboard's": (("question", "function"), from_leaderboard),
 }

@@ -114,13 +114,13 @@ def content_of(source):
 
 
 def read_json_file(path):
+    text = path.read_text(encoding="utf-8-sig")
+    leaderboards = accepted_beside(path).is_file() or path.name.startswith("BFCL_")
+    if leaderboards and not text.lstrip().startswith("["):  # its .json files are JSON lines
+        return read_jsonl_file(path)
     try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=all_pairs)
+        records = json.loads(text, object_pairs_hook=all_pairs)
     except (ValueError, RecursionError) as error:
-        if accepted_beside(path).is_file() or path.name.startswith(
-            "BFCL_"
-        ):  # the leaderboard's .json files are JSON lines
-            return read_jsonl_file(path)
         hint = "; JSON lines are read from a file named .jsonl" if str(error).startswith("Extra data") else ""
         raise UserError(f"{path} is not valid JSON: {error}{hint}") from None
     if not isinstance(records, list):
