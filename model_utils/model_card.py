@@ -105,7 +105,7 @@ def write_card(folder, what, loading, args, environment, curves=(), evaluation=N
             f"{name} {environment.get(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")
         ),
         **{name: args[name] for name in RECIPE if args.get(name) is not None},
-        "lora_target_modules": ", ".join(args["lora_target_modules"]),
+        "lora_target_modules": ", ".join(args.get("lora_target_modules") or ["all linear layers"]),
     }
     card = ModelCard.from_template(
         card_data,
