@@ -38,13 +38,13 @@ from model_utils.loading import load_base_model, load_tokenizer, resolve_model
 from model_utils.model_card import (
     HOW_TO_LOAD_ADAPTER,
     HOW_TO_LOAD_MERGED,
-    published_name,
     read_curves,
     read_evaluation,
     write_card,
 )
 from model_utils.self_checks import difference, plain_logits, tolerance
 from run_utils.arguments import UserError, argument, parse_arguments, require, run_script
+from run_utils.environment import published_name
 from run_utils.launch import start_accelerator
 
 COMPARED_ROWS = 8
@@ -90,8 +90,9 @@ def main():
 def new_folder(path):
     """A folder under another name, which is `path` once all that happens within has gone well, and gone if not."""
     unfinished = path.with_name(f"incomplete-{path.name}")
+    if unfinished.exists():
+        raise UserError(f"{unfinished} is there, perhaps of an export that was killed: remove it")
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         yield unfinished
         unfinished.rename(path)
@@ -166,7 +167,7 @@ def write_merged(args, training_args, environment, folder):
 def write_adapter(args, training_args, environment, folder):
     """Write the adapter alone, as others may have it: its base by the hub's name, and nothing of the machine that trained it."""
     base = training_args["model_name_or_path"]
-    if published_name(base) != base or "/" not in base:
+    if (environment.get("base") or published_name(base)) != base or "/" not in base:
         raise UserError(
             f"the base {base} is not on the hub: nobody else could load the adapter on it. Export the merged model"
         )
@@ -180,7 +181,7 @@ def write_adapter(args, training_args, environment, folder):
 
 
 def describe(args, training_args, environment, folder, what, loading, library):
-    curves, evaluation = read_curves(Path(args.adapter).parent), read_evaluation(args.adapter)
+    curves, evaluation = read_curves(Path(args.adapter).parent), read_evaluation(args.adapter, training_args)
     write_card(folder, what, loading, training_args, environment, curves, evaluation, library)
 
 

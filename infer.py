@@ -38,7 +38,7 @@ from tqdm import tqdm
 from data_utils.batching import encode_prompts
 from data_utils.conversations import as_request
 from data_utils.formats import call_problems, openai_calls
-from data_utils.prompt import PROMPT_FORMATS, to_json
+from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
 from data_utils.rows import validate
 from data_utils.sources import read_file
 from data_utils.tool_calls import check_calls
@@ -88,9 +88,11 @@ class InferenceArguments:
             self.query = None  # the default recipe's, too
             require(self.input and self.output, "--input and --output belong together")
             require(not (self.interactive or self.compare), "--input does not go with --interactive or --compare")
+            require(Path(self.output).parent.is_dir(), f"--output {self.output}: there is no such folder")
         elif not self.interactive:
             require(self.query and self.query.strip(), "--query is missing: what should the tools be called for?")
             require(encodes(self.query), "--query holds half a surrogate pair, which is not text")
+        require(not (self.interactive and self.compare), "--interactive and --compare do not go together")
         require(self.tools or self.input, "--tools is missing: a JSON or Python file with the tools, or - for stdin")
         require(
             not (self.interactive and self.tools == "-"), "--interactive reads stdin itself: --tools must be a file"
@@ -292,7 +294,8 @@ def answer_file(args, system, requests):
     output, partial = Path(args.output), Path(f"{args.output}.partial")
     identity = {
         "input": hashlib.sha256(repr(requests).encode()).hexdigest(),
-        "base_fingerprint": base_fingerprint(system.model) if not args.adapter else None,
+        "base_fingerprint": base_fingerprint(system.model),
+        "prompt": format_hash(system.prompt_format),
         "adapter": file_hash(Path(args.adapter) / "adapter_model.safetensors") if args.adapter else None,
         **{name: getattr(args, name) for name in ("system", "constrained", "format", "max_new_tokens", "quantization")},
     }
@@ -314,7 +317,7 @@ def answer_file(args, system, requests):
         raise Stopped(
             stopped.number, f"{len(results)} of {len(requests)} rows are answered: the same command goes on"
         ) from None
-    write_text(output, "".join(json.dumps(results[index], ensure_ascii=False) + "\n" for index in sorted(results)))
+    write_text(output, "".join(as_line(results[index]) for index in sorted(results)))
     partial.unlink()
     errors = sum("error" in result for result in results.values())
     misfits = sum("misfits" in result for result in results.values())
@@ -332,7 +335,7 @@ def open_partial(output, partial, identity):
     try:
         if output.exists():
             raise UserError(f"--output {output} is there already: remove it, or choose another")
-        if not partial.exists():
+        if not partial.exists() or partial.stat().st_size == 0:
             partial.write_text(json.dumps(identity) + "\n", encoding="utf-8")
         lock_folder(partial)
         first, *lines = partial.read_text(encoding="utf-8").splitlines()
@@ -373,6 +376,12 @@ def as_result(reply, form):
         return {"error": reply.problem, "text": reply.text}
     calls = {"tool_calls": openai_calls(reply.calls)} if form == "openai" else {"calls": reply.calls}
     return calls | ({"misfits": reply.misfits} if reply.misfits else {})
+
+
+def as_line(result):
+    """A line of --output: in UTF-8, but for half a surrogate pair."""
+    text = to_json(result)
+    return (text if encodes(text) else json.dumps(result)) + "\n"
 
 
 def report_misfits(reply, strict):

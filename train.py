@@ -50,7 +50,7 @@ from model_utils.self_checks import num_positions
 from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_model, use_liger_kernels
 from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script
 from run_utils.checkpoints import RunState, Training, open_run
-from run_utils.environment import environment_record
+from run_utils.environment import environment_record, published_name
 from run_utils.launch import end_training, start_accelerator
 from run_utils.progress import TrainingLog
 
@@ -198,6 +198,8 @@ def main():
     # A model that the fast generation does not suit is named here, before the training and not after it.
     problem_with_slots(model, data.prompt_ids, max(map(len, data.prompt_ids)) + GENERATED_TOKENS)
     run.environment = environment_record(
+        base=published_name(args.model_name_or_path),
+        data=published_name(args.dataset_name),
         prompt_format=args.prompt_format,
         prompt_sha256=format_hash(PROMPT_FORMATS[args.prompt_format]),
         base_fingerprint=base_fingerprint(model),

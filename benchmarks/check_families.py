@@ -68,6 +68,7 @@ FAMILIES = {
     "seed_oss": HEADS, "apertus": {}, "diffllama": {}, "persimmon": {},
     "xglm": {"d_model": 64, "attention_heads": 4, "num_layers": 2, "ffn_dim": 128}, "gpt_bigcode": {}, "biogpt": {},
     "minimax": HEADS | {"num_local_experts": 2}, "jamba": {}, "doge": {}, "bitnet": {}, "jetmoe": {}, "internlm3": {},
+    "modernbert-decoder": {"bos_token_id": 0}, "ctrl": {"n_embd": 64, "n_layer": 2, "n_head": 4, "dff": 128, "n_positions": 2048},
     "phi3 longrope": {"original_max_position_embeddings": 128, "rope_parameters": ROTARY | {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}},
     "llama dynamic": {"max_position_embeddings": 128, "rope_parameters": ROTARY | {"rope_type": "dynamic", "factor": 16.0}},
 }  # fmt: skip

@@ -18,7 +18,10 @@ def as_records(record):
             if record.get(columns[0]) is not None:
                 if missing := [column for column in columns if record.get(column) is None]:
                     raise ValueError(f"{columns[0]} without {missing[0]}")
-                return name, list(convert(record))
+                try:
+                    return name, list(convert(record))
+                except (KeyError, TypeError, AttributeError):  # something is not where the layout has it
+                    raise ValueError(f"not in {name} layout") from None
     return "xLAM", [record]
 
 
@@ -37,10 +40,10 @@ def from_messages(record):
         if any(message["role"] == "user" for message in before):
             yield {
                 "id": f"{name}/{turn}",
-                "conversation": str(name),
+                CONVERSATION: str(name),
                 "query": render_messages(before),
                 "tools": record["tools"],
-                "answers": json.dumps(messages[turn].get("tool_calls", [])),
+                "answers": json.dumps(flat_calls(messages[turn].get("tool_calls", []))),
             }
 
 
@@ -50,18 +53,22 @@ def as_request(record, tools=None):
         raise ValueError("not a JSON object")
     if tools is not None and record.get("tools") is None and record.get("function") is None:
         record = {**record, "tools": json.dumps(tools)}
-    if record.get("question") is not None and record.get("function") is not None:
-        (record,) = from_leaderboard({**record, "ground_truth": []})
-    elif record.get("messages") is not None:
+    if record.get("query") is None and record.get("question") is not None and record.get("function") is not None:
+        _, (record,) = as_records({**record, "ground_truth": []})
+    elif record.get("query") is None and record.get("messages") is not None:
         messages = [read_message(message) for message in read_list(record, "messages")]
         while messages and messages[-1]["role"] == "assistant":  # what is asked for
             messages.pop()
+        if not any(message["role"] == "user" for message in messages):
+            raise ValueError("a conversation in which nobody asks")
         record = {**record, "query": render_messages(messages)}
+    if record.get("query") == "":
+        raise ValueError("an empty query")
     return {key: record.get(key) for key in ("id", "query", "tools")} | {"answers": "[]"}
 
 
 def read_message(message):
-    """A message with `role`, `content` (text) and, where it calls tools, `tool_calls` in xLAM's form."""
+    """A message with `role`, `content` (text) and, where it calls tools, `tool_calls`, each a name and arguments as they are."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError("a message without a role")
     content, calls = message.get("content"), message.get("tool_calls")
@@ -74,7 +81,14 @@ def read_message(message):
     if not isinstance(content, str | None):
         raise ValueError("a message that is not text")
     read = {"role": message["role"], "content": content or ""}
-    return read | {"tool_calls": flat_calls(calls)} if calls else read
+    return read | {"tool_calls": [read_call(call) for call in calls]} if calls else read
+
+
+def read_call(call):
+    call = call.get("function", call) if isinstance(call, dict) else call
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise ValueError("a call without a name")
+    return {"name": call["name"], "arguments": call.get("arguments") or {}}
 
 
 def from_leaderboard(record):
@@ -145,6 +159,7 @@ def read_list(record, column):
     return value
 
 
+CONVERSATION = "x-conversation"  # of a record that is a turn: what all turns of one conversation have in common
 LAYOUTS = {  # by name: its columns, the first of which it is recognised by, and what a record becomes
     "OpenAI's messages": (("messages", "tools"), from_messages),
     "the leaderboard's": (("question", "function"), from_leaderboard),

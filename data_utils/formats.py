@@ -78,13 +78,27 @@ def parameter_schema(spec):
         schema = schema | {"enum": spec["enum"]}
     properties = spec.get("properties")
     if isinstance(properties, dict) and all(isinstance(each, dict) for each in properties.values()):
-        schema = schema | tool_schema({"parameters": properties})
+        schema = with_properties(schema, spec, properties)
     for key in ("items", "additionalProperties"):
         if isinstance(spec.get(key), dict):
             schema = schema | {key: parameter_schema(spec[key])}
     if places := specs_at(spec, "prefixItems"):
         schema = schema | {"prefixItems": [parameter_schema(each) for each in places]}
     return schema
+
+
+def with_properties(schema, spec, properties):
+    """The schema of a spec's type, its objects with these properties: with others too only where the type or the spec says so."""
+    named = tool_schema({"parameters": properties})
+    if spec.get("additionalProperties") is True:
+        named["additionalProperties"] = True
+    others = [each for each in schema.get("anyOf", []) if each.get("type") != "object"]
+    values = [each for each in [schema, *schema.get("anyOf", [])] if "additionalProperties" in each]
+    if values:  # Dict[str, int]
+        named["additionalProperties"] = values[0]["additionalProperties"]
+    if "anyOf" in schema and len(others) < len(schema["anyOf"]):  # Union[dict, None]
+        return schema | {"anyOf": [named, *others]}
+    return schema | named
 
 
 def specs_at(spec, key):
@@ -156,13 +170,19 @@ def flat_tools(value):
     if isinstance(value, dict):
         result = value.get("result")
         value = result.get("tools") if isinstance(result, dict) and "tools" in result else value.get("tools", value)
-    formats = {format_of(tool) for tool in value} if isinstance(value, list) else {"xLAM"}
-    if len(formats) > 1:
-        raise ValueError(f"tools in several formats: {', '.join(sorted(formats))}")
-    name = formats.pop() if formats else "xLAM"
-    tools = value if name == "xLAM" else [flat_tool(tool) for tool in value]
+    if not isinstance(value, list):
+        raise ValueError("not a list of tools")
+    formats = [format_of(tool) for tool in value]
+    found = {each for each, tool in zip(formats, value, strict=True) if each != "xLAM" or takes_arguments(tool)}
+    if len(found) > 1:
+        raise ValueError(f"tools in several formats: {', '.join(sorted(found))}")
+    tools = [tool if each == "xLAM" else flat_tool(tool) for each, tool in zip(formats, value, strict=True)]
     check_tools(tools)
-    return tools, name
+    return tools, found.pop() if found else "xLAM"
+
+
+def takes_arguments(tool):
+    return isinstance(tool, dict) and bool(tool.get("parameters"))
 
 
 def format_of(tool):
@@ -178,6 +198,8 @@ def format_of(tool):
     if "function_declarations" in tool or "functionDeclarations" in tool:
         raise ValueError("Gemini's function_declarations are not read: give the functions as OpenAI's")
     parameters = tool.get("parameters")
+    if tool.get("type") == "function":  # of OpenAI's Responses
+        return "JSON Schema"
     if not isinstance(parameters, dict):
         return "xLAM"
     properties = parameters.get("properties")
@@ -200,7 +222,14 @@ def flat_tool(tool):
     flat = {"name": tool["name"]}
     if tool.get("description") is not None:
         flat["description"] = tool["description"]
-    return flat | {"parameters": flat_properties(resolve(schema, schema, tool["name"]), schema, tool["name"], 0)}
+    resolved = resolve(schema, schema, tool["name"])
+    refuse(tool["name"], *(key for key in (*NOT_FLAT, "anyOf", "oneOf") if key in resolved))
+    return flat | {"parameters": flat_properties(resolved, schema, tool["name"], 0)}
+
+
+def refuse(where, *keys):
+    if keys:
+        raise NotFlat(f"{where}: {', '.join(keys)} cannot be said in the flat form")
 
 
 VERBATIM = (
@@ -226,8 +255,13 @@ def flat_spec(schema, root, where, depth=0, optional=False):
         return schema[VERBATIM]
     if depth > MAX_DEPTH:
         raise NotFlat(f"{where}: a schema that contains itself, or is nested deeper than {MAX_DEPTH}")
-    if bad := [key for key in NOT_FLAT if key in schema]:
-        raise NotFlat(f"{where}: {', '.join(bad)} cannot be said in the flat form")
+    refuse(where, *(key for key in NOT_FLAT if key in schema))
+    if isinstance(schema.get("items"), list):  # how drafts before 2020-12 say prefixItems
+        schema = {**schema, "items": {}, "prefixItems": schema["items"]}
+    if schema.get("prefixItems") and schema.get("items"):
+        refuse(where, "items beside prefixItems")
+    if (schema.get("anyOf") or schema.get("oneOf")) and (schema.get("type") or schema.get("properties")):
+        refuse(where, "anyOf or oneOf beside type or properties")
 
     def inner(key):
         """The specs of the schemas that stand at a key, one or a list of them."""
@@ -240,7 +274,7 @@ def flat_spec(schema, root, where, depth=0, optional=False):
     kinds = schema.get("type", [])
     names = []
     for kind in kinds if isinstance(kinds, list) else [kinds]:
-        if kind not in FLAT_TYPES:
+        if not isinstance(kind, str) or kind not in FLAT_TYPES:
             raise NotFlat(f"{where}: {kind!r} is not one of JSON Schema's types")
         arguments = {"array": places or items, "object": values}.get(kind, [])
         name = "Dict" if kind == "object" else "Tuple" if places else "List"
@@ -262,6 +296,8 @@ def flat_spec(schema, root, where, depth=0, optional=False):
     for key, specs in (("items", items), ("additionalProperties", values), ("prefixItems", places), ("anyOf", members)):
         if any(set(each) != {"type"} for each in specs):  # else the type says it all: List[int]
             spec[key] = specs if key in ("prefixItems", "anyOf") else specs[0]
+        elif key == "additionalProperties" and schema.get("properties") and schema.get(key) in (True, {}):
+            spec[key] = True
     return spec | {key: value for key, value in schema.items() if key not in (*SAID, *NO_MEANING)}
 
 
@@ -285,6 +321,7 @@ def resolve(schema, root, where):
             return schema
         found = root
         for part in str(schema["$ref"]).split("/")[1:]:
+            part = part.replace("~1", "/").replace("~0", "~")
             found = found.get(part) if isinstance(found, dict) else None
         if not str(schema["$ref"]).startswith("#/") or not isinstance(found, dict):
             break
@@ -293,14 +330,21 @@ def resolve(schema, root, where):
 
 
 def flat_calls(value):
-    """Parsed calls, xLAM's or OpenAI's `tool_calls`, with their arguments as an object or as JSON text, in xLAM's form. What is no
-    call stays as it is, for check_calls to name."""
+    """Parsed calls, xLAM's or OpenAI's `tool_calls`, with their arguments as an object or as JSON text, in xLAM's form, the name first.
+    What is no call stays as it is, for check_calls to name."""
 
     def flat(call):
-        call = call["function"] if isinstance(call, dict) and isinstance(call.get("function"), dict) else call
-        if not isinstance(call, dict) or not isinstance(call.get("arguments"), str):
+        wrapped = isinstance(call, dict) and isinstance(call.get("function"), dict)
+        call = {key: call["function"].get(key) for key in ("name", "arguments")} if wrapped else call
+        if not isinstance(call, dict) or not {"name", "arguments"} <= set(call):
             return call
-        return {**call, "arguments": parse_json(call["arguments"] or "{}")}
+        arguments = call["arguments"]
+        if isinstance(arguments, str):
+            try:
+                arguments = parse_json(arguments or "{}")
+            except ValueError:
+                raise ValueError("broken JSON in the arguments of a call") from None
+        return {"name": call["name"], **call, "arguments": arguments}
 
     return [flat(call) for call in value] if isinstance(value, list) else value
 

@@ -38,14 +38,28 @@ And only output a valid json which shows the function call and the args.
 
 def render_messages(messages):
     """The query that a conversation is, `[{"role", "content", "tool_calls"}, ...]`: a single message of the user as it is, and else a
-    transcript, a message after `role: ` each, an assistant's calls as the JSON list that they are."""
+    transcript, a message after `role: ` each, an assistant's calls as the JSON list that they are, arguments that are text as it is."""
     if [message["role"] for message in messages] == ["user"]:
         return messages[0]["content"]
     lines = []
     for message in messages:
-        calls = [to_json(message["tool_calls"])] if message.get("tool_calls") else []
-        lines.append(f"{message['role']}: " + "\n".join(filter(None, [message["content"], *calls])))
+        said = (
+            [message["content"], render_calls(message["tool_calls"])]
+            if message.get("tool_calls")
+            else [message["content"]]
+        )
+        lines.append(f"{message['role']}: " + "\n".join(filter(None, said)))
     return "\n".join(lines)
+
+
+def render_calls(calls):
+    """Calls whose `arguments` are an object, or JSON text, as the text of their list."""
+    return f"[{', '.join(map(render_call, calls))}]"
+
+
+def render_call(call):
+    arguments = call["arguments"] if isinstance(call["arguments"], str) else to_json(call["arguments"])
+    return f'{{"name": {to_json(call["name"])}, "arguments": {arguments or "{}"}}}'
 
 
 def render_raw(query, tools):

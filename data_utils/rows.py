@@ -10,7 +10,7 @@ import json
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-from data_utils.conversations import as_records
+from data_utils.conversations import CONVERSATION, as_records
 from data_utils.formats import NotFlat, flat_calls, flat_tools
 from data_utils.prompt import to_json
 from data_utils.tool_calls import check_calls, parse_json
@@ -80,7 +80,7 @@ def validate(record):
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
         raise ValueError("a call to a tool that is not in its list")
     fingerprint = content_hash(**values)
-    conversation = record["conversation"] if isinstance(record.get("conversation"), str) else ""
+    conversation = record.get(CONVERSATION, "")
     row_id = fingerprint if record.get("id") in (None, "") else str(record["id"])
     return Row(row_id, values["query"], tools, answers, fingerprint, **extras, conversation=conversation)
 

@@ -178,7 +178,7 @@ def as_json_strings(record):
     return {**record, **rendered}
 
 
-def read_parquet_file(path):
+def read_parquet_file(path, answered=True):
     import pyarrow
     import pyarrow.parquet
 
@@ -186,7 +186,7 @@ def read_parquet_file(path):
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    return table.select(columns_to_read(path, table.schema)).to_pylist()
+    return table.select(columns_to_read(path, table.schema, answered)).to_pylist()
 
 
 def read_file(path):
@@ -195,7 +195,11 @@ def read_file(path):
     if path.suffix.lower() not in READERS:
         raise UserError(f"{path}: unsupported file type; what is read is {', '.join(READERS)}")
     try:
-        return READERS[path.suffix.lower()](path)
+        return (
+            read_parquet_file(path, answered=False)
+            if path.suffix.lower() == ".parquet"
+            else READERS[path.suffix.lower()](path)
+        )
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
 
@@ -222,14 +226,16 @@ def read_hub_dataset(name, revision, config_name):
     return dataset.select_columns(columns_to_read(name, dataset.features.arrow_schema))
 
 
-def columns_to_read(name, schema):
-    """The names of the columns that rows are made of. Typed columns must hold strings: nested ones have already been padded with
+def columns_to_read(name, schema, answered=True):
+    """The names of the columns that rows are made of, without answers and perhaps without tools if these are asked for. Typed columns must hold strings: nested ones have already been padded with
     null keys. Raises UserError where one is missing; of the columns that a row may have, others than strings are left out."""
     layouts = [COLUMNS, *(columns for columns, _ in LAYOUTS.values())]
-    chosen = next((columns for columns in layouts if set(columns) <= set(schema.names)), None)
+    needed = len(COLUMNS) if answered else 1  # the first of a layout's columns is what is asked
+    chosen = next((columns for columns in layouts if set(columns[:needed]) <= set(schema.names)), None)
     if not chosen:
         missing = [column for column in COLUMNS if column not in schema.names]
         raise UserError(f"{name} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+    chosen = [column for column in chosen if column in schema.names]
     for column in chosen:
         kind = schema.field(column).type
         if not holds_strings(kind) and (column != "messages" or has_nested_arguments(kind)):

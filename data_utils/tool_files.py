@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import sys
+import types
 from pathlib import Path
 
 from data_utils.formats import flat_tools
@@ -41,18 +42,35 @@ def functions_of(path):
     from transformers.utils import get_json_schema
 
     # Not imported, which would run the compiled file of a moment ago where two versions have one second and one size.
-    defined = {"__name__": "tools_of_the_user", "__file__": str(path)}
+    module = types.ModuleType("tools_of_the_user")
+    module.__file__ = str(path)
     functions = []
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the calls
-            exec(compile(Path(path).read_bytes(), path, "exec"), defined)
-        for name, value in defined.items():
-            if inspect.isfunction(value) and value.__module__ == defined["__name__"] and not name.startswith("_"):
+        code = compile(Path(path).read_bytes(), path, "exec")
+        with contextlib.redirect_stdout(sys.stderr), importable(module):  # stdout is for the calls
+            exec(code, module.__dict__)
+        for name, value in vars(module).items():
+            if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):
                 functions.append(get_json_schema(value))
     except OSError:
         raise
-    except Exception as error:  # whatever the user's own code raises, or a function without types or docstring
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever the user's own code raises, or a function without types or docstring
         raise UserError(f"--tools {path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
     if not functions:
         raise UserError(f"--tools {path} defines no public function")
     return functions
+
+
+@contextlib.contextmanager
+def importable(module):
+    """What a Python file finds when it is run: itself among the modules, where dataclasses look, and its folder to import from."""
+    sys.modules[module.__name__] = module
+    sys.path.insert(0, str(Path(module.__file__).resolve().parent))
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+        del sys.modules[module.__name__]

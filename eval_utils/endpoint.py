@@ -8,7 +8,7 @@ import os
 import re
 import time
 
-from data_utils.prompt import to_json
+from data_utils.prompt import render_calls
 from run_utils.arguments import UserError
 
 FINISH = {
@@ -106,7 +106,7 @@ class Requests:
             raise ValueError("no completion in its answer")
         choice = answer.choices[0]
         return {
-            "text": choice.text if isinstance(prompt, str) else text_of(choice.message),
+            "text": choice.text if isinstance(prompt, str) else text_of(choice),
             "num_tokens": answer.usage.completion_tokens if answer.usage else None,
             "finish": FINISH.get(choice.finish_reason, choice.finish_reason),
         }
@@ -120,14 +120,15 @@ class Requests:
         return self.client.chat.completions.create(messages=messages, tools=tools or self.openai.NOT_GIVEN, **settings)
 
 
-def text_of(message):
+def text_of(choice):
     """What a chat's answer says as the text of a list of calls, their arguments as the server gives them: if these are no JSON, that is
-    for the scores to see. A server that does not take the list apart leaves it in the content."""
+    for the scores to see. A server that does not take the list apart leaves it in the content; one that is done and says nothing makes
+    no call."""
+    message = choice.message
     if not message.tool_calls:
-        return message.content or "[]"
+        return message.content or ("[]" if choice.finish_reason == "stop" else "")
     functions = [call.function for call in message.tool_calls]
-    calls = [f'{{"name": {to_json(each.name)}, "arguments": {each.arguments or "{}"}}}' for each in functions]
-    return f"[{', '.join(calls)}]"
+    return render_calls([{"name": each.name, "arguments": each.arguments} for each in functions])
 
 
 def in_words(openai, error, url, model, timeout, retries):

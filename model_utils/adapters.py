@@ -14,20 +14,28 @@ from model_utils.loading import base_fingerprint
 from model_utils.self_checks import difference, num_positions, one_line, plain_logits, tolerance
 from run_utils.arguments import UserError
 
-ROUTERS = ("router", "gate", "shared_expert_gate")
+ROUTERS = {"router", "gate", "shared_expert_gate"}
+
+
+def text_decoder(model):
+    """The decoder of text, without the head."""
+    decoder = model.get_decoder()
+    return decoder if any(True for _ in decoder.children()) else model.base_model  # some call their head the decoder
 
 
 def linear_layers(model):
     """The names of the linear layers of the decoder of text, the head and a mixture's routers left out; UserError where it has none."""
     linear = (torch.nn.Linear, Conv1D)  # those of bitsandbytes are torch's too
-    head, decoder = model.get_output_embeddings(), model.get_decoder()
-    modules = [
-        (name, module) for name, module in decoder.named_modules() if isinstance(module, linear) and module is not head
-    ]
-    names = dict.fromkeys(name.split(".")[-1] for name, _ in modules)  # in the model's order
-    if not (names := [name for name in names if name not in ROUTERS]):
+    head, decoder = model.get_output_embeddings(), text_decoder(model)
+    names = {}  # a set in the model's order
+    for path, module in decoder.named_modules():
+        *parents, name = path.split(".")
+        # A number is a place in a sequence, which layers of other kinds have too.
+        if isinstance(module, linear) and module is not head and not name.isdigit() and not ROUTERS & {*parents, name}:
+            names[name] = None
+    if not names:
         raise UserError(f"no linear layers were found in {type(decoder).__name__}: name them by --lora_target_modules")
-    return names
+    return list(names)
 
 
 def add_lora(model, r, alpha, dropout, target_modules):
@@ -37,7 +45,7 @@ def add_lora(model, r, alpha, dropout, target_modules):
     from model_utils.fused_lora import fuse_lora
 
     # Of a model that also sees or hears, only the decoder of text is trained: nothing else meets these rows.
-    text_modules = {model.get_output_embeddings(), *model.get_decoder().modules()}
+    text_modules = {model.get_output_embeddings(), *text_decoder(model).modules()}
     elsewhere = [name for name, module in model.named_modules() if name and module not in text_modules]
     names = {name.split(".")[-1] for name, module in model.named_modules() if module in text_modules}
     if unknown := [module for module in target_modules if module not in names]:

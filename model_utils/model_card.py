@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from data_utils.prompt import PROMPT_FORMATS
+from run_utils.environment import published_name
 from run_utils.files import file_hash
 
 TEMPLATE = """\
@@ -75,15 +77,11 @@ HEADLINE = {
 }
 
 
-def published_name(name):
-    """A model's or data set's hub id, or the last part of a path: no card names a folder of the training machine."""
-    return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name
-
-
 def write_card(folder, what, loading, args, environment, curves=(), evaluation=None, library="peft"):
     """Write README.md. args, environment: what read_adapter gives. curves: `(step, train loss, eval loss)`, some of the run's.
     evaluation: a metrics.json, parsed, of this adapter or export, or None."""
-    base, data = published_name(args["model_name_or_path"]), published_name(args["dataset_name"])
+    base = environment.get("base") or published_name(args["model_name_or_path"])
+    data = environment.get("data") or published_name(args["dataset_name"])
     prompt_format = PROMPT_FORMATS[args["prompt_format"]]
     title = f"{base.split('/')[-1]} that calls tools"
     card_data = ModelCardData(
@@ -145,9 +143,7 @@ def evaluation_results(evaluation, data):
 
 def describe_evaluation(evaluation):
     if not evaluation:
-        return (
-            "It was not evaluated yet: `python evaluate.py --adapter DIR` measures it on rows that training held out."
-        )
+        return "Not evaluated on the rows that training held out: `python evaluate.py --adapter DIR` does that."
     lines = [
         f"| held-out rows, % (95 % interval) | {' | '.join(HEADLINE.values())} |",
         "|---" * (len(HEADLINE) + 1) + "|",
@@ -189,13 +185,18 @@ def read_curves(run, most=8):
     return [both[place] for place in places]
 
 
-def read_evaluation(adapter):
-    """The figures of evaluation/ beside an adapter, where evaluate.py puts them, if they are of this adapter; else None."""
+def read_evaluation(adapter, training_args):
+    """The figures of evaluation/ beside an adapter, where evaluate.py puts them, if they are of this adapter on the rows that its
+    training held out; else None."""
     folder = Path(adapter).parent / "evaluation"
     try:
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        args = dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return None
+    rows = ("dataset_name", "dataset_config_name", "dataset_revision", "eval_dataset_name")
+    if any(args.get(name) != training_args.get(name) for name in rows):
         return None
     if environment.get("adapter_sha256") != file_hash(Path(adapter) / "adapter_model.safetensors"):
         return None

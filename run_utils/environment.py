@@ -2,10 +2,12 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -39,3 +41,9 @@ def environment_record(**extra):
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         **extra,
     }
+
+
+def published_name(name):
+    """A model's or data set's hub id, or the last part of a path: no card names a folder of the training machine."""
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.endswith((".json", ".jsonl", ".parquet"))
+    return name if on_hub and not Path(name).exists() else Path(name).name

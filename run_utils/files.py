@@ -21,7 +21,7 @@ def write_text(path, text):
     try:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
         unfinished.replace(path)
-    except OSError:
+    except (OSError, ValueError):  # a full disk, half a surrogate pair
         unfinished.unlink(missing_ok=True)
         raise
 

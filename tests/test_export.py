@@ -22,6 +22,8 @@ from data_utils.batching import encode_prompts
 from data_utils.chat import chat_template
 from data_utils.formats import openai_tools
 from data_utils.sources import load_rows
+from demo.rows import generate_rows
+from run_utils.environment import published_name
 
 pytestmark = pytest.mark.slow
 
@@ -129,6 +131,10 @@ def test_the_adapter_alone_names_its_base_by_the_hub_s_name(run_here, adapter, t
     assert not (tmp_path / "export").exists()
     args = yaml.safe_load((tmp_path / "adapter" / "args.yaml").read_text())
     (tmp_path / "adapter" / "args.yaml").write_text(yaml.safe_dump(args | {"model_name_or_path": "some/model"}))
+    result = run_here(export, flags)  # the training found no such model on the hub: it is a folder of that machine
+    assert result.code == 1 and "is not on the hub" in result.err
+    environment = json.loads((tmp_path / "adapter" / "environment.json").read_text())
+    (tmp_path / "adapter" / "environment.json").write_text(json.dumps(environment | {"base": "some/model"}))
     result = run_here(export, flags)
     assert result.code == 0, result.err
     texts = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
@@ -136,6 +142,48 @@ def test_the_adapter_alone_names_its_base_by_the_hub_s_name(run_here, adapter, t
     assert all(str(tmp_path.parent).encode() not in text for text in texts.values())
     assert json.loads(texts["adapter_config.json"])["base_model_name_or_path"] == "some/model"
     assert "base_model: some/model" in texts["README.md"].decode()
+
+
+def test_figures_of_other_rows_are_not_published(run_here, adapter, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(adapter.parent, run)
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in generate_rows(4, seed=77)))
+    flags = {"adapter": run / "adapter", "systems": "adapter", "num_examples": 2, "max_new_tokens": 4}
+    for folder, more, published in (
+        ("of_others", {"dataset_name": tmp_path / "other.jsonl", "eval_fraction": 1}, False),
+        ("of_its_own", {}, True),
+    ):
+        shutil.rmtree(run / "evaluation", ignore_errors=True)
+        assert run_here(evaluate, flags | more).code == 0
+        assert (
+            run_here(export, {"adapter": run / "adapter", "output_dir": tmp_path / folder, "dtype": "fp32"}).code == 0
+        )
+        card = (tmp_path / folder / "README.md").read_text()
+        assert ("| adapter, 2 rows |" in card) == published and ("exact_match" in card) == published
+
+
+def test_what_another_export_left_is_not_deleted(run_here, adapter, tmp_path):
+    (tmp_path / "incomplete-export").mkdir()
+    (tmp_path / "incomplete-export" / "notes.txt").write_text("mine")
+    result = run_here(export, {"adapter": adapter, "output_dir": tmp_path / "export"})
+    assert result.code == 1 and "incomplete-export is there, perhaps of an export that was killed" in result.err
+    assert (tmp_path / "incomplete-export" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("Qwen/Qwen3-4B-Base", "Qwen/Qwen3-4B-Base"),
+        ("data/rows.jsonl", "rows.jsonl"),
+        ("../rows", "rows"),
+        ("./rows", "rows"),
+        ("~/rows", "rows"),
+        ("/home/me/rows", "rows"),
+        ("demo", "demo"),
+    ],
+)
+def test_a_name_is_published_without_its_folder(name, published):
+    assert published_name(name) == published
 
 
 def test_an_upload_that_fails_leaves_the_folder(run_here, adapter, tmp_path):

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, launch, launch_and_kill
@@ -206,8 +208,9 @@ def test_a_killed_file_goes_on_where_it_was(tiny_model, rows_file, tmp_path):
     assert launch_and_kill("infer.py", flags, reached, tmp_path / "log")
     assert not (tmp_path / "calls.jsonl").exists()
     kept = partial.read_text().count("\n") - 1
-    refused = launch("infer.py", flags | {"max_new_tokens": 41})
-    assert refused.code == 1 and "has answers to other rows, or of another model or settings" in refused.err
+    for more in ({"max_new_tokens": 41}, {"system": "raw"}, {"model_name_or_path": "demo"}):
+        refused = launch("infer.py", flags | more)
+        assert refused.code == 1 and "has answers to other rows, or of another model or settings" in refused.err
     done = launch("infer.py", flags)
     assert done.code == 0 and f"{84 - kept}/{84 - kept}" in done.err, done.err
     assert (tmp_path / "calls.jsonl").read_bytes() == (
@@ -325,3 +328,68 @@ def test_code_that_comes_with_a_model_runs_only_if_asked_for(tiny_model, tools_f
     assert done.stderr.strip().splitlines()[-1].startswith("infer.py: error: cannot load a")
     done = subprocess.run([*command, "--trust_remote_code"], cwd=ROOT, capture_output=True, text=True)
     assert (tmp_path / "ran").exists() and "cut off at --max_new_tokens 2" in done.stderr, done.stderr
+
+
+def test_rows_without_answers_are_read_from_parquet_too(run_here, model_that_says, tools_file, tmp_path):
+    flags = {"model_name_or_path": model_that_says("[]"), "max_new_tokens": 3, "output": tmp_path / "calls.jsonl"}
+    tools = {"tools": [TOOLS, TOOLS]}
+    for number, (columns, more) in enumerate([(tools, {}), ({}, {"tools": tools_file})]):
+        pq.write_table(pa.table({"id": ["a", "b"], "query": ["q", "r"]} | columns), tmp_path / "rows.parquet")
+        output = tmp_path / f"calls{number}.jsonl"
+        result = run_here(infer, flags | more | {"input": tmp_path / "rows.parquet", "output": output})
+        assert result.code == 0, result.err
+        assert [json.loads(line) for line in output.read_text().splitlines()] == [
+            {"id": "a", "calls": []},
+            {"id": "b", "calls": []},
+        ]
+
+
+def test_what_asks_nothing_is_an_error_and_any_id_can_be_written(run_here, model_that_says, tools_file, tmp_path):
+    records = [
+        {"id": "\ud800", "query": "q"},
+        {"id": 1, "query": ""},
+        {"id": 2, "messages": [{"role": "assistant", "content": "hi"}]},
+        {"id": 3, "question": [5], "function": []},
+        {"id": 4, "query": "q", "messages": [{"role": "user", "content": "not this"}]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    flags = {"model_name_or_path": model_that_says("[]"), "tools": tools_file, "input": tmp_path / "rows.jsonl"}
+    result = run_here(infer, flags | {"output": tmp_path / "calls.jsonl", "max_new_tokens": 3})
+    assert result.code == 0, result.err
+    lines = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["\ud800", 1, 2, 3, 4]
+    assert lines[4] == {"id": 4, "calls": []} and "error" in lines[0]
+    reasons = "an empty query", "a conversation in which nobody asks", "not in the leaderboard's layout"
+    assert [line["error"] for line in lines[1:4]] == list(reasons)
+
+
+def test_a_run_cut_off_before_its_first_word_begins_again(run_here, model_that_says, tools_file, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"query": "q"}\n')
+    (tmp_path / "calls.jsonl.partial").touch()
+    flags = {"model_name_or_path": model_that_says("[]"), "tools": tools_file, "input": tmp_path / "rows.jsonl"}
+    result = run_here(infer, flags | {"output": tmp_path / "calls.jsonl", "max_new_tokens": 3})
+    assert result.code == 0 and (tmp_path / "calls.jsonl").read_text() == '{"id": 1, "calls": []}\n'
+
+
+def test_wrong_flags_are_told_before_anything_is_loaded(run_here, tools_file, tmp_path):
+    flags = {"model_name_or_path": "absent/model", "tools": tools_file}
+    for more, message in (
+        ({"input": "rows.jsonl", "output": tmp_path / "absent" / "calls.jsonl"}, "there is no such folder"),
+        ({"interactive": True, "compare": True}, "do not go together"),
+    ):
+        result = run_here(infer, flags | more)
+        assert result.code == 2 and message in result.err
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys\nsys.exit(0)", "SystemExit: 0"),
+        ("from __future__ import annotations\nimport dataclasses\nimport helper_of_mine\n@dataclasses.dataclass\nclass A:\n    x: int\n", "defines no public function"),
+    ],
+)  # fmt: skip
+def test_a_python_file_runs_as_it_would_by_itself(run_here, tiny_model, tmp_path, code, message):
+    (tmp_path / "helper_of_mine.py").touch()
+    (tmp_path / "tools.py").write_text(code)
+    result = run_here(infer, {"model_name_or_path": tiny_model, "query": "q", "tools": tmp_path / "tools.py"})
+    assert result.code == 1 and result.out == "" and message in result.err

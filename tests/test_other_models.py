@@ -20,6 +20,7 @@ from data_utils.batching import encode_prompts
 from data_utils.formats import openai_tools
 from data_utils.sources import load_rows
 from demo.rows import generate_rows
+from model_utils.adapters import linear_layers
 from model_utils.loading import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -135,6 +136,13 @@ def test_a_family_goes_the_whole_way(run_here, flags, rows_file, tmp_path, name)
     assert set(config["target_modules"]) == set(LORA_ON[name])
     assert f"| lora_target_modules | {', '.join(LORA_ON[name])} |" in (exported / "README.md").read_text()
     check_the_export(folder, exported, run / "adapter", rows_file)
+
+
+def test_routers_heads_and_places_in_a_sequence_are_left_alone():
+    """longcat's router has its layer within, modernbert's decoder calls its head the decoder, ctrl's layers are numbers."""
+    for name in ("mixtral", "qwen3_moe", "gpt_oss", "jetmoe"):
+        assert not {"router", "gate", "layer", "lm_head"} & set(linear_layers(build(name))), name
+    assert linear_layers(build("modernbert-decoder")) and "0" not in linear_layers(build("ctrl"))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

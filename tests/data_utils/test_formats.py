@@ -6,9 +6,10 @@ import hypothesis.strategies as st
 import pytest
 from conftest import ROOT
 from hypothesis import given
+from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from data_utils.conversations import from_messages
+from data_utils.conversations import CONVERSATION, from_messages
 from data_utils.formats import (
     NotFlat,
     call_problems,
@@ -117,6 +118,12 @@ def test_tools_of_any_format_become_the_same_flat_ones(value, name):
         ({"type": "object", "additionalProperties": False}, {"type": "dict"}),
         ({"type": "integer", "minimum": 0, "title": "N"}, {"type": "int", "minimum": 0}),
         ({}, {"type": "any"}),
+        ({"type": "array", "items": [{"type": "string"}, {"type": "number"}]}, {"type": "Tuple[str, float]"}),
+        ({"$ref": "#/$defs/a~1b"}, {"type": "int"}),
+        (
+            {"type": "object", "properties": {"n": {"type": "string"}}, "additionalProperties": True},
+            {"type": "dict", "properties": {"n": {"type": "str, optional"}}, "additionalProperties": True},
+        ),
         ({"$ref": "#/$defs/P"}, {"type": "dict", "properties": {"n": {"type": "str"}, "m": {"type": "int, optional"}}}),
         (
             {"type": "array", "description": "d", "items": {"type": "string", "description": "one", "enum": ["a"]}},
@@ -137,7 +144,12 @@ def test_tools_of_any_format_become_the_same_flat_ones(value, name):
 )  # fmt: skip
 def test_a_schema_keeps_its_meaning(schema, spec):
     person = {"type": "object", "properties": {"n": {"type": "string"}, "m": {"type": "integer"}}, "required": ["n"]}
-    whole = {"type": "object", "properties": {"a": schema}, "required": ["a"], "$defs": {"P": person}}
+    whole = {
+        "type": "object",
+        "properties": {"a": schema},
+        "required": ["a"],
+        "$defs": {"P": person, "a/b": {"type": "integer"}},
+    }
     (tool,), _ = flat_tools([{"name": "f", "inputSchema": whole}])
     assert to_json(tool["parameters"]["a"]) == to_json(spec)
 
@@ -150,6 +162,13 @@ def test_a_schema_keeps_its_meaning(schema, spec):
         ({"$ref": "#/$defs/Node"}, "f, a.* contains itself"),
         ({"$ref": "#/$defs/None"}, "f, a: the reference #/\\$defs/None leads nowhere"),
         ({"$ref": "https://example.org/a"}, "leads nowhere in this schema"),
+        (
+            {"type": "object", "properties": {"x": {}}, "anyOf": [{"required": ["x"]}]},
+            "f, a: anyOf or oneOf beside type or properties",
+        ),
+        ({"type": "object", "oneOf": [{"properties": {}}]}, "f, a: anyOf or oneOf beside type or properties"),
+        ({"prefixItems": [{"type": "string"}], "items": {"type": "number"}}, "f, a: items beside prefixItems"),
+        ({"type": {"x": 1}}, "is not one of JSON Schema's types"),
         ({"type": "strin"}, "f, a: 'strin' is not one of JSON Schema's types"),
         ("text", "f, a: a schema must be an object"),
     ],
@@ -159,6 +178,52 @@ def test_what_the_flat_form_cannot_say_is_named(schema, message):
     whole = {"type": "object", "properties": {"a": schema}, "$defs": {"Node": node}}
     with pytest.raises(NotFlat, match=message):
         flat_tools([{"name": "f", "inputSchema": whole}])
+
+
+@pytest.mark.parametrize("key", ["allOf", "anyOf", "oneOf"])
+def test_a_tool_s_arguments_are_not_composed(key):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", key: [SCHEMA]}}}]
+    with pytest.raises(NotFlat, match=f"f: {key} cannot be said"):
+        flat_tools(tools)
+    with pytest.raises(TemplateError, match=f"{key} cannot be said"):
+        rendered([{"role": "user", "content": "q"}], tools)
+
+
+@pytest.mark.parametrize(
+    ("schema", "fits", "does_not"),
+    [
+        ({"type": ["object", "null"], "properties": {"n": {"type": "string"}}}, [None, {"n": "x"}], [{"n": 1}, {"m": 1}, 3]),
+        (
+            {"type": "object", "properties": {"n": {"type": "string"}}, "additionalProperties": {"type": "integer"}},
+            [{"n": "x", "z": 1}, {}], [{"z": "x"}, {"n": 1}],
+        ),
+        ({"type": "object", "properties": {"n": {}}, "additionalProperties": {}}, [{"z": 1}], [3]),
+        ({"type": "object", "properties": {"n": {}}}, [{"n": 1}], [{"z": 1}]),
+        ({"type": "array", "items": [{"type": "string"}, {"type": "number"}]}, [["x", 1.5]], ["x"]),
+    ],
+)  # fmt: skip
+def test_calls_are_checked_as_the_schema_means(schema, fits, does_not):
+    tools, _ = flat_tools([{"name": "f", "inputSchema": {"type": "object", "properties": {"a": schema}}}])
+    for value in fits:
+        assert call_problems([{"name": "f", "arguments": {"a": value}}], tools) == []
+    for value in does_not:
+        assert call_problems([{"name": "f", "arguments": {"a": value}}], tools) != []
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [{"name": "now"}, FUNCTION],
+        [{"name": "now", "parameters": {}}, *FLAT],
+        [{"type": "function", "name": "now"}, {"type": "function", **FUNCTION}],
+        [{"name": "f", "description": "d", "inputSchema": SCHEMA}],
+        [{"name": "f", "input_schema": SCHEMA}],
+        FLAT,
+    ],
+)
+def test_the_chat_template_reads_the_other_formats_too(tools):
+    flat, _ = flat_tools(tools)
+    assert rendered([{"role": "user", "content": "q"}], tools) == render_tags("q", to_json(flat))
 
 
 def test_formats_are_not_mixed_and_gemini_s_is_named():
@@ -255,7 +320,7 @@ schemas = st.recursive(
     | st.just({"$ref": "#/$defs/P", "description": "beside"}),
     lambda inner: st.fixed_dictionaries(
         {"type": st.sampled_from(["array", "object", ["array", "null"]])},
-        optional={"items": inner, "prefixItems": st.lists(inner, max_size=2), "additionalProperties": inner | st.booleans(),
+        optional={"items": inner | st.lists(inner, max_size=2), "prefixItems": st.lists(inner, max_size=2), "additionalProperties": inner | st.booleans(),
                   "properties": st.dictionaries(texts, inner, max_size=2), "required": st.lists(texts, max_size=2), "description": texts},
     )
     | st.fixed_dictionaries({}, optional={"anyOf": st.lists(inner, max_size=3), "oneOf": st.lists(inner, max_size=2), "description": texts}),
@@ -268,7 +333,12 @@ def test_the_chat_template_makes_of_any_schema_what_flat_tools_makes(properties,
     person = {"type": "object", "properties": {"n": {"type": "string"}}, "required": ["n"]}
     parameters = {"type": "object", "properties": properties, "required": required, "$defs": {"P": person}}
     tools = [{"type": "function", "function": {"name": "f", "description": description, "parameters": parameters}}]
-    flat, _ = flat_tools(tools)
+    try:
+        flat, _ = flat_tools(tools)
+    except NotFlat:
+        with pytest.raises(TemplateError, match="cannot be said in the flat form"):
+            rendered([{"role": "user", "content": "q"}], tools)
+        return
     assert rendered([{"role": "user", "content": "q"}], tools) == render_tags("q", to_json(flat))
     back, _ = flat_tools(openai_tools(flat))
     assert to_json(back) == to_json(flat)
@@ -294,7 +364,7 @@ def test_a_conversation_is_one_transcript_in_training_and_in_the_chat_template()
         {"role": "assistant", "content": "Wait.", "tool_calls": openai_calls(calls)},
     ]
     rows = list(from_messages({"id": "c", "messages": messages, "tools": openai_tools(FLAT)}))
-    assert [(row["id"], row["conversation"], json.loads(row["answers"])) for row in rows] == [
+    assert [(row["id"], row[CONVERSATION], json.loads(row["answers"])) for row in rows] == [
         ("c/2", "c", calls), ("c/4", "c", []), ("c/6", "c", calls),
     ]  # fmt: skip
     assert rows[2]["query"] == (
@@ -309,6 +379,22 @@ def test_a_conversation_is_one_transcript_in_training_and_in_the_chat_template()
                 call["function"]["arguments"] = json.loads(call["function"]["arguments"])
         assert rendered(as_objects, openai_tools(FLAT)) == render_tags(row["query"], to_json(FLAT))
     assert render_messages([{"role": "user", "content": " q "}]) == " q "
+
+
+def test_earlier_calls_stand_in_the_transcript_as_they_were_written():
+    """Servers and OpenAI's own library give arguments as text, with blanks or without, and the name last."""
+    texts = ['{"x":1,"y":"Zo\\u00eb"}', '{"x": 1}', "", None]
+    calls = [{"id": "i", "type": "function", "function": {"arguments": text, "name": "f"}} for text in texts]
+    for said in ({"tool_calls": calls}, {"function_call": calls[0]["function"]}):
+        messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None} | said]
+        messages += [{"role": "tool", "content": "7"}, {"role": "assistant", "content": "Seven."}]
+        row = list(from_messages({"id": "c", "messages": messages, "tools": openai_tools(FLAT)}))[-1]
+        assert '"arguments": {"x":1,"y":"Zo\\u00eb"}' in row["query"] and '[{"name": "f", ' in row["query"]
+        assert rendered(messages[:-1], openai_tools(FLAT)) == render_tags(row["query"], to_json(FLAT))
+    first = next(from_messages({"id": "c", "messages": messages, "tools": openai_tools(FLAT)}))
+    assert first["answers"] == json.dumps(
+        [{"name": "f", "arguments": {"x": 1, "y": "Zoë"}}]
+    )  # what is learnt has one form
 
 
 @given(

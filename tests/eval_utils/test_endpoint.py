@@ -55,7 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             message = "This model's maximum context length is 9 tokens." if "long" in body["prompt"] else "as\nscripted"
             error = {"error": {"message": message, "type": "x", "param": None, "code": int(word)}}
             return self.reply(int(word), json.dumps(error))
-        finish = "length" if word == "cut" else "stop"
+        finish = "length" if word in ("cut", "thinking") else "stop"
         if "messages" in body:
             message = {"role": "assistant", "content": body["prompt"] if word in ("content", "cut") else None}
             if word == "calls":
@@ -236,8 +236,17 @@ def test_no_torch():
 def test_a_chat_s_calls_are_the_text_of_their_list(url):
     """Whether the server takes the list apart or leaves it in the content."""
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
-    asked = ["calls: a", "calls: broken", "content: [] as it is", "cut: [{", "none: a", "429 400: too long"]
+    asked = [
+        "calls: a",
+        "calls: broken",
+        "content: [] as it is",
+        "cut: [{",
+        "none: a",
+        "429 400: too long",
+        "thinking: a",
+    ]
     said = dict(complete(f"{url}/chat/completions", "m", [(query, tools) for query in asked], 33))
+    assert said[6]["text"] == ""  # cut off before it said anything: no list of calls, not even an empty one
     assert [said[i]["text"] for i in range(6)] == [
         '[{"name": "f", "arguments": {"x":1}}, {"name": "f", "arguments": {"x":1}}]',
         '[{"name": "f", "arguments": {"x":}, {"name": "f", "arguments": {"x":}]',
