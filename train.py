@@ -51,7 +51,7 @@ from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_mo
 from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script
 from run_utils.checkpoints import RunState, Training, open_run
 from run_utils.environment import environment_record, published_name
-from run_utils.launch import end_training, start_accelerator
+from run_utils.launch import end_training, is_sharded, start_accelerator
 from run_utils.progress import TrainingLog
 
 BEST_METRICS = [name for name, metric in METRICS.items() if metric.headline and metric.kind == "rate"]
@@ -175,7 +175,8 @@ GENERATED_TOKENS = 256  # at most, in an evaluation inside training
 
 def main():
     args = parse_arguments(TrainingArguments, __doc__, "demo.yaml")
-    accelerator = start_accelerator(args.dtype)
+    accelerator = start_accelerator(args.dtype, may_shard=True)
+    check_sharded(args)
     run = open_run(args, accelerator)  # looks at the output folder, writes nothing yet
 
     # Rows -> prompt -> tokens -> optimizer steps
@@ -291,6 +292,17 @@ def main():
     end_training(accelerator)
     if stopped := stopped or stop.number:
         raise Stopped(stopped, f"{run.last_checkpoint()} is complete; --resume_from_checkpoint latest goes on from it")
+
+
+def check_sharded(args):
+    """Refuse what does not go with FSDP2, where the launch file asks for it."""
+    if is_sharded() and args.cuda_graphs:
+        raise UserError("--cuda_graphs needs the whole model on each GPU, which FSDP2 has not: --cuda_graphs false")
+    if is_sharded() and args.eval_generate_examples:
+        raise UserError(
+            "--eval_generate_examples 0 with FSDP2: each process would generate for other rows, and could not gather its layers "
+            "with the others. evaluate.py scores the checkpoints"
+        )
 
 
 class Data(NamedTuple):

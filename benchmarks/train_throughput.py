@@ -37,6 +37,10 @@ SHAPES = {
         "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
     },
+    "14b": {
+        "hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False,
+    },
     "tiny": {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 4096,
@@ -111,7 +115,8 @@ def make_model(folder, shape):
     if (folder / "config.json").exists():
         return
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
-    config = Qwen3Config(**shape, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    own = {"tie_word_embeddings": True, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    config = Qwen3Config(**(own | shape))
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -154,34 +159,42 @@ def matrix_product_ceiling():
 
 
 def measure_ours(args, name, model_dir):
-    """`accelerate launch train.py`; the mean of its own train/tokens_per_second, which leaves out logging and saving, after
-    the first quarter of the steps. (TRL's clock runs from one step's end to another's, without saving.)"""
-    output_dir = args.work_dir / name
+    """The mean of train.py's own train/tokens_per_second, which leaves out logging and saving, after the first quarter of the steps.
+    (TRL's clock runs from one step's end to another's, without saving.)"""
     every = max(1, args.measured_steps // 3)
-    flags = OURS[name] | {
+    flags = OURS[name] | {"max_train_steps": 4 * every, "logging_steps": every}
+    launch_file = "single_gpu.yaml" if torch.cuda.is_available() else "cpu.yaml"
+    return launch_training(args.work_dir, name, model_dir, flags, launch_file)
+
+
+def launch_training(work_dir, name, model_dir, flags, launch_file, processes=1):
+    """`accelerate launch train.py` on the rows of work_dir: speed, memory and curves, or the last line of its error."""
+    output_dir = work_dir / name
+    flags = flags | {
         "model_name_or_path": model_dir,
-        "dataset_name": args.work_dir / "rows.jsonl",
+        "dataset_name": work_dir / "rows.jsonl",
         "output_dir": output_dir,
         "eval_fraction": 0,
-        "max_train_steps": 4 * every,
-        "logging_steps": every,
     }
-    launch_file = ROOT / "accelerate_configs" / ("single_gpu.yaml" if torch.cuda.is_available() else "cpu.yaml")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q", f"--num_processes={processes}"]
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "-q", "--config_file", launch_file, ROOT / "train.py",
+        [*launcher, "--config_file", ROOT / "accelerate_configs" / launch_file, ROOT / "train.py",
          "--overwrite_output_dir", *(f"--{key}={value}" for key, value in flags.items())],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
-    (args.work_dir / f"{name}.log").write_text(done.stdout + done.stderr)
+    (work_dir / f"{name}.log").write_text(done.stdout + done.stderr)
     if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["?"])[-1]}
+        own = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+        return {"error": ([*done.stderr.strip().splitlines(), *own] or ["?"])[-1]}
     events = EventAccumulator(str(output_dir / "logs"))
     events.Reload()
-    curve = {tag: [event.value for event in events.Scalars(f"train/{tag}")] for tag in ("tokens_per_second", "loss")}
+    tags = ("tokens_per_second", "loss", "grad_norm")
+    curve = {tag: [event.value for event in events.Scalars(f"train/{tag}")] for tag in tags}
     return {
         "tokens_per_second": float(np.mean(curve["tokens_per_second"][1:])),
         "peak_memory_gib": events.Scalars("train/peak_memory_gib")[-1].value,
         "loss": curve["loss"],
+        "grad_norm": curve["grad_norm"],
     }
 
 

@@ -133,7 +133,7 @@ def load_adapter(model, folder, texts=()):
         model = PeftModel.from_pretrained(model, folder).eval()
     except Exception as error:  # whatever a broken file makes safetensors and peft raise
         raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
-    quantized = not all(parameter.is_floating_point() for parameter in model.parameters())
+    quantized = getattr(model.get_base_model(), "hf_quantizer", None) is not None
     if quantized or not len(texts) or adapts_shared_weights(model):
         return model
     texts = [text[: min(len(text), num_positions(model.config))] for text in texts]

@@ -27,10 +27,10 @@ def dtype_census(model):
     """`{"trainable float32": 66_060_288, "frozen nf4": 3_623_878_656, ...}`: parameters by role and dtype."""
     census = Counter()
     for parameter in model.parameters():
-        four_bit = type(parameter).__name__ == "Params4bit"  # two weights a byte
+        four_bit = type(parameter).__name__ == "Params4bit"  # stored in whatever dtype
         dtype = "nf4" if four_bit else str(parameter.dtype).removeprefix("torch.")
         role = "trainable" if parameter.requires_grad else "frozen"
-        census[f"{role} {dtype}"] += parameter.numel() * (1 + four_bit)
+        census[f"{role} {dtype}"] += parameter.quant_state.shape.numel() if four_bit else parameter.numel()
     return dict(census)
 
 

@@ -125,7 +125,9 @@ def dense(linear, weight):
     Forward asks for one and backward for the other: in compiled code, dense weights that both use would be kept between
     them, those of all layers. What is kept is their scales, a sixteenth of a byte a weight.
     """
-    quant_state = getattr(linear.weight, "quant_state", None)
+    quant_state = getattr(linear.weight, "quant_state", None) or getattr(
+        linear, "quant_state", None
+    )  # the latter under FSDP2
     if quant_state is None:
         return weight
     from bitsandbytes.functional import dequantize_4bit

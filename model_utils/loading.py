@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 from model_utils.attention import ISOLATED, has_varlen_kernel
 from model_utils.self_checks import check_training_batches, check_vocabulary, one_line, set_attention
 from run_utils.arguments import ROOT, UserError
-from run_utils.launch import check_hub_access
+from run_utils.launch import check_hub_access, is_sharded
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
 
@@ -85,7 +85,11 @@ def load_base_model(name, accelerator, revision=None, quantization="none", trust
     config = {
         "none": None,
         "nf4": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype if is_sharded() else torch.uint8,  # FSDP2 leaves integers whole
         ),
         "int8": BitsAndBytesConfig(load_in_8bit=True),
     }[quantization]

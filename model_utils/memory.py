@@ -10,7 +10,7 @@ import torch
 
 from data_utils.batching import TrainingData, collate, largest_chunks, share_out
 from model_utils.cuda_graphs import use_cuda_graphs
-from run_utils.launch import raise_anywhere
+from run_utils.launch import is_sharded, raise_anywhere
 
 
 def check_memory(accelerator, args, training, data, steps, loss_fn, eval_loss_fn, generations):
@@ -21,6 +21,8 @@ def check_memory(accelerator, args, training, data, steps, loss_fn, eval_loss_fn
     Where memory runs out, raises UserError with the arguments that fit, tried one after the other.
     """
     if not steps:
+        return
+    if is_sharded():  # a process alone cannot try a pass: all of them gather each layer
         return
     on_gpu = accelerator.device.type == "cuda"
     # Processes may differ in what they try: DDP would wait for the others.

@@ -4,11 +4,15 @@ import contextlib
 
 import torch
 from accelerate.utils import broadcast
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import is_liger_kernel_available
 
 from model_utils.self_checks import one_line
 from run_utils.arguments import UserError
+from run_utils.launch import is_sharded
 
 # Random numbers are PyTorch's own: else kernels would draw those of dropout's masks anew wherever they read them.
 COMPILE = {"dynamic": True, "options": {"fallback_random": True}}
@@ -54,20 +58,50 @@ def compile_layers(model):
 
 
 def prepare_model(accelerator, model, cuda_graphs):
-    """The model for training on all processes: under DDP, except with CUDA graphs. These fill the gradients where DDP does not
-    see them, and gradient_sync averages them then."""
-    model = accelerator.prepare_model(model, evaluation_mode=cuda_graphs)
-    if cuda_graphs:  # all start from the main process's adapter, as under DDP: GPUs of two kinds draw different numbers
+    """The model for training on all processes: under DDP, or its base under FSDP2 where the launch file says so. CUDA graphs fill the
+    gradients where DDP does not see them, and FSDP2 does not have the adapter: gradient_sync averages them then."""
+    if is_sharded():
+        shard_base(accelerator, model)
+    else:
+        model = accelerator.prepare_model(model, evaluation_mode=cuda_graphs)
+    if (
+        is_sharded() or cuda_graphs
+    ):  # all start from the main process's adapter, as under DDP: GPUs of two kinds draw different numbers
         broadcast([parameter.data for parameter in model.parameters() if parameter.requires_grad])
     return model
+
+
+def shard_base(accelerator, model):
+    """Spread the frozen base of a PEFT model over the processes, by PyTorch's FSDP2, layer by layer: each is gathered when it is used.
+
+    The adapter stays whole on every process: it is small, and so it is saved, resumed and averaged as it is without FSDP.
+    """
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    options = {"mesh": mesh, "ignored_params": {each for each in model.parameters() if each.requires_grad}}
+    base = model.get_base_model()
+    for module in list(base.modules()):
+        if type(module).__name__ in base._no_split_modules:
+            fully_shard(module, **options)
+    fully_shard(base, **options)  # the rest: embedding, last norm, head
+    mine = [each.to_local() for each in base.parameters() if isinstance(each, DTensor)]
+    size = sum(part.numel() * part.element_size() for part in mine) / 2**30
+    accelerator.print(f"FSDP2: {size:.2f} GiB of the base on each of {accelerator.num_processes} processes")
+    if (
+        accelerator.device.type == "cuda"
+    ):  # the whole base was here for a moment: the peak is that of training from here on
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    if accelerator.mixed_precision == "bf16":  # as accelerator.prepare_model does
+        model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
 
 
 @contextlib.contextmanager
 def gradient_sync(accelerator, model, is_last_batch):
     """Around forward and backward of a micro-batch: gradients are averaged over the processes once a step, with its last one."""
-    with contextlib.nullcontext() if is_last_batch else accelerator.no_sync(model):
+    under_ddp = isinstance(model, DistributedDataParallel)
+    with accelerator.no_sync(model) if under_ddp and not is_last_batch else contextlib.nullcontext():
         yield
-    if is_last_batch and accelerator.num_processes > 1 and not isinstance(model, DistributedDataParallel):
+    if is_last_batch and accelerator.num_processes > 1 and not under_ddp:
         average_gradients(accelerator, [parameter for parameter in model.parameters() if parameter.requires_grad])
 
 

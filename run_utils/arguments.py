@@ -73,10 +73,14 @@ def run_script(main, if_stopped=""):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message += ": make room first" + f"; {if_stopped}" * bool(if_stopped)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which wrong arguments need not wait for
+        first_line = str(error).splitlines()[0] if str(error) else ""
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which wrong arguments need not wait for
+            code, message = 1, f"{name}: error: {first_line} Lower the batch size or --max_seq_length."
+        elif type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo" in first_line:
+            again = "launch all again, a training with --resume_from_checkpoint latest"
+            code, message = 1, f"{name}: error: lost another process or its machine ({first_line}): {again}"
+        else:
             raise
-        first_line = str(error).splitlines()[0]
-        code, message = 1, f"{name}: error: {first_line} Lower the batch size or --max_seq_length."
     else:
         return
     finally:

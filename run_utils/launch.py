@@ -16,12 +16,14 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from run_utils.arguments import UserError
 
 
-def start_accelerator(dtype):
+def start_accelerator(dtype, may_shard=False):
     """The Accelerator for `--dtype` auto, bf16 or fp32, whatever mixed precision the launch file names.
 
-    Its own gradient accumulation stays at 1, whatever the launch file says: the loop scales the loss by itself.
+    Its own gradient accumulation stays at 1, whatever the launch file says: the loop scales the loss by itself. UserError for an
+    engine that a launch file names and this script cannot use; may_shard: whether it can use FSDP2.
     """
     follow_launcher()
+    check_engine(may_shard)
     # Blocks that grow and shrink: freed ones that a longer-lived tensor lies between would else be lost to the larger micro-batch
     # of a later step, which the check before the training could not foresee.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -45,6 +47,30 @@ def start_accelerator(dtype):
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return accelerator
+
+
+def check_engine(may_shard):
+    def asked_for(engine):
+        return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+
+    if asked_for("DEEPSPEED") or asked_for("MEGATRON_LM"):
+        engine = "DeepSpeed" if asked_for("DEEPSPEED") else "Megatron-LM"
+        raise UserError(
+            f"{engine} owns the backward pass and the optimizer's step, which are written out here: launch with "
+            "accelerate_configs/fsdp2.yaml, which shards the model too"
+        )
+    if is_sharded() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("the launch file asks for the first FSDP: fsdp_version: 2, as in accelerate_configs/fsdp2.yaml")
+    if is_sharded() and not may_shard:
+        raise UserError(
+            "FSDP2 is for training: here each process works on rows of its own with the whole model. Launch with "
+            "accelerate_configs/multi_gpu.yaml, or on one GPU"
+        )
+
+
+def is_sharded():
+    """Whether the launch file asks for FSDP, which spreads the base over the processes."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def threads_were_chosen():

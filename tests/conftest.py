@@ -137,24 +137,24 @@ def train_here(run_here):
     return run
 
 
-def launch_command(script, flags, processes=1):
-    config = "cpu.yaml" if processes == 1 else "cpu_2proc.yaml"
+def launch_command(script, flags, processes=1, config=None):
+    config = config or ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q", f"--num_processes={processes}"]
     return [*launcher, "--config_file", str(ROOT / "accelerate_configs" / config), script, *command_line(flags)]
 
 
-def launch(script, flags, processes=1):
+def launch(script, flags, processes=1, config=None):
     """`accelerate launch script` for real, from the repository's root."""
-    done = subprocess.run(launch_command(script, flags, processes), cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(launch_command(script, flags, processes, config), cwd=ROOT, capture_output=True, text=True)
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def launch_and_kill(script, flags, reached, log, processes=1, seconds=0):
+def launch_and_kill(script, flags, reached, log, processes=1, seconds=0, config=None):
     """Launch, and SIGKILL launcher and processes `seconds` after `reached()` is true; the streams go to the file `log`. Returns
     whether the run was killed: it may have ended before."""
     with log.open("w") as file:
         process = subprocess.Popen(
-            launch_command(script, flags, processes),
+            launch_command(script, flags, processes, config),
             cwd=ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,135 @@
+"""FSDP2 with two processes on a CPU: the base is shared out, and training, checkpoints and adapters are those of one process."""
+
+import re
+import subprocess
+
+import pytest
+import torch
+from conftest import EXACT_TAGS, ROOT, curve, first_moments, launch, launch_and_kill, launch_command, values
+from safetensors.torch import load_file
+
+import evaluate
+import train
+
+FSDP2 = "cpu_fsdp2.yaml"
+
+
+@pytest.fixture
+def few_steps(flags):
+    """Four examples a step on any number of processes."""
+    return flags | {"max_train_steps": 6, "save_steps": 3, "eval_steps": 3, "per_device_train_batch_size": 2}
+
+
+def cut(flags, processes, output_dir, **more):
+    return flags | {"gradient_accumulation_steps": 2 // processes, "output_dir": output_dir} | more
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"quantization": "nf4", "gradient_checkpointing": "true"}, {"lora_target_modules": ["lm_head", "q_proj"]}],
+    ids=["float32", "nf4, checkpointing", "a head"],
+)
+def test_two_processes_train_what_one_trains(few_steps, tmp_path, more):
+    folders = []
+    for processes, config in ((1, None), (2, FSDP2)):
+        folders.append(tmp_path / f"{processes}")
+        result = launch("train.py", cut(few_steps, processes, folders[-1], **more), processes, config)
+        assert result.code == 0, result.err
+    assert "FSDP2:" in result.out
+    for tag in ("train/loss", "train/grad_norm", "eval/loss", "train/completion_tokens", "train/learning_rate"):
+        torch.testing.assert_close(values(folders[1], tag), values(folders[0], tag), rtol=1e-5, atol=0)
+    ours, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in reversed(folders))
+    assert ours.keys() == theirs.keys() and all(ours[name].shape == theirs[name].shape for name in ours)
+    for mine, its in zip(
+        first_moments(folders[1] / "checkpoint-3"), first_moments(folders[0] / "checkpoint-3"), strict=True
+    ):
+        torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_sharded_or_not(few_steps, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    dropping = {"lora_dropout": 0.1}
+    assert launch("train.py", cut(few_steps, 2, straight, **dropping), 2, FSDP2).code == 0
+    flags = cut(few_steps, 2, killed, **dropping)
+    reached = (killed / "checkpoint-3").exists
+    assert launch_and_kill("train.py", flags, reached, tmp_path / "log", 2, config=FSDP2)
+    assert not (killed / "adapter").exists()
+    result = launch("train.py", flags | {"resume_from_checkpoint": "latest"}, 2, FSDP2)
+    assert result.code == 0 and "Resuming from" in result.out, result.err
+    for tag in EXACT_TAGS:
+        assert curve(killed, tag)[-len(curve(straight, tag)) :] == curve(straight, tag), tag
+    ours, theirs = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (killed, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    # One process, with the whole base, goes on from a checkpoint of two; other random numbers for dropout, the same experiment
+    alone = cut(few_steps, 1, killed, **dropping) | {"resume_from_checkpoint": killed / "checkpoint-3"}
+    result = launch("train.py", alone)
+    assert result.code == 0, result.err
+    torch.testing.assert_close(values(killed, "eval/loss")[-1:], values(straight, "eval/loss")[-1:], rtol=0.05, atol=0)
+
+
+SHARDS = """
+import os, sys, torch
+from accelerate.state import AcceleratorState
+from torch.distributed.tensor import DTensor
+from model_utils.adapters import add_lora, linear_layers
+from model_utils.loading import load_base_model
+from model_utils.speed import prepare_model
+from run_utils.launch import start_accelerator
+accelerator = start_accelerator("fp32", may_shard=True)
+model = load_base_model(sys.argv[1], accelerator, quantization=sys.argv[2])
+model = add_lora(model, 4, 8, 0.0, linear_layers(model))
+whole = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+model = prepare_model(accelerator, model, cuda_graphs=False)
+frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+assert all(isinstance(parameter, DTensor) for parameter in frozen), "not all of the base is sharded"
+assert not any(isinstance(parameter, DTensor) for parameter in model.parameters() if parameter.requires_grad)
+mine = sum(parameter.to_local().numel() for parameter in frozen)
+assert 0.45 * whole < mine < 0.55 * whole, (mine, whole)
+print("half")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_each_process_holds_half_of_the_base(tiny_model, tmp_path, quantization):
+    """NF4's bytes, left as integers, would not be sharded, and nothing would say so."""
+    script = tmp_path / "shards.py"
+    script.write_text(SHARDS)
+    command = [*launch_command(script, {}, 2, FSDP2)[:-1], script, tiny_model, quantization]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("half") == 2, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("engine", "more", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed owns the backward pass .* accelerate_configs/fsdp2.yaml"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "Megatron-LM owns the backward pass"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "the first FSDP: fsdp_version: 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"cuda_graphs": "true"}, "--cuda_graphs false"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            {"eval_generate_examples": 2},
+            "--eval_generate_examples 0 with FSDP2",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(run_here, flags, monkeypatch, engine, more, message):
+    for name, value in engine.items():
+        monkeypatch.setenv(name, value)
+    result = run_here(train, flags | more)
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and re.search(message, line), line
+    assert not flags["output_dir"].exists()
+
+
+def test_evaluation_keeps_the_whole_model_on_each_process(run_here, tiny_model, rows_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    flags = {"model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": tmp_path / "evaluation"}
+    result = run_here(evaluate, flags)
+    assert result.code == 1 and "accelerate_configs/multi_gpu.yaml" in result.err.splitlines()[-1]
+    assert not (tmp_path / "evaluation").exists()
