@@ -37,6 +37,8 @@ def start_accelerator(dtype, may_shard=False):
         mixed_precision="bf16" if dtype == "bf16" else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
+    if not accelerator.is_main_process:
+        accelerator.print = lambda *text: None  # Accelerate's own prints once on each machine
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UserError(
