@@ -4,6 +4,7 @@
     python -m benchmarks.scaling --shapes 4b --systems single fsdp2
     python -m benchmarks.scaling --equality --shapes 4b        # 20 steps of eight examples, cut in every way
     python -m benchmarks.scaling --equality --shapes tiny      # a dry run on a CPU
+    python -m benchmarks.scaling --computed                    # memory of other shapes and numbers of GPUs, by arithmetic
 
 Random weights and rows of xLAM's lengths, as in train_throughput.py; `accelerate launch train.py` itself with LoRA r=32, 8 examples
 a GPU and step, dropout 0. Equality: the effective batch is 8 whatever the number of processes.
@@ -54,9 +55,12 @@ def main():
     parser.add_argument("--quantizations", nargs="+", choices=["none", "nf4"], default=["none", "nf4"])
     parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS, *CUTS])
     parser.add_argument("--equality", action="store_true")
+    parser.add_argument("--computed", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--work_dir", type=Path, default=Path("runs/scaling"))
     args = parser.parse_args()
+    if args.computed:
+        return print_computed()
     args.work_dir = args.work_dir.resolve()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     for shape in args.shapes:
@@ -128,6 +132,41 @@ def compare_cuts(args, shape, model_dir):
             cells += [f"{100 * max(ratios[:2]):.4f}", f"{100 * max(ratios):.4f}"]
         table.add_row(name, *cells, f"{result['tokens_per_second']:,.0f}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def print_computed():
+    table = Table(title="peak GiB a GPU, 8 examples a GPU: computed, not measured")
+    for column in ("shape", "precision", "one GPU, or DDP", "FSDP2 on 2", "4", "8"):
+        table.add_column(column)
+    for shape in (name for name in SHAPES if name != "tiny"):
+        for quantization in ("none", "nf4"):
+            cells = [f"{computed_gib(SHAPES[shape], quantization, gpus):.0f}" for gpus in (1, 2, 4, 8)]
+            table.add_row(shape, quantization, *cells)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def computed_gib(shape, quantization, gpus):
+    """Weights by their number, activations (without compiling or checkpointing) in proportion to what the 4B shape was measured at."""
+
+    def widths(shape):  # of a layer's linear layers, (in, out)
+        hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+        query, key = (shape[heads] * shape["head_dim"] for heads in ("num_attention_heads", "num_key_value_heads"))
+        return [(hidden, query), (hidden, key), (hidden, key), (query, hidden), (hidden, inner), (hidden, inner), (inner, hidden)]  # fmt: skip
+
+    def activations(shape):  # the tensors that a layer keeps are this wide, in about these numbers
+        query = shape["num_attention_heads"] * shape["head_dim"]
+        return shape["num_hidden_layers"] * (shape["hidden_size"] + shape["intermediate_size"] + 2 * query)
+
+    layers, vocabulary = shape["num_hidden_layers"], shape["vocab_size"] * shape["hidden_size"]
+    layer = sum(inputs * outputs for inputs, outputs in widths(shape)) * (2 if quantization == "none" else 0.516)
+    rest = vocabulary * 2 * (1 if shape["tie_word_embeddings"] else 2)
+    adapter = (
+        layers * sum(32 * (inputs + outputs) for inputs, outputs in widths(shape)) * 16
+    )  # weight, gradient, two moments
+    base = layers * layer + rest
+    if gpus > 1:  # what is gathered at a time: embedding and head, and two layers
+        base = base / gpus + rest + 2 * layer
+    return (base + adapter) / 2**30 + 18.9 * activations(shape) / activations(SHAPES["4b"])
 
 
 if __name__ == "__main__":

@@ -32,18 +32,25 @@ from model_utils.adapters import add_lora
 from model_utils.flops import count_flops
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def qwen3(hidden, intermediate, layers, heads, tied):
+    return {
+        "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": tied,
+    }  # fmt: skip
+
+
 SHAPES = {
-    "4b": {
-        "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-    },
-    "14b": {
-        "hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False,
-    },
+    "0.6b": qwen3(1024, 3072, 28, 16, True),
+    "1.7b": qwen3(2048, 6144, 28, 16, True),
+    "4b": qwen3(2560, 9728, 36, 32, True),
+    "8b": qwen3(4096, 12288, 36, 32, False),
+    "14b": qwen3(5120, 17408, 40, 40, False),
+    "32b": qwen3(5120, 25600, 64, 64, False),
     "tiny": {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 4096,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 4096, "tie_word_embeddings": True,
     },
 }  # fmt: skip
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -115,8 +122,7 @@ def make_model(folder, shape):
     if (folder / "config.json").exists():
         return
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
-    own = {"tie_word_embeddings": True, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    config = Qwen3Config(**(own | shape))
+    config = Qwen3Config(**shape, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
