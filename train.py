@@ -296,9 +296,13 @@ def main():
 
 def check_sharded(args):
     """Refuse what does not go with FSDP2, where the launch file asks for it."""
-    if is_sharded() and args.cuda_graphs:
+    if not is_sharded():
+        return
+    if args.cuda_graphs:
         raise UserError("--cuda_graphs needs the whole model on each GPU, which FSDP2 has not: --cuda_graphs false")
-    if is_sharded() and args.eval_generate_examples:
+    if args.quantization == "int8":
+        raise UserError("int8 layers cannot be gathered by FSDP2: --quantization nf4 or none")
+    if args.eval_generate_examples:
         raise UserError(
             "--eval_generate_examples 0 with FSDP2: each process would generate for other rows, and could not gather its layers "
             "with the others. evaluate.py scores the checkpoints"

@@ -26,6 +26,7 @@ from benchmarks.train_throughput import SHAPES, launch_training, make_model, mak
 GRAPHS = {"cuda_graphs": True, "torch_compile": True}
 SYSTEMS = {  # by name: launch file, processes, flags
     "single": ("single_gpu.yaml", 1, {}),
+    "single, graphs, not compiled": ("single_gpu.yaml", 1, {"cuda_graphs": True}),
     "single, graphs": ("single_gpu.yaml", 1, GRAPHS),
     "fsdp2, one GPU": ("fsdp2.yaml", 1, {}),
     "fsdp2, one GPU, compiled": ("fsdp2.yaml", 1, {"torch_compile": True}),
@@ -107,8 +108,8 @@ def measure(args, shape, model_dir):
 
 
 def compare_cuts(args, shape, model_dir):
-    """Largest relative difference of a step's loss and gradient norm from one GPU's single pass in the same precision, in the steps with
-    the same weights (the first two: the warm-up begins at 0) and in all."""
+    """Largest relative difference of a step's loss and gradient norm from one GPU's single pass in the same precision (float32's own
+    from bf16's), in the steps with the same weights (the first two: the warm-up begins at 0) and in all."""
     columns = ("cut", "loss, first 2 steps", "all steps", "gradient norm, first 2", "all", "tokens/s")
     table = Table(*columns, title=f"{shape}, 8 examples a step: largest difference from 1 x 8, %")
     references = {}
@@ -125,7 +126,8 @@ def compare_cuts(args, shape, model_dir):
         if "error" in result:
             table.add_row(name, result["error"])
             continue
-        reference = references.setdefault(flags.get("dtype"), result)
+        reference = references.get(flags.get("dtype")) or references.get(None, result)
+        references.setdefault(flags.get("dtype"), result)
         cells = []
         for curve in ("loss", "grad_norm"):
             ratios = [abs(a / b - 1) for a, b in zip(result[curve], reference[curve], strict=True)]

@@ -89,7 +89,9 @@ def load_base_model(name, accelerator, revision=None, quantization="none", trust
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=dtype if is_sharded() else torch.uint8,  # FSDP2 leaves integers whole
+            bnb_4bit_quant_storage=dtype
+            if is_sharded()
+            else torch.uint8,  # Accelerate and PEFT's guides: a float for FSDP2
         ),
         "int8": BitsAndBytesConfig(load_in_8bit=True),
     }[quantization]

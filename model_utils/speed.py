@@ -79,10 +79,16 @@ def shard_base(accelerator, model):
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     options = {"mesh": mesh, "ignored_params": {each for each in model.parameters() if each.requires_grad}}
     base = model.get_base_model()
-    for module in list(base.modules()):
-        if type(module).__name__ in base._no_split_modules:
+    layers = [module for module in base.modules() if type(module).__name__ in (base._no_split_modules or ())]
+    if not layers:
+        raise UserError(
+            f"{type(base).__name__} does not say which its layers are: FSDP2 would gather all of it at once"
+        )
+    try:
+        for module in [*reversed(layers), base]:  # from the inside; with the base the rest: embedding, last norm, head
             fully_shard(module, **options)
-    fully_shard(base, **options)  # the rest: embedding, last norm, head
+    except (TypeError, ValueError) as error:  # a scalar among its parameters, layers that share theirs
+        raise UserError(f"FSDP2 cannot share out {type(base).__name__}: {one_line(error)}") from None
     mine = [each.to_local() for each in base.parameters() if isinstance(each, DTensor)]
     size = sum(part.numel() * part.element_size() for part in mine) / 2**30
     accelerator.print(f"FSDP2: {size:.2f} GiB of the base on each of {accelerator.num_processes} processes")
@@ -108,6 +114,9 @@ def gradient_sync(accelerator, model, is_last_batch):
 @torch.no_grad()
 def average_gradients(accelerator, parameters):
     """Over the processes in one message, as DDP does in several."""
+    for parameter in parameters:
+        if parameter.grad is None:  # it took no part here
+            parameter.grad = torch.zeros_like(parameter)
     flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
     torch.distributed.all_reduce(flat)
     flat /= accelerator.num_processes

@@ -21,6 +21,7 @@ from run_utils.signals import Stopped, handle_signals, raise_stopped
 ROOT = Path(__file__).resolve().parent.parent
 # About this invocation, not about the experiment: never written to args.yaml, so that it can be passed to --config.
 INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
+LOST = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch's, where another process does not answer
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 
 
@@ -76,9 +77,10 @@ def run_script(main, if_stopped=""):
         first_line = str(error).splitlines()[0] if str(error) else ""
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which wrong arguments need not wait for
             code, message = 1, f"{name}: error: {first_line} Lower the batch size or --max_seq_length."
-        elif type(error).__name__ in ("DistBackendError", "DistNetworkError") or "gloo" in first_line:
+        elif type(error).__name__ in LOST or "/gloo/" in first_line:
+            cause = [line for line in str(error).splitlines() if line.strip()][-1]  # NCCL's own is its last
             again = "launch all again, a training with --resume_from_checkpoint latest"
-            code, message = 1, f"{name}: error: lost another process or its machine ({first_line}): {again}"
+            code, message = 1, f"{name}: error: lost another process, or the network failed ({cause}): {again}"
         else:
             raise
     else:

@@ -303,7 +303,9 @@ class Run:
         folder.mkdir()
         model = self.accelerator.unwrap_model(training.model)
         # The adapter's weights alone are asked for: under FSDP2, asking for the base's moves them on this process and no other.
-        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        weights = {
+            name: weight for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad
+        }
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
         self.write_card(folder, state)
         write_text(folder / "args.yaml", as_yaml(self.args))

@@ -27,6 +27,8 @@ def start_accelerator(dtype, may_shard=False):
     # Blocks that grow and shrink: freed ones that a longer-lived tensor lies between would else be lost to the larger micro-batch
     # of a later step, which the check before the training could not foresee.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # On unless a launch file says otherwise: some processes would then load empty weights and be told the rest by Accelerate alone.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
     if dtype == "auto":
         native = not use_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -52,17 +54,25 @@ def start_accelerator(dtype, may_shard=False):
 
 
 def check_engine(may_shard):
-    def asked_for(engine):
-        return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+    def is_on(variable):
+        return os.environ.get(variable, "false").lower() == "true"
 
-    if asked_for("DEEPSPEED") or asked_for("MEGATRON_LM"):
-        engine = "DeepSpeed" if asked_for("DEEPSPEED") else "Megatron-LM"
+    if is_on("ACCELERATE_USE_DEEPSPEED") or is_on("ACCELERATE_USE_MEGATRON_LM"):
+        engine = "DeepSpeed" if is_on("ACCELERATE_USE_DEEPSPEED") else "Megatron-LM"
         raise UserError(
             f"{engine} owns the backward pass and the optimizer's step, which are written out here: launch with "
             "accelerate_configs/fsdp2.yaml, which shards the model too"
         )
     if is_sharded() and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("the launch file asks for the first FSDP: fsdp_version: 2, as in accelerate_configs/fsdp2.yaml")
+    if is_sharded() and is_on("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise UserError(
+            "fsdp_activation_checkpointing in the launch file is not for this loop: --gradient_checkpointing true"
+        )
+    if (is_sharded() and is_on("FSDP_OFFLOAD_PARAMS")) or is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        raise UserError(
+            "the launch file asks for offloading or another parallelism: what is read is accelerate_configs/fsdp2.yaml"
+        )
     if is_sharded() and not may_shard:
         raise UserError(
             "FSDP2 is for training: here each process works on rows of its own with the whole model. Launch with "

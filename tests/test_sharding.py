@@ -94,7 +94,7 @@ print("half")
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_each_process_holds_half_of_the_base(tiny_model, tmp_path, quantization):
-    """NF4's bytes, left as integers, would not be sharded, and nothing would say so."""
+    """A base that is left whole would save nothing, and nothing would say so."""
     script = tmp_path / "shards.py"
     script.write_text(SHARDS)
     command = [*launch_command(script, {}, 2, FSDP2)[:-1], script, tiny_model, quantization]
@@ -110,6 +110,17 @@ def test_each_process_holds_half_of_the_base(tiny_model, tmp_path, quantization)
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "Megatron-LM owns the backward pass"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "the first FSDP: fsdp_version: 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"cuda_graphs": "true"}, "--cuda_graphs false"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"quantization": "int8"}, "--quantization nf4 or none"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            {},
+            "--gradient_checkpointing true",
+        ),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+            {},
+            "what is read is accelerate_configs/fsdp2.yaml",
+        ),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
             {"eval_generate_examples": 2},

@@ -59,7 +59,7 @@ def train_on_both(flags, folder):
 
 
 def test_a_node_dies_and_the_run_goes_on(network, flags, tmp_path):
-    flags |= {"max_train_steps": 12, "save_steps": 3, "eval_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
+    flags |= {"max_train_steps": 40, "save_steps": 3, "eval_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
               "lora_dropout": 0.1}  # fmt: skip
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert launch("train.py", flags | {"output_dir": straight}, 2).code == 0
