@@ -125,9 +125,8 @@ def dense(linear, weight):
     Forward asks for one and backward for the other: in compiled code, dense weights that both use would be kept between
     them, those of all layers. What is kept is their scales, a sixteenth of a byte a weight.
     """
-    quant_state = getattr(linear.weight, "quant_state", None) or getattr(
-        linear, "quant_state", None
-    )  # the latter under FSDP2
+    # FSDP2 gathers plain weights: the layer still has the state.
+    quant_state = getattr(linear.weight, "quant_state", None) or getattr(linear, "quant_state", None)
     if quant_state is None:
         return weight
     from bitsandbytes.functional import dequantize_4bit

@@ -89,9 +89,8 @@ def load_base_model(name, accelerator, revision=None, quantization="none", trust
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=dtype
-            if is_sharded()
-            else torch.uint8,  # Accelerate and PEFT's guides: a float for FSDP2
+            # Accelerate's and PEFT's guides want a float for FSDP2.
+            bnb_4bit_quant_storage=dtype if is_sharded() else torch.uint8,
         ),
         "int8": BitsAndBytesConfig(load_in_8bit=True),
     }[quantization]
