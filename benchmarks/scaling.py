@@ -4,15 +4,18 @@
     python -m benchmarks.scaling --shapes 4b --systems single fsdp2
     python -m benchmarks.scaling --equality --shapes 4b        # 20 steps of eight examples, cut in every way
     python -m benchmarks.scaling --equality --shapes tiny      # a dry run on a CPU
+    python -m benchmarks.scaling --evaluation --shapes 4b      # evaluate.py: rows/s and memory
     python -m benchmarks.scaling --computed                    # memory of other shapes and numbers of GPUs, by arithmetic
 
 Random weights and rows of xLAM's lengths, as in train_throughput.py; `accelerate launch train.py` itself with LoRA r=32, 8 examples
-a GPU and step, dropout 0. Equality: the effective batch is 8 whatever the number of processes.
+a GPU and step, dropout 0. Equality: the effective batch is 8 whatever the number of processes. Evaluation: 400 prompts, 96 new tokens
+each, since a random model does not stop.
 """
 
 import argparse
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from benchmarks.train_throughput import SHAPES, launch_training, make_model, make_rows
+from benchmarks.train_throughput import SHAPES, launch, launch_training, make_model, make_rows
 
 GRAPHS = {"cuda_graphs": True, "torch_compile": True}
 SYSTEMS = {  # by name: launch file, processes, flags
@@ -46,6 +49,8 @@ CUTS = {  # likewise, with the examples of a micro-batch
     "2 processes, 1 x 4": ("multi_gpu.yaml", 2, 4, {}),
     "2 processes, 4 x 1, graphs": ("multi_gpu.yaml", 2, 1, {"cuda_graphs": True}),
     "2 processes, 1 x 4, FSDP2": ("fsdp2.yaml", 2, 4, {}),
+    "2 processes, 1 x 4, float32": ("multi_gpu.yaml", 2, 4, {"dtype": "fp32"}),
+    "2 processes, 1 x 4, FSDP2, float32": ("fsdp2.yaml", 2, 4, {"dtype": "fp32"}),
 }
 ON_CPU = {"single_gpu.yaml": "cpu.yaml", "multi_gpu.yaml": "cpu_2proc.yaml", "fsdp2.yaml": "cpu_fsdp2.yaml"}
 
@@ -56,6 +61,7 @@ def main():
     parser.add_argument("--quantizations", nargs="+", choices=["none", "nf4"], default=["none", "nf4"])
     parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS, *CUTS])
     parser.add_argument("--equality", action="store_true")
+    parser.add_argument("--evaluation", action="store_true")
     parser.add_argument("--computed", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--work_dir", type=Path, default=Path("runs/scaling"))
@@ -68,7 +74,8 @@ def main():
         model_dir = args.work_dir / f"model_{shape}"
         make_model(model_dir, SHAPES[shape])
         make_rows(args.work_dir / "rows.jsonl", AutoTokenizer.from_pretrained(model_dir))
-        (compare_cuts if args.equality else measure)(args, shape, model_dir)
+        what = compare_cuts if args.equality else measure_evaluation if args.evaluation else measure
+        what(args, shape, model_dir)
 
 
 def possible(launch_file, processes, flags):
@@ -134,6 +141,57 @@ def compare_cuts(args, shape, model_dir):
             cells += [f"{100 * max(ratios[:2]):.4f}", f"{100 * max(ratios):.4f}"]
         table.add_row(name, *cells, f"{result['tokens_per_second']:,.0f}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def measure_evaluation(args, shape, model_dir):
+    table = Table(
+        "GPUs", "precision", "rows/s", "GiB in use on the fullest", "minutes in all", title=f"{shape}, evaluate.py"
+    )
+    for quantization in args.quantizations:
+        for launch_file, processes in (("single_gpu.yaml", 1), ("multi_gpu.yaml", 2)):
+            if not possible(launch_file, processes, {}):
+                continue
+            name = f"evaluation_{shape}_{processes}_{quantization}"
+            flags = {
+                "model_name_or_path": model_dir, "dataset_name": args.work_dir / "rows.jsonl", "eval_fraction": 1, "num_examples": 400,
+                "systems": "prompted", "max_new_tokens": 96, "quantization": quantization, "output_dir": args.work_dir / name,
+            }  # fmt: skip
+            launch_file = launch_file if torch.cuda.is_available() else ON_CPU[launch_file]
+            start = time.perf_counter()
+            with GPUsInUse() as in_use:
+                error = launch("evaluate.py", flags, launch_file, processes, args.work_dir / f"{name}.log")
+            minutes = (time.perf_counter() - start) / 60
+            if error:
+                table.add_row(str(processes), quantization, "", error)
+                continue
+            metrics = json.loads((args.work_dir / name / "metrics.json").read_text())
+            speed = metrics["systems"]["prompted"]["rows_per_second"]
+            print(json.dumps({name: [speed, in_use.peak, minutes]}), flush=True)
+            table.add_row(str(processes), quantization, f"{speed:.1f}", f"{in_use.peak:.1f}", f"{minutes:.1f}")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+class GPUsInUse:
+    """`peak`: the GiB that came into use on one GPU, of all processes, looked at twice a second."""
+
+    def __enter__(self):
+        self.peak, self.ended = 0.0, threading.Event()
+        self.before = self.look()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.ended.set()
+        self.thread.join()
+
+    def watch(self):
+        while not self.ended.wait(0.5):
+            self.peak = max([self.peak, *(now - then for now, then in zip(self.look(), self.before, strict=True))])
+
+    def look(self):
+        free_and_total = [torch.cuda.mem_get_info(gpu) for gpu in range(torch.cuda.device_count())]
+        return [(total - free) / 2**30 for free, total in free_and_total]
 
 
 def print_computed():

@@ -130,6 +130,8 @@ def make_model(folder, shape):
     torch.set_default_dtype(torch.float32)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()  # what is measured has the GPU to itself
 
 
 def make_rows(path, tokenizer, count=4000, seed=0):
@@ -182,16 +184,8 @@ def launch_training(work_dir, name, model_dir, flags, launch_file, processes=1):
         "output_dir": output_dir,
         "eval_fraction": 0,
     }
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q", f"--num_processes={processes}"]
-    done = subprocess.run(
-        [*launcher, "--config_file", ROOT / "accelerate_configs" / launch_file, ROOT / "train.py",
-         "--overwrite_output_dir", *(f"--{key}={value}" for key, value in flags.items())],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    (work_dir / f"{name}.log").write_text(done.stdout + done.stderr)
-    if done.returncode:
-        own = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
-        return {"error": ([*done.stderr.strip().splitlines(), *own] or ["?"])[-1]}
+    if error := launch("train.py", flags, launch_file, processes, work_dir / f"{name}.log"):
+        return {"error": error}
     events = EventAccumulator(str(output_dir / "logs"))
     events.Reload()
     tags = ("tokens_per_second", "loss", "grad_norm")
@@ -202,6 +196,21 @@ def launch_training(work_dir, name, model_dir, flags, launch_file, processes=1):
         "loss": curve["loss"],
         "grad_norm": curve["grad_norm"],
     }
+
+
+def launch(script, flags, launch_file, processes, log):
+    """`accelerate launch` of a script of ours, its output in the file `log`; returns the last line of its error, if it had one."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q", f"--num_processes={processes}"]
+    done = subprocess.run(
+        [*launcher, "--config_file", ROOT / "accelerate_configs" / launch_file, ROOT / script,
+         "--overwrite_output_dir", *(f"--{key}={value}" for key, value in flags.items())],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    log.write_text(done.stdout + done.stderr)
+    if not done.returncode:
+        return None
+    own = [line for line in done.stderr.splitlines() if line.startswith(f"{script}: ")]
+    return ([*done.stderr.strip().splitlines(), *own] or ["?"])[-1]
 
 
 def measure_trl(args, name, model_dir):
