@@ -267,8 +267,8 @@ def main():
         scheduler.step()
         optimizer.zero_grad()
         state.global_step, state.eval_loss = state.global_step + 1, None
+        stopped = stop.agreed()  # where a process may wait for the others: part of the step's time
         log.end_step(step, loss_sum, grad_norm, learning_rate)
-        stopped = stop.agreed()
 
         # ---------------------------------- once in a while ----------------------------------
         is_last_step = state.global_step == last_step

@@ -5,7 +5,7 @@
     python -m benchmarks.scaling --equality --shapes 4b        # 20 steps of eight examples, cut in every way
     python -m benchmarks.scaling --equality --shapes tiny      # a dry run on a CPU
     python -m benchmarks.scaling --evaluation --shapes 4b      # evaluate.py: rows/s and memory
-    python -m benchmarks.scaling --computed                    # memory of other shapes and numbers of GPUs, by arithmetic
+    python -m benchmarks.scaling --computed                    # other shapes and numbers of GPUs, by arithmetic
 
 Random weights and rows of xLAM's lengths, as in train_throughput.py; `accelerate launch train.py` itself with LoRA r=32, 8 examples
 a GPU and step, dropout 0. Equality: the effective batch is 8 whatever the number of processes. Evaluation: 400 prompts, 96 new tokens
@@ -22,9 +22,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.train_throughput import SHAPES, launch, launch_training, make_model, make_rows
+from benchmarks.train_throughput import COMPLETION, SHAPES, TARGETS, launch, launch_training, make_model, make_rows
+from model_utils.adapters import add_lora
+from model_utils.flops import count_flops
 
 GRAPHS = {"cuda_graphs": True, "torch_compile": True}
 SYSTEMS = {  # by name: launch file, processes, flags
@@ -52,6 +54,7 @@ CUTS = {  # likewise, with the examples of a micro-batch
     "2 processes, 1 x 4, float32": ("multi_gpu.yaml", 2, 4, {"dtype": "fp32"}),
     "2 processes, 1 x 4, FSDP2, float32": ("fsdp2.yaml", 2, 4, {"dtype": "fp32"}),
 }
+MEASURED = {"4b": 25480, "14b": 9360}  # tokens/s of one H200, "single, graphs" in bf16
 ON_CPU = {"single_gpu.yaml": "cpu.yaml", "multi_gpu.yaml": "cpu_2proc.yaml", "fsdp2.yaml": "cpu_fsdp2.yaml"}
 
 
@@ -195,14 +198,29 @@ class GPUsInUse:
 
 
 def print_computed():
-    table = Table(title="peak GiB a GPU, 8 examples a GPU: computed, not measured")
-    for column in ("shape", "precision", "one GPU, or DDP", "FSDP2 on 2", "4", "8"):
-        table.add_column(column)
+    columns = ("shape", "precision", "GiB a GPU: one, or DDP", "FSDP2 on 2", "4", "8", "tokens/s a GPU")
+    table = Table(*columns, title="8 examples a GPU: computed, not measured")
     for shape in (name for name in SHAPES if name != "tiny"):
         for quantization in ("none", "nf4"):
             cells = [f"{computed_gib(SHAPES[shape], quantization, gpus):.0f}" for gpus in (1, 2, 4, 8)]
-            table.add_row(shape, quantization, *cells)
+            table.add_row(shape, quantization, *cells, computed_speed(shape) if quantization == "none" else "")
+    table.caption = "tokens/s compiled, with CUDA graphs; the memory neither compiled nor with checkpointing"
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def computed_speed(shape):
+    """At the FLOP/s that the next narrower of the measured shapes reaches: wider ones come nearer to the GPU's peak."""
+    narrower = [name for name in MEASURED if SHAPES[name]["hidden_size"] <= SHAPES[shape]["hidden_size"]]
+    measured = narrower[-1] if narrower else next(iter(MEASURED))
+    speed = MEASURED[measured] * flops_per_token(measured) / flops_per_token(shape)
+    return f"{'' if narrower else 'below '}{speed:,.0f}"
+
+
+def flops_per_token(shape):
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(Qwen3Config(**SHAPES[shape]))
+        counted = count_flops(add_lora(model.requires_grad_(False), 32, 64, 0.0, TARGETS), gradient_checkpointing=False)
+    return counted.per_token + COMPLETION * counted.per_completion_token
 
 
 def computed_gib(shape, quantization, gpus):

@@ -74,7 +74,8 @@ class StopRequest:
             return self.number
         import torch  # late: see the module's first lines
 
-        flag = torch.tensor(self.number, device=self.accelerator.device)
+        # Filled there: a copy from here would wait for all that the GPU has still to do.
+        flag = torch.full((), self.number, device=self.accelerator.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         if flag.device.type != "cuda":
             return flag.item()
