@@ -166,6 +166,16 @@ class TrainingArguments:
             not (self.torch_compile and self.liger_kernel),
             "--torch_compile cannot compile the kernels of --liger_kernel: switch one of them off",
         )
+        if is_sharded():  # by the launch file
+            require(
+                not self.cuda_graphs, "--cuda_graphs needs the whole model on each GPU: --cuda_graphs false with FSDP2"
+            )
+            require(self.quantization != "int8", "FSDP2 cannot gather int8 layers: --quantization nf4 or none")
+            require(
+                not self.eval_generate_examples,
+                "--eval_generate_examples 0 with FSDP2, whose processes cannot generate for rows of their own; evaluate.py "
+                "scores the checkpoints",
+            )
         steps = re.fullmatch(r"([1-9]\d*):(\d+)", self.profile_steps or "1:1")
         require(steps and int(steps[1]) <= int(steps[2]), f"--profile_steps must be like 5:7, not {self.profile_steps}")
 
@@ -176,7 +186,6 @@ GENERATED_TOKENS = 256  # at most, in an evaluation inside training
 def main():
     args = parse_arguments(TrainingArguments, __doc__, "demo.yaml")
     accelerator = start_accelerator(args.dtype, may_shard=True)
-    check_sharded(args)
     run = open_run(args, accelerator)  # looks at the output folder, writes nothing yet
 
     # Rows -> prompt -> tokens -> optimizer steps
@@ -292,21 +301,6 @@ def main():
     end_training(accelerator)
     if stopped := stopped or stop.number:
         raise Stopped(stopped, f"{run.last_checkpoint()} is complete; --resume_from_checkpoint latest goes on from it")
-
-
-def check_sharded(args):
-    """Refuse what does not go with FSDP2, where the launch file asks for it."""
-    if not is_sharded():
-        return
-    if args.cuda_graphs:
-        raise UserError("--cuda_graphs needs the whole model on each GPU, which FSDP2 has not: --cuda_graphs false")
-    if args.quantization == "int8":
-        raise UserError("int8 layers cannot be gathered by FSDP2: --quantization nf4 or none")
-    if args.eval_generate_examples:
-        raise UserError(
-            "--eval_generate_examples 0 with FSDP2: each process would generate for other rows, and could not gather its layers "
-            "with the others. evaluate.py scores the checkpoints"
-        )
 
 
 class Data(NamedTuple):

@@ -10,7 +10,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, launch
 
 from eval_utils.endpoint import complete
 from run_utils.arguments import UserError
@@ -259,3 +259,26 @@ def test_a_chat_s_calls_are_the_text_of_their_list(url):
     assert (
         next(iter(complete(url, "m", [("none: a", [])], 33)))[1]["text"] == "[]"
     )  # no tools at all are left out of the request
+
+
+@pytest.mark.slow
+def test_two_processes_ask_in_half_the_time_and_say_so(url, tmp_path):
+    tool = {"name": "f", "description": "d", "parameters": {}}
+    rows = [{"id": i, "query": f"slow: {i}", "tools": [tool], "answers": []} for i in range(64)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = {
+        "endpoint": url,
+        "endpoint_model": "m",
+        "endpoint_api": "chat",
+        "systems": ["endpoint"],
+        "dataset_name": data,
+        "eval_fraction": 1,
+    }
+    speeds = []
+    for processes in (1, 2):
+        result = launch("evaluate.py", flags | {"output_dir": tmp_path / f"{processes}"}, processes)
+        assert result.code == 0, result.err
+        metrics = json.loads((tmp_path / f"{processes}" / "metrics.json").read_text())
+        speeds.append(metrics["systems"]["endpoint"]["rows_per_second"])
+    assert speeds[1] > 1.25 * speeds[0]
