@@ -214,9 +214,10 @@ def main():
             model = load_adapter(base, args.adapter, texts_to_compare(tokenizer, prompt_format, rows, args))
         todo = [row for row in rows if (system, row.id) not in done]
         todo = sorted(todo, key=lambda row: -len(row.query) - len(row.tools))  # an even share of long rows each
+        at_work = min(accelerator.num_processes, len(todo))
         todo = todo[accelerator.process_index :: accelerator.num_processes]
         with part.open("a", encoding="utf-8") as file:
-            said = predict(model, tokenizer, prompt_format, todo, system, args, accelerator.num_processes)
+            said = predict(model, tokenizer, prompt_format, todo, system, args, at_work)
             predictions.append(file, tqdm(said, total=len(todo), desc=system, unit="row", disable=not is_main))
     accelerator.wait_for_everyone()
 
@@ -307,9 +308,9 @@ def texts_to_compare(tokenizer, prompt_format, rows, args):
     return encode_prompts(tokenizer, texts) if args.merge_adapter else ()
 
 
-def predict(model, tokenizer, prompt_format, rows, system, args, num_processes):
+def predict(model, tokenizer, prompt_format, rows, system, args, at_work):
     """Generate: a prediction (a dict, a line of predictions.jsonl) for each row, in the order in which they finish. Its seconds
-    are those of one of num_processes that work at the same time, so that all rows' are those of the evaluation."""
+    are divided by the number of processes at work: those of all rows add up to the time that the processes took, on average."""
     prompts = [prompt_format.render(row.query, row.tools) for row in rows]
     for index, said in answer(model, tokenizer, prompt_format, prompts, rows, system, args):
         yield {
@@ -317,7 +318,7 @@ def predict(model, tokenizer, prompt_format, rows, system, args, num_processes):
             "system": system,
             "prompt_sha256": hashlib.sha256(prompts[index].encode()).hexdigest()[:16],
             **said,
-            "seconds": said["seconds"] / num_processes,
+            "seconds": said["seconds"] / at_work,
             "gold": json.loads(rows[index].answers),  # beside the text, for who reads the file
         }
 

@@ -173,8 +173,8 @@ class TrainingArguments:
             require(self.quantization != "int8", "FSDP2 cannot gather int8 layers: --quantization nf4 or none")
             require(
                 not self.eval_generate_examples,
-                "--eval_generate_examples 0 with FSDP2, whose processes cannot generate for rows of their own; evaluate.py "
-                "scores the checkpoints",
+                "--eval_generate_examples 0 (and --best_metric eval_loss) with FSDP2, whose processes cannot generate for rows of "
+                "their own; evaluate.py scores the checkpoints",
             )
         steps = re.fullmatch(r"([1-9]\d*):(\d+)", self.profile_steps or "1:1")
         require(steps and int(steps[1]) <= int(steps[2]), f"--profile_steps must be like 5:7, not {self.profile_steps}")

@@ -22,11 +22,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer
 
-from benchmarks.train_throughput import COMPLETION, SHAPES, TARGETS, launch, launch_training, make_model, make_rows
-from model_utils.adapters import add_lora
-from model_utils.flops import count_flops
+from benchmarks.train_throughput import SHAPES, flops_per_token, launch, launch_training, make_model, make_rows
 
 GRAPHS = {"cuda_graphs": True, "torch_compile": True}
 SYSTEMS = {  # by name: launch file, processes, flags
@@ -54,6 +52,7 @@ CUTS = {  # likewise, with the examples of a micro-batch
     "2 processes, 1 x 4, float32": ("multi_gpu.yaml", 2, 4, {"dtype": "fp32"}),
     "2 processes, 1 x 4, FSDP2, float32": ("fsdp2.yaml", 2, 4, {"dtype": "fp32"}),
 }
+REFERENCES = ("1 x 8", "1 x 8, float32")  # the others are compared with these
 MEASURED = {"4b": 25480, "14b": 9360}  # tokens/s of one H200, "single, graphs" in bf16
 ON_CPU = {"single_gpu.yaml": "cpu.yaml", "multi_gpu.yaml": "cpu_2proc.yaml", "fsdp2.yaml": "cpu_fsdp2.yaml"}
 
@@ -62,15 +61,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["4b", "14b"])
     parser.add_argument("--quantizations", nargs="+", choices=["none", "nf4"], default=["none", "nf4"])
-    parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS, *CUTS])
-    parser.add_argument("--equality", action="store_true")
-    parser.add_argument("--evaluation", action="store_true")
-    parser.add_argument("--computed", action="store_true")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--systems", nargs="+", help="some of the launches, or with --equality of the cuts, by their names"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="speed is that of the second half")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/scaling"))
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--equality", action="store_true")
+    mode.add_argument("--evaluation", action="store_true")
+    mode.add_argument("--computed", action="store_true")
     args = parser.parse_args()
     if args.computed:
         return print_computed()
+    known = CUTS if args.equality else SYSTEMS
+    if unknown := set(args.systems or ()) - set(known):
+        parser.error(f"--systems knows {', '.join(map(repr, known))}, not {', '.join(map(repr, unknown))}")
     args.work_dir = args.work_dir.resolve()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     for shape in args.shapes:
@@ -81,7 +86,7 @@ def main():
         what(args, shape, model_dir)
 
 
-def possible(launch_file, processes, flags):
+def possible(processes, flags):
     gpus = torch.cuda.device_count()
     return processes <= gpus if gpus else "cuda_graphs" not in flags
 
@@ -90,7 +95,7 @@ def run(args, name, model_dir, launch_file, processes, flags):
     if not torch.cuda.is_available():
         launch_file = ON_CPU[launch_file]
     start = time.perf_counter()
-    common = {"lora_dropout": 0, "gradient_checkpointing": False, "max_train_steps": args.steps, "logging_steps": 1}
+    common = {"lora_dropout": 0, "gradient_checkpointing": False, "max_train_steps": args.steps}
     folder = name.replace(" ", "_").replace(",", "")
     result = launch_training(args.work_dir, folder, model_dir, common | flags, launch_file, processes)
     result["minutes"] = (time.perf_counter() - start) / 60
@@ -102,12 +107,13 @@ def measure(args, shape, model_dir):
     table = Table("launch", "GPUs", "precision", "tokens/s", "peak GiB a GPU", title=f"{shape}, 8 examples a GPU")
     for quantization in args.quantizations:
         for name, (launch_file, processes, flags) in SYSTEMS.items():
-            if name not in (args.systems or SYSTEMS) or not possible(launch_file, processes, flags):
+            if name not in (args.systems or SYSTEMS) or not possible(processes, flags):
                 continue
             flags = flags | {
                 "quantization": quantization,
                 "per_device_train_batch_size": 8,
                 "gradient_accumulation_steps": 1,
+                "logging_steps": max(1, args.steps // 2),  # each entry waits for the GPU
             }
             result = run(args, f"{shape} {name} {quantization}", model_dir, launch_file, processes, flags)
             figures = ["", result["error"]] if "error" in result else [
@@ -120,29 +126,32 @@ def measure(args, shape, model_dir):
 def compare_cuts(args, shape, model_dir):
     """Largest relative difference of a step's loss and gradient norm from one GPU's single pass in the same precision (float32's own
     from bf16's), in the steps with the same weights (the first two: the warm-up begins at 0) and in all."""
-    columns = ("cut", "loss, first 2 steps", "all steps", "gradient norm, first 2", "all", "tokens/s")
+    columns = ("cut", "loss, first 2 steps", "all steps", "gradient norm, first 2", "all")
     table = Table(*columns, title=f"{shape}, 8 examples a step: largest difference from 1 x 8, %")
-    references = {}
+    references = {}  # by dtype
     for name, (launch_file, processes, batch, flags) in CUTS.items():
-        if name not in (args.systems or CUTS) or not possible(launch_file, processes, flags):
+        if name not in (*(args.systems or CUTS), *REFERENCES) or not possible(processes, flags):
             continue
-        accumulation = 8 // batch // processes
+        dtype = flags.get("dtype")
+        if name not in REFERENCES and dtype not in references:
+            continue  # what it would be compared with has failed
         flags = flags | {
             "quantization": "none",
             "per_device_train_batch_size": batch,
-            "gradient_accumulation_steps": accumulation,
+            "gradient_accumulation_steps": 8 // batch // processes,
+            "logging_steps": 1,
         }
         result = run(args, f"{shape} {name}", model_dir, launch_file, processes, flags)
         if "error" in result:
             table.add_row(name, result["error"])
             continue
-        reference = references.get(flags.get("dtype")) or references.get(None, result)
-        references.setdefault(flags.get("dtype"), result)
+        reference = references.get(dtype) or references.get(None, result)
+        references.setdefault(dtype, result)
         cells = []
         for curve in ("loss", "grad_norm"):
             ratios = [abs(a / b - 1) for a, b in zip(result[curve], reference[curve], strict=True)]
-            cells += [f"{100 * max(ratios[:2]):.4f}", f"{100 * max(ratios):.4f}"]
-        table.add_row(name, *cells, f"{result['tokens_per_second']:,.0f}")
+            cells += [f"{100 * max(ratios[:2]):.5f}", f"{100 * max(ratios):.5f}"]
+        table.add_row(name, *cells)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
@@ -152,7 +161,7 @@ def measure_evaluation(args, shape, model_dir):
     )
     for quantization in args.quantizations:
         for launch_file, processes in (("single_gpu.yaml", 1), ("multi_gpu.yaml", 2)):
-            if not possible(launch_file, processes, {}):
+            if not possible(processes, {}):
                 continue
             name = f"evaluation_{shape}_{processes}_{quantization}"
             flags = {
@@ -209,18 +218,11 @@ def print_computed():
 
 
 def computed_speed(shape):
-    """At the FLOP/s that the next narrower of the measured shapes reaches: wider ones come nearer to the GPU's peak."""
+    """At the FLOP/s that the widest measured shape not wider than this one reaches: wider ones come nearer to the GPU's peak."""
     narrower = [name for name in MEASURED if SHAPES[name]["hidden_size"] <= SHAPES[shape]["hidden_size"]]
     measured = narrower[-1] if narrower else next(iter(MEASURED))
-    speed = MEASURED[measured] * flops_per_token(measured) / flops_per_token(shape)
+    speed = MEASURED[measured] * flops_per_token(SHAPES[measured]) / flops_per_token(SHAPES[shape])
     return f"{'' if narrower else 'below '}{speed:,.0f}"
-
-
-def flops_per_token(shape):
-    with torch.device("meta"):
-        model = Qwen3ForCausalLM(Qwen3Config(**SHAPES[shape]))
-        counted = count_flops(add_lora(model.requires_grad_(False), 32, 64, 0.0, TARGETS), gradient_checkpointing=False)
-    return counted.per_token + COMPLETION * counted.per_completion_token
 
 
 def computed_gib(shape, quantization, gpus):

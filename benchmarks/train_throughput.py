@@ -54,7 +54,6 @@ SHAPES = {
     },
 }  # fmt: skip
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-COMPLETION = 0.19  # of the tokens: 75 of 400
 TAGS = PROMPT_FORMATS["tags-1"]
 
 
@@ -115,7 +114,7 @@ def main():
         results[name] = measure(args, name, model_dir)
         results[name]["minutes"] = (time.perf_counter() - start) / 60
         print(json.dumps({name: results[name]}), flush=True)  # a killed run keeps what it has measured
-    print_table(results, ceiling, model_dir)
+    print_table(results, ceiling, args.shape)
 
 
 def make_model(folder, shape):
@@ -287,15 +286,16 @@ def run_trl(args, model_dir, settings):
     }
 
 
-def print_table(results, ceiling, model_dir):
+def flops_per_token(shape):
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(Qwen3Config.from_pretrained(model_dir))
-        model = add_lora(model.requires_grad_(False), 32, 64, 0.05, TARGETS)
-    counted = count_flops(model, gradient_checkpointing=False)
-    flops = counted.per_token + COMPLETION * counted.per_completion_token
-    table = Table(
-        title=f"{model_dir.name}, {torch.cuda.get_device_name() if ceiling else 'CPU'}, torch {torch.__version__}"
-    )
+        model = Qwen3ForCausalLM(Qwen3Config(**shape))
+        counted = count_flops(add_lora(model.requires_grad_(False), 32, 64, 0.0, TARGETS), gradient_checkpointing=False)
+    return counted.per_token + 0.19 * counted.per_completion_token  # 75 of 400 tokens are completion
+
+
+def print_table(results, ceiling, shape):
+    flops = flops_per_token(SHAPES[shape])
+    table = Table(title=f"{shape}, {torch.cuda.get_device_name() if ceiling else 'CPU'}, torch {torch.__version__}")
     for column in ("system", "tok/s", "x TRL published", "x TRL best", "of the ceiling", "peak GiB", "minutes in all"):
         table.add_column(column, justify="left" if column == "system" else "right")
     speed = {name: result.get("tokens_per_second") for name, result in results.items()}
