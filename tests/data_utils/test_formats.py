@@ -180,6 +180,13 @@ def test_what_the_flat_form_cannot_say_is_named(schema, message):
         flat_tools([{"name": "f", "inputSchema": whole}])
 
 
+def test_two_tools_of_one_name_are_not_rendered():
+    """Which of them a call is for nobody could say; training refuses such a row."""
+    tools = [{"type": "function", "function": {"name": "f"}}, {"name": "f", "inputSchema": {}}]
+    with pytest.raises(TemplateError, match="Two tools have the name f"):
+        rendered([{"role": "user", "content": "q"}], tools)
+
+
 @pytest.mark.parametrize("key", ["allOf", "anyOf", "oneOf"])
 def test_a_tool_s_arguments_are_not_composed(key):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", key: [SCHEMA]}}}]
