@@ -60,7 +60,7 @@ from run_utils.arguments import (
 )
 from run_utils.environment import environment_record
 from run_utils.files import file_hash, lock_folder, write_json, write_text
-from run_utils.launch import end_training, run_on_main, start_accelerator
+from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
 
 # In the order in which they run: the adapter may be merged into the base. By default raw, prompted and adapter.
 # The constrained ones are held to a grammar made of each row's tools; eval_utils/report.py says what each is.
@@ -200,6 +200,7 @@ def main():
         "merge_adapter": args.merge_adapter,
         "endpoint": [args.endpoint, args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
     }
+    check_alike(identity | {"--systems": args.systems})
     seen = seen and {row.id: row.tool_names() <= seen for row in rows}
     run_on_main(accelerator, lambda: prepare_output_dir(output_dir, identity, args, rows, seen))
 

@@ -106,7 +106,7 @@ def write_merged(args, training_args, environment, folder):
     name = training_args["prompt_format"]
     if name not in TEMPLATES:
         raise UserError(f"the prompt format {name} has no chat template: write one, and name it in data_utils/chat.py")
-    accelerator = start_accelerator(args.dtype)
+    accelerator = start_accelerator(args.dtype, alone=True)
     with naming_adapter(args.adapter if not args.model_name_or_path else None, "--model_name_or_path"):
         model_path = resolve_model(args.model_name_or_path or training_args["model_name_or_path"])
     revision = training_args.get("model_revision") if not args.model_name_or_path else None

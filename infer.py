@@ -201,7 +201,7 @@ def load_system(args):
     require(args.prompt_format in (None, name), f"{args.adapter} was trained with --prompt_format {name}")
     prompt_format = PROMPT_FORMATS["raw" if args.system == "raw" and not args.compare else name]
 
-    accelerator = start_accelerator(args.dtype)
+    accelerator = start_accelerator(args.dtype, alone=True)
     with naming_adapter(from_adapter, "--model_name_or_path"):
         model_path = resolve_model(model_name)
     tokenizer = load_tokenizer(model_path, revision, args.trust_remote_code)

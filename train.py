@@ -51,7 +51,7 @@ from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_mo
 from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script
 from run_utils.checkpoints import RunState, Training, open_run
 from run_utils.environment import environment_record, published_name
-from run_utils.launch import end_training, is_sharded, start_accelerator
+from run_utils.launch import check_alike, end_training, is_sharded, start_accelerator
 from run_utils.progress import TrainingLog
 
 BEST_METRICS = [name for name, metric in METRICS.items() if metric.headline and metric.kind == "rate"]
@@ -180,12 +180,15 @@ class TrainingArguments:
         require(steps and int(steps[1]) <= int(steps[2]), f"--profile_steps must be like 5:7, not {self.profile_steps}")
 
 
+# What each machine may call otherwise; the base and the rows are compared by content.
+PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
 GENERATED_TOKENS = 256  # at most, in an evaluation inside training
 
 
 def main():
     args = parse_arguments(TrainingArguments, __doc__, "demo.yaml")
     accelerator = start_accelerator(args.dtype, may_shard=True)
+    check_alike({f"--{name}": value for name, value in vars(args).items() if name not in PLACES})
     run = open_run(args, accelerator)  # looks at the output folder, writes nothing yet
 
     # Rows -> prompt -> tokens -> optimizer steps
@@ -217,6 +220,8 @@ def main():
         num_processes=accelerator.num_processes,
         attention=attention,
     )
+    data_fingerprint = fingerprint(data.train.examples)
+    check_alike({"their base model": run.environment["base_fingerprint"], "their training rows": data_fingerprint})
     args.lora_target_modules = args.lora_target_modules or linear_layers(model)
     torch.manual_seed(args.seed)
     model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
@@ -239,7 +244,7 @@ def main():
     optimizer = accelerator.prepare_optimizer(optimizer)
     training = Training(model, optimizer, scheduler)
 
-    state = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
+    state = RunState(data_fingerprint=data_fingerprint, effective_batch=data.train.global_batch)
     state = run.resume(training, state)
     model.train()
     steps = range(state.global_step, last_step)

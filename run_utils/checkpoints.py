@@ -204,6 +204,8 @@ class Run:
         name: it would be another experiment.
         """
         if not self.saved:
+            if self.args.resume_from_checkpoint:
+                self.accelerator.print(f"No checkpoint in {self.output_dir} yet: a run from its start")
             return fresh
         from peft import set_peft_model_state_dict  # late, as above
 
@@ -220,7 +222,8 @@ class Run:
         if state.effective_batch != fresh.effective_batch:
             raise UserError(
                 f"the effective batch (processes x accumulation x batch size) is {fresh.effective_batch} but {checkpoint} was "
-                f"trained with {state.effective_batch}: change --gradient_accumulation_steps"
+                f"trained with {state.effective_batch}: change --gradient_accumulation_steps, --per_device_train_batch_size or "
+                "the number of processes"
             )
         for name in ("base_fingerprint", "mixed_precision"):
             if self.environment[name] != saved_environment.get(name):

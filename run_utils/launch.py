@@ -16,13 +16,17 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from run_utils.arguments import UserError
 
 
-def start_accelerator(dtype, may_shard=False):
+def start_accelerator(dtype, may_shard=False, alone=False):
     """The Accelerator for `--dtype` auto, bf16 or fp32, whatever mixed precision the launch file names.
 
     Its own gradient accumulation stays at 1, whatever the launch file says: the loop scales the loss by itself. UserError for an
-    engine that a launch file names and this script cannot use; may_shard: whether it can use FSDP2.
+    engine that a launch file names and this script cannot use; may_shard: whether it can use FSDP2; alone: whether it is for one
+    process.
     """
     follow_launcher()
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if alone and launched > 1:
+        raise UserError("this script works in one process: start it with python, without accelerate launch")
     check_engine(may_shard)
     # Blocks that grow and shrink: freed ones that a longer-lived tensor lies between would else be lost to the larger micro-batch
     # of a later step, which the check before the training could not foresee.
@@ -41,7 +45,6 @@ def start_accelerator(dtype, may_shard=False):
     )
     if not accelerator.is_main_process:
         accelerator.print = lambda *text: None  # Accelerate's own prints once on each machine
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UserError(
             f"{launched} processes were launched but {accelerator.num_processes} work together: "
@@ -76,7 +79,7 @@ def check_engine(may_shard):
     if is_sharded() and not may_shard:
         raise UserError(
             "FSDP2 is for training: here each process works on rows of its own with the whole model. Launch with "
-            "accelerate_configs/multi_gpu.yaml, or on one GPU"
+            "accelerate_configs/multi_gpu.yaml (without a GPU cpu_2proc.yaml), or start it with python"
         )
 
 
@@ -151,6 +154,18 @@ def raise_anywhere(problem):
     for message in gather_object([problem]):
         if message:
             raise UserError(message)
+
+
+def check_alike(settings):
+    """UserError, the same on all processes, where one of them has other `settings`, `{name: value}`, than the first: each would train
+    a model of its own, or wait for the others for ever."""
+    everywhere = gather_object([settings])
+    for name, value in everywhere[0].items():
+        for process, its in enumerate(everywhere):
+            if its.get(name) != value:
+                raise UserError(
+                    f"the processes differ in {name}: {value} on process 0, {its.get(name)} on process {process}"
+                )
 
 
 def run_on_main(accelerator, act):

@@ -63,6 +63,13 @@ def test_calls_alone_on_stdout(run_here, model_that_says, tools_file):
     assert (result.code, result.out) == (0, "[]\n"), result.err
 
 
+def test_several_processes_are_refused(run_here, model_that_says, tools_file, monkeypatch):
+    """Each would print the calls: two lists on stdout are no JSON."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run_here(infer, {"model_name_or_path": model_that_says("[]"), "query": "hi", "tools": tools_file})
+    assert result.code == 1 and result.out == "" and "start it with python" in result.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("closing", ["", "</answer>", "\n</answer> and more"])
 def test_a_closing_tag_is_no_part_of_the_answer(run_here, model_that_says, tools_file, closing):
     says = '[{"name": "f", "arguments": {"x": "</answer>"}}]'

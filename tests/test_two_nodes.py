@@ -51,9 +51,9 @@ def start(node, flags, log):
     )  # fmt: skip
 
 
-def train_on_both(flags, folder):
+def train_on_both(flags, folder, on_the_second=None):
     logs = [folder / f"node{node}.log" for node in (0, 1)]
-    nodes = [start(node, flags, log) for node, log in enumerate(logs)]
+    nodes = [start(0, flags, logs[0]), start(1, flags | (on_the_second or {}), logs[1])]
     return nodes, logs
 
 
@@ -86,3 +86,19 @@ def test_a_node_dies_and_the_run_goes_on(network, flags, tmp_path):
         assert curve(killed, tag)[-len(curve(straight, tag)) :] == curve(straight, tag), tag
     ours, theirs = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (killed, straight))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"learning_rate": 1e-5}, "--learning_rate: 0.01 on process 0, 1e-05 on process 1"),
+        ({"eval_steps": 2}, "--eval_steps: 1000 on process 0, 2 on process 1"),
+        ({"dataset_name": "demo"}, "their training rows: "),
+    ],
+)
+def test_machines_with_other_arguments_or_rows_are_refused(network, flags, tmp_path, other, difference):
+    """They would train two adapters, of which one is saved, or wait for each other for ever."""
+    nodes, logs = train_on_both(flags | {"max_train_steps": 4}, tmp_path, on_the_second=other)
+    assert [node.wait(120) for node in nodes] == [1, 1], [log.read_text() for log in logs]
+    assert f"train.py: error: the processes differ in {difference}" in logs[0].read_text()
+    assert not flags["output_dir"].exists()
