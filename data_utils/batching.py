@@ -1,6 +1,7 @@
 """Rows to tokens, tokens to padding-free micro-batches, and the order in which optimizer steps meet them."""
 
 import hashlib
+import heapq
 import math
 import time
 from dataclasses import dataclass
@@ -130,12 +131,25 @@ def collate(examples, supervised=True):
     }
 
 
-def share_out(items, batch_size, num_processes=1, process_index=0):
-    """This process's share of `items` in lists of `batch_size`. All processes get equally many lists, since their backward
-    passes meet: where items run out, the last lists are empty."""
-    share = items[process_index::num_processes]
-    count = math.ceil(math.ceil(len(items) / num_processes) / batch_size)
-    return [share[i * batch_size : (i + 1) * batch_size] for i in range(count)]
+def share_out(examples, batch_size, num_processes=1, process_index=0):
+    """This process's share of `examples` in lists of `batch_size`, all of about equal tokens: processes wait for the slowest, and
+    memory is as large as the largest asks. All processes get equally many lists, since their backward passes meet: where
+    examples run out, lists are empty."""
+    share_size = math.ceil(len(examples) / num_processes)
+    share = deal(examples, num_processes, share_size)[process_index]
+    return deal(share, math.ceil(share_size / batch_size), batch_size)
+
+
+def deal(examples, num_lists, list_size):
+    """`examples` in lists of at most `list_size`: the longest first, each to the list that has the fewest tokens yet."""
+    lists = [[] for _ in range(num_lists)]
+    open_lists = [(0, index) for index in range(num_lists)]  # (tokens, which): a heap
+    for example in sorted(examples, key=lambda example: len(example.input_ids), reverse=True):
+        tokens, index = heapq.heappop(open_lists)
+        lists[index].append(example)
+        if len(lists[index]) < list_size:
+            heapq.heappush(open_lists, (tokens + len(example.input_ids), index))
+    return lists
 
 
 def micro_batches(examples, batch_size, num_processes=1, process_index=0):
