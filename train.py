@@ -221,7 +221,13 @@ def main():
         attention=attention,
     )
     data_fingerprint = fingerprint(data.train.examples)
-    check_alike({"their base model": run.environment["base_fingerprint"], "their training rows": data_fingerprint})
+    check_alike(
+        {
+            "their base model": run.environment["base_fingerprint"],
+            "their training rows": data_fingerprint,
+            "their evaluation rows": fingerprint(data.eval_examples),
+        }
+    )
     args.lora_target_modules = args.lora_target_modules or linear_layers(model)
     torch.manual_seed(args.seed)
     model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)

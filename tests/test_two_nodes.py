@@ -1,6 +1,7 @@
 """Two machines, as two network namespaces of this one: real rendezvous and real gloo over their own network."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -98,6 +99,19 @@ def test_a_node_dies_and_the_run_goes_on(network, flags, tmp_path):
 )
 def test_machines_with_other_arguments_or_rows_are_refused(network, flags, tmp_path, other, difference):
     """They would train two adapters, of which one is saved, or wait for each other for ever."""
+    assert_refused(flags, tmp_path, other, difference)
+
+
+def test_machines_with_other_evaluation_rows_are_refused(network, flags, rows_file, tmp_path):
+    mine, other = tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
+    for path, line in zip((mine, other), rows_file.read_text().splitlines(), strict=False):
+        path.write_text(json.dumps(json.loads(line) | {"id": "held out", "query": "In neither training set?"}))
+    assert_refused(
+        flags | {"eval_dataset_name": mine}, tmp_path, {"eval_dataset_name": other}, "their evaluation rows: "
+    )
+
+
+def assert_refused(flags, tmp_path, other, difference):
     nodes, logs = train_on_both(flags | {"max_train_steps": 4}, tmp_path, on_the_second=other)
     assert [node.wait(120) for node in nodes] == [1, 1], [log.read_text() for log in logs]
     assert f"train.py: error: the processes differ in {difference}" in logs[0].read_text()
