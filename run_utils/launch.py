@@ -13,7 +13,7 @@ from accelerate.utils import GradientAccumulationPlugin, gather_object
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from run_utils.arguments import UserError
+from run_utils.arguments import UserError, say
 
 
 def start_accelerator(dtype, may_shard=False, alone=False):
@@ -43,6 +43,9 @@ def start_accelerator(dtype, may_shard=False, alone=False):
         mixed_precision="bf16" if dtype == "bf16" else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", accelerator.mixed_precision):
+        say(f"The launch file's mixed_precision {asked} is not used: --dtype decides ({dtype} here)")
     if not accelerator.is_main_process:
         accelerator.print = lambda *text: None  # Accelerate's own prints once on each machine
     if accelerator.num_processes != launched:

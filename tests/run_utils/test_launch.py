@@ -46,3 +46,15 @@ def test_threads_are_all_cores_or_what_was_asked_for(tmp_path, launcher, environ
         [*command, *launcher, tmp_path / "script.py"], env=clean | environment, capture_output=True, text=True
     )
     assert done.stdout.split() == [str(threads)] * (2 if launcher == ["--num_processes=2"] else 1), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_precision_of_the_launcher_that_is_not_used_is_said(tmp_path, precision):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q", f"--config_file={ROOT}/accelerate_configs/cpu_2proc.yaml"]  # fmt: skip
+    command = [*launcher, f"--mixed_precision={precision}", tmp_path / "script.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    said = [line for line in done.stderr.splitlines() if "--dtype decides (fp32 here)" in line]
+    assert len(said) == (precision == "bf16"), done.stderr
