@@ -19,12 +19,24 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from benchmarks.train_throughput import SHAPES, flops_per_token, launch, launch_training, make_model, make_rows
+from benchmarks.train_throughput import (
+    ROOT,
+    SHAPES,
+    TAGS,
+    flops_per_token,
+    launch,
+    launch_training,
+    make_model,
+    make_rows,
+)
+from data_utils.batching import TrainingData, num_tokens, tokenize_rows
+from data_utils.sources import load_rows
 
 GRAPHS = {"cuda_graphs": True, "torch_compile": True}
 SYSTEMS = {  # by name: launch file, processes, flags
@@ -72,7 +84,7 @@ def main():
     mode.add_argument("--computed", action="store_true")
     args = parser.parse_args()
     if args.computed:
-        return print_computed()
+        return print_computed(args.work_dir)
     known = CUTS if args.equality else SYSTEMS
     if unknown := set(args.systems or ()) - set(known):
         parser.error(f"--systems knows {', '.join(map(repr, known))}, not {', '.join(map(repr, unknown))}")
@@ -206,7 +218,7 @@ class GPUsInUse:
         return [(total - free) / 2**30 for free, total in free_and_total]
 
 
-def print_computed():
+def print_computed(work_dir):
     columns = ("shape", "precision", "GiB a GPU: one, or DDP", "FSDP2 on 2", "4", "8", "tokens/s a GPU")
     table = Table(*columns, title="8 examples a GPU: computed, not measured")
     for shape in (name for name in SHAPES if name != "tiny"):
@@ -214,7 +226,22 @@ def print_computed():
             cells = [f"{computed_gib(SHAPES[shape], quantization, gpus):.0f}" for gpus in (1, 2, 4, 8)]
             table.add_row(shape, quantization, *cells, computed_speed(shape) if quantization == "none" else "")
     table.caption = "tokens/s compiled, with CUDA graphs; the memory neither compiled nor with checkpointing"
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    shares = ", ".join(f"{gpus} GPUs {time_at_work(work_dir, gpus):.1%}" for gpus in (2, 4, 8))
+    console.print(f"Of the time at work, by the lengths of the rows, if the rest is free: {shares}")
+
+
+def time_at_work(work_dir, gpus):
+    """The part of the time that a GPU does not wait for the one whose rows of the step have the most tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
+    make_rows(work_dir / "rows.jsonl", tokenizer)
+    examples, _ = tokenize_rows(tokenizer, TAGS, load_rows(str(work_dir / "rows.jsonl"))[0], 1024)
+    full_steps = range(len(examples) // (8 * gpus))
+    shares = [TrainingData(examples, 42, 8, 1, gpus, index).chunks(full_steps) for index in range(gpus)]
+    tokens = np.array([[num_tokens(chunk) for chunk in share] for share in shares])
+    return tokens.mean(0).sum() / tokens.max(0).sum()
 
 
 def computed_speed(shape):

@@ -132,9 +132,9 @@ def collate(examples, supervised=True):
 
 
 def share_out(examples, batch_size, num_processes=1, process_index=0):
-    """This process's share of `examples` in lists of `batch_size`, all of about equal tokens: processes wait for the slowest, and
-    memory is as large as the largest asks. All processes get equally many lists, since their backward passes meet: where
-    examples run out, lists are empty."""
+    """This process's share of `examples` in lists of at most `batch_size`, of tokens as equal as the lengths allow: processes wait
+    for the slowest, and the largest list decides how much memory is needed. All processes get equally many lists, since their
+    backward passes meet: where examples run out, lists are empty."""
     share_size = math.ceil(len(examples) / num_processes)
     share = deal(examples, num_processes, share_size)[process_index]
     return deal(share, math.ceil(share_size / batch_size), batch_size)

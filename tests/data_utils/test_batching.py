@@ -100,17 +100,22 @@ def test_the_supervised_span_is_marked(tokenizer, rows):
     assert mark_supervised(tokenizer, got) == f"{prompt}⟦{rows[0].answers}<|endoftext|>⟧"
 
 
-@pytest.mark.parametrize("num_examples", [1, 2, 3, 5, 8])
-def test_processes_share_every_example_once_in_equally_many_micro_batches(num_examples):
-    examples = [example([1, 2, 3 + i], [100 + i, 0]) for i in range(num_examples)]
-    shares = [micro_batches(examples, 2, num_processes=2, process_index=i) for i in range(2)]
-    assert len(shares[0]) == len(shares[1]) >= 1
-    supervised = [label for share in shares for batch in share for label in batch["labels"].tolist() if label]
-    assert sorted(supervised) == [100 + i for i in range(num_examples)]
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
+def test_processes_share_every_example_once_in_equally_many_micro_batches(batch_size, num_processes):
+    rng = np.random.default_rng(0)
+    for num_examples in range(1, 40):
+        examples = [example([1] * rng.integers(1, 50), [100 + i, 0]) for i in range(num_examples)]
+        shares = [micro_batches(examples, batch_size, num_processes, index) for index in range(num_processes)]
+        (count,) = {len(share) for share in shares}
+        assert (count - 1) * batch_size * num_processes < num_examples <= count * batch_size * num_processes
+        labels = [batch["labels"][batch["labels"] > 0].tolist() for share in shares for batch in share]
+        assert max(map(len, labels)) <= batch_size
+        assert sorted(label for batch in labels for label in batch) == [100 + i for i in range(num_examples)]
 
 
 def test_processes_and_micro_batches_get_about_equal_tokens():
-    """Examples of xLAM's lengths: eight processes would wait a fifth of the time if the rows were shared out as they come."""
+    """Examples of xLAM's lengths: eight processes would wait a quarter of the time if the rows were shared out as they come."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(np.log(350), 0.5, 4096), 100, 1024).astype(int)
     examples = [example([1] * (length - 1), [0]) for length in lengths]
@@ -121,8 +126,8 @@ def test_processes_and_micro_batches_get_about_equal_tokens():
         ]
         shares = np.array([[num_tokens(chunk) for chunk in process.chunks(range(16))] for process in data])
         by_step = shares.reshape(num_processes, 16, accumulation_steps)
-        assert by_step.sum(2).max(0).sum() < 1.02 * by_step.sum(2).mean(0).sum()  # what processes wait for each other
-        assert by_step.max((0, 2)).sum() < 1.25 * by_step.mean((0, 2)).sum()  # what memory must hold
+        assert by_step.sum(2).max(0).sum() < 1.03 * by_step.sum(2).mean(0).sum()  # what processes wait for each other
+        assert by_step.max((0, 2)).sum() < 1.3 * by_step.mean((0, 2)).sum()  # what memory must hold
 
 
 def steps(examples, num_steps, batch_size, accumulation_steps, num_processes):
