@@ -229,15 +229,15 @@ def print_computed(work_dir):
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     work_dir.mkdir(parents=True, exist_ok=True)
-    shares = ", ".join(f"{gpus} GPUs {time_at_work(work_dir, gpus):.1%}" for gpus in (2, 4, 8))
-    console.print(f"Of the time at work, by the lengths of the rows, if the rest is free: {shares}")
-
-
-def time_at_work(work_dir, gpus):
-    """The part of the time that a GPU does not wait for the one whose rows of the step have the most tokens."""
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
     make_rows(work_dir / "rows.jsonl", tokenizer)
     examples, _ = tokenize_rows(tokenizer, TAGS, load_rows(str(work_dir / "rows.jsonl"))[0], 1024)
+    shares = ", ".join(f"{gpus} GPUs {time_at_work(examples, gpus):.1%}" for gpus in (2, 4, 8))
+    console.print(f"Of the time at work, by the lengths of the rows, if the rest is free: {shares}")
+
+
+def time_at_work(examples, gpus):
+    """The part of the time that a GPU does not wait for the one whose rows of the step have the most tokens."""
     full_steps = range(len(examples) // (8 * gpus))
     shares = [TrainingData(examples, 42, 8, 1, gpus, index).chunks(full_steps) for index in range(gpus)]
     tokens = np.array([[num_tokens(chunk) for chunk in share] for share in shares])

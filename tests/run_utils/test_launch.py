@@ -31,30 +31,25 @@ os.write(1, b"%d\\n" % torch.get_num_threads())  # at once: `print` of two proce
 )
 def test_threads_are_all_cores_or_what_was_asked_for(tmp_path, launcher, environment, threads):
     """Torch's launcher says one thread to several processes where nobody has said anything: that is not taken for a wish."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"PYTHONPATH": str(ROOT)}
+    clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     config = "cpu_2proc.yaml" if "--num_processes=2" in launcher else "cpu.yaml"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "-q",
-        "--config_file",
-        ROOT / "accelerate_configs" / config,
-    ]
-    done = subprocess.run(
-        [*command, *launcher, tmp_path / "script.py"], env=clean | environment, capture_output=True, text=True
-    )
+    done = launch_script(tmp_path, config, launcher, clean | environment)
     assert done.stdout.split() == [str(threads)] * (2 if launcher == ["--num_processes=2"] else 1), done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_precision_of_the_launcher_that_is_not_used_is_said(tmp_path, precision):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q", f"--config_file={ROOT}/accelerate_configs/cpu_2proc.yaml"]  # fmt: skip
-    command = [*launcher, f"--mixed_precision={precision}", tmp_path / "script.py"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+def test_a_precision_of_the_launcher_that_is_not_used_is_said_once(tmp_path, precision):
+    done = launch_script(tmp_path, "cpu_2proc.yaml", [f"--mixed_precision={precision}"], os.environ)
     said = [line for line in done.stderr.splitlines() if "--dtype decides (fp32 here)" in line]
-    assert len(said) == (precision == "bf16"), done.stderr
+    assert len(said) == (precision == "bf16") and len(done.stdout.split()) == 2, done.stderr
+
+
+def launch_script(folder, config, launcher, environment):
+    """`accelerate launch` of SCRIPT with a launch file of ours and more flags for the launcher."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "-q"]
+    config = ["--config_file", ROOT / "accelerate_configs" / config]
+    environment = environment | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([*command, *config, *launcher, script], env=environment, capture_output=True, text=True)
