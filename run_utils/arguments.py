@@ -87,16 +87,27 @@ def run_script(main, if_stopped=""):
         return
     finally:
         restore_signals()
-    if os.environ.get("RANK", "0") != "0":
-        if code > 128:  # main says it
-            sys.exit(code)
+    is_main = os.environ.get("RANK", "0") == "0"
+    if not is_main and code <= 128:
         time.sleep(10)  # main has usually met the same error: the launcher stops us before we repeat it
-    if message:
+    if message and (is_main or code <= 128):  # of a signal main alone says it
         try:
             print(" ".join(message.split("\n")), file=sys.stderr, flush=True)
         except OSError:  # its reader is gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    await_last_messages()
     sys.exit(code)
+
+
+def await_last_messages():
+    """Let this process's threads finish with what it has said to the other processes, before it ends or leaves their group.
+
+    A thread of gloo's that still drops the tensors of a message waits for Python's lock. Python ends it where it waits once
+    it ends itself, and so aborts ("terminate called without an active exception", half of the ends right after a message);
+    and a group that is left waits for that thread, with the lock held. Asleep, this thread does not hold it. Seen in torch 2.13.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        time.sleep(0.2)
 
 
 def say(message):

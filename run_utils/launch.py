@@ -4,7 +4,6 @@ import ctypes
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from accelerate.utils import GradientAccumulationPlugin, gather_object
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from run_utils.arguments import UserError, say
+from run_utils.arguments import UserError, await_last_messages, say
 
 
 def start_accelerator(dtype, may_shard=False, alone=False):
@@ -117,9 +116,7 @@ def follow_launcher():
 
 def end_training(accelerator):
     """Leave the group of processes, once this one has nothing to say to the others any more."""
-    # A group that goes while its thread still drops the tensors of the last message waits for that thread, which waits for
-    # Python's lock: seen with gloo in torch 2.13, once in a dozen runs. Asleep, this thread does not hold it.
-    time.sleep(0.2 if accelerator.num_processes > 1 else 0)
+    await_last_messages()
     accelerator.end_training()
 
 

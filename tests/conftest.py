@@ -146,6 +146,7 @@ def launch_command(script, flags, processes=1, config=None):
 def launch(script, flags, processes=1, config=None):
     """`accelerate launch script` for real, from the repository's root."""
     done = subprocess.run(launch_command(script, flags, processes, config), cwd=ROOT, capture_output=True, text=True)
+    assert "terminate called" not in done.stderr, done.stderr  # aborted on its way out, whatever its exit code says
     return Result(done.returncode, done.stdout, done.stderr)
 
 

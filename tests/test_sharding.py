@@ -81,7 +81,7 @@ from torch.distributed.tensor import DTensor
 from model_utils.adapters import add_lora, linear_layers
 from model_utils.loading import load_base_model
 from model_utils.speed import prepare_model
-from run_utils.launch import start_accelerator
+from run_utils.launch import end_training, start_accelerator
 accelerator = start_accelerator("fp32", may_shard=True)
 model = load_base_model(sys.argv[1], accelerator, quantization=sys.argv[2])
 model = add_lora(model, 4, 8, 0.0, linear_layers(model))
@@ -93,6 +93,7 @@ assert not any(isinstance(parameter, DTensor) for parameter in model.parameters(
 mine = sum(parameter.to_local().numel() for parameter in frozen)
 assert 0.45 * whole < mine < 0.55 * whole, (mine, whole)
 print("half")
+end_training(accelerator)
 """
 
 

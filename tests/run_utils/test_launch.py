@@ -45,10 +45,34 @@ def test_a_precision_of_the_launcher_that_is_not_used_is_said_once(tmp_path, pre
     assert len(said) == (precision == "bf16") and len(done.stdout.split()) == 2, done.stderr
 
 
-def launch_script(folder, config, launcher, environment):
-    """`accelerate launch` of SCRIPT with a launch file of ours and more flags for the launcher."""
+REFUSED = """
+from accelerate.utils import gather_object
+from run_utils.arguments import UserError, run_script
+from run_utils.launch import start_accelerator
+
+def main():
+    start_accelerator("fp32")
+    for _ in range(20):
+        gather_object([0])
+    raise UserError("refused")
+
+run_script(main)
+"""
+
+
+@pytest.mark.slow
+def test_an_error_right_after_a_message_does_not_abort(tmp_path):
+    """A thread of gloo's that waits for Python's lock as Python ends takes the process with it, nearly every second time."""
+    for _ in range(6):
+        done = launch_script(tmp_path, "cpu_2proc.yaml", [], os.environ, REFUSED)
+        assert done.returncode == 1 and "script.py: error: refused" in done.stderr
+        assert "terminate called" not in done.stderr and "exitcode: 1" in done.stderr, done.stderr
+
+
+def launch_script(folder, config, launcher, environment, text=SCRIPT):
+    """`accelerate launch` of a script with a launch file of ours and more flags for the launcher."""
     script = folder / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(text)
     command = [sys.executable, "-m", "accelerate.commands.launch", "-q"]
     config = ["--config_file", ROOT / "accelerate_configs" / config]
     environment = environment | {"PYTHONPATH": str(ROOT)}
