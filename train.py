@@ -202,6 +202,11 @@ def main():
         return accelerator.print(
             f"{run.output_dir} is finished: all {last_step} steps are done, the adapter is in {run.adapter_dir}"
         )
+    state = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
+    check_alike(
+        {"their training rows": state.data_fingerprint, "their evaluation rows": fingerprint(data.eval_examples)}
+    )
+    run.check_experiment(state)
 
     # Base model under a fresh adapter
     model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, args.trust_remote_code)
@@ -220,14 +225,7 @@ def main():
         num_processes=accelerator.num_processes,
         attention=attention,
     )
-    data_fingerprint = fingerprint(data.train.examples)
-    check_alike(
-        {
-            "their base model": run.environment["base_fingerprint"],
-            "their training rows": data_fingerprint,
-            "their evaluation rows": fingerprint(data.eval_examples),
-        }
-    )
+    check_alike({"their base model": run.environment["base_fingerprint"]})
     args.lora_target_modules = args.lora_target_modules or linear_layers(model)
     torch.manual_seed(args.seed)
     model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
@@ -250,7 +248,6 @@ def main():
     optimizer = accelerator.prepare_optimizer(optimizer)
     training = Training(model, optimizer, scheduler)
 
-    state = RunState(data_fingerprint=data_fingerprint, effective_batch=data.train.global_batch)
     state = run.resume(training, state)
     model.train()
     steps = range(state.global_step, last_step)

@@ -196,22 +196,16 @@ class Run:
     def last_good(self):
         return f"last good checkpoint: {self.last_checkpoint() or 'none yet'}"
 
-    def resume(self, training, fresh):
-        """Put adapter, optimizer and scheduler where the checkpoint left them, and return its RunState; or `fresh`, the RunState
-        of a run from its start, where there is no checkpoint.
-
-        A checkpoint of other arguments (but for those marked free_on_resume), data or effective batch raises UserError by
-        name: it would be another experiment.
-        """
+    def check_experiment(self, fresh):
+        """UserError by name where the checkpoint is of other arguments (but for those marked free_on_resume), rows or effective
+        batch than `fresh`, the RunState of a run from its start: it would be another experiment. Needs no base model."""
         if not self.saved:
-            if self.args.resume_from_checkpoint:
-                self.accelerator.print(f"No checkpoint in {self.output_dir} yet: a run from its start")
-            return fresh
-        from peft import set_peft_model_state_dict  # late, as above
-
-        checkpoint, state, saved_args, saved_environment, saved_lora, adapter, optimizer, scheduler = self.saved
+            return
+        checkpoint, state, saved_args = self.saved.path, self.saved.state, self.saved.args
         for field in dataclasses.fields(self.args):
             now, then = getattr(self.args, field.name), saved_args.get(field.name, field.default)
+            if field.name == "lora_target_modules" and now is None:
+                continue  # the base decides: `resume` compares
             if now != then and not field.metadata["free_on_resume"]:
                 raise UserError(f"--{field.name} is {now} but {checkpoint} was trained with {then}")
         rows_now, rows_then = self.args.eval_generate_examples, saved_args.get("eval_generate_examples", 0)
@@ -225,15 +219,27 @@ class Run:
                 f"trained with {state.effective_batch}: change --gradient_accumulation_steps, --per_device_train_batch_size or "
                 "the number of processes"
             )
+        if state.data_fingerprint != fresh.data_fingerprint:
+            raise UserError(
+                f"the training rows, or what the loss is on, are not those that {checkpoint} was trained on"
+            )
+
+    def resume(self, training, fresh):
+        """Put adapter, optimizer and scheduler where the checkpoint left them, and return its RunState; or `fresh`, the RunState
+        of a run from its start, where there is no checkpoint. UserError by name where the base or a setting is not what it was.
+        """
+        if not self.saved:
+            if self.args.resume_from_checkpoint:
+                self.accelerator.print(f"No checkpoint in {self.output_dir} yet: a run from its start")
+            return fresh
+        from peft import set_peft_model_state_dict  # late, as above
+
+        checkpoint, state, _, saved_environment, saved_lora, adapter, optimizer, scheduler = self.saved
         for name in ("base_fingerprint", "mixed_precision"):
             if self.environment[name] != saved_environment.get(name):
                 raise UserError(
                     f"{name} is {self.environment[name]} but {checkpoint} has {saved_environment.get(name)}"
                 )
-        if state.data_fingerprint != fresh.data_fingerprint:
-            raise UserError(
-                f"the training rows, or what the loss is on, are not those that {checkpoint} was trained on"
-            )
         model = self.accelerator.unwrap_model(training.model)
         check_unchanged("LoRA's", model.peft_config["default"].to_dict(), saved_lora, checkpoint)
         (saved_group,) = optimizer["param_groups"]
