@@ -217,9 +217,10 @@ def main():
         todo = sorted(todo, key=lambda row: -len(row.query) - len(row.tools))  # an even share of long rows each
         at_work = min(accelerator.num_processes, len(todo))
         todo = todo[accelerator.process_index :: accelerator.num_processes]
+        shown = system + f", 1 of {at_work} processes" * (at_work > 1)
         with part.open("a", encoding="utf-8") as file:
             said = predict(model, tokenizer, prompt_format, todo, system, args, at_work)
-            predictions.append(file, tqdm(said, total=len(todo), desc=system, unit="row", disable=not is_main))
+            predictions.append(file, tqdm(said, total=len(todo), desc=shown, unit="row", disable=not is_main))
     accelerator.wait_for_everyone()
 
     if is_main:
