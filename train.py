@@ -51,7 +51,7 @@ from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_mo
 from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script
 from run_utils.checkpoints import RunState, Training, open_run
 from run_utils.environment import environment_record, published_name
-from run_utils.launch import check_alike, end_training, is_sharded, start_accelerator
+from run_utils.launch import check_alike, end_training, is_sharded, run_on_main, start_accelerator
 from run_utils.progress import TrainingLog
 
 BEST_METRICS = [name for name, metric in METRICS.items() if metric.headline and metric.kind == "rate"]
@@ -196,17 +196,22 @@ def main():
     tokenizer = load_tokenizer(model_path, args.model_revision, args.trust_remote_code)
     positions = num_positions(load_config(model_path, args.model_revision, args.trust_remote_code))
     data = load_data(args, tokenizer, positions, accelerator)
+    state = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
+    check_alike(
+        {
+            "their training rows": state.data_fingerprint,
+            "their evaluation rows": fingerprint(data.eval_examples),
+            "their mixed precision (name a --dtype)": accelerator.mixed_precision,
+        }
+    )
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
     if run.is_finished(last_step):
-        return accelerator.print(
+        accelerator.print(
             f"{run.output_dir} is finished: all {last_step} steps are done, the adapter is in {run.adapter_dir}"
         )
-    state = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
-    check_alike(
-        {"their training rows": state.data_fingerprint, "their evaluation rows": fingerprint(data.eval_examples)}
-    )
-    run.check_experiment(state)
+        return end_training(accelerator)
+    run_on_main(accelerator, lambda: run.check_experiment(state))  # elsewhere PLACES may be others
 
     # Base model under a fresh adapter
     model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, args.trust_remote_code)

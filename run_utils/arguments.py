@@ -8,6 +8,7 @@ import logging
 import math
 import operator
 import os
+import signal
 import sys
 import time
 import warnings
@@ -22,6 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # About this invocation, not about the experiment: never written to args.yaml, so that it can be passed to --config.
 INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
 LOST = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch's, where another process does not answer
+# How long a process sleeps between its last message to the others and its end. A thread of gloo's that still drops the tensors of that
+# message waits for Python's lock, and where Python (3.11) ends while a thread waits, the process aborts: "terminate called without
+# an active exception", after half of such messages. Asleep, this thread does not hold the lock. Seen in torch 2.13.
+SECONDS_OF_LAST_MESSAGES = 0.2
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 
 
@@ -95,19 +100,10 @@ def run_script(main, if_stopped=""):
             print(" ".join(message.split("\n")), file=sys.stderr, flush=True)
         except OSError:  # its reader is gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    await_last_messages()
-    sys.exit(code)
-
-
-def await_last_messages():
-    """Let this process's threads finish with what it has said to the other processes, before it ends or leaves their group.
-
-    A thread of gloo's that still drops the tensors of a message waits for Python's lock. Python ends it where it waits once
-    it ends itself, and so aborts ("terminate called without an active exception", half of the ends right after a message);
-    and a group that is left waits for that thread, with the lock held. Asleep, this thread does not hold it. Seen in torch 2.13.
-    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        time.sleep(0.2)
+        handle_signals(signal.SIG_IGN)  # launchers pass on what this process has had already
+        time.sleep(SECONDS_OF_LAST_MESSAGES)
+    sys.exit(code)
 
 
 def say(message):

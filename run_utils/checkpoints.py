@@ -197,8 +197,8 @@ class Run:
         return f"last good checkpoint: {self.last_checkpoint() or 'none yet'}"
 
     def check_experiment(self, fresh):
-        """UserError by name where the checkpoint is of other arguments (but for those marked free_on_resume), rows or effective
-        batch than `fresh`, the RunState of a run from its start: it would be another experiment. Needs no base model."""
+        """UserError by name where the checkpoint is of other arguments (but for those marked free_on_resume), rows, effective batch
+        or precision than `fresh`, the RunState of a run from its start: it would be another experiment. Needs no base model."""
         if not self.saved:
             return
         checkpoint, state, saved_args = self.saved.path, self.saved.state, self.saved.args
@@ -221,8 +221,11 @@ class Run:
             )
         if state.data_fingerprint != fresh.data_fingerprint:
             raise UserError(
-                f"the training rows, or what the loss is on, are not those that {checkpoint} was trained on"
+                f"the training rows, their tokens or what the loss is on are not those that {checkpoint} was trained on"
             )
+        precision = self.saved.environment.get("mixed_precision")
+        if self.accelerator.mixed_precision != precision:
+            raise UserError(f"mixed_precision is {self.accelerator.mixed_precision} but {checkpoint} has {precision}")
 
     def resume(self, training, fresh):
         """Put adapter, optimizer and scheduler where the checkpoint left them, and return its RunState; or `fresh`, the RunState
@@ -235,11 +238,9 @@ class Run:
         from peft import set_peft_model_state_dict  # late, as above
 
         checkpoint, state, _, saved_environment, saved_lora, adapter, optimizer, scheduler = self.saved
-        for name in ("base_fingerprint", "mixed_precision"):
-            if self.environment[name] != saved_environment.get(name):
-                raise UserError(
-                    f"{name} is {self.environment[name]} but {checkpoint} has {saved_environment.get(name)}"
-                )
+        base, saved_base = self.environment["base_fingerprint"], saved_environment.get("base_fingerprint")
+        if base != saved_base:
+            raise UserError(f"base_fingerprint is {base} but {checkpoint} has {saved_base}")
         model = self.accelerator.unwrap_model(training.model)
         check_unchanged("LoRA's", model.peft_config["default"].to_dict(), saved_lora, checkpoint)
         (saved_group,) = optimizer["param_groups"]

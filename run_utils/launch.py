@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from accelerate.utils import GradientAccumulationPlugin, gather_object
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from run_utils.arguments import UserError, await_last_messages, say
+from run_utils.arguments import SECONDS_OF_LAST_MESSAGES, UserError, say
 
 
 def start_accelerator(dtype, may_shard=False, alone=False):
@@ -116,7 +117,8 @@ def follow_launcher():
 
 def end_training(accelerator):
     """Leave the group of processes, once this one has nothing to say to the others any more."""
-    await_last_messages()
+    # A group that is left while a thread of its own waits for Python's lock waits for that thread, with the lock held.
+    time.sleep(SECONDS_OF_LAST_MESSAGES if accelerator.num_processes > 1 else 0)
     accelerator.end_training()
 
 

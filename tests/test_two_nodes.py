@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def train_on_both(flags, folder, on_the_second=None):
     return nodes, logs
 
 
-def test_a_node_dies_and_the_run_goes_on(network, flags, tmp_path):
+def test_a_node_dies_and_the_run_goes_on(network, flags, rows_file, tmp_path):
     flags |= {"max_train_steps": 40, "save_steps": 3, "eval_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
               "lora_dropout": 0.1}  # fmt: skip
     straight, killed = tmp_path / "straight", tmp_path / "killed"
@@ -80,13 +81,18 @@ def test_a_node_dies_and_the_run_goes_on(network, flags, tmp_path):
     assert len(said) == 1 and "lost another process" in said[0] and "--resume_from_checkpoint latest" in said[0], said
     assert "Traceback" not in logs[0].read_text().split("train.py: ")[0]
 
-    nodes, logs = train_on_both(flags | {"resume_from_checkpoint": "latest"}, tmp_path)
+    copy = shutil.copy(rows_file, tmp_path / "copy.jsonl")  # each machine may have the rows in a place of its own
+    resumed = flags | {"resume_from_checkpoint": "latest"}
+    nodes, logs = train_on_both(resumed, tmp_path, on_the_second={"dataset_name": copy})
     assert [node.wait(300) for node in nodes] == [0, 0], [log.read_text() for log in logs]
     assert "Resuming from" in logs[0].read_text() and "Resuming from" not in logs[1].read_text()
     for tag in EXACT_TAGS:
         assert curve(killed, tag)[-len(curve(straight, tag)) :] == curve(straight, tag), tag
     ours, theirs = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (killed, straight))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    nodes, logs = train_on_both(resumed, tmp_path)
+    assert [node.wait(60) for node in nodes] == [0, 0] and "is finished" in logs[0].read_text()
 
 
 @pytest.mark.parametrize(
