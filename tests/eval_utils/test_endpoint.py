@@ -8,10 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, launch
 
+import evaluate
+from data_utils.prompt import PROMPT_FORMATS
+from data_utils.rows import Row
 from eval_utils.endpoint import complete
 from run_utils.arguments import UserError
 
@@ -48,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if word == "slow":
             time.sleep(0.3)
         if word == "hang":
-            time.sleep(3)
+            time.sleep(60)
         if word == "page":
             return self.reply(200, "<html>Welcome</html>", "text/html")
         if word.isdigit() and word != "200":
@@ -210,7 +214,7 @@ def test_an_error_stops_the_other_requests_quietly(url, caplog):
     start = time.perf_counter()
     with pytest.raises(UserError, match="401"), caplog.at_level(logging.WARNING):
         list(complete(url, "m", ["hang: a", "401: b", "401: c", *[f"slow: {i}" for i in range(50)]], 4, concurrency=3))
-    assert time.perf_counter() - start < 2 and len(record_of(url)["requests"]) < 10
+    assert time.perf_counter() - start < 30 and len(record_of(url)["requests"]) < 10
     assert not caplog.records  # asyncio tells of errors that nobody has looked at
 
 
@@ -219,7 +223,7 @@ def test_a_caller_who_has_seen_enough_waits_for_nothing(url):
     for index, _ in complete(url, "m", ["hang: a", "200: b"], 4):
         assert index == 1
         break
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 30  # the other one hangs for a minute
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -261,10 +265,19 @@ def test_a_chat_s_calls_are_the_text_of_their_list(url):
     )  # no tools at all are left out of the request
 
 
+def test_seconds_are_shared_by_the_processes_at_work(url):
+    """So those of all rows add up to the time that the processes took, not to as many times of it."""
+    rows = [Row(str(i), f"slow: {i}", "[]", "[]") for i in range(64)]
+    args = SimpleNamespace(endpoint=url, endpoint_model="m", endpoint_api="completions", max_new_tokens=4)
+    start = time.perf_counter()
+    said = list(evaluate.predict(None, None, PROMPT_FORMATS["raw"], rows, "endpoint", args, at_work=4))
+    assert len(said) == 64 and 0 < sum(each["seconds"] for each in said) <= (time.perf_counter() - start) / 4
+
+
 @pytest.mark.slow
-def test_two_processes_ask_in_half_the_time_and_say_so(url, tmp_path):
+def test_two_processes_ask_for_half_of_the_rows_each(url, tmp_path):
     tool = {"name": "f", "description": "d", "parameters": {}}
-    rows = [{"id": i, "query": f"slow: {i}", "tools": [tool], "answers": []} for i in range(64)]
+    rows = [{"id": i, "query": f"200: {i}", "tools": [tool], "answers": []} for i in range(64)]
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = {
@@ -274,11 +287,11 @@ def test_two_processes_ask_in_half_the_time_and_say_so(url, tmp_path):
         "systems": ["endpoint"],
         "dataset_name": data,
         "eval_fraction": 1,
+        "output_dir": tmp_path / "evaluation",
     }
-    speeds = []
-    for processes in (1, 2):
-        result = launch("evaluate.py", flags | {"output_dir": tmp_path / f"{processes}"}, processes)
-        assert result.code == 0, result.err
-        metrics = json.loads((tmp_path / f"{processes}" / "metrics.json").read_text())
-        speeds.append(metrics["systems"]["endpoint"]["rows_per_second"])
-    assert speeds[1] > 1.25 * speeds[0]
+    result = launch("evaluate.py", flags, processes=2)
+    assert result.code == 0 and re.search("endpoint, 1 of 2 processes: 100%.* 32/32 ", result.err), result.err
+    asked = [request["body"]["messages"][-1]["content"] for request in record_of(url)["requests"]]
+    assert sorted(asked) == sorted(row["query"] for row in rows)
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert metrics["systems"]["endpoint"]["rows_per_second"] > 0
