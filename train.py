@@ -211,7 +211,7 @@ def main():
             f"{run.output_dir} is finished: all {last_step} steps are done, the adapter is in {run.adapter_dir}"
         )
         return end_training(accelerator)
-    run_on_main(accelerator, lambda: run.check_experiment(state))  # elsewhere PLACES may be others
+    run_on_main(accelerator, lambda: run.check_experiment(state))  # on main alone: PLACES may be others elsewhere
 
     # Base model under a fresh adapter
     model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, args.trust_remote_code)

@@ -25,7 +25,7 @@ INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
 LOST = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch's, where another process does not answer
 # How long a process sleeps between its last message to the others and its end. A thread of gloo's that still drops the tensors of that
 # message waits for Python's lock, and where Python (3.11) ends while a thread waits, the process aborts: "terminate called without
-# an active exception", after half of such messages. Asleep, this thread does not hold the lock. Seen in torch 2.13.
+# an active exception", up to every second time. Asleep, this thread does not hold the lock. Seen in torch 2.13.
 SECONDS_OF_LAST_MESSAGES = 0.2
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 

