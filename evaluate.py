@@ -35,10 +35,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data_utils.batching import encode_prompts
-from data_utils.formats import openai_tools
 from data_utils.prompt import PROMPT_FORMATS, format_hash
-from data_utils.rows import find_held_out, split_rows
 from data_utils.sources import load_rows
+from data_utils.split import find_held_out, split_rows
+from data_utils.tool_formats import openai_tools
 from eval_utils import predictions
 from eval_utils.endpoint import complete
 from eval_utils.metrics import METRICS, SCORING

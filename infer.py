@@ -37,12 +37,13 @@ from tqdm import tqdm
 
 from data_utils.batching import encode_prompts
 from data_utils.conversations import as_request
-from data_utils.formats import call_problems, openai_calls
 from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
 from data_utils.rows import validate
 from data_utils.sources import read_file
 from data_utils.tool_calls import check_calls
 from data_utils.tool_files import read_tools
+from data_utils.tool_formats import openai_calls
+from data_utils.tool_schema import call_problems
 from model_utils.adapters import load_adapter, naming_adapter, read_adapter
 from model_utils.generation import generate
 from model_utils.grammar import compile_grammars, import_xgrammar

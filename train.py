@@ -31,8 +31,9 @@ from tqdm import tqdm
 
 from data_utils.batching import TrainingData, fingerprint, mark_supervised, micro_batches, tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS, check_format, format_hash
-from data_utils.rows import describe_bad_rows, set_apart, split_rows
+from data_utils.rows import describe_bad_rows
 from data_utils.sources import READERS, load_rows
+from data_utils.split import set_apart, split_rows
 from eval_utils.metrics import METRICS, Output, score, summarize
 from model_utils.adapters import add_lora, linear_layers
 from model_utils.flops import count_flops, dtype_census, peak_flops

@@ -6,9 +6,9 @@ To read another layout of rows, add what recognises it and what it becomes to LA
 import hashlib
 import json
 
-from data_utils.formats import flat_calls
 from data_utils.prompt import render_messages
 from data_utils.tool_calls import parse_json
+from data_utils.tool_formats import flat_calls
 
 
 def as_records(record):

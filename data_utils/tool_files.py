@@ -1,4 +1,4 @@
-"""Tools from a file: JSON in any of the formats of formats.py, or Python functions with types and docstrings."""
+"""Tools from a file: JSON in any of the formats of tool_formats.py, or Python functions with types and docstrings."""
 
 import contextlib
 import inspect
@@ -6,9 +6,9 @@ import sys
 import types
 from pathlib import Path
 
-from data_utils.formats import flat_tools
 from data_utils.prompt import to_json
 from data_utils.tool_calls import parse_json
+from data_utils.tool_formats import flat_tools
 from run_utils.arguments import UserError
 
 

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from data_utils.formats import conforms, tool_schema
 from data_utils.tool_calls import check_calls, json_equal, lenient_value, opening_value, parse_json
+from data_utils.tool_schema import conforms, tool_schema
 from eval_utils.ast_match import ast_match
 from eval_utils.grounding import Sources, leaf_values
 from eval_utils.outcomes import kind_of_answer, num_equal, outcome, pair_by_name

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 
 from scipy.optimize import linear_sum_assignment
 
-from data_utils.formats import conforms
 from data_utils.tool_calls import END_TAG, json_equal
+from data_utils.tool_schema import conforms
 
 # In the order in which they are tried: name -> what it means.
 OUTCOMES = {

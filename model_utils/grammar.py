@@ -9,7 +9,7 @@ import json
 
 import torch
 
-from data_utils.formats import tool_schema
+from data_utils.tool_schema import tool_schema
 from run_utils.arguments import UserError
 
 

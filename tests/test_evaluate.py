@@ -17,8 +17,8 @@ import evaluate
 import train
 from data_utils.batching import tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS, PromptFormat
-from data_utils.rows import find_held_out, split_rows
 from data_utils.sources import load_rows
+from data_utils.split import find_held_out, split_rows
 from eval_utils.metrics import METRICS, Metric
 from model_utils.adapters import load_adapter
 from model_utils.loading import load_base_model

@@ -20,8 +20,8 @@ import evaluate
 import export
 from data_utils.batching import encode_prompts
 from data_utils.chat import chat_template
-from data_utils.formats import openai_tools
 from data_utils.sources import load_rows
+from data_utils.tool_formats import openai_tools
 from demo.rows import generate_rows
 from run_utils.environment import published_name
 

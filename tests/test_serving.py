@@ -15,8 +15,8 @@ from conftest import ROOT
 
 import evaluate
 import export
-from data_utils.formats import flat_calls, openai_tools
 from data_utils.sources import load_rows
+from data_utils.tool_formats import flat_calls, openai_tools
 
 pytestmark = pytest.mark.slow
 

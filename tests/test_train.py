@@ -17,8 +17,8 @@ from transformers.utils import is_liger_kernel_available
 import evaluate
 import train
 from data_utils.batching import collate, tokenize_rows
-from data_utils.rows import split_rows
 from data_utils.sources import load_rows
+from data_utils.split import split_rows
 from train import completion_loss, step_seed
 
 

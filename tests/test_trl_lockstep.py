@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from data_utils.batching import TrainingData, tokenize_rows
-from data_utils.rows import split_rows
 from data_utils.sources import load_rows
+from data_utils.split import split_rows
 from demo.rows import generate_rows
 
 STEPS = 20

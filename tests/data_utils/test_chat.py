@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_parsing import ResponseParser
 
 from data_utils.chat import response_template
-from data_utils.formats import flat_calls
 from data_utils.prompt import render_tags, to_json
+from data_utils.tool_formats import flat_calls
 
 TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
 TOKENIZER.response_template = response_template(TOKENIZER)

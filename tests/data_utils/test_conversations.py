@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_utils.rows import split_rows
 from data_utils.sources import load_rows
+from data_utils.split import split_rows
 from run_utils.arguments import UserError
 
 TOOLS = [

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_utils import cache
-from data_utils.rows import split_rows
 from data_utils.sources import load_rows
+from data_utils.split import split_rows
 from demo.rows import generate_rows
 from run_utils.arguments import UserError
 from run_utils.launch import check_hub_access

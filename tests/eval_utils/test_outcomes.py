@@ -8,9 +8,9 @@ from conftest import TAGS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_utils.formats import conforms
 from data_utils.prompt import to_json
 from data_utils.rows import Row
+from data_utils.tool_schema import conforms
 from demo.rows import generate_rows
 from eval_utils.metrics import METRICS, Output, score
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, what_followed

@@ -10,10 +10,10 @@ import torch
 from conftest import ROOT, TAGS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_utils.formats import tool_schema
 from data_utils.prompt import to_json
 from data_utils.sources import load_rows
 from data_utils.tool_calls import check_calls
+from data_utils.tool_schema import tool_schema
 from demo.rows import generate_rows
 from model_utils import generation, grammar
 from model_utils.generation import generate

@@ -10,18 +10,15 @@ from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from data_utils.conversations import CONVERSATION, from_messages
-from data_utils.formats import (
+from data_utils.prompt import render_messages, render_tags, to_json
+from data_utils.tool_formats import (
     NotFlat,
-    call_problems,
     flat_calls,
     flat_tools,
     openai_calls,
     openai_tools,
-    parameter_schema,
-    tool_schema,
-    type_schema,
 )
-from data_utils.prompt import render_messages, render_tags, to_json
+from data_utils.tool_schema import call_problems, parameter_schema, tool_schema, type_schema
 from demo.rows import generate_rows
 
 CHAT_TEMPLATE = (ROOT / "data_utils" / "chat_template.jinja").read_text(encoding="utf-8")
