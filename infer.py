@@ -361,7 +361,7 @@ def open_partial(output, partial, identity):
 def read_requests(path, tools):
     """`(id, Row)` of each record of a file in any of the layouts of rows, with or without answers; of one that is none, `(id, error)`."""
     requests = []
-    for number, record in enumerate(read_file(path), start=1):
+    for number, (_, record) in enumerate(read_file(path), start=1):
         row_id = record.get("id") if isinstance(record, dict) and record.get("id") is not None else number
         try:
             requests.append((row_id, validate(as_request(record, tools))))

@@ -91,23 +91,21 @@ def names_by_tool(value):
     )
 
 
-def bad_row_id(record):
-    """The record's `id`, or a hash of what it holds where it has none."""
-    if not isinstance(record, dict):
-        return str(record)
-    if record.get("id") is not None:
-        return str(record["id"])
-    return content_hash(*(str(record.get(column)) for column in COLUMNS))
+def name_of(record, place):
+    """The `id` of a record, or its place in its file if it has none."""
+    has_id = isinstance(record, dict) and record.get("id") is not None
+    return str(record["id"]) if has_id else place
 
 
 def valid_rows(records):
-    """The valid rows, the bad ones as `{reason: [ids]}`, and how many records there were of each layout."""
+    """The valid rows of `(place, record)` pairs, the bad ones as `{reason: [ids or places]}`, and how many records there were of each
+    layout."""
     rows, bad, seen, layouts = [], defaultdict(list), set(), Counter()
-    for record in records:
+    for place, record in records:
         try:
             layout, mine = as_records(record)
         except ValueError as error:
-            bad[str(error)].append(bad_row_id(record))
+            bad[str(error)].append(name_of(record, place))
             continue
         layouts[layout] += 1
         for each in mine:
@@ -116,7 +114,7 @@ def valid_rows(records):
                 if row.id in seen:
                     raise ValueError("repeated id")
             except ValueError as error:
-                bad[str(error)].append(bad_row_id(each))
+                bad[str(error)].append(name_of(each, place))
             else:
                 rows.append(row)
                 seen.add(row.id)

@@ -1,6 +1,6 @@
 """Where rows come from: files, the hub, folders in the hub's layout, and the demo's generator.
 
-To read another kind of file, add a function from its path to a list of records to READERS.
+To read another kind of file, add a function from its path to a list of `(place, record)` to READERS: `("line 3", {...})`.
 """
 
 import json
@@ -29,7 +29,7 @@ def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None):
     """
     source = find_source(dataset_name, revision, config_name)
     try:
-        rows, bad, layouts = valid_rows(source) if isinstance(source, list) else validate_or_load(source)
+        rows, bad, layouts = valid_rows(number(source)) if isinstance(source, list) else validate_or_load(source)
     except UserError:
         raise
     except Exception as error:  # whatever a reader raises; a new one need not know of UserError
@@ -77,7 +77,7 @@ def validate_or_load(source):
     file = cache.file_of("rows", content_of(source))
     if stored := cache.load(file):
         return unpack(stored)
-    rows, *others = valid_rows(READERS[source.suffix.lower()](source) if isinstance(source, Path) else source)
+    rows, *others = valid_rows(READERS[source.suffix.lower()](source) if isinstance(source, Path) else number(source))
     if len(rows) >= cache.FROM_ROWS:
         cache.save(file, pack(rows, others))
     return rows, *others
@@ -113,6 +113,10 @@ def content_of(source):
                 yield from filter(None, chunk.buffers())
 
 
+def number(records):
+    return [(f"row {place}", record) for place, record in enumerate(records, start=1)]
+
+
 def read_json_file(path):
     text = path.read_text(encoding="utf-8-sig")
     leaderboards = accepted_beside(path).is_file() or path.name.startswith("BFCL_")
@@ -125,27 +129,22 @@ def read_json_file(path):
         raise UserError(f"{path} is not valid JSON: {error}{hint}") from None
     if not isinstance(records, list):
         raise UserError(f"{path} must hold a list of rows")
-    return [as_json_strings(record) if type(record) is dict else None for record in records]
+    return number(as_json_strings(record) if type(record) is dict else None for record in records)
 
 
 def read_jsonl_file(path):
     records = []
     with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
+        for place, line in enumerate(lines, start=1):
             if line.strip():
                 try:
                     record = json.loads(line, object_pairs_hook=all_pairs)
                 except (ValueError, RecursionError):
                     record = None
-                records.append(as_json_strings(record) if type(record) is dict else f"line {number}")
+                records.append((f"line {place}", as_json_strings(record) if type(record) is dict else None))
     if accepted_beside(path).is_file():
-        truths = {
-            str(record.get("id")): record for record in read_jsonl_file(accepted_beside(path)) if type(record) is dict
-        }
-        records = [
-            {**truths.get(str(record.get("id")), {}), **record} if type(record) is dict else record
-            for record in records
-        ]
+        truths = {str(record.get("id")): record for _, record in read_jsonl_file(accepted_beside(path)) if record}
+        records = [(place, record and {**truths.get(str(record.get("id")), {}), **record}) for place, record in records]
     return records
 
 
@@ -186,11 +185,11 @@ def read_parquet_file(path, answered=True):
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    return table.select(columns_to_read(path, table.schema, answered)).to_pylist()
+    return number(table.select(columns_to_read(path, table.schema, answered)).to_pylist())
 
 
 def read_file(path):
-    """The records of a file as they are, None or a text for what is none. Raises UserError."""
+    """`(place, record)` of a file's records as they are, None for what is none. Raises UserError."""
     path = Path(path)
     if path.suffix.lower() not in READERS:
         raise UserError(f"{path}: unsupported file type; what is read is {', '.join(READERS)}")
