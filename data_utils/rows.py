@@ -13,7 +13,7 @@ from typing import NamedTuple
 from data_utils.conversations import CONVERSATION, as_records
 from data_utils.prompt import to_json
 from data_utils.tool_calls import check_calls, parse_json
-from data_utils.tool_formats import NotFlat, flat_calls, flat_tools
+from data_utils.tool_formats import flat_calls, flat_tools
 
 COLUMNS = ("query", "tools", "answers")
 # May be there, for the evaluation alone: a kind of row, the values that the leaderboard accepts, and the arguments that are truly
@@ -65,10 +65,7 @@ def validate(record):
             raise ValueError(f"broken JSON in field '{column}'") from None
         if column == "required" and value is not None and not names_by_tool(value):
             raise ValueError("field 'required' is not an object with a list of names for each tool")
-    try:
-        values["tools"], _ = flat_tools(values["tools"])
-    except NotFlat:
-        raise ValueError("tools that the flat form cannot say") from None
+    values["tools"] = flat_tools(values["tools"]).tools
     try:
         values["answers"] = flat_calls(values["answers"])
         check_calls(values["answers"])

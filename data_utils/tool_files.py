@@ -24,8 +24,8 @@ def read_tools(path):
             value, form = parse_json(data.decode("utf-8-sig")), None
             if isinstance(value, str):  # the `tools` field of an xLAM row, copied as it is
                 value = parse_json(value)
-        tools, found = flat_tools(value)
-        to_json(tools).encode()
+        read = flat_tools(value)
+        to_json(read.tools).encode()
     except UnicodeDecodeError:
         raise UserError(f"--tools {name} is not UTF-8 text") from None
     except OSError as error:
@@ -34,7 +34,7 @@ def read_tools(path):
         raise UserError(
             f"--tools {name} must be a JSON list of tools (docs/formats.md has the layouts): {error}"
         ) from None
-    return tools, form or found
+    return read.tools, form or read.format
 
 
 def functions_of(path):

@@ -7,6 +7,9 @@ has keys or values of its own, an object in an object, a list of choices, is a s
 `minimum`, `pattern`, ...) stay as they are. chat_template.jinja says the same in Jinja, for servers.
 """
 
+from collections import Counter
+from typing import NamedTuple
+
 from data_utils.prompt import to_json
 from data_utils.tool_calls import MAX_DEPTH, check_tools, parse_json
 from data_utils.tool_schema import is_required, parameter_schema, specs_at
@@ -36,28 +39,43 @@ NOT_FLAT = (
 
 
 class NotFlat(ValueError):
-    """A schema says what the flat form cannot."""
+    """A tool that the flat form cannot hold; the message names tool, argument and reason."""
 
 
-def flat_tools(value):
-    """A parsed value as tools in the flat form, and the name of the format that it was in.
+class ReadTools(NamedTuple):
+    tools: list  # in the flat form
+    format: str  # "MCP", or "MCP and OpenAI" of a mixed list
+    notes: list[str]  # "tool save_tree, root.children: contains itself, cut at its bare type"
+    left_out: list[str]  # "tool c, x: patternProperties cannot be said in the flat form"
+
+
+def flat_tools(value, *, keep_going=False):
+    """A parsed value as ReadTools.
 
     Read are xLAM's flat form, JSON Schema's functions with or without OpenAI's wrapper, MCP's tools (`inputSchema`), Anthropic's
-    (`input_schema`), as a list or in the object that `tools/list` gives, bare or in a JSON-RPC `result`. Raises ValueError by name
-    of tool and argument where the flat form cannot say what a schema says.
+    (`input_schema`), as a list or in the object that `tools/list` gives, bare or in a JSON-RPC `result`; tool by tool, so that a list
+    may mix formats. Raises ValueError for a value that is no list of tools. A tool that the flat form cannot hold raises NotFlat, or
+    with `keep_going` is left out.
     """
     if isinstance(value, dict):
         result = value.get("result")
         value = result.get("tools") if isinstance(result, dict) and "tools" in result else value.get("tools", value)
     if not isinstance(value, list):
         raise ValueError("not a list of tools")
-    formats = [format_of(tool) for tool in value]
-    found = {each for each, tool in zip(formats, value, strict=True) if each != "xLAM" or takes_arguments(tool)}
-    if len(found) > 1:
-        raise ValueError(f"tools in several formats: {', '.join(sorted(found))}")
-    tools = [tool if each == "xLAM" else flat_tool(tool) for each, tool in zip(formats, value, strict=True)]
+    tools, formats, notes, left_out = [], Counter(), [], []
+    for tool in value:
+        try:
+            form = format_of(tool)
+            flat = tool if form == "xLAM" else flat_tool(tool)
+        except NotFlat as error:
+            if not keep_going:
+                raise
+            left_out.append(str(error))
+            continue
+        tools.append(flat)
+        formats[form] += form != "xLAM" or takes_arguments(tool)  # one without arguments fits any list
     check_tools(tools)
-    return tools, found.pop() if found else "xLAM"
+    return ReadTools(tools, " and ".join(sorted(+formats)) or "xLAM", notes, left_out)
 
 
 def takes_arguments(tool):
@@ -75,7 +93,7 @@ def format_of(tool):
     if "input_schema" in tool:
         return "Anthropic"
     if "function_declarations" in tool or "functionDeclarations" in tool:
-        raise ValueError("Gemini's function_declarations are not read: give the functions as OpenAI's")
+        raise NotFlat("Gemini's function_declarations are not read: give the functions as OpenAI's")
     parameters = tool.get("parameters")
     if tool.get("type") == "function":  # of OpenAI's Responses
         return "JSON Schema"
@@ -92,18 +110,19 @@ def flat_tool(tool):
     """A tool with a schema of its arguments, in the flat form."""
     tool = tool["function"] if isinstance(tool.get("function"), dict) else tool
     if not isinstance(tool.get("name"), str):
-        raise ValueError("a tool must have a name")
+        raise NotFlat("a tool must have a name")
     schema = next((tool[key] for key in ("parameters", "inputSchema", "input_schema") if tool.get(key) is not None), {})
     if not isinstance(schema, dict):
         raise NotFlat(f"tool {tool['name']}: the schema of its arguments is not an object")
     if isinstance(schema.get(VERBATIM), dict):
         return schema[VERBATIM]
+    where = f"tool {tool['name']}"
     flat = {"name": tool["name"]}
     if tool.get("description") is not None:
         flat["description"] = tool["description"]
-    resolved = resolve(schema, schema, tool["name"])
-    refuse(tool["name"], *(key for key in (*NOT_FLAT, "anyOf", "oneOf") if key in resolved))
-    return flat | {"parameters": flat_properties(resolved, schema, tool["name"], 0)}
+    resolved = resolve(schema, schema, where)
+    refuse(where, *(key for key in (*NOT_FLAT, "anyOf", "oneOf") if key in resolved))
+    return flat | {"parameters": flat_properties(resolved, schema, where, 0)}
 
 
 def refuse(where, *keys):

@@ -13,6 +13,7 @@ from data_utils.conversations import CONVERSATION, from_messages
 from data_utils.prompt import render_messages, render_tags, to_json
 from data_utils.tool_formats import (
     NotFlat,
+    ReadTools,
     flat_calls,
     flat_tools,
     openai_calls,
@@ -99,7 +100,7 @@ FUNCTION = {"name": "f", "description": "d", "parameters": SCHEMA}
     ],
 )
 def test_tools_of_any_format_become_the_same_flat_ones(value, name):
-    assert flat_tools(value) == (FLAT, name)
+    assert flat_tools(value) == ReadTools(FLAT, name, [], [])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_a_schema_keeps_its_meaning(schema, spec):
         "required": ["a"],
         "$defs": {"P": person, "a/b": {"type": "integer"}},
     }
-    (tool,), _ = flat_tools([{"name": "f", "inputSchema": whole}])
+    (tool,) = flat_tools([{"name": "f", "inputSchema": whole}]).tools
     assert to_json(tool["parameters"]["a"]) == to_json(spec)
 
 
@@ -207,7 +208,7 @@ def test_a_tool_s_arguments_are_not_composed(key):
     ],
 )  # fmt: skip
 def test_calls_are_checked_as_the_schema_means(schema, fits, does_not):
-    tools, _ = flat_tools([{"name": "f", "inputSchema": {"type": "object", "properties": {"a": schema}}}])
+    tools = flat_tools([{"name": "f", "inputSchema": {"type": "object", "properties": {"a": schema}}}]).tools
     for value in fits:
         assert call_problems([{"name": "f", "arguments": {"a": value}}], tools) == []
     for value in does_not:
@@ -226,26 +227,35 @@ def test_calls_are_checked_as_the_schema_means(schema, fits, does_not):
     ],
 )
 def test_the_chat_template_reads_the_other_formats_too(tools):
-    flat, _ = flat_tools(tools)
+    flat = flat_tools(tools).tools
     assert rendered([{"role": "user", "content": "q"}], tools) == render_tags("q", to_json(flat))
 
 
-def test_formats_are_not_mixed_and_gemini_s_is_named():
-    with pytest.raises(ValueError, match="several formats: MCP, xLAM"):
-        flat_tools([{"name": "f", "inputSchema": SCHEMA}, *FLAT])
-    with pytest.raises(ValueError, match="Gemini"):
-        flat_tools([{"functionDeclarations": [FUNCTION]}])
+def test_a_list_of_several_formats_is_read_tool_by_tool():
+    tools = [{"name": "g", "inputSchema": SCHEMA}, *FLAT, {"name": "now"}]
+    read = flat_tools(tools)
+    assert read.format == "MCP and xLAM" and read.left_out == []
+    assert read.tools == [{"name": "g", "parameters": FLAT[0]["parameters"]}, *FLAT, {"name": "now"}]
+
+
+def test_one_tool_that_cannot_be_said_does_not_cost_the_others():
+    closed = {"type": "object", "properties": {"x": {"patternProperties": {}}}}
+    tools = [{"name": "c", "inputSchema": closed}, *FLAT]
+    with pytest.raises(NotFlat, match="tool c, x: patternProperties cannot be said"):
+        flat_tools(tools)
+    read = flat_tools(tools, keep_going=True)
+    assert read.tools == FLAT and read.left_out == ["tool c, x: patternProperties cannot be said in the flat form"]
 
 
 def test_arguments_may_be_called_as_the_words_of_other_formats():
     spec = {"description": "d", "type": "str"}
     tools = [{"name": "f", "parameters": {"type": spec, "properties": spec, "required": spec}}, {"name": "g"}]
-    assert flat_tools(tools) == (tools, "xLAM")
+    assert flat_tools(tools) == ReadTools(tools, "xLAM", [], [])
 
 
 def test_what_does_not_fit_is_told_in_words():
-    tools, _ = flat_tools([{"name": "f", "inputSchema": {"type": "object", "required": ["a"], "properties": {
-        "a": {"type": "integer"}, "b": {"type": "object", "properties": {"c": {"enum": ["p"]}}}}}}])  # fmt: skip
+    tools = flat_tools([{"name": "f", "inputSchema": {"type": "object", "required": ["a"], "properties": {
+        "a": {"type": "integer"}, "b": {"type": "object", "properties": {"c": {"enum": ["p"]}}}}}}]).tools  # fmt: skip
     calls = [{"name": "g", "arguments": {}}, {"name": "f", "arguments": {"b": {"c": "q", "d": 1}, "e": 2}}]
     said = sorted(call_problems([*calls, {"name": "f", "arguments": {"a": 5.0}}], tools))
     assert said[0].startswith("f.a: 5.0 is not of type 'integer'") and said[2].startswith("f.b: Additional properties")
@@ -301,13 +311,13 @@ def rendered(messages, tools):
 @given(tools_strategy, texts)
 def test_any_flat_tools_come_back_from_openai_s_form_to_the_last_character(tools, query):
     try:
-        flat, name = flat_tools(tools)
+        flat, name, *_ = flat_tools(tools)
     except ValueError:
         return  # it looks like another format
     if name != "xLAM":
         return
     given_out = openai_tools(flat)
-    assert to_json(flat_tools(given_out)[0]) == to_json(flat) or not flat
+    assert to_json(flat_tools(given_out).tools) == to_json(flat) or not flat
     assert rendered([{"role": "user", "content": query}], given_out) == render_tags(query, to_json(flat))
 
 
@@ -338,13 +348,13 @@ def test_the_chat_template_makes_of_any_schema_what_flat_tools_makes(properties,
     parameters = {"type": "object", "properties": properties, "required": required, "$defs": {"P": person}}
     tools = [{"type": "function", "function": {"name": "f", "description": description, "parameters": parameters}}]
     try:
-        flat, _ = flat_tools(tools)
+        flat = flat_tools(tools).tools
     except NotFlat:
         with pytest.raises(TemplateError, match="cannot be said in the flat form"):
             rendered([{"role": "user", "content": "q"}], tools)
         return
     assert rendered([{"role": "user", "content": "q"}], tools) == render_tags("q", to_json(flat))
-    back, _ = flat_tools(openai_tools(flat))
+    back = flat_tools(openai_tools(flat)).tools
     assert to_json(back) == to_json(flat)
 
 
