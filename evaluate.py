@@ -27,23 +27,21 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from tqdm import tqdm
 
 from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.sources import load_rows
 from data_utils.split import find_held_out, split_rows
+from data_utils.systems import SYSTEMS, SystemKey
 from data_utils.tool_formats import openai_tools
 from eval_utils import predictions
 from eval_utils.endpoint import complete
-from eval_utils.metrics import METRICS, SCORING
 from eval_utils.report import write_report
-from eval_utils.results import compare_systems, report_of
+from eval_utils.results import Evaluation, compare_systems, report_of, write_results
+from eval_utils.table import print_table
 from model_utils.adapters import load_adapter, naming_adapter, read_adapter, read_split
 from model_utils.generation import generate, generated_by
 from model_utils.grammar import compile_grammars, import_xgrammar
@@ -62,10 +60,6 @@ from run_utils.environment import environment_record
 from run_utils.files import file_hash, lock_folder, write_json, write_text
 from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
 
-# In the order in which they run: the adapter may be merged into the base. By default raw, prompted and adapter.
-# The constrained ones are held to a grammar made of each row's tools; eval_utils/report.py says what each is.
-SYSTEMS = ["endpoint", "raw", "prompted", "constrained", "adapter", "constrained_adapter"]
-TABLE_ORDER = ["raw", "prompted", "constrained", "adapter", "constrained_adapter", "endpoint"]
 # The reference article's figures, in %, on its own model and data. It says neither which parser nor which prompt they are of.
 PUBLISHED_FOR = ("Qwen/Qwen3-4B-Base", "Salesforce/xlam-function-calling-60k")
 PUBLISHED = {
@@ -84,6 +78,11 @@ class EvaluationArguments:
 
     rescore: str | None = argument(None, "Folder of a finished evaluation to score again, without a model")
     compare: list[str] | None = argument(None, "Folders of finished evaluations of the same rows, to set side by side")
+    baseline: str | None = argument(
+        None,
+        "What the report's first sentence compares with: a system's name as in the table, such as 'prompted' or 'run_a: adapter', "
+        "or one of the folders of --compare; by default the prompted base, with --compare the first adapter",
+    )
 
     model_name_or_path: str | None = argument(
         None, "By default the adapter's base", group="Model and rows: by default the adapter's own", inherited=None
@@ -140,12 +139,13 @@ class EvaluationArguments:
             self.adapter or (self.dataset_name and (self.model_name_or_path or self.systems == ["endpoint"])),
             "name an --adapter, or both --model_name_or_path and --dataset_name",
         )
-        for system in self.systems:
-            require(self.adapter or "adapter" not in system, f"the system {system!r} needs --adapter")
-        require(self.endpoint or "endpoint" not in self.systems, "the system 'endpoint' needs --endpoint")
-        require(bool(self.endpoint) == bool(self.endpoint_model), "--endpoint and --endpoint_model go together")
         unknown = [system for system in self.systems if system not in SYSTEMS]
         require(not unknown, f"--systems knows {', '.join(SYSTEMS)}, not {', '.join(unknown)}")
+        for system in self.systems:
+            require(self.adapter or not SYSTEMS[system].adapter, f"the system {system!r} needs --adapter")
+            require(self.endpoint or not SYSTEMS[system].server, f"the system {system!r} needs --endpoint")
+        require(bool(self.endpoint) == bool(self.endpoint_model), "--endpoint and --endpoint_model go together")
+        require(self.baseline in (None, *self.systems), f"--baseline names one of --systems, {', '.join(self.systems)}")
         require(len(set(self.systems)) == len(self.systems), "--systems names a system twice")
 
 
@@ -154,9 +154,10 @@ def main():
     if args.rescore:
         if Path(args.rescore).is_dir():
             lock_folder(args.rescore)
-        return score_folder(Path(args.rescore))
+        return score_folder(Path(args.rescore), args.baseline)
     if args.compare:
-        return compare_folders([Path(folder) for folder in args.compare], Path(args.output_dir or "runs/comparison"))
+        output_dir = Path(args.output_dir or "runs/comparison")
+        return compare_folders([Path(folder) for folder in args.compare], output_dir, args.baseline)
     training_args, training_environment = read_adapter(args.adapter) if args.adapter else ({}, {})
     split = read_split(args.adapter) if args.adapter else None
     own_format = training_args.get("prompt_format", args.prompt_format)
@@ -169,14 +170,14 @@ def main():
 
     with naming_adapter(args.adapter if own_data else None, "--dataset_name"):
         rows, _ = load_rows(args.dataset_name, args.dataset_revision, args.max_bad_rows, args.dataset_config_name)
-        seen = tools_seen(rows, split)
+        trained_tools = tools_seen(rows, split)
         if args.eval_dataset_name:
             rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows)
     rows = choose_rows(rows, args, training_args, split)[: args.num_examples]
     if not rows:
         raise UserError(f"no rows are held out of {args.dataset_name} at --eval_fraction {args.eval_fraction}")
     tokenizer = model = base = None
-    if any("constrained" in system for system in args.systems):
+    if any(SYSTEMS[system].grammar for system in args.systems):
         import_xgrammar()  # told now, and not after the systems before
     if args.systems != ["endpoint"]:
         with naming_adapter(args.adapter if own_model else None, "--model_name_or_path"):
@@ -201,16 +202,19 @@ def main():
         "endpoint": [args.endpoint, args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
     }
     check_alike(identity | {"--systems": args.systems})
-    seen = seen and {row.id: row.tool_names() <= seen for row in rows}
-    run_on_main(accelerator, lambda: prepare_output_dir(output_dir, identity, args, rows, seen))
+    in_training = {
+        "tools_seen": trained_tools and {row.id: row.tool_names() <= trained_tools for row in rows},
+        "near_repeat": find_near_repeats(rows, split),
+    }
+    run_on_main(accelerator, lambda: prepare_output_dir(output_dir, identity, args, rows, in_training))
 
     # Of the merged file alone: the parts are already growing where another process is ahead of this one.
     done = {(p["system"], p["id"]) for p in predictions.read([output_dir / "predictions.jsonl"])}
     part = output_dir / f"predictions-{accelerator.process_index}.jsonl"
     adapted = False
-    for system in sorted(args.systems, key=SYSTEMS.index):
+    for system in sorted(args.systems, key=lambda system: SYSTEMS[system].adapter):  # last: it is merged into the base
         prompt_format = format_of(system, args)
-        if "adapter" in system and not adapted:  # once: merging changes the base itself
+        if SYSTEMS[system].adapter and not adapted:  # once: merging changes the base itself
             adapted = True
             model = load_adapter(base, args.adapter, texts_to_compare(tokenizer, prompt_format, rows, args))
         todo = [row for row in rows if (system, row.id) not in done]
@@ -283,7 +287,19 @@ def tools_seen(rows, split):
     return set().union(*(row.tool_names() for row in rows if row.fingerprint in trained)) or None
 
 
-def prepare_output_dir(output_dir, identity, args, rows, seen):
+def find_near_repeats(rows, split):
+    """`{row id: whether its query nearly repeats one trained on}`, by content; None if training has not looked at all of these rows."""
+    if (
+        not split
+        or split["near_repeats"] is None
+        or {row.fingerprint for row in rows} - set(split["held_out"].values())
+    ):
+        return None
+    found = {split["held_out"][row_id] for row_id in split["near_repeats"]}
+    return {row.id: row.fingerprint in found for row in rows}
+
+
+def prepare_output_dir(output_dir, identity, args, rows, in_training):
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         lock_folder(output_dir)
@@ -294,14 +310,14 @@ def prepare_output_dir(output_dir, identity, args, rows, seen):
             output_dir / "environment.json", environment_record(**identity)
         )  # first: it says whose the others are
         write_text(output_dir / "args.yaml", as_yaml(args))
-        predictions.write_rows(output_dir, rows, seen)
+        predictions.write_rows(output_dir, rows, in_training)
         predictions.merge(output_dir)
     except OSError as error:
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
 
 
 def format_of(system, args):
-    return PROMPT_FORMATS["raw" if system == "raw" else args.prompt_format]
+    return PROMPT_FORMATS[SYSTEMS[system].prompt or args.prompt_format]
 
 
 def texts_to_compare(tokenizer, prompt_format, rows, args):
@@ -327,13 +343,13 @@ def predict(model, tokenizer, prompt_format, rows, system, args, at_work):
 
 def answer(model, tokenizer, prompt_format, prompts, rows, system, args):
     """`(index, {"text", "num_tokens", "finish", "seconds"})` of each prompt, by the model here or by the server."""
-    if system == "endpoint":
+    if SYSTEMS[system].server:
         if args.endpoint_api == "chat":
             prompts = [(row.query, openai_tools(json.loads(row.tools))) for row in rows]
         yield from complete(args.endpoint, args.endpoint_model, prompts, args.max_new_tokens)
         return
     grammars = None
-    if "constrained" in system:
+    if SYSTEMS[system].grammar:
         vocabulary = model.config.get_text_config().vocab_size
         grammars = compile_grammars(tokenizer, vocabulary, [json.loads(row.tools) for row in rows])
     arguments = (prompts, args.max_new_tokens, args.batch_tokens, grammars)
@@ -341,9 +357,21 @@ def answer(model, tokenizer, prompt_format, prompts, rows, system, args):
         yield index, generation._asdict()
 
 
+class Finished(NamedTuple):
+    """A finished evaluation, as its folder holds it."""
+
+    rows: list
+    in_training: dict  # see predictions.write_rows
+    answers: dict  # {system: {row id: prediction}}, in the order of the tables
+    settings: dict  # args.yaml
+    environment: dict
+
+    def prompt_format(self, system):
+        return PROMPT_FORMATS[SYSTEMS[system].prompt or self.settings["prompt_format"]]
+
+
 def read_folder(folder):
-    """A finished evaluation: its rows, `seen` of them, `{system: {row id: prediction}}`, its arguments and its environment."""
-    rows, seen = predictions.read_rows(folder)
+    rows, in_training = predictions.read_rows(folder)
     try:
         environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -351,60 +379,60 @@ def read_folder(folder):
     settings = read_yaml(folder / "args.yaml")
     if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in PROMPT_FORMATS:
         raise UserError(f"{folder / 'args.yaml'} names no systems, or a prompt format that is not here")
-    said = {}
+    answers = {}
     for prediction in predictions.read([path for path in [folder / "predictions.jsonl"] if path.exists()]):
-        said.setdefault(prediction["system"], {})[prediction["id"]] = prediction
-    wanted = [system for system in TABLE_ORDER if system in settings["systems"]]
+        answers.setdefault(prediction["system"], {})[prediction["id"]] = prediction
+    wanted = [system for system in SYSTEMS if system in settings["systems"]]
     for system in wanted:
-        if missing := [row.id for row in rows if row.id not in said.get(system, {})]:
+        if missing := [row.id for row in rows if row.id not in answers.get(system, {})]:
             raise UserError(f"{folder} is not finished: {len(missing)} of {len(rows)} rows of {system} are missing")
-    return rows, seen, {system: said[system] for system in wanted}, settings, environment
+    return Finished(rows, in_training, {system: answers[system] for system in wanted}, settings, environment)
 
 
-def score_folder(folder):
+def score_folder(folder, baseline=None):
     """Score the texts of a finished evaluation: scores.jsonl, metrics.json, report.html and the table."""
-    rows, seen, said, settings, environment = read_folder(folder)
-    formats = {system: PROMPT_FORMATS["raw" if system == "raw" else settings["prompt_format"]] for system in said}
-    results = compare_systems(rows, said, formats, seen)
+    finished = read_folder(folder)
+    settings, step = finished.settings, finished.environment.get("adapter_step")
     model = settings.get("model_name_or_path") or settings["endpoint_model"]
     data = settings.get("eval_dataset_name") or settings["dataset_name"]
-    step = environment.get("adapter_step")
-    subtitle = f"prompt format {settings['prompt_format']}" + f"; adapter of step {step}" * (step is not None)
-    published = PUBLISHED if (model, data) == PUBLISHED_FOR else {}
-    write_results(folder, results, rows, said, f"{model} on {data}, held-out rows", subtitle, published, environment)
+    evaluation = score_systems(
+        {"": finished},
+        baseline or settings.get("baseline"),
+        title=f"{model} on {data}, held-out rows",
+        subtitle=f"prompt format {settings['prompt_format']}" + f"; adapter of step {step}" * (step is not None),
+        published=PUBLISHED if (model, data) == PUBLISHED_FOR else {},
+        record=finished.environment,
+    )
+    write_evaluation(folder, evaluation)
 
 
-def compare_folders(folders, output_dir):
+def compare_folders(folders, output_dir, baseline=None):
     """The same for the systems of several finished evaluations of the same rows; a base that says the same in two stands once."""
     require(len({folder.resolve() for folder in folders}) == len(folders), "--compare names a folder twice")
-    if output_dir.resolve() in [folder.resolve() for folder in folders] or (output_dir / "predictions.jsonl").exists():
-        raise UserError(f"{output_dir} holds an evaluation: name another --output_dir for the comparison")
+    evaluations = dict(zip(short_names(folders), map(read_folder, folders), strict=True))
+    first, *others = evaluations.values()
+    for folder, finished in zip(folders[1:], others, strict=True):
+        if finished.rows != first.rows:
+            pairs = itertools.zip_longest(first.rows, finished.rows)
+            other = next((a.id for a, b in pairs if a != b and a), finished.rows[-1].id)
+            raise UserError(f"{folder} is of other rows than {folders[0]}, from row {other} on")
+    labels = {folder.resolve(): label for folder, label in zip(folders, evaluations, strict=True)}
+    evaluation = score_systems(
+        evaluations,
+        labels.get(Path(baseline).resolve(), baseline) if baseline else None,
+        title=f"{len(folders)} evaluations of the same rows",
+        subtitle=", ".join(evaluations),
+        published={},
+        record={"evaluations": {label: finished.environment for label, finished in evaluations.items()}},
+    )
     output_dir.mkdir(parents=True, exist_ok=True)
     lock_folder(output_dir)
-    found = [read_folder(folder) for folder in folders]
-    rows = found[0][0]
-    labels = short_names(folders)
-    said, formats = {}, {}
-    for folder, label, (mine, _, systems, settings, _) in zip(folders, labels, found, strict=True):
-        if mine != rows:
-            other = next((a.id for a, b in itertools.zip_longest(rows, mine) if a != b and a), mine[-1].id)
-            raise UserError(f"{folder} is of other rows than {folders[0]}, from row {other} on")
-        for system, texts in systems.items():
-            known = [[name.split(": ")[1], *(p["text"] for p in each.values())] for name, each in said.items()]
-            is_base = system in ("raw", "prompted", "constrained")
-            if not is_base or [system, *(texts[row.id]["text"] for row in rows)] not in known:
-                name = f"{label}: {system}"
-                said[name] = {row.id: texts[row.id] for row in rows}
-                formats[name] = PROMPT_FORMATS["raw" if system == "raw" else settings["prompt_format"]]
-    results = compare_systems(rows, said, formats, found[0][1])
-    record = {"evaluations": {label: environment for label, (*_, environment) in zip(labels, found, strict=True)}}
-    write_results(
-        output_dir, results, rows, said, f"{len(folders)} evaluations of the same rows", ", ".join(labels), {}, record
-    )
+    predictions.check_comparison_folder(output_dir)
+    write_evaluation(output_dir, evaluation)
 
 
 def short_names(folders):
-    """What the folders' paths differ in: runs/a/evaluation and runs/b/evaluation are a and b."""
+    """The part of each path that the others do not share: runs/a/evaluation and runs/b/evaluation are a and b."""
     paths = [list(folder.resolve().parts) for folder in folders]
     for end in (0, -1):
         while all(len(path) > 1 for path in paths) and len({path[end] for path in paths}) == 1:
@@ -413,71 +441,32 @@ def short_names(folders):
     return ["/".join(path) for path in paths]
 
 
-def write_results(folder, results, rows, said, title, subtitle, published, record):
-    scores = results.pop("scores")
-    predictions.write(
-        folder / "scores.jsonl",
-        (
-            {"id": row.id, "system": system, **each}
-            for system, mine in scores.items()
-            for row, each in zip(rows, mine, strict=True)
-        ),
-    )
-    report = report_of(results | {"scores": scores}, rows, said, title, subtitle, published, record)
-    write_report(folder / "report.html", report)
-    figures = {name: value for name, value in results.items() if name != "values"}
-    write_json(folder / "metrics.json", {"scoring": SCORING, **figures, **record})
-    print_table(results, title, subtitle, published)
+def score_systems(evaluations, baseline, **about):
+    """The systems of `{label: Finished}`, all of the same rows, as one Evaluation. baseline: as in --baseline. about: its other
+    fields."""
+    rows = next(iter(evaluations.values())).rows
+    answers = {
+        SystemKey(label, system): by_id
+        for label, finished in evaluations.items()
+        for system, by_id in finished.answers.items()
+    }
+    formats = {key: evaluations[key.label].prompt_format(key.system) for key in answers}
+    named = [key for key in answers if key.name == baseline] or [key for key in answers if key.label == baseline]
+    require(named or not baseline, f"--baseline names {', '.join(key.name for key in answers)}, not {baseline}")
+    # Adapters may have been trained on other rows: what is known of one is not known of all.
+    first, *others = (finished.in_training for finished in evaluations.values())
+    in_training = {
+        fact: known if all(other[fact] == known for other in others) else None for fact, known in first.items()
+    }
+    results = compare_systems(rows, answers, formats, in_training, named)
+    return Evaluation(rows, answers, *results, **about)
+
+
+def write_evaluation(folder, evaluation):
+    write_results(folder, evaluation)
+    write_report(folder / "report.html", report_of(evaluation))
+    print_table(evaluation)
     print(f"Report, every row in it: {folder / 'report.html'}   Figures: {folder / 'metrics.json'}")
-
-
-def print_table(results, title, subtitle, published):
-    headline = {name: metric for name, metric in METRICS.items() if metric.headline}
-    table = Table(title=escape(title), caption_justify="left")
-    table.add_column("system")
-    for metric in headline.values():
-        table.add_column(metric.title + " %" * (metric.kind == "rate"), justify="right")
-    for system, figures in results["systems"].items():
-        table.add_row(
-            escape(system), *(cell(name, metric, figures) for name, metric in headline.items()), end_section=True
-        )
-    table.caption = (
-        f"{next(iter(results['systems'].values()))['num_examples']} rows; {subtitle}. Below each rate its 95% Wilson interval and, "
-        "in brackets, the lenient bound: first calls anywhere in the text, those without a name pass."
-    )
-    if gold := results["gold"].get("no_hallucination"):
-        table.caption += f" Gold itself has {100 * gold['rate']:.2f} % without hallucination, by the same rule."
-    for name, rates in published.items():
-        cells = [f"[dim]{rates[metric]:.2f}[/dim]" if metric in rates else "" for metric in headline]
-        table.add_row(f"[dim]{name}[/dim]", *cells)
-    if published:
-        table.caption += " Published: parser not stated; the figures fit 101 rows."
-    console = Console(width=None if sys.stdout.isatty() else 80)
-    console.print(table)
-    for pair in results["pairs"]:
-        kinds = [pair[side].split(": ")[-1] for side in ("a", "b")]  # of a comparison, the name is "label: system"
-        if "raw" not in kinds and ("prompted" in kinds or kinds[0] == kinds[1]):  # the others are in the report
-            gained, lost = len(pair["b_only"]), len(pair["a_only"])
-            console.print(
-                f"{pair['b']} beside {pair['a']}: {gained} rows gained, {lost} lost (p = {pair['p']:.2g})",
-                highlight=False,
-            )
-    for system, figures in results["systems"].items():
-        stops = ", ".join(f"{count} {name}" for name, count in figures["finish"].items() if count)
-        speed = f"{figures['rows_per_second']:.2f} rows/s; " if figures["rows_per_second"] else ""
-        console.print(f"{system}: {speed}stopped by {stops}", highlight=False)
-    for line in results["warnings"]:
-        console.print(line, highlight=False)
-
-
-def cell(name, metric, figures):
-    figure, bound = figures.get(name), figures.get(f"lenient_{name}")
-    if figure is None:  # no row is about it
-        return ""
-    if metric.kind != "rate":
-        return f"{figure[metric.kind]:.4g}"
-    text = f"{100 * figure['rate']:.2f}\n[dim]{100 * figure['low']:.1f}–{100 * figure['high']:.1f}"
-    return text + (f"\n({100 * bound['rate']:.2f})" if bound else "") + "[/dim]"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from data_utils.batching import TrainingData, fingerprint, mark_supervised, micr
 from data_utils.prompt import PROMPT_FORMATS, check_format, format_hash
 from data_utils.rows import describe_bad_rows
 from data_utils.sources import READERS, load_rows
-from data_utils.split import set_apart, split_rows
+from data_utils.split import near_repeats, set_apart, split_rows
 from eval_utils.metrics import METRICS, Output, score, summarize
 from model_utils.adapters import add_lora, linear_layers
 from model_utils.flops import count_flops, dtype_census, peak_flops
@@ -134,7 +134,8 @@ class TrainingArguments:
         0, "Held-out rows to generate calls for and score at each evaluation", at_least=0, free_on_resume=True
     )
     best_metric: Literal["eval_loss", *BEST_METRICS] = argument(
-        "eval_loss", "What the best checkpoint is best in; all but eval_loss need --eval_generate_examples"
+        "eval_loss",
+        "What the best checkpoint is best in, of equals the latest; all but eval_loss need --eval_generate_examples",
     )
     save_steps: int = argument(100, "Optimizer steps", above=0, free_on_resume=True)
     save_total_limit: int = argument(
@@ -377,11 +378,18 @@ def load_data(args, tokenizer, positions, accelerator):
         accelerator.print(warning)
     marked = mark_supervised(tokenizer, train_examples[0])
     accelerator.print(f"One example; the loss is on what stands between ⟦ and ⟧:\n{marked}")
-    fingerprints = {row.id: row.fingerprint for row in train_rows}
+    rows_by_id = {row.id: row for row in train_rows}
+    trained = [rows_by_id[example.row_id] for example in train_examples]
     split = {
-        "trained": {example.row_id: fingerprints[example.row_id] for example in train_examples},
+        "trained": {row.id: row.fingerprint for row in trained},
         "held_out": {row.id: row.fingerprint for row in eval_rows},
+        "near_repeats": near_repeats(trained, eval_rows),
     }
+    if split["near_repeats"]:
+        accelerator.print(
+            f"{len(split['near_repeats'])} of the {len(eval_rows)} held-out queries equal a training query but for case, blanks, "
+            "numbers or names: evaluate.py shows exact match without them too"
+        )
     train = TrainingData(
         train_examples,
         args.seed,

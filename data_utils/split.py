@@ -1,7 +1,18 @@
-"""On which side of the split a row is, and the held-out rows found again by their content."""
+"""On which side of the split a row is, the held-out rows found again by their content, and near-repeats across the split."""
 
 import hashlib
+import json
+import re
+import unicodedata
 from collections import defaultdict
+
+_TOKEN = re.compile(r"(?P<number>(?:(?<!\w)[-+\u2212])?\d+(?:[.,:/-]\d+)*)|(?P<word>[^\W\d]\w*(?:-\w+)*)|[^\w\s]")
+_DIGITS = re.compile(r"\d+")
+_NUMBER_WORDS = frozenset(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million".split()
+)
+_NUMBER, _NAME = "0", "\0"
 
 
 def split_rows(rows, eval_fraction, seed, by="random"):
@@ -86,3 +97,71 @@ def find_held_out(rows, split):
         elif fingerprint not in contents:  # else it was there several times, and is now fewer times
             gone.append(row_id)
     return found, gone
+
+
+def near_repeats(train_rows, eval_rows):
+    """The ids of the evaluation rows whose query equals a training row's but for case, blanks, numbers or names. Takes time
+    linear in the rows. See query_keys for the definition."""
+    seen = set().union(*map(query_keys, train_rows))
+    return [row.id for row in eval_rows if not seen.isdisjoint(query_keys(row))]
+
+
+def query_keys(row):
+    """The keys of a row's query: two queries are near-repeats if they have a key in common.
+
+    1. The query in NFKC, each number (of digits or English words) as 0, without difference of case and without blanks.
+    2. Likewise, and the strings among the arguments of the row's own calls, of at most five words, are placeholders if they
+       stand in the query as whole words. This key exists if a word is left.
+    3. Likewise, and capitalised words within a sentence are placeholders too. This key exists if at least three words are left
+       and no fewer than were replaced: Titles With All Words Capitalised have none.
+    """
+    arguments = [call["arguments"] for call in json.loads(row.answers)]
+    values = [_folded(_tokens(text)) for text in _strings(arguments) if len(text.split()) <= 5]
+    values = [value for value in values if any(token[0].isalpha() for token in value)]
+    values.sort(key=len, reverse=True)
+    tokens = _tokens(row.query)
+    folded = _folded(tokens)
+    with_values, with_names = [], []
+    num_words = num_names = place = 0
+    at_start = True  # of a sentence
+    while place < len(tokens):
+        token = tokens[place]
+        value = next((value for value in values if folded[place : place + len(value)] == value), None)
+        is_word = value is None and token[0].isalpha()
+        is_name = is_word and token[0].isupper() and not at_start
+        with_values.append(_NAME if value else folded[place])
+        if not (value or is_name) or with_names[-1:] != [_NAME]:  # New York is one name
+            with_names.append(_NAME if is_name else with_values[-1])
+        num_words, num_names = num_words + is_word, num_names + is_name
+        at_start = token in ".!?:" or (at_start and not token[0].isalnum())
+        place += len(value or [token])
+    keys = [folded]
+    if num_words >= 1:
+        keys.append(with_values)
+    if num_words - num_names >= max(3, num_names):
+        keys.append(with_names)
+    return {hashlib.sha256("".join(key).encode()).digest()[:16] for key in keys}
+
+
+def _tokens(text):
+    """Words, numbers, each as 0 and neighbours as one, and other characters; no blanks."""
+    tokens = []
+    for found in _TOKEN.finditer(unicodedata.normalize("NFKC", text)):
+        is_number = found["number"] or (found["word"] and _NUMBER_WORDS.issuperset(found[0].casefold().split("-")))
+        token = _NUMBER if is_number else _DIGITS.sub(_NUMBER, found[0])
+        if token != _NUMBER or tokens[-1:] != [_NUMBER]:
+            tokens.append(token)
+    return tokens
+
+
+def _folded(tokens):
+    return [token.casefold() for token in tokens]
+
+
+def _strings(value):
+    """All strings in a JSON value but its keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)

@@ -14,6 +14,7 @@ Where that checker fails a right answer or passes a wrong one by accident, this 
 import re
 
 from data_utils.tool_calls import check_calls
+from eval_utils.matching import best_pairs
 
 _KINDS = {
     "str": str, "string": str, "any": str, "int": int, "integer": int, "float": float, "number": float,
@@ -38,8 +39,8 @@ def ast_match(calls, acceptable, tools):
         if not isinstance(acceptable, list) or len(calls) != len(acceptable):
             return False
         parameters = _parameters(tools)
-        fitting = [[i for i, want in enumerate(acceptable) if _call_fits(call, want, parameters)] for call in calls]
-        return _each_finds_its_own(fitting)
+        fitting = best_pairs([[_call_fits(call, want, parameters) for want in acceptable] for call in calls])
+        return len(fitting) == len(calls)
     except (ValueError, RecursionError):  # no calls; or both sides nested deeper than any call is
         return False
 
@@ -49,31 +50,6 @@ def _parameters(tools):
     named = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
     parameters = {tool["name"]: tool.get("parameters") for tool in named if isinstance(tool.get("name"), str)}
     return {name: specs for name, specs in parameters.items() if isinstance(specs, dict)}
-
-
-def _each_finds_its_own(choices):
-    """Whether each of n calls can have one of its `choices`, places among 0..n-1, to itself: bipartite matching by augmenting
-    paths, O(n³), without recursion since a model may make many calls."""
-    holder, place_of = {}, {}  # place -> call, call -> place
-    for call in range(len(choices)):
-        queue, found_by, free = [call], {}, None
-        for asking in queue:  # grows as holders of wanted places are asked to move
-            for place in choices[asking]:
-                if place not in found_by:
-                    found_by[place] = asking
-                    if place not in holder:
-                        free = place
-                        break
-                    queue.append(holder[place])
-            if free is not None:
-                break
-        if free is None:
-            return False
-        while free is not None:  # all on the way move by one, and the call that came last sits down
-            mover = found_by[free]
-            left = place_of.get(mover)
-            holder[free], place_of[mover], free = mover, free, left
-    return True
 
 
 def _call_fits(call, want, parameters):

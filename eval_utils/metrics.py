@@ -15,10 +15,11 @@ from data_utils.tool_calls import check_calls, json_equal, lenient_value, openin
 from data_utils.tool_schema import conforms, tool_schema
 from eval_utils.ast_match import ast_match
 from eval_utils.grounding import Sources, leaf_values
-from eval_utils.outcomes import kind_of_answer, num_equal, outcome, pair_by_name
+from eval_utils.matching import equal_calls, num_equal, pair_calls
+from eval_utils.outcomes import kind_of_answer, outcome
 from eval_utils.statistics import bootstrap_ratio, wilson_interval
 
-SCORING = "5"  # counted up when a definition below changes: figures of two versions are not to be compared
+SCORING = "6"  # counted up when a definition below changes: figures of two versions are not to be compared
 
 
 class Output:
@@ -59,8 +60,13 @@ class Output:
 
     @functools.cached_property
     def pairs(self):
-        """Calls beside gold calls of the same name (see pair_by_name)."""
-        return pair_by_name(self.calls or [], self.gold)
+        """Calls beside gold calls of the same name (see pair_calls)."""
+        calls = self.calls or []
+        return [(calls[i], self.gold[j]) for i, j in pair_calls(calls, self.gold)]
+
+    @functools.cached_property
+    def num_right_calls(self):
+        return len(equal_calls(self.calls or [], self.gold))
 
     @functools.cached_property
     def sources(self):
@@ -151,14 +157,8 @@ def exact_schema_aware(output):
 
 
 def same_calls(calls, gold):
-    """Equality as JSON whatever the order. Equality is transitive: the first that is equal is as good as any."""
-    left = list(gold)
-    for call in calls:
-        place = next((i for i, other in enumerate(left) if json_equal(call, other)), None)
-        if place is None:
-            return False
-        left.pop(place)
-    return not left
+    """Equality as JSON whatever the order."""
+    return len(calls) == len(gold) == len(equal_calls(calls, gold))
 
 
 def normalized(call, schemas, defaults):
@@ -228,27 +228,17 @@ def acceptable_match(output):
 
 def call_precision(output):
     """Of the calls made: those that equal one of gold's."""
-    return num_right_calls(output), len(output.calls or [])
+    return output.num_right_calls, len(output.calls or [])
 
 
 def call_recall(output):
     """Of gold's calls: those that were made."""
-    return num_right_calls(output), len(output.gold)
+    return output.num_right_calls, len(output.gold)
 
 
 def call_f1(output):
     """The harmonic mean of the two, over all rows."""
-    return 2 * num_right_calls(output), len(output.calls or []) + len(output.gold)
-
-
-def num_right_calls(output):
-    left, right = list(output.gold), 0
-    for call in output.calls or []:
-        place = next((i for i, other in enumerate(left) if json_equal(call, other)), None)
-        if place is not None:
-            left.pop(place)
-            right += 1
-    return right
+    return 2 * output.num_right_calls, len(output.calls or []) + len(output.gold)
 
 
 def argument_precision(output):
@@ -348,7 +338,7 @@ def score(output):
 
 def summarize(scores):
     """The figures of many outputs' scores, by metric: of a rate `{"k", "n", "rate", "low", "high"}` with its Wilson interval, of a
-    ratio `{"k", "n", "ratio", "low", "high"}` with a bootstrap interval over rows, of a mean `{"n", "mean"}`, of a count
+    ratio `{"k", "n", "ratio", "low", "high"}` with its interval by bootstrap_ratio, of a mean `{"n", "mean"}`, of a count
     `{"n", "count"}`. A row that does not parse is a miss, never an exclusion; a metric that no row is about is left out."""
     kinds = {name: metric.kind for name, metric in METRICS.items()}
     kinds |= {f"lenient_{name}": "rate" for name, metric in METRICS.items() if metric.lenient}

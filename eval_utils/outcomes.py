@@ -1,8 +1,6 @@
-"""What became of a row: exactly one outcome, the first that holds, from what the model said, its gold and the tools on offer."""
+"""The outcome of a row: exactly one, the first that holds, from the model's answer, its gold and the tools on offer."""
 
-from collections import Counter, defaultdict
-
-from scipy.optimize import linear_sum_assignment
+from collections import Counter
 
 from data_utils.tool_calls import END_TAG, json_equal
 from data_utils.tool_schema import conforms
@@ -73,7 +71,7 @@ def still_open(text):
 
 def argument_outcome(output):
     faults = set()
-    for call, wanted in pair_by_name(output.calls, output.gold):
+    for call, wanted in output.pairs:
         given, gold = call["arguments"], wanted["arguments"]
         declared = output.schemas[call["name"]]["properties"]
         faults |= {"unknown argument" for name in given if name not in declared and name not in gold}
@@ -87,26 +85,6 @@ def argument_outcome(output):
 
 def names(calls):
     return Counter(call["name"] for call in calls)
-
-
-def pair_by_name(calls, gold):
-    """Pairs of a call and a gold call of the same name, each in one pair at most, chosen so that as many arguments as can be are
-    equal (scipy's linear_sum_assignment)."""
-    mine, theirs = defaultdict(list), defaultdict(list)
-    for by_name, group in ((mine, calls), (theirs, gold)):
-        for call in group:
-            by_name[call["name"]].append(call)
-    pairs = []
-    for name, group in mine.items():
-        wanted = theirs[name]
-        equal = [[-num_equal(call["arguments"], other["arguments"]) for other in wanted] for call in group]
-        if wanted:
-            pairs += [(group[i], wanted[j]) for i, j in zip(*linear_sum_assignment(equal), strict=True)]
-    return pairs
-
-
-def num_equal(given, gold):
-    return sum(name in gold and json_equal(value, gold[name]) for name, value in given.items())
 
 
 def kind_of_answer(output):

@@ -20,8 +20,7 @@ def check_folder(output_dir, identity):
     identity: all that the predictions depend on, as JSON values. Raises UserError where the folder holds others.
     """
     environment = output_dir / "environment.json"
-    if found := [name for name in TRAINING_S if (output_dir / name).exists()]:
-        raise UserError(f"{output_dir} is a folder of train.py's ({', '.join(found)}): choose another --output_dir")
+    check_no_training(output_dir)
     try:
         saved = dict(json.loads(environment.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -37,26 +36,51 @@ def check_folder(output_dir, identity):
         )
 
 
-def write_rows(output_dir, rows, seen):
+def check_no_training(output_dir):
+    if found := [name for name in TRAINING_S if (output_dir / name).exists()]:
+        raise UserError(f"{output_dir} is a folder of train.py's ({', '.join(found)}): choose another --output_dir")
+
+
+def check_comparison_folder(output_dir):
+    """Raises UserError unless a comparison may be written to a folder: it holds no results, or those of a comparison."""
+    check_no_training(output_dir)
+    if (output_dir / "predictions.jsonl").exists() or parts(output_dir):
+        raise UserError(f"{output_dir} holds an evaluation: name another --output_dir for the comparison")
+    others = [path.name for path in (*results_in(output_dir), output_dir / "environment.json") if path.exists()]
+    try:
+        is_comparison = "evaluations" in dict(json.loads((output_dir / "metrics.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        is_comparison = False
+    if others and not (is_comparison and "environment.json" not in others):
+        raise UserError(
+            f"{output_dir} has files that no comparison has made: {', '.join(others)}; choose another --output_dir"
+        )
+
+
+def write_rows(output_dir, rows, in_training):
     """rows.jsonl: what was asked, so that a finished evaluation needs neither model nor data set to be read again.
 
-    seen: `{row id: whether all its tools were on offer in training}`, None where that is not known.
+    in_training: what is known of the rows beside those trained on, each `{row id: bool}`, or None if it is not known.
+    "tools_seen": all tools of the row were on offer in training; "near_repeat": its query nearly repeats one of training.
     """
     write(
         output_dir / "rows.jsonl",
-        ({**row._asdict(), "tools_seen": None if seen is None else seen[row.id]} for row in rows),
+        (row._asdict() | {fact: known and known[row.id] for fact, known in in_training.items()} for row in rows),
     )
 
 
 def read_rows(output_dir):
-    """The rows of an evaluation and `seen` as write_rows was given them. Raises UserError where there are none."""
+    """The rows of an evaluation and `in_training` as write_rows was given them. Raises UserError if there are none."""
     path = output_dir / "rows.jsonl"
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if not records:
             raise ValueError("which is empty")
-        seen = {record["id"]: record.pop("tools_seen") for record in records}
-        return [Row(**record) for record in records], None if None in seen.values() else seen
+        in_training = {}
+        for fact in ("tools_seen", "near_repeat"):
+            known = {record["id"]: record.pop(fact, None) for record in records}  # older files have no near_repeat
+            in_training[fact] = None if None in known.values() else known
+        return [Row(**record) for record in records], in_training
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}") from None
 

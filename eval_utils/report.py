@@ -14,17 +14,10 @@ import jinja2
 from markupsafe import Markup
 
 from data_utils.tool_calls import json_equal
+from eval_utils.matching import is_call, pair_calls
 from run_utils.files import write_text
 
 SIGNIFICANT = 0.05  # a p below it is called a difference
-SYSTEM_HELP = {
-    "raw": "base model; the prompt is the bare JSON of query and tools",
-    "prompted": "base model; the same prompt as the adapter's",
-    "adapter": "base model with the fine-tuned LoRA adapter",
-    "constrained": "base model as prompted, held to the tools' grammar",
-    "constrained_adapter": "with the adapter, held to the tools' grammar",
-    "endpoint": "a model behind an OpenAI-compatible server",
-}
 # Fill and ink by tone: Okabe and Ito's colours, which stay apart for colour-blind readers. There are more outcomes than
 # colours that do, so a tone's second and third round are hatched and dotted.
 PALETTE = {
@@ -45,14 +38,16 @@ def render_report(report):
     """The page as text that UTF-8 can hold.
 
     report: JSON values. All keys are there, any list or dict of them may be empty, and figures may lack a metric:
-      title, subtitle: str; systems: [name], the order of columns; warnings: [str]; record: {name: value}
+      title, subtitle: str; systems: [name], the order of columns; system_help: {name: text}; record: {name: value}
+      warnings: [str], at the top; notes: [str], below the table
       metrics: [{"name", "title", "kind": "rate" | "ratio" | "mean" | "count", "help"[, "headline": bool]}]
       figures: {system: {metric or "lenient_" + metric: figure, "num_examples", "finish": {reason: count},
         "rows_per_second"}} with a figure as metrics.summarize makes it
       gold: {metric: figure}, gold judged as if it were an output; published: {label: {metric: percent}}
       outcomes: [{"name", "title", "tone": "good" | "bad" | "neutral"[, "help"]}]; outcome_counts: {system: {name: count}}
       call_table: {system: {"gold_calls" | "gold_none": {"calls", "abstains", "broken": count}}}
-      pairs: [{"a", "b": systems, "metric", "title", "both", "neither": count, "a_only", "b_only": [row id], "p"}]
+      pairs: [{"a", "b": systems, "metric", "title", "both", "neither": count, "a_only", "b_only": [row id], "p"}], the
+        first the pair of the page's first sentence
       slices: [{"title", "values": [{"value", "n", "figures": {system: figure}}]}]; worst_tools: {} or one of these
       rows: [{"id", "query", "tools", "gold": [call], "category": str or None, "outputs": {system:
         {"text", "value", "outcome", "finish", "num_tokens", "scores": {metric: value}}}}]; a ratio's value is
@@ -74,7 +69,6 @@ def render_report(report):
         bars={system: outcome_bar(outcomes, report["outcome_counts"].get(system, {})) for system in report["systems"]},
         verdict=verdict(report["pairs"]),
         metric_lines=metric_lines(report),
-        system_help=SYSTEM_HELP,
         significant=SIGNIFICANT,
         data=embed_json(row_data(report, outcomes)),
     )
@@ -140,14 +134,10 @@ def metric_lines(report):
 
 
 def verdict(pairs):
-    """The page's first sentence: the answer of the pair that the run was about; None without pairs.
-
-    That pair is the adapter against the prompted base in exact match, or what comes nearest to it.
-    """
+    """The page's first sentence: whether the second system of the first pair is better than its first; None without pairs."""
     if not pairs:
         return None
-    wanted = (("metric", "exact_match"), ("b", "adapter"), ("a", "prompted"))
-    pair = max(pairs, key=lambda pair: [pair[key] == value for key, value in wanted])
+    pair = pairs[0]
     lost, gained = len(pair["a_only"]), len(pair["b_only"])
     n = pair["both"] + pair["neither"] + lost + gained
     if pair["p"] >= SIGNIFICANT or gained == lost:
@@ -264,14 +254,14 @@ def compare_calls(gold, value):
 
       {"state": "equal" | "changed" | "missing" | "extra", "name": str, "arguments": [[state, key, said, wanted]]}
 
-    in the output's order, what is missing last; texts of JSON for said and wanted, and None for what one side lacks. What
-    has no name and arguments is {"state": "extra", "json": text}. Calls are paired by name, those with the most equal
-    arguments first. A key beside name and arguments is an argument of the state "stray".
+    in the output's order, missing calls last; texts of JSON for said and wanted, None on the side that lacks the argument.
+    An element without name and arguments is {"state": "extra", "json": text}. Calls are paired as the figures pair them,
+    by pair_calls. A key beside name and arguments is an argument of the state "stray".
     """
     if not isinstance(value, list | dict):
         return None
     calls = value if isinstance(value, list) else [value]
-    partners = _pair_calls(gold, calls)
+    partners = dict(pair_calls(calls, gold))
     compared = [
         _compare_call(gold[partners[place]], call) if place in partners else _shown_call("extra", call)
         for place, call in enumerate(calls)
@@ -279,30 +269,6 @@ def compare_calls(gold, value):
     return compared + [
         _shown_call("missing", call) for place, call in enumerate(gold) if place not in partners.values()
     ]
-
-
-def _pair_calls(gold, calls):
-    """{place in calls: place in gold}, one to one."""
-    possible = [
-        (-_equal_arguments(wanted, call), abs(there - here), here, there)
-        for here, call in enumerate(calls)
-        for there, wanted in enumerate(gold)
-        if _is_call(call) and _is_call(wanted) and call["name"] == wanted["name"]
-    ]
-    partners = {}
-    for _, _, here, there in sorted(possible):
-        if here not in partners and there not in partners.values():
-            partners[here] = there
-    return partners
-
-
-def _equal_arguments(wanted, call):
-    there = wanted["arguments"]
-    return sum(key in there and json_equal(value, there[key]) for key, value in call["arguments"].items())
-
-
-def _is_call(call):
-    return isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict)
 
 
 def _compare_call(wanted, call):
@@ -323,7 +289,7 @@ def _compare_call(wanted, call):
 
 def _shown_call(state, call):
     """A call all of whose arguments share its state."""
-    if not _is_call(call):
+    if not is_call(call):
         return {"state": state, "json": _json(call)}
     sides = (lambda text: [None, text]) if state == "missing" else (lambda text: [text, None])
     arguments = [[state, key, *sides(_json(value))] for key, value in call["arguments"].items()]

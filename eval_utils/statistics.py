@@ -13,18 +13,25 @@ def wilson_interval(k, n):
 
 
 def bootstrap_ratio(numerators, denominators, resamples=1000):
-    """The 95% interval of sum(numerators) / sum(denominators), as (low, high), by drawing rows again: for figures such as F1, of
-    whose parts each row has several. The same rows give the same interval."""
+    """The 95% interval of sum(numerators) / sum(denominators), as (low, high), for figures such as F1, of whose parts each row has
+    several: by drawing rows again (bootstrap). The same rows give the same interval.
+
+    If all rows agree, every draw gives the same ratio, which is no certainty: Wilson's interval for as many rows as have
+    something to count. (0, 1) of a single such row.
+    """
     k_all, n_all = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
-    if len(k_all) < 2:
+    counted = n_all > 0
+    num_rows, overall = int(counted.sum()), k_all.sum() / n_all.sum()
+    if num_rows < 2:
         return 0.0, 1.0
+    if np.ptp(k_all[counted] / n_all[counted]) == 0:
+        return wilson_interval(round(overall * num_rows), num_rows)
 
     def ratio(k, n, axis=-1):
         total = n.sum(axis=axis)
-        # A sample whose rows have nothing to count says what all rows say, instead of a ratio that none has.
+        # A draw of rows with nothing to count has no ratio of its own: it takes the overall one.
         return np.divide(k.sum(axis=axis), total, out=np.full_like(total, overall), where=total > 0)
 
-    overall = k_all.sum() / n_all.sum()
     result = stats.bootstrap(
         (k_all, n_all), ratio, paired=True, n_resamples=resamples, method="percentile", rng=np.random.default_rng(0)
     )

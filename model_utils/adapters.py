@@ -113,7 +113,13 @@ def read_split(folder):
         return None
     try:
         split = json.loads(path.read_text(encoding="utf-8"))
-        return {part: dict(split[part]) for part in ("trained", "held_out")}
+        held_out = dict(split["held_out"])
+        repeats = split.get("near_repeats")  # None: an adapter from before
+        return {
+            "trained": dict(split["trained"]),
+            "held_out": held_out,
+            "near_repeats": repeats and [row_id for row_id in repeats if row_id in held_out],
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
 

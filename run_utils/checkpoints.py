@@ -66,11 +66,11 @@ class RunState:
 
     def add_evaluation(self, figures, best_metric):
         """Take note of an evaluation of this step, `{"loss": ..., metric: rate}`, the loss finite. The best is the one of the
-        lowest eval_loss or of the highest rate, the first where several are."""
+        lowest eval_loss or of the highest rate, of equals the latest: it has seen more rows."""
         self.eval_loss, self.evaluation_due = figures["loss"], False
         by_loss = best_metric == "eval_loss"
         value = self.eval_loss if by_loss else figures[best_metric]
-        if self.best_value is None or better(value, self.best_value, by_loss):
+        if self.best_value is None or (value <= self.best_value if by_loss else value >= self.best_value):
             self.best_value, self.best_checkpoint = value, f"checkpoint-{self.global_step}"
 
     @property
@@ -91,10 +91,6 @@ def read_state(checkpoint):
     if not all(value is None or math.isfinite(value) for value in (state.loss_sum, state.eval_loss, state.best_value)):
         raise ValueError("state.json has a figure that is not finite")
     return state
-
-
-def better(value, than, lower_is_better):
-    return value < than if lower_is_better else value > than
 
 
 class Saved(NamedTuple):
@@ -202,6 +198,11 @@ class Run:
         if not self.saved:
             return
         checkpoint, state, saved_args = self.saved.path, self.saved.state, self.saved.args
+        if self.args.stop_after_steps and self.args.stop_after_steps < state.global_step:
+            raise UserError(
+                f"--stop_after_steps {self.args.stop_after_steps} is before the step of {checkpoint}: raise it, or name an earlier "
+                "checkpoint with --resume_from_checkpoint"
+            )
         for field in dataclasses.fields(self.args):
             now, then = getattr(self.args, field.name), saved_args.get(field.name, field.default)
             if field.name == "lora_target_modules" and now is None:

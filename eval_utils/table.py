@@ -1,0 +1,70 @@
+"""The table of an Evaluation on the terminal, and the lines below it.
+
+Names of folders, servers and tools are other people's text: they are printed as they are, never read as markup.
+"""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eval_utils.metrics import METRICS
+from eval_utils.results import describe_near_repeats
+
+
+def print_table(evaluation):
+    figures, published = evaluation.figures, evaluation.published
+    headline = {name: metric for name, metric in METRICS.items() if metric.headline}
+    caption = (
+        f"{len(evaluation.rows)} rows; {evaluation.subtitle}. Below each rate its 95% Wilson interval and, "
+        "in brackets, the lenient bound: first calls anywhere in the text, those without a name pass."
+    )
+    if gold := figures["gold"].get("no_hallucination"):
+        caption += f" Gold itself has {100 * gold['rate']:.2f} % without hallucination, by the same rule."
+    if published:
+        caption += " Published: parser not stated; the figures fit 101 rows."
+    table = Table(title=Text(evaluation.title), caption=Text(caption), caption_justify="left")
+    table.add_column("system")
+    for metric in headline.values():
+        table.add_column(metric.title + " %" * (metric.kind == "rate"), justify="right")
+    for system, of_system in figures["systems"].items():
+        cells = [cell(name, metric, of_system) for name, metric in headline.items()]
+        table.add_row(Text(system), *cells, end_section=True)
+    for name, rates in published.items():
+        cells = [f"{rates[metric]:.2f}" if metric in rates else "" for metric in headline]
+        table.add_row(name, *cells, style="dim")
+    Console(width=None if sys.stdout.isatty() else 80).print(table)
+    for pair in pairs_to_print(evaluation):
+        gained, lost = len(pair["b_only"]), len(pair["a_only"])
+        print(f"{pair['b']} beside {pair['a']}: {gained} rows gained, {lost} lost (p = {pair['p']:.2g})")
+    for system, of_system in figures["systems"].items():
+        stops = ", ".join(f"{count} {name}" for name, count in of_system["finish"].items() if count)
+        speed = f"{of_system['rows_per_second']:.2f} rows/s; " if of_system["rows_per_second"] else ""
+        print(f"{system}: {speed}stopped by {stops}")
+    for line in (describe_near_repeats(evaluation), *figures["warnings"]):
+        if line:
+            print(line)
+
+
+def pairs_to_print(evaluation):
+    """The report's verdict, and the pairs beside the prompted base or of one kind of system; all are in the report."""
+    kinds = {key.name: key.system for key in evaluation.systems}
+    first, *others = evaluation.figures["pairs"] or [None]
+
+    def is_of_interest(pair):
+        a, b = kinds[pair["a"]], kinds[pair["b"]]
+        return "raw" not in (a, b) and ("prompted" in (a, b) or a == b)
+
+    return [*filter(None, [first]), *filter(is_of_interest, others)]
+
+
+def cell(name, metric, figures):
+    figure, bound = figures.get(name), figures.get(f"lenient_{name}")
+    if figure is None:  # no row is about it
+        return ""
+    if metric.kind != "rate":
+        return f"{figure[metric.kind]:.4g}"
+    interval = f"\n{100 * figure['low']:.1f}–{100 * figure['high']:.1f}"
+    lenient = f"\n({100 * bound['rate']:.2f})" if bound else ""
+    return Text.assemble(f"{100 * figure['rate']:.2f}", (interval + lenient, "dim"))
