@@ -409,6 +409,9 @@ def score_folder(folder, baseline=None):
 def compare_folders(folders, output_dir, baseline=None):
     """The same for the systems of several finished evaluations of the same rows; a base that says the same in two stands once."""
     require(len({folder.resolve() for folder in folders}) == len(folders), "--compare names a folder twice")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock_folder(output_dir)
+    predictions.check_comparison_folder(output_dir)
     evaluations = dict(zip(short_names(folders), map(read_folder, folders), strict=True))
     first, *others = evaluations.values()
     for folder, finished in zip(folders[1:], others, strict=True):
@@ -425,9 +428,6 @@ def compare_folders(folders, output_dir, baseline=None):
         published={},
         record={"evaluations": {label: finished.environment for label, finished in evaluations.items()}},
     )
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lock_folder(output_dir)
-    predictions.check_comparison_folder(output_dir)
     write_evaluation(output_dir, evaluation)
 
 

@@ -127,6 +127,15 @@ def test_finished_evaluations_of_the_same_rows_are_set_side_by_side(run_here, fl
     metrics = json.loads((tmp_path / "comparison" / "metrics.json").read_text())
     assert set(metrics["systems"]) >= {"first: prompted", "first: adapter", "second: adapter"}
     assert (tmp_path / "comparison" / "report.html").is_file()
+    again = {"compare": folders, "output_dir": tmp_path / "comparison", "baseline": "first: prompted"}
+    assert run_here(evaluate, again).code == 0  # over a comparison
+    pair = json.loads((tmp_path / "comparison" / "metrics.json").read_text())["pairs"][0]
+    assert (pair["a"], pair["b"]) == ("first: prompted", "second: adapter")
+    assert run_here(evaluate, again | {"baseline": folders[1]}).code == 0
+    pair = json.loads((tmp_path / "comparison" / "metrics.json").read_text())["pairs"][0]
+    assert (pair["a"], pair["b"]) == ("second: adapter", "first: adapter")
+    result = run_here(evaluate, again | {"baseline": "third"})
+    assert result.code == 2 and "--baseline names first: prompted, first: adapter" in result.err
     assert (
         run_here(evaluate, flags | {"output_dir": folders[1], "num_examples": 5, "overwrite_output_dir": True}).code
         == 0
@@ -140,6 +149,65 @@ def test_finished_evaluations_of_the_same_rows_are_set_side_by_side(run_here, fl
         assert result.code in (1, 2) and named in result.err
     result = run_here(evaluate, {"compare": folders, "output_dir": tmp_path / "comparison"})
     assert result.code == 1 and f"{folders[1]} is of other rows than {folders[0]}, from row" in result.err
+
+
+def test_a_comparison_leaves_folders_alone_that_no_comparison_has_made(run_here, flags, adapter, tmp_path):
+    flags |= {"systems": ["raw"], "num_examples": 2, "max_new_tokens": 1}
+    folders = [tmp_path / name / "evaluation" for name in ("first", "second")]
+    for folder in folders:
+        assert run_here(evaluate, flags | {"output_dir": folder}).code == 0
+    others = {
+        "page": ({"report.html": "mine"}, "files that no comparison has made: report.html"),
+        "figures": ({"metrics.json": '{"mine": 1}', "scores.jsonl": ""}, "files that no comparison has made"),
+        "list": ({"metrics.json": '["evaluations"]'}, "files that no comparison has made"),
+        "begun": ({"environment.json": "{}"}, "files that no comparison has made: environment.json"),
+        "process": ({"predictions-0.jsonl": ""}, "holds an evaluation"),
+    }
+    for name, (files, message) in others.items():
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+        result = run_here(evaluate, {"compare": folders, "output_dir": tmp_path / name})
+        assert result.code == 1 and message in result.err and len(result.err.strip().splitlines()) == 1
+        assert {path.name: path.read_text() for path in (tmp_path / name).iterdir()} == files
+    copy = tmp_path / "copy"
+    shutil.copytree(adapter, copy)
+    result = run_here(evaluate, {"compare": folders, "output_dir": copy})
+    assert result.code == 1 and "is a folder of train.py's" in result.err and not (copy / "report.html").exists()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    assert run_here(evaluate, {"compare": folders, "output_dir": tmp_path / "notes"}).code == 0
+    assert (tmp_path / "notes" / "notes.txt").read_text() == "mine"
+
+
+def test_near_repeats_are_counted_at_load_and_evaluated_apart(run_here, train_here, tiny_model, rows_file, tmp_path):
+    """Half of the held-out rows are training rows in capitals, with another number at the end."""
+    records = [json.loads(line) for line in rows_file.read_text().splitlines()][:12]
+    repeats = [{**r, "id": f"near {i}", "query": r["query"].upper() + f"  {i}"} for i, r in enumerate(records[:3])]
+    training, held_out = (tmp_path / name for name in ("training.jsonl", "held_out.jsonl"))
+    numbered = [{**record, "query": f"{record['query']} 77"} for record in records[:6]]
+    for path, rows in ((training, numbered), (held_out, [*repeats, *records[9:]])):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = {
+        "model_name_or_path": tiny_model, "dataset_name": training, "eval_dataset_name": held_out, "quantization": "none",
+        "max_train_steps": 1, "max_seq_length": 2048, "output_dir": tmp_path / "run",
+    }  # fmt: skip
+    result = run_here(train, flags)
+    assert result.code == 0 and "3 of the 6 held-out queries equal a training query" in result.out, result.err
+    adapter = tmp_path / "run" / "adapter"
+    assert set(json.loads((adapter / "split.json").read_text())["near_repeats"]) == {"near 0", "near 1", "near 2"}
+    result = run_here(evaluate, {"adapter": adapter, "systems": ["raw"], "max_new_tokens": 1})
+    assert result.code == 0 and "3 of 6 queries equal a training query" in result.out, result.err
+    found = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())["near_repeats"]
+    assert [part["n"] for part in found["slice"]["values"]] == [6, 3, 3]
+
+    split = json.loads((adapter / "split.json").read_text())
+    del split["near_repeats"]  # of an adapter from before
+    (adapter / "split.json").write_text(json.dumps(split))
+    result = run_here(
+        evaluate, {"adapter": adapter, "systems": ["raw"], "max_new_tokens": 1, "overwrite_output_dir": True}
+    )
+    assert result.code == 0 and "equal a training query" not in result.out, result.err
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -137,6 +137,14 @@ def test_going_back_without_a_step_keeps_what_lies_beyond(run_here, flags, finis
     }
 
 
+def test_a_last_step_before_the_checkpoint_is_refused_in_one_line(run_here, flags, finished):
+    before = sorted(path.name for path in finished.iterdir())
+    result = run_here(train, flags | {"resume_from_checkpoint": "latest", "stop_after_steps": 2})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and f"--stop_after_steps 2 is before the step of {finished / 'checkpoint-4'}" in line
+    assert sorted(path.name for path in finished.iterdir()) == before
+
+
 def test_a_kill_while_later_checkpoints_are_set_aside_leaves_a_run_that_ends_earlier(
     run_here, flags, finished, monkeypatch
 ):

@@ -230,7 +230,8 @@ def test_people_s_own_validation_rows_and_the_best_by_a_metric(run_here, train_h
     assert set(split["held_out"]) == {str(i) for i in range(6)} and len(split["trained"]) == 78
     rates = dict(curve(output_dir, "eval/json_valid"))
     state = json.loads((output_dir / "checkpoint-4" / "state.json").read_text())
-    assert state["best_value"] == pytest.approx(max(rates.values())) and state["best_checkpoint"] == "checkpoint-2"
+    best = max(rates, key=lambda step: (rates[step], step))  # of equals the latest
+    assert state["best_value"] == pytest.approx(rates[best]) and state["best_checkpoint"] == f"checkpoint-{best}"
     for name in ("exact_match", "tools_exist", "no_hallucination"):
         assert [step for step, _ in curve(output_dir, f"eval/{name}")] == [2, 4]
     result = run_here(evaluate, {"adapter": output_dir / "adapter", "systems": ["raw"], "max_new_tokens": 1})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eval_utils.ast_match import _each_finds_its_own, ast_match
+from eval_utils.ast_match import ast_match
 
 
 def one_argument(value, accepted, declared):
@@ -239,9 +239,10 @@ def test_neither_depth_nor_number_is_too_much():
     assert not one_argument(1, [deep], "int")
     assert not one_argument([1], [[2]], "optional[" * 1000 + "list[" * 1000)
     assert not ast_match([G] * 100_000, ACCEPTED, TOOLS)
-    n = 3000  # all have to move for the last
-    assert _each_finds_its_own([[i + 1, i] for i in range(n - 1)] + [[n - 1]])
-    assert not _each_finds_its_own([[i + 1, i] for i in range(n - 2)] + [[n - 1], [n - 1]])
+    n = 100  # call i takes place i or i + 1: all have to move for the last
+    places = [{"f": {"x": [i - 1, i]}} for i in range(n)]
+    assert ast_match([f(i) for i in range(n)], places, TOOLS)
+    assert not ast_match([f(i) for i in range(n - 1)] + [f(n - 2)], [*places[:-1], {"f": {"x": [n]}}], TOOLS)
 
 
 @given(st.lists(st.sets(st.integers(0, 4)), max_size=5))

@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 from browser import CHROMIUM, Browser
+from conftest import TAGS
 
+from data_utils.rows import Row
 from demo.rows import generate_rows
-from eval_utils.metrics import wilson_interval
+from eval_utils.metrics import Output, score, wilson_interval
 from eval_utils.report import (
     compare_calls,
     embed_json,
@@ -24,8 +26,9 @@ NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<
 EMPTY = {
     "title": "t",
     "subtitle": "",
-    **{key: [] for key in ("systems", "metrics", "outcomes", "pairs", "slices", "rows", "warnings")},
+    **{key: [] for key in ("systems", "metrics", "outcomes", "pairs", "slices", "rows", "warnings", "notes")},
     **{key: {} for key in ("figures", "gold", "outcome_counts", "call_table", "worst_tools", "published", "record")},
+    "system_help": {},
 }
 
 
@@ -108,6 +111,7 @@ def make_report(count):
         "title": "demo on demo",
         "subtitle": "adapter of step 150",
         "systems": SYSTEMS,
+        "system_help": {"adapter": "with the LoRA adapter"},
         "metrics": [
             {"name": "json_valid", "title": "JSON valid", "kind": "rate", "help": "Strict JSON.", "headline": True},
             {
@@ -150,6 +154,7 @@ def make_report(count):
         "rows": rows,
         "record": {"git commit": "abc", "decoding": {"greedy": True}},
         "warnings": ["the adapter over-calls"],
+        "notes": ["2 queries nearly repeat one of training"],
     }
 
 
@@ -191,7 +196,8 @@ def poison(value):
 def test_hostile_text_stays_text(tmp_path):
     report = make_report(4)
     clean = Page(render_report(report))
-    for key in ("title", "subtitle", "warnings"):
+    report["system_help"] = {"raw": NASTY}
+    for key in ("title", "subtitle", "warnings", "notes"):
         report[key] = poison(report[key])
     report["record"] = {NASTY: NASTY, "x": {NASTY: [NASTY]}}
     report["published"] = {NASTY: {}}
@@ -311,6 +317,16 @@ def test_compare_calls(gold, value, states):
     assert shown == [(state, arguments if arguments is not None else False) for state, arguments in states]
 
 
+def test_the_page_pairs_calls_as_the_figures_do():
+    """Six equal arguments, not the five of the pair that has the most by itself."""
+    gold = [call("f", a=1, b=2, c=3), call("f", a=1, b=2, d=4, e=5)]
+    value = [call("f", a=1, b=2, c=3, d=4), call("f", a=1, b=2, c=3)]
+    states = [argument[0] for shown in compare_calls(gold, value) for argument in shown["arguments"]]
+    assert states.count("equal") == 6
+    scores = score(Output(Row("x", "q", '[{"name": "f"}]', json.dumps(gold)), json.dumps(value), TAGS))
+    assert scores["argument_recall"] == (6, 7)
+
+
 @pytest.mark.parametrize("value", [None, "f", 3, True])
 def test_no_calls_to_compare(value):
     assert compare_calls([call("f")], value) is None
@@ -331,12 +347,11 @@ def test_compared_values_are_exact_texts():
     ],
 )
 def test_verdict(lost, gained, p, answer):
-    main = {"a": "prompted", "b": "adapter", "metric": "exact_match", "both": 8, "neither": 0, "p": p}
-    main |= {"a_only": list(range(lost)), "b_only": list(range(gained))}
-    others = [main | {"metric": "json_valid"}, main | {"b": "constrained"}, main | {"a": "raw"}]
-    said = verdict([*others, main])
-    assert (said["a"], said["b"], said["metric"], said["answer"]) == ("prompted", "adapter", "exact_match", answer)
-    assert said["rates"] == [100 * (8 + lost) / (8 + lost + gained), 100 * (8 + gained) / (8 + lost + gained)]
+    first = {"a": "prompted", "b": "adapter", "metric": "exact_match", "both": 8, "neither": 0, "p": p}
+    first |= {"a_only": list(range(lost)), "b_only": list(range(gained))}
+    shown = verdict([first, first | {"b": "constrained", "a_only": [], "b_only": []}])
+    assert (shown["a"], shown["b"], shown["answer"]) == ("prompted", "adapter", answer)
+    assert shown["rates"] == [100 * (8 + lost) / (8 + lost + gained), 100 * (8 + gained) / (8 + lost + gained)]
 
 
 def test_outcomes_look_different():

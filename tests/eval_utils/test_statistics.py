@@ -23,11 +23,25 @@ def test_a_bootstrap_interval_holds_the_ratio_and_shrinks_with_rows():
     few = bootstrap_ratio([1, 0, 1, 1] * 5, [1, 1, 2, 1] * 5)
     many = bootstrap_ratio([1, 0, 1, 1] * 200, [1, 1, 2, 1] * 200)
     assert few[0] < many[0] < 0.6 < many[1] < few[1]
-    assert bootstrap_ratio([2, 3], [2, 3]) == (1.0, 1.0) and bootstrap_ratio([1], [2]) == (0.0, 1.0)
+    assert bootstrap_ratio([1], [2]) == (0.0, 1.0)
 
 
-def test_a_ratio_of_few_rows_has_no_interval_up_to_one():
-    assert bootstrap_ratio([0] * 100, [5, 5, 5] + [0] * 97) == (0.0, 0.0)
+@pytest.mark.parametrize(
+    ("numerators", "denominators", "k", "n"),  # the interval is Wilson's for k of n rows
+    [
+        ([1] * 4, [1] * 4, 4, 4),
+        ([0] * 30, [2] * 30, 0, 30),
+        ([2, 3], [2, 3], 2, 2),
+        ([0] * 100, [5, 5, 5] + [0] * 97, 0, 3),  # only three rows have something to count
+        ([1, 2, 3] * 4, [2, 4, 6] * 4, 6, 12),  # agreement on one half is no certainty either
+    ],
+)
+def test_a_ratio_on_which_all_rows_agree_has_an_interval(numerators, denominators, k, n):
+    assert bootstrap_ratio(numerators, denominators) == wilson_interval(k, n)
+
+
+def test_one_row_with_something_to_count_tells_nothing_of_others():
+    assert bootstrap_ratio([0, 1, 0], [0, 1, 0]) == (0.0, 1.0)
 
 
 def test_flips_are_named_by_row():

@@ -1,0 +1,167 @@
+"""Systems of one evaluation or of several: which are compared, what is warned of, and the table on the terminal."""
+
+import json
+
+import pytest
+from conftest import TAGS
+
+from data_utils.rows import Row
+from data_utils.systems import SystemKey, verdict_pair
+from eval_utils.report import render_report
+from eval_utils.results import Evaluation, compare_systems, report_of
+from eval_utils.table import print_table
+
+TOOLS = json.dumps([{"name": "f", "parameters": {"x": {"type": "int"}}}])
+CALL = '[{"name": "f", "arguments": {"x": 1}}]'
+UNKNOWN = {"tools_seen": None, "near_repeat": None}
+
+
+def keys(*names):
+    return [SystemKey(*name) for name in names]
+
+
+def make_rows(num_calls, num_without=0):
+    golds = [CALL] * num_calls + ["[]"] * num_without
+    return [Row(f"r{i}", "query", TOOLS, gold) for i, gold in enumerate(golds)]
+
+
+def answers(rows, texts):
+    return {
+        row.id: {"text": text, "finish": "end", "seconds": 1.0, "num_tokens": 5}
+        for row, text in zip(rows, texts, strict=True)
+    }
+
+
+def evaluate(rows, texts, in_training=UNKNOWN, baseline=()):
+    """texts: `{(label, system): [text]}`."""
+    predictions = {SystemKey(*key): answers(rows, of_system) for key, of_system in texts.items()}
+    results = compare_systems(rows, predictions, dict.fromkeys(predictions, TAGS), in_training, baseline)
+    labels = ", ".join(dict.fromkeys(key.label for key in predictions))
+    return Evaluation(rows, predictions, *results, "[bold]title", labels, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("systems", "expected"),
+    [
+        ([("", "raw"), ("", "prompted"), ("", "adapter")], (("", "prompted"), ("", "adapter"))),
+        ([("", "prompted"), ("", "adapter"), ("", "constrained_adapter")], (("", "prompted"), ("", "adapter"))),
+        ([("", "prompted"), ("", "constrained_adapter")], (("", "prompted"), ("", "constrained_adapter"))),
+        ([("", "raw"), ("", "adapter")], (("", "raw"), ("", "adapter"))),
+        ([("", "raw"), ("", "prompted"), ("", "constrained")], (("", "prompted"), ("", "constrained"))),
+        ([("", "raw"), ("", "prompted"), ("", "endpoint")], (("", "prompted"), ("", "endpoint"))),
+        ([("a", "raw"), ("a", "prompted"), ("a", "adapter"), ("b", "adapter"), ("c", "adapter")],
+         (("a", "adapter"), ("c", "adapter"))),
+        ([("a: b", "prompted"), ("a: b", "adapter"), ("a", "adapter")], (("a: b", "adapter"), ("a", "adapter"))),
+        ([("a", "prompted"), ("a", "adapter"), ("b", "endpoint")], (("a", "adapter"), ("b", "endpoint"))),
+        ([("a", "raw"), ("a", "prompted"), ("b", "raw"), ("b", "prompted")], (("a", "prompted"), ("b", "prompted"))),
+        ([("base", "prompted"), ("run", "adapter")], (("base", "prompted"), ("run", "adapter"))),
+    ],
+)  # fmt: skip
+def test_the_verdict_is_of_the_last_adapter_against_the_first_or_the_prompted_base(systems, expected):
+    assert verdict_pair(keys(*systems)) == tuple(keys(*expected))
+
+
+def test_the_verdict_is_against_the_baseline_that_was_asked_for():
+    systems = keys(("a", "raw"), ("a", "prompted"), ("a", "adapter"), ("b", "adapter"))
+    assert verdict_pair(systems, systems[:1]) == (systems[0], systems[3])
+    assert verdict_pair(systems, systems[3:]) == (systems[3], systems[2])  # then the other adapter is judged
+    assert verdict_pair(systems, systems[:3]) == (
+        systems[2],
+        systems[3],
+    )  # all of a folder: its system of the same kind
+    assert verdict_pair(systems[:1]) is None and verdict_pair([]) is None
+
+
+def test_a_worse_adapter_is_named_on_the_page_whatever_the_folders_are_called():
+    rows = make_rows(40)
+    evaluation = evaluate(
+        rows,
+        {
+            ("x: y", "raw"): ["no"] * 40,
+            ("x: y", "prompted"): ["no"] * 40,
+            ("x: y", "adapter"): [CALL] * 38 + ["[]"] * 2,
+            ("y", "raw"): ["no"] * 40,
+            ("y", "prompted"): ["no"] * 40,
+            ("y", "adapter"): ["[]"] * 25 + [CALL] * 15,
+        },
+    )
+    assert evaluation.systems == keys(("x: y", "raw"), ("x: y", "prompted"), ("x: y", "adapter"), ("y", "adapter"))
+    page = render_report(report_of(evaluation))
+    assert (
+        "<strong>No, it did harm.</strong> Exact match: <strong>y: adapter 37.5%</strong> against x: y: adapter 95.0%"
+        in page
+    )
+    assert page.count("base model with the fine-tuned LoRA adapter") == 2
+    assert evaluation.figures["worst_tools"]["title"] == "the tools that y: adapter gets right least often"
+
+
+def test_a_base_that_answers_otherwise_stands_in_both_evaluations_and_so_do_equal_adapters():
+    rows = make_rows(2)
+    texts = {("a", "prompted"): ["no", "no"], ("a", "adapter"): [CALL] * 2, ("b", "prompted"): ["no", ""], ("b", "adapter"): [CALL] * 2}  # fmt: skip
+    assert evaluate(rows, texts).systems == keys(*texts)
+
+
+def over_calls(label, more=12, fewer=0):
+    """A base that abstains in `more` rows where its adapter calls, and the reverse in `fewer`; 4 outputs are broken."""
+    return {
+        (label, "prompted"): ["[]"] * more + [CALL] * fewer + ["no"] * 4,
+        (label, "adapter"): [CALL] * more + ["[]"] * fewer + [CALL] * 4,
+    }
+
+
+def test_a_folders_warning_of_over_calls_is_kept_in_its_comparison():
+    rows = make_rows(0, 16)
+    line = "Of 12 rows without a call where both outputs parse, {}adapter calls in 12 where {}prompted abstains, the reverse in 0"
+    assert evaluate(rows, over_calls("")).figures["warnings"] == [line.format("", "") + ": it calls too often."]
+    other = {("first", "prompted"): over_calls("b")["b", "prompted"], ("first", "adapter"): ["[]"] * 16}
+    warnings = evaluate(rows, other | over_calls("b")).figures["warnings"]
+    assert warnings == [
+        line.format("b: ", "first: ") + ": it calls too often."
+    ]  # whose base stands once, under `first`
+
+
+def test_there_is_no_warning_where_the_adapter_calls_less_or_by_chance_more():
+    rows = make_rows(0, 16)
+    assert evaluate(rows, over_calls("", more=0, fewer=12)).figures["warnings"] == []
+    assert evaluate(rows, over_calls("", more=7, fewer=5)).figures["warnings"] == []
+    (line,) = evaluate(make_rows(1), {("", "adapter"): [CALL]}).figures["warnings"]
+    assert line.startswith("No row here wants no call")
+
+
+def test_names_with_brackets_and_colons_stay_whole_on_the_terminal(capsys):
+    rows = make_rows(20)
+    labels = ["exp[lora]", "exp[/dim]", ":smile: [red]x\\"]
+    texts = {(label, "adapter"): [CALL] * (20 - 9 * place) + ["[]"] * 9 * place for place, label in enumerate(labels)}
+    print_table(evaluate(rows, texts))
+    out = capsys.readouterr().out
+    assert "[bold]title" in out and "20 rows; exp[lora], exp[/dim], :smile: [red]x\\." in " ".join(out.split())
+    assert "exp[/dim]: adapter beside exp[lora]: adapter: 0 rows gained, 9 lost" in out
+    for label in labels:
+        assert f"\n{label}: adapter: 1.00 rows/s; stopped by 20 end" in out
+
+
+def test_exact_match_is_shown_with_and_without_near_repeats(capsys):
+    rows = make_rows(10)
+    near = {row.id: place < 4 for place, row in enumerate(rows)}
+    texts = {("", "prompted"): [""] * 10, ("", "adapter"): [CALL] * 7 + ["[]"] * 3}
+    evaluation = evaluate(rows, texts, {"tools_seen": None, "near_repeat": near})
+    print_table(evaluation)
+    line = "4 of 10 queries equal a training query but for case, blanks, numbers or names. Exact match on the other 6: prompted 0.00 %, adapter 50.00 %."  # fmt: skip
+    assert line in capsys.readouterr().out and line in render_report(report_of(evaluation))
+    found = evaluation.figures["near_repeats"]
+    shown = [(part["value"], part["figures"]["adapter"]["k"], part["n"]) for part in found["slice"]["values"]]
+    assert found["count"] == 4
+    assert shown == [("all rows", 7, 10), ("without near-repeats", 3, 6), ("near-repeats alone", 4, 4)]
+    assert report_of(evaluation)["slices"][0] == found["slice"]
+
+
+@pytest.mark.parametrize(("near", "words"), [(None, None), (False, "0 of 10 queries"), (True, "10 of 10 queries")])
+def test_near_repeats_may_be_unknown_none_or_all(capsys, near, words):
+    rows = make_rows(10)
+    known = {"tools_seen": None, "near_repeat": None if near is None else dict.fromkeys((row.id for row in rows), near)}
+    evaluation = evaluate(rows, {("", "adapter"): [CALL] * 10}, known)
+    print_table(evaluation)
+    page = render_report(report_of(evaluation))
+    out = capsys.readouterr().out
+    assert (words or "equal a training query") in out or words is None
+    assert ("equal a training query" in out) == ("equal a training query" in page) == (words is not None)
