@@ -4,7 +4,7 @@
     python evaluate.py --adapter runs/qwen3_4b_qlora/adapter
     accelerate launch -q --config_file accelerate_configs/multi_gpu.yaml evaluate.py --adapter ...
     python evaluate.py --rescore runs/demo/evaluation          # new scores from the texts: no model is loaded
-    python evaluate.py --compare runs/a/evaluation runs/b/evaluation    # finished evaluations of the same rows
+    python evaluate.py --compare runs/a/evaluation runs/b/evaluation    # is b's adapter better than a's, on the same rows?
 
 The rows are those that training set aside: the adapter's folder knows them, by content. Writes predictions.jsonl as it goes (a
 killed evaluation continues where it was), then scores.jsonl, metrics.json and report.html, and prints the table. The metrics are
@@ -321,7 +321,7 @@ def format_of(system, args):
 
 
 def texts_to_compare(tokenizer, prompt_format, rows, args):
-    """The first rows with their answers, on which a merged adapter must say what it says unmerged; none if it is not merged."""
+    """The first rows with their answers, to compare the merged adapter with the unmerged one; none if it is not merged."""
     texts = [prompt_format.render(row.query, row.tools) + prompt_format.completion(row.answers) for row in rows[:2]]
     return encode_prompts(tokenizer, texts) if args.merge_adapter else ()
 
@@ -407,7 +407,7 @@ def score_folder(folder, baseline=None):
 
 
 def compare_folders(folders, output_dir, baseline=None):
-    """The same for the systems of several finished evaluations of the same rows; a base that says the same in two stands once."""
+    """The same for the systems of several finished evaluations of the same rows; a base with the same answers in two stands once."""
     require(len({folder.resolve() for folder in folders}) == len(folders), "--compare names a folder twice")
     output_dir.mkdir(parents=True, exist_ok=True)
     lock_folder(output_dir)
@@ -453,10 +453,11 @@ def score_systems(evaluations, baseline, **about):
     formats = {key: evaluations[key.label].prompt_format(key.system) for key in answers}
     named = [key for key in answers if key.name == baseline] or [key for key in answers if key.label == baseline]
     require(named or not baseline, f"--baseline names {', '.join(key.name for key in answers)}, not {baseline}")
-    # Adapters may have been trained on other rows: what is known of one is not known of all.
-    first, *others = (finished.in_training for finished in evaluations.values())
+    # Adapters may have been trained on different rows: a fact about one need not hold for all.
+    adapted = [finished.in_training for finished in evaluations.values() if finished.settings.get("adapter")]
     in_training = {
-        fact: known if all(other[fact] == known for other in others) else None for fact, known in first.items()
+        fact: adapted[0][fact] if adapted and all(facts[fact] == adapted[0][fact] for facts in adapted) else None
+        for fact in predictions.TRAINING_FACTS
     }
     results = compare_systems(rows, answers, formats, in_training, named)
     return Evaluation(rows, answers, *results, **about)

@@ -8,7 +8,7 @@ Where that checker fails a right answer or passes a wrong one by accident, this 
 - An element of a list must have its type whether the list may be left out or not, and an int may stand for a float in a list
   as it may outside.
 - Strings in lists in lists, or in lists in objects, are compared like all others.
-- `""` among the accepted values says that the argument may be left out, not that it may be an empty list.
+- `""` among the accepted values permits to leave the argument out, not to give an empty list.
 """
 
 import re

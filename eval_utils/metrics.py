@@ -23,11 +23,11 @@ SCORING = "6"  # counted up when a definition below changes: figures of two vers
 
 
 class Output:
-    """What a model said about one row: the text, read as its prompt format reads it, and what it is compared with.
+    """A model's answer to one row: the text, the value that the row's prompt format parses from it, and gold.
 
-    finish: why generation stopped (Generation.finish). value: the parsed answer, None where the text is not, all of it, one value
-    (parsed says which None it is); calls: the same where it is a list of calls, else None. gold: the list of calls wanted. tools: those on offer, and schemas, the
-    JSON Schema of each one's arguments by its name.
+    finish: why generation stopped (Generation.finish). parsed: whether all of the text is one JSON value; value: this value, else
+    None. calls: the value if it is a list of calls, else None. gold: the list of calls wanted. tools: the tools on offer;
+    schemas: the JSON Schema of each tool's arguments, by its name.
     """
 
     def __init__(self, row, text, prompt_format, finish="end"):
@@ -51,7 +51,7 @@ class Output:
 
     @functools.cached_property
     def lenient(self):
-        """What a forgiving parser finds: the value for upper bounds, since that of published figures is not known."""
+        """The value that a forgiving parser finds, for upper bounds: the parser of published figures is not known."""
         return lenient_value(self.text)
 
     @functools.cached_property

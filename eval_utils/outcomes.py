@@ -103,8 +103,8 @@ def call_table(outputs):
 
 
 def what_followed(output):
-    """What came after the value that the text starts with: nothing ("end"), the closing tag, a fence, another value, or prose;
-    "no value" where it starts with none."""
+    """The kind of text after the value at the start: none ("end"), the closing tag, a fence, another value, or prose; "no value" if
+    the text starts with none."""
     if output.opening is None:
         return "no value"
     rest = output.text[output.opening[1] :].strip()

@@ -1,5 +1,5 @@
-"""predictions.jsonl: what each system said about each row, one line each. Texts, never a verdict on them: scores are made when
-the file is read, so that a metric that is new applies to what is old.
+"""predictions.jsonl: each system's answer to each row, a line each. Texts without a verdict: scores are made when the file is read,
+so that a new metric applies to old answers.
 
 Each process appends to a file of its own, predictions-<process>.jsonl, which `merge` gathers in predictions.jsonl.
 """
@@ -11,6 +11,7 @@ from run_utils.arguments import UserError
 from run_utils.files import write_text
 
 TRAINING_S = ("adapter_config.json", "split.json", "state.json")  # of these folders too, environment.json is one
+TRAINING_FACTS = ("tools_seen", "near_repeat")  # of a row, see write_rows
 RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")  # made once the predictions are there
 
 
@@ -58,10 +59,10 @@ def check_comparison_folder(output_dir):
 
 
 def write_rows(output_dir, rows, in_training):
-    """rows.jsonl: what was asked, so that a finished evaluation needs neither model nor data set to be read again.
+    """rows.jsonl: the rows themselves, so that a finished evaluation is read again without model and data set.
 
-    in_training: what is known of the rows beside those trained on, each `{row id: bool}`, or None if it is not known.
-    "tools_seen": all tools of the row were on offer in training; "near_repeat": its query nearly repeats one of training.
+    in_training: facts about the rows and the training rows, each `{row id: bool}`, or None if unknown. "tools_seen": all tools of
+    the row were on offer in training; "near_repeat": its query nearly repeats a training query.
     """
     write(
         output_dir / "rows.jsonl",
@@ -77,7 +78,7 @@ def read_rows(output_dir):
         if not records:
             raise ValueError("which is empty")
         in_training = {}
-        for fact in ("tools_seen", "near_repeat"):
+        for fact in TRAINING_FACTS:
             known = {record["id"]: record.pop(fact, None) for record in records}  # older files have no near_repeat
             in_training[fact] = None if None in known.values() else known
         return [Row(**record) for record in records], in_training

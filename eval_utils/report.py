@@ -1,8 +1,8 @@
-"""report.html: one file that shows what several systems said about the same rows, and whether it helped.
+"""report.html: one file with several systems' answers to the same rows, and whether training helped.
 
 The page asks the network for nothing: styles, script, drawings and data are inside it. Texts of models and data sets are
 strangers' texts: the template escapes them all, the script sets them as text and never as markup, and a content security
-policy forbids what would be left. `render_report` says what a report is.
+policy forbids the rest. The form of a report: see `render_report`.
 """
 
 import json
@@ -197,7 +197,7 @@ def outcome_bar(outcomes, counts):
 
 
 def row_data(report, outcomes):
-    """What the page's script reads. Values are compared here, not there: a browser's numbers are doubles, and two
+    """The data of the page's script. Values are compared here, not there: a browser's numbers are doubles, and two
     different account numbers would look equal."""
     metrics = {metric["name"]: metric for metric in report["metrics"]}
     outcome_index = {outcome["name"]: index for index, outcome in enumerate(outcomes)}
@@ -250,7 +250,7 @@ def _score_title(name, metrics):
 
 
 def compare_calls(gold, value):
-    """What the output's calls have in common with gold's: None where the value is no list or object, else a list of
+    """The output's calls beside gold's: None if the value is no list or object, else a list of
 
       {"state": "equal" | "changed" | "missing" | "extra", "name": str, "arguments": [[state, key, said, wanted]]}
 

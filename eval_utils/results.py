@@ -1,4 +1,4 @@
-"""From the answers of several systems to the same rows to an Evaluation: all that the table, metrics.json and the report show."""
+"""Several systems' answers to the same rows become an Evaluation: the content of the table, metrics.json and the report."""
 
 import itertools
 import json
@@ -196,7 +196,7 @@ def worst_tools(rows, scores, judged, least=2, most=10):
 
 
 def warnings(rows, outputs, first):
-    """Lines about whether training has taught the model to call if no tool fits: of each evaluation, its adapter beside its base.
+    """Lines about over-calls: an adapter that calls where its own base abstains, rightly.
 
     outputs: `{key: [Output]}` of all systems, first: the key under which the answers of each are shown.
     """

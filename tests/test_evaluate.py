@@ -201,6 +201,17 @@ def test_near_repeats_are_counted_at_load_and_evaluated_apart(run_here, train_he
     found = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())["near_repeats"]
     assert [part["n"] for part in found["slice"]["values"]] == [6, 3, 3]
 
+    other = (
+        tmp_path / "other"
+    )  # an adapter trained on other rows: what nearly repeats its rows is not known to hold for both
+    shutil.copytree(tmp_path / "run" / "evaluation", other)
+    rows = [json.loads(line) for line in (other / "rows.jsonl").read_text().splitlines()]
+    for compared, known in ((rows, True), ([{**row, "near_repeat": False} for row in rows], False)):
+        (other / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in compared))
+        flags = {"compare": [tmp_path / "run" / "evaluation", other], "output_dir": tmp_path / "comparison"}
+        result = run_here(evaluate, flags)
+        assert result.code == 0 and ("equal a training query" in result.out) == known, result.err
+
     split = json.loads((adapter / "split.json").read_text())
     del split["near_repeats"]  # of an adapter from before
     (adapter / "split.json").write_text(json.dumps(split))
