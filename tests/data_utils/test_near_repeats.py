@@ -45,6 +45,7 @@ def test_a_near_repeat_is_found_in_either_direction(training, held_out):
         (row("Add the numbers"), row("Multiply the numbers")),
         (row("weather in rome", "rome"), row("humidity in rome", "rome")),
         (row("What Is The Weather In Rome"), row("What Is The Speed Of Light")),  # capitals are no names here
+        (row("What is the Speed Of Light In Water"), row("What is the Weather In Rome Right Now")),
         (row("Rome", "Rome"), row("Oslo", "Oslo")),  # nothing but a name
         (row("Translate the first long text of all", "the first long text of all"),
          row("Translate something quite other than that one", "something quite other than that one")),

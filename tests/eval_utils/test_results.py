@@ -54,6 +54,8 @@ def evaluate(rows, texts, in_training=UNKNOWN, baseline=()):
         ([("a: b", "prompted"), ("a: b", "adapter"), ("a", "adapter")], (("a: b", "adapter"), ("a", "adapter"))),
         ([("a", "prompted"), ("a", "adapter"), ("b", "endpoint")], (("a", "adapter"), ("b", "endpoint"))),
         ([("a", "raw"), ("a", "prompted"), ("b", "raw"), ("b", "prompted")], (("a", "prompted"), ("b", "prompted"))),
+        ([("a", "adapter"), ("a", "constrained_adapter"), ("b", "constrained_adapter")],
+         (("a", "constrained_adapter"), ("b", "constrained_adapter"))),
         ([("base", "prompted"), ("run", "adapter")], (("base", "prompted"), ("run", "adapter"))),
     ],
 )  # fmt: skip
@@ -99,6 +101,14 @@ def test_a_base_that_answers_otherwise_stands_in_both_evaluations_and_so_do_equa
     rows = make_rows(2)
     texts = {("a", "prompted"): ["no", "no"], ("a", "adapter"): [CALL] * 2, ("b", "prompted"): ["no", ""], ("b", "adapter"): [CALL] * 2}  # fmt: skip
     assert evaluate(rows, texts).systems == keys(*texts)
+
+
+def test_the_worst_tools_are_those_with_the_fewest_exact_matches():
+    tools = json.dumps([{"name": name} for name in "fgh"])
+    golds = [json.dumps([{"name": name, "arguments": {}}]) for name in "ffgghh"]
+    rows = [Row(f"r{i}", "query", tools, gold) for i, gold in enumerate(golds)]
+    evaluation = evaluate(rows, {("", "adapter"): [*golds[:2], golds[2], "[]", "[]", "[]"]})
+    assert [value["value"] for value in evaluation.figures["worst_tools"]["values"]] == ["h", "g", "f"]
 
 
 def over_calls(label, more=12, fewer=0):
