@@ -17,7 +17,7 @@ def row(query, *values, row_id="x"):
     ("training", "held_out"),
     [
         (row("Book a table"), row("Book a table")),
-        (row("Delete the release RL50", "RL50"), row("Delete the release RL50", 50)),  # whatever the calls are
+        (row("delete the release rl50", "rl50"), row("delete the release rl50", 50)),  # whatever the calls are
         (row("Book a table"), row("  BOOK a\ttable \n")),
         (row("a table , please"), row("A table, please")),
         (row("ﬁnd 5 km"), row("find 5\u00a0km")),  # Unicode's compatibility forms
