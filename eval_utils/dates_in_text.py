@@ -19,8 +19,8 @@ _OF = r"(?:of |del? |d['’])?(?:the )?"
 # In the format of a moment, midnight means that there was no time to give.
 _MIDNIGHT = r"(?:[t ]00:00(?::00(?:\.0+)?)?(?:z|\+00:00)?(?![^\W_]|:\d)|t(?=\d))?"
 _FIGURES = (
-    rf"(?<![\d./-])(?P<year>\d{{4}})(?P<s>[-/.])(?P<b>\d{{1,2}})(?P=s)(?P<c>\d{{1,2}})(?!\d|[./-]\d){_MIDNIGHT}",
-    r"(?<![\d./-])(?P<a>\d{1,2})(?P<s>[-/.])(?P<b>\d{1,2})(?P=s)(?P<year>\d{4}|\d\d)(?!\d|[./-]\d)",
+    rf"(?<![\d./-])(?P<year>\d{{4}})(?P<s>[-/]|\. ?)(?P<b>\d{{1,2}})(?P=s)(?P<c>\d{{1,2}})(?!\d|[./-]\d){_MIDNIGHT}",
+    r"(?<![\d./-])(?P<a>\d{1,2})(?P<s>[-/]|\. ?)(?P<b>\d{1,2})(?P=s)(?P<year>\d{4}|\d\d)(?!\d|[./-]\d)",
     r"(?<![^\W_])(?P<year>(?:19|20)\d\d)(?P<b>[01]\d)(?P<c>[0-3]\d)(?![^\W_])",
     r"(?<!\d)(?P<year>\d{4}) ?[年년] ?(?P<b>\d{1,2}) ?[月월](?: ?(?P<c>\d{1,2}) ?[日号號일])?",
 )
@@ -50,7 +50,7 @@ _DATE_OR_TIME = re.compile(
 )
 
 
-_MONTH = rf"(?<![^\W_])(?P<month>(?:[^\W\d_]{MARK}{{0,3}}){{3,12}}+\.?)"
+_MONTH = rf"(?<![^\W_])(?P<month>(?:[^\W\d_]{MARK}{{0,3}}){{2,12}}+\.?)"
 _DATES = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -69,15 +69,16 @@ _DATES = [
 
 @functools.cache
 def _months():
-    """`{casefolded name: month}`: whole names, and abbreviations with a full stop; of English, three letters too."""
-    names = {"sept": 9}
+    """`{casefolded name: month}`: whole names, and abbreviations with a full stop; of English, three letters too. Then other
+    abbreviations, which are a month's only between a day and a year: "out" is October in Portuguese."""
+    names, abbreviations = {"sept": 9}, {}
     for language in LANGUAGES:
         for forms in Locale(language).months.values():
             for width in ("wide", "abbreviated"):
                 for month, name in forms[width].items():
-                    if width == "wide" or name.endswith(".") or language == "en":
-                        names[normalize(name).casefold()] = month
-    return names
+                    is_name = width == "wide" or name.endswith(".") or language == "en"
+                    (names if is_name else abbreviations)[normalize(name).casefold()] = month
+    return names, abbreviations
 
 
 class Dates:
@@ -114,8 +115,8 @@ class Dates:
                 for date in _dates(match)
             )
 
-        for place, pattern in enumerate(_DATES):
-            if place < len(_FIGURES) and not all(map(is_known, pattern.finditer(text))):
+        for pattern in _DATES[: len(_FIGURES)]:
+            if any(_dates(match) and not is_known(match) for match in pattern.finditer(text)):
                 return None
         for pattern in _DATES:
             text = pattern.sub(lambda match: " " if is_known(match) else match[0], text)
@@ -134,7 +135,11 @@ def _dates(match):
         years = [1900 + years[0], 2000 + years[0]]
     if "month" in found:
         name = found["month"].casefold()
-        month_days = [(_months().get(name) or _months().get(name.rstrip("."), 0), found["day"])]
+        names, abbreviations = _months()
+        month = names.get(name) or names.get(name.rstrip("."), 0)
+        if found["day"] and found["year"]:
+            month = month or abbreviations.get(name, 0)
+        month_days = [(month, found["day"])]
     elif "a" in found:
         month_days = [(found["a"], found["b"]), (found["b"], found["a"])]
     else:

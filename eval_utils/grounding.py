@@ -23,7 +23,8 @@ _JOINED = re.compile(r"(?<![^\W\d_])[^\W\d_]++(?:[-'’.][^\W\d_]++)++")
 # Where the parts of a name meet: camelCase, HTTPServer, dataset1.
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
 _SPACELESS_CHARACTER = re.compile(f"[{SPACELESS}]")
-# Numbers whose order counts: 16:9, 1920x1080, 10-5, 978-3-16, and a pair of coordinates.
+# Numbers whose order counts: 1.2.3, and 16:9, 1920x1080, 10-5, 978-3-16, a pair of coordinates.
+_DOTTED = re.compile(r"(?<![\d.])\d++(?:\.\d++){2,}+")
 _NUMBER = r"\d++(?:\.\d++)?+"
 _SERIES = re.compile(rf"(?<![\d.])-?{_NUMBER}(?:(?:[-–:/x×]|, ?(?=-?\d+\.\d\d))-?{_NUMBER})++", re.IGNORECASE)
 _PHONE = re.compile(r"(?<!\w)(?:\+ ?)?\(?\d(?:[() ./-]{0,2}\d){6,14}(?![() ./-]{0,2}\d)")
@@ -91,7 +92,7 @@ class Sources:
         self._words.update(_squash(joined) for joined in _JOINED.findall(text))
         self._numbers |= number_forms(text)
         self._numbers.update(map(decimal, self._dates.add(text)))
-        self._series.update(_series(match) for match in _SERIES.finditer(text))
+        self._series.update(series for pattern in (_DOTTED, _SERIES) for series in _series(pattern, text))
         for match in _PHONE.finditer(text):
             digits = _digits(match)
             self._phones |= {digits, *(digits[n:] for n in (1, 2, 3) if match[0].startswith("+") and len(digits) > 9)}
@@ -102,16 +103,22 @@ class Sources:
     def _has_text(self, text):
         if not has_token(text):
             return any(text.casefold() in source for source in self._texts)
-        if (rest := self._dates.without(text, self._numbers)) is None:
+        if self._is_reordered(_DOTTED, text) or (rest := self._dates.without(text, self._numbers)) is None:
             return False
         rest = _PHONE.sub(lambda match: " " if _digits(match) in self._phones else match[0], rest)
-        for series in map(_series, _SERIES.finditer(rest)):
-            if series not in self._series and tuple(sorted(series)) in self._sorted_series:
-                return False
+        if self._is_reordered(_SERIES, rest):
+            return False
         rest = without_number_forms(rest, self._numbers)
         rest = _JOINED.sub(lambda match: " " if _squash(match[0]) in self._words else match[0], rest)
         # As it is, too: what is taken out as a date may have been part of something else ("may 1/2.5").
         return any(all(map(self._has_token, tokens(form))) for form in {rest, text})
+
+    def _is_reordered(self, pattern, text):
+        """Whether a series in a value has the numbers of one in the source, and not in its order."""
+        return any(
+            series not in self._series and tuple(sorted(series)) in self._sorted_series
+            for series in _series(pattern, text)
+        )
 
     def _has_token(self, readings):
         return any(self._numbers.issuperset(numbers) and all(map(self._has_word, words)) for numbers, words in readings)
@@ -164,8 +171,9 @@ def _squash(joined):
     return re.sub("[-'’.]", "", joined).casefold()
 
 
-def _series(match):
-    return tuple(re.findall(_NUMBER, match[0]))
+def _series(pattern, text):
+    number = r"\d+" if pattern is _DOTTED else _NUMBER
+    return [tuple(re.findall(number, match[0])) for match in pattern.finditer(text)]
 
 
 def _digits(match):

@@ -18,7 +18,8 @@ SPACELESS = (
 _ALNUM = rf"[^\W_{SPACELESS}]"
 # Vowel signs and accents: `\w` is letters and digits alone, and would cut a Hindi word at each of them.
 MARK = "[" + "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c) in ("Mn", "Mc")) + "]"
-_LONGMARKS = re.compile(rf"({MARK}{{30}}){MARK}+")
+_LONG_MARKS = re.compile(rf"({MARK}{{30}}){MARK}+")
+_DIRECTIONS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # marks in right-to-left text, beside figures
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹]+")
 
 _UNITS = (
@@ -84,7 +85,8 @@ EXACT = Context(prec=400, traps=[])  # beyond any number that is meant as one; n
 def normalize(text):
     """NFKC, each run of whitespace one space. Case is left: camelCase is still to be split."""
     if not text.isascii():
-        text = _LONGMARKS.sub(r"\1", text)  # sorting a run of accents, as NFKC does, takes the square of its length
+        text = _DIRECTIONS.sub("", text)
+        text = _LONG_MARKS.sub(r"\1", text)  # sorting a run of accents, as NFKC does, takes the square of its length
         text = _SUPERSCRIPT.sub(r"^\g<0>", text)  # x² is x^2, not x2
         text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)  # 1½ is 1 1/2, not 11/2
         text = unicodedata.normalize("NFKC", text)
@@ -106,9 +108,9 @@ class Reading(NamedTuple):
 
 def tokens(text):
     """The tokens of a text, each distinct one once, as the list of its readings: "1.5 million" is 1500000, or 1.5 and a word."""
-    # A neighbour can change how one is read: `(1,234)`; so does the number before a minus.
+    # A neighbour can change how one is read: `(1,234)`; so do the number before a minus and the currency after a number.
     distinct = {
-        (text[max(match.start() - 1, 0) : match.end() + 1], match["operand"] is None): match
+        (text[max(match.start() - 1, 0) : match.end() + 1], match["operand"] is None, _before_euro(match)): match
         for match in _TOKEN.finditer(text)
     }
     return map(_readings, distinct.values())
@@ -186,7 +188,7 @@ def _chain_readings(match):
 
 
 def _before_euro(match):
-    return match.string.startswith(("€", " €", " eur", " EUR"), match.end("chain"))
+    return match.string.startswith(("€", " €", " eur", " Eur", " EUR"), match.end())
 
 
 def _listed(items):
