@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from data_utils.prompt import PROMPT_FORMATS
 from eval_utils.metrics import METRICS, Output, score, summarize
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, what_followed
+from eval_utils.predictions import describe_messages
 from eval_utils.statistics import flips, mcnemar, wilson_interval
 
 TONES = {"right": "good", "order only": "neutral"}  # of outcomes; the others are bad
@@ -43,7 +44,14 @@ def compare_systems(rows, predictions, prompt_formats, seen=None):
         "pairs": pairs(rows, scores),
         "slices": slices(rows, scores, seen),
         "worst_tools": worst_tools(rows, scores),
-        "warnings": warnings(rows, outputs),
+        "warnings": [
+            *warnings(rows, outputs),
+            *(
+                line
+                for system, said in predictions.items()
+                for line in describe_messages(system, [said[r.id] for r in rows])
+            ),
+        ],
         "scores": scores,
         "values": {system: [output.value for output in mine] for system, mine in outputs.items()},
     }
@@ -59,6 +67,7 @@ def generation_figures(predictions):
     seconds = sum(prediction["seconds"] for prediction in predictions)
     return {
         "finish": dict(Counter(finish)),
+        "came_as": dict(Counter(prediction["came_as"] for prediction in predictions if "came_as" in prediction)),
         "rows_per_second": len(predictions) / seconds if seconds else None,
     }
 

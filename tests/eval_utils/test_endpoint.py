@@ -19,7 +19,8 @@ from data_utils.rows import Row
 from eval_utils.endpoint import complete
 from run_utils.arguments import UserError
 
-# Each prompt says what its requests get, one word a try, the last word from then on: a status, or "slow", "hang", "cut", "page".
+# Each prompt names what its requests get, one word a try, the last word from then on: a status, or "slow", "hang", "cut", "page",
+# "refused" (with the key), "repeat" (the key), or "choice" and its JSON.
 SERVER = r"""
 import collections, http.server, json, threading, time
 
@@ -55,6 +56,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(60)
         if word == "page":
             return self.reply(200, "<html>Welcome</html>", "text/html")
+        if word == "choice":
+            choices = [json.loads(body["prompt"].split(":", 1)[1])]
+            return self.reply(200, json.dumps({"id": "1", "object": "x", "created": 1, "model": "m", "choices": choices}))
+        if word == "refused":
+            return self.reply(401, json.dumps({"error": {"message": "x" * 180 + " bad key " + self.headers["Authorization"]}}))
+        if word == "repeat":
+            body["prompt"] = self.headers["Authorization"]
         if word.isdigit() and word != "200":
             message = "This model's maximum context length is 9 tokens." if "long" in body["prompt"] else "as\nscripted"
             error = {"error": {"message": message, "type": "x", "param": None, "code": int(word)}}
@@ -127,8 +135,8 @@ def test_completions_come_as_they_finish_and_requests_are_greedy(url, monkeypatc
     said = dict(said)
     seconds = [said[index].pop("seconds") for index in range(4)]
     assert min(seconds) > 0 and 0.3 < sum(seconds) <= wall  # however many ran at once
-    assert said[0] == {"text": "said slow: a", "num_tokens": 7, "finish": "end"}
-    assert said[1] == {"text": "said 200: b", "num_tokens": 7, "finish": "end"}
+    assert said[0] == {"text": "said slow: a", "num_tokens": 7, "finish": "end", "came_as": "text"}
+    assert said[1] == {"text": "said 200: b", "num_tokens": 7, "finish": "end", "came_as": "text"}
     assert (said[2]["text"], said[2]["finish"]) == ("said cut: é", "length")
     assert said[3]["num_tokens"] is None
     for request in record_of(url)["requests"]:
@@ -254,15 +262,146 @@ def test_a_chat_s_calls_are_the_text_of_their_list(url):
     assert [said[i]["text"] for i in range(6)] == [
         '[{"name": "f", "arguments": {"x":1}}, {"name": "f", "arguments": {"x":1}}]',
         '[{"name": "f", "arguments": {"x":}, {"name": "f", "arguments": {"x":}]',
-        "content: [] as it is", "cut: [{", "[]", "",
+        "content: [] as it is", "cut: [{", "", "",
     ]  # fmt: skip
     assert [said[i]["finish"] for i in range(6)] == ["end", "end", "end", "length", "end", "too_long"]
     requests = record_of(url)["requests"]
     assert {request["path"] for request in requests} == {"/v1/chat/completions"}
     assert all(request["body"]["tools"] == tools and request["body"]["temperature"] == 0 for request in requests)
-    assert (
-        next(iter(complete(url, "m", [("none: a", [])], 33)))[1]["text"] == "[]"
-    )  # no tools at all are left out of the request
+    next(iter(complete(url, "m", [("none: a", [])], 33)))
+    assert "tools" not in record_of(url)["requests"][-1]["body"]  # which some servers refuse if it is empty
+
+
+CALL = {"name": "f", "arguments": '{"x": 1}'}
+CALLS = '[{"name": "f", "arguments": {"x": 1}}]'
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "came_as"),
+    [
+        ({"content": CALLS}, CALLS, "content"),
+        ({"content": "[]", "tool_calls": []}, "[]", "content"),
+        ({"content": [{"type": "text", "text": CALLS[:9]}, {"type": "text", "text": CALLS[9:]}]}, CALLS, "content"),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
+                    {"type": "text", "text": CALLS},
+                ]
+            },
+            CALLS,
+            "content",
+        ),
+        ({"content": None, "tool_calls": [{"id": "c", "type": "function", "function": CALL}]}, CALLS, "tool_calls"),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}, CALLS, "tool_calls"),
+        ({"content": None, "tool_calls": ["f", {"function": CALL}]}, json.dumps(["f", CALL]), "tool_calls"),
+        ({"content": None, "function_call": CALL}, CALLS, "function_call"),
+        ({"content": None, "tool_calls": [], "function_call": CALL}, CALLS, "function_call"),
+        # No call, by a model that ended by itself, and not a word.
+        ({"content": None, "tool_calls": []}, "[]", "no calls"),
+        ({"content": "", "tool_calls": [], "refusal": None, "reasoning_content": ""}, "[]", "no calls"),
+        # Nothing, which is no abstention.
+        ({"content": None}, "", "nothing"),
+        ({"content": ""}, "", "nothing"),
+        ({"content": None, "tool_calls": None}, "", "nothing"),
+        ({"content": None, "tool_calls": [], "refusal": "I cannot."}, "", "nothing"),
+        ({"content": None, "tool_calls": [], "reasoning_content": CALLS}, "", "nothing"),
+        ({"content": None, "reasoning": CALLS}, "", "nothing"),
+        ({"content": [{"type": "refusal", "refusal": "I cannot."}], "tool_calls": []}, "", "nothing"),
+        ({"content": 5}, "", "nothing"),
+        ({}, "", "nothing"),
+        (None, "", "nothing"),
+        ("[]", "", "nothing"),
+    ],
+)
+def test_a_message_is_a_text_or_broken(url, message, text, came_as):
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    ((_, said),) = complete(url, "m", [(f"choice:{json.dumps(choice)}", [])], 33)
+    assert (said["text"], said["came_as"], said["finish"]) == (text, came_as, "end")
+    assert said.get("choice", choice) == choice  # as it came
+    assert ("choice" in said) is (message not in ({"content": CALLS}, {"content": "[]", "tool_calls": []}))
+
+
+@pytest.mark.parametrize("finish_reason", ["length", "content_filter", None, 5])
+def test_an_empty_list_of_calls_counts_if_the_model_ended_by_itself(url, finish_reason):
+    choice = {"message": {"content": None, "tool_calls": []}, "finish_reason": finish_reason}
+    ((_, said),) = complete(url, "m", [(f"choice:{json.dumps(choice)}", [])], 33)
+    assert (said["text"], said["came_as"]) == ("", "nothing")
+
+
+@pytest.mark.parametrize("choice", [{}, {"text": None}, {"text": 5}, {"text": ["[]"]}, None, "[]"])
+def test_a_completion_without_a_text_is_broken(url, choice):
+    ((_, said),) = complete(url, "m", [f"choice:{json.dumps(choice)}"], 33)
+    assert (said["text"], said["came_as"], said["choice"]) == ("", "nothing", choice)
+
+
+def rows_of(tmp_path, queries):
+    """A file of rows that want the call CALLS, or none if the query's last word is "none"."""
+    tools = [{"name": "f", "description": "", "parameters": {"x": {"type": "int", "description": ""}}}]
+    rows = [
+        {"id": str(i), "query": query, "tools": tools, "answers": [] if query.endswith("none") else json.loads(CALLS)}
+        for i, query in enumerate(queries)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def endpoint_flags(url, data, folder, api="chat"):
+    return {
+        "endpoint": url,
+        "endpoint_model": "m",
+        "endpoint_api": api,
+        "systems": ["endpoint"],
+        "dataset_name": data,
+        "eval_fraction": 1,
+        "output_dir": folder,
+    }
+
+
+def outcomes(folder):
+    return {
+        score["id"]: score["outcome"] for score in map(json.loads, (folder / "scores.jsonl").read_text().splitlines())
+    }
+
+
+def test_how_the_answers_came_is_counted_and_what_has_no_text_is_named(url, tmp_path, run_here):
+    messages = [
+        {"content": [{"type": "text", "text": CALLS}]},
+        {"tool_calls": [{"function": CALL}]},
+        {"content": None, "tool_calls": []},
+        {"content": None, "reasoning_content": CALLS},
+    ]
+    queries = [f"choice:{json.dumps({'message': message, 'finish_reason': 'stop'})}" for message in messages]
+    flags = endpoint_flags(url, rows_of(tmp_path, queries), tmp_path / "out")
+    result = run_here(evaluate, flags)
+    assert result.code == 0, result.err
+    shown = " ".join(result.out.split())
+    assert "endpoint: of 4 answers came 1 as tool_calls, 1 as content." in shown
+    assert "endpoint: 1 had an empty list of tool_calls and no word: each counts as []" in shown
+    assert "endpoint: 1 had no text that can be scored, and count as broken: 3" in shown
+    assert outcomes(tmp_path / "out") == {"0": "right", "1": "right", "2": "missed call", "3": "unparseable"}
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())["systems"]["endpoint"]
+    assert figures["came_as"] == {"content": 1, "tool_calls": 1, "no calls": 1, "nothing": 1}
+    assert figures["call_table"]["gold_calls"] == {"calls": 2, "abstains": 1, "broken": 1}
+
+
+@pytest.mark.parametrize("text", [None, 5, [{"type": "text", "text": "[]"}], {"text": "[]"}, True])
+def test_a_folder_with_a_text_that_is_none_is_read(url, tmp_path, run_here, text):
+    """As versions before this one wrote it, and could not score it."""
+    folder = tmp_path / "out"
+    assert run_here(evaluate, endpoint_flags(url, rows_of(tmp_path, ["content: a", "content: none"]), folder)).code == 0
+    path = folder / "predictions.jsonl"
+    predictions = [json.loads(line) for line in path.read_text().splitlines()]
+    for prediction in predictions:
+        if prediction["id"] == "1":
+            prediction |= {"text": text, "finish": None, "seconds": None, "num_tokens": "7"}
+    path.write_text("".join(json.dumps(prediction) + "\n" for prediction in predictions))
+    result = run_here(evaluate, {"rescore": folder})
+    assert result.code == 0 and "1 had no text that can be scored, and count as broken: 1" in " ".join(
+        result.out.split()
+    )
+    assert outcomes(folder)["1"] == "unparseable"
 
 
 def test_seconds_are_shared_by_the_processes_at_work(url):
