@@ -102,8 +102,8 @@ class Dates:
         return figures
 
     def without(self, text, numbers):
-        """A value's text less the dates and times that are known, None where a whole one in figures is not: its figures
-        one by one prove nothing, since other dates have them too.
+        """A value's text less the known dates and times; None if a whole one in figures is unknown: its figures one by one
+        prove nothing, since other dates have them too.
 
         numbers: those of the source; a year may be among them that its date lacks."""
         if not _DATE_OR_TIME.search(text := han_as_figures(text)):

@@ -188,7 +188,7 @@ def part_text(part):
 
 
 def in_words(openai, error, url, model, timeout, retries, secrets):
-    """One line on what went wrong, and what to do. Servers repeat the key that they refuse."""
+    """One line: the fault, and the remedy. Servers repeat the key that they refuse."""
 
     def shorten(text):  # after the secrets are gone: half of one is one
         text = " ".join(redact(str(text), secrets).split())

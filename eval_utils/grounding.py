@@ -4,8 +4,8 @@
     made_up = [value for value in leaf_values(call["arguments"]) if not sources.is_grounded(value)]
 
 The rules are generous about form (25, "25%", "twenty-five", "25th", 二十五) and strict about content: a number must stand
-as a whole token, since nearly any digit is found inside some longer number, and numbers that make up one thing (a date, a
-version, an address, a ratio) in its order. Everything is linear in the length of the text.
+as a whole token, since nearly any digit is found inside some longer number. Numbers that make up one thing (a date, a
+version, an address, a ratio) must stand in its order. Everything is linear in the length of the text.
 """
 
 import functools
@@ -53,7 +53,7 @@ def leaf_values(arguments):
 
 
 class Sources:
-    """What the values of one row's calls may come from: all the text of its query (str) and tools (the parsed list)."""
+    """The sources of the values of one row's calls: all the text of its query (str) and tools (the parsed list)."""
 
     def __init__(self, query, tools):
         self._texts = []  # for values that are nothing but punctuation
@@ -110,7 +110,7 @@ class Sources:
             return False
         rest = without_number_forms(rest, self._numbers)
         rest = _JOINED.sub(lambda match: " " if _squash(match[0]) in self._words else match[0], rest)
-        # As it is, too: what is taken out as a date may have been part of something else ("may 1/2.5").
+        # As it is, too: a date that is taken out may have been part of something else ("may 1/2.5").
         return any(all(map(self._has_token, tokens(form))) for form in {rest, text})
 
     def _is_reordered(self, pattern, text):
@@ -151,7 +151,7 @@ def _tool_values(tools):
 
 
 def _word_forms(word):
-    """What a word of the text is found as, casefolded: itself, and the parts of a name written in one."""
+    """The forms of a word of the text, casefolded: itself, and the parts of a name written in one."""
     if _SPACELESS_CHARACTER.match(word):
         return [*word, *_pairs(word)]
     return {form.casefold() for form in (word, *_parts(word))}

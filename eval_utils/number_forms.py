@@ -18,7 +18,7 @@ _WHOLE = rf"(?:{NUMBER_WORD})(?:[ _-](?:{NUMBER_WORD})){{0,3}}"
 _BELOW = r"(?: degrees?)?(?: (?:[cf]\b|celsius|fahrenheit))? below(?: zero| freezing)\b"
 _DIGIT = "|".join(list(SMALL)[:10])
 _COUNT = "|".join(["an?", *list(SMALL)[1:20]])
-# Beside each pattern, what any text has that it can match: looked up first, since most texts have none.
+# Beside each pattern, signs of a match: looked up first, since most texts have none.
 _FORMS = [
     (signs, re.compile(pattern, re.IGNORECASE))
     for signs, pattern in (
@@ -65,7 +65,7 @@ def number_forms(text):
 
 
 def without_number_forms(text, known):
-    """The text less the numbers in such forms that are known (a set of Decimals)."""
+    """The text less the known numbers (a set of Decimals) in such forms."""
     for pattern in _patterns(text):
         text = pattern.sub(lambda match: match[0] if known.isdisjoint(_form_numbers(match)) else " ", text)
     return text

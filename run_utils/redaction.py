@@ -57,7 +57,7 @@ def environment_secrets():
 
 
 def address_secrets(url):
-    """What in an address is a credential, as written, decoded, and in the header that a client makes of it."""
+    """The credentials in an address: as written, decoded, and in a client's header."""
     rest = url.split("://", 1)[-1]
     user, password = _user_of(rest).partition(":")[::2]
     pairs = re.split("[?#]", rest, maxsplit=1)[1:] and re.split("[?#&]", rest)[1:]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, launch
+from conftest import ROOT, command_line, launch, read_args
 
 import evaluate
 from data_utils.prompt import PROMPT_FORMATS
@@ -432,3 +433,89 @@ def test_two_processes_ask_for_half_of_the_rows_each(url, tmp_path):
     assert result.code == 0 and re.search("endpoint, 1 of 2 processes: 100%.* 32/32 ", result.err), result.err
     asked = [request["body"]["messages"][-1]["content"] for request in record_of(url)["requests"]]
     assert sorted(asked) == sorted(row["query"] for row in rows)
+
+
+def planted_in(folder, *texts):
+    """The planted secrets (all of which begin with PLANTED, or are base64 of that) in a folder's files and in texts."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    parts = {str(path): path.read_bytes() for path in files} | {"terminal": "".join(texts).encode()}
+    # "ada:PLANTED", in the header that a client makes of an address
+    return {name for name, content in parts.items() if b"PLANTED" in content or b"YWRhOlBMQU5URU" in content}
+
+
+def test_credentials_of_an_endpoint_are_in_no_output(url, tmp_path, run_here, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "PLANTED-key")
+    address = url.replace("://", "://ada:PLANTED-password@")
+    data, folder = rows_of(tmp_path, ["content: a", "200: none"]), tmp_path / "out"
+    runs = [run_here(evaluate, endpoint_flags(address, data, folder))]
+    runs += [run_here(evaluate, endpoint_flags(address, data, folder))]  # goes on: the same server
+    runs += [run_here(evaluate, {"rescore": folder})]
+    assert [run.code for run in runs] == [0, 0, 0], runs[1].err
+    assert not planted_in(folder, *(run.out + run.err for run in runs))
+    assert read_args(folder)["endpoint"] == url.replace("://", "://***@")
+    for key in ("", "ada:PLANTED-password@"):  # in the header the key, or what the address has
+        refused = endpoint_flags(url.replace("://", f"://{key}"), rows_of(tmp_path, ["refused: a"]), tmp_path / "no")
+        result = run_here(evaluate, refused | {"overwrite_output_dir": "true"})
+        assert result.code == 1 and "bad key" in result.err and "***" in result.err
+        assert not planted_in(tmp_path / "no", result.out, result.err)
+
+
+def test_a_server_that_repeats_the_key_in_a_text_has_it_hidden(url):
+    ((_, said),) = complete(url, "m", ["repeat: a"], 4, api_key="PLANTED-key")
+    assert said["text"] == "said Bearer ***"
+
+
+def test_a_folder_with_credentials_loses_them_in_its_report(url, tmp_path, run_here):
+    """As versions before this one wrote it."""
+    folder = tmp_path / "out"
+    assert run_here(evaluate, endpoint_flags(url, rows_of(tmp_path, ["content: a"]), folder)).code == 0
+    for name in ("args.yaml", "environment.json"):
+        path = folder / name
+        path.write_text(path.read_text().replace("http://", "http://ada:PLANTED@"))
+    result = run_here(evaluate, {"rescore": folder})
+    assert result.code == 0 and not planted_in(folder, result.out, result.err) - {
+        str(folder / name) for name in ("args.yaml", "environment.json")
+    }
+
+
+@pytest.mark.slow
+def test_planted_credentials_are_in_no_output_of_any_script(url, flags, tmp_path):
+    """In an address, in the environment, in the name of a recipe, and in arguments that are refused."""
+    secret_place = tmp_path / "key=PLANTED-place"
+    secret_place.mkdir()
+    recipe = secret_place / "recipe.yaml"
+    recipe.write_text("lora_dropout: 0\n")
+    environment = os.environ | {"OPENAI_API_KEY": "PLANTED-key", "HF_TOKEN": "PLANTED-token"}
+    address = url.replace("://", "://ada:PLANTED-password@")
+    shown = []
+
+    def run(script, flags, code=0):
+        command = [sys.executable, script, *command_line(flags)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        shown.extend((done.stdout, done.stderr))
+
+    outputs, adapter = tmp_path / "outputs", tmp_path / "outputs" / "run" / "adapter"
+    run("train.py", flags | {"output_dir": outputs / "run", "max_train_steps": 1, "config": recipe})
+    empty_recipe = secret_place / "empty.yaml"
+    empty_recipe.write_text("seed: 42\n")
+    evaluation = {
+        "adapter": adapter,
+        "endpoint": address,
+        "endpoint_model": "m",
+        "max_new_tokens": 4,
+        "config": empty_recipe,
+    }
+    run("evaluate.py", evaluation | {"systems": ["adapter", "endpoint"], "num_examples": 2})
+    infer_recipe = secret_place / "infer.yaml"
+    infer_recipe.write_text("max_new_tokens: 4\n")
+    rows = rows_of(tmp_path, ["a"])
+    run("infer.py", {"adapter": adapter, "input": rows, "output": outputs / "answers.jsonl", "config": infer_recipe})
+    run("export.py", {"adapter": adapter, "output_dir": outputs / "export", "dtype": "fp32"})
+    for script in ("train.py", "evaluate.py"):
+        wrong = {
+            "dataset_name": "https://ada:PLANTED-password@host/rows.jsonl?key=PLANTED",
+            "output_dir": outputs / "no",
+        }
+        run(script, wrong | {"model_name_or_path": flags["model_name_or_path"]}, code=1)
+    assert len(list(outputs.rglob("*.*"))) > 30 and not planted_in(outputs, *shown)
