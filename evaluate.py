@@ -59,6 +59,7 @@ from run_utils.arguments import (
 from run_utils.environment import environment_record
 from run_utils.files import file_hash, lock_folder, write_json, write_text
 from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
+from run_utils.redaction import redact
 
 # The reference article's figures, in %, on its own model and data. It says neither which parser nor which prompt they are of.
 PUBLISHED_FOR = ("Qwen/Qwen3-4B-Base", "Salesforce/xlam-function-calling-60k")
@@ -199,7 +200,7 @@ def main():
         "mixed_precision": accelerator.mixed_precision,
         "decoding": {"strategy": "greedy", "max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens},
         "merge_adapter": args.merge_adapter,
-        "endpoint": [args.endpoint, args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
+        "endpoint": [redact(args.endpoint), args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
     }
     check_alike(identity | {"--systems": args.systems})
     in_training = {
@@ -373,10 +374,10 @@ class Finished(NamedTuple):
 def read_folder(folder):
     rows, in_training = predictions.read_rows(folder)
     try:
-        environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
+        environment = redact(dict(json.loads((folder / "environment.json").read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder} holds no evaluation that can be read: environment.json, {error}") from None
-    settings = read_yaml(folder / "args.yaml")
+    settings = redact(read_yaml(folder / "args.yaml"))
     if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in PROMPT_FORMATS:
         raise UserError(f"{folder / 'args.yaml'} names no systems, or a prompt format that is not here")
     answers = {}

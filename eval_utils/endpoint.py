@@ -4,12 +4,14 @@ By the openai package, which is optional: it is imported when prompts are sent.
 """
 
 import asyncio
+import json
 import os
 import re
 import time
 
-from data_utils.prompt import render_calls
+from data_utils.prompt import render_calls, to_json
 from run_utils.arguments import UserError
+from run_utils.redaction import address_secrets, hide, redact
 
 FINISH = {
     "stop": "end",
@@ -18,31 +20,36 @@ FINISH = {
     None: "end",
 }  # the server's finish_reason, in generation.Generation's words
 # How servers say with a 400 that a prompt has no room: OpenAI and vLLM "maximum context length", llama.cpp "context size".
+# Where servers put words that are no answer, beside `content`.
+OTHER_WORDS = ("reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks", "refusal", "audio")
 TOO_LONG = re.compile(r"context.(length|size|window)", re.IGNORECASE)
 
 
 def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8, timeout=60, retries=3):
     """Greedy completions, as `(index, completion)` in the order in which they finish.
 
-    url: what stands before /completions or /chat/completions, `http://localhost:8000/v1` say. prompts: texts, sent as they are; or
-    `(query, OpenAI's tools)`, sent as a chat of one message, whose answer's `tool_calls` are given as the text of the list of calls, and
-    its content where it has none. A completion is `{"text", "num_tokens", "finish",
-    "seconds"}`: num_tokens is None where the server does not count them; finish is "end", "length", "too_long" (prompt and new
-    tokens do not fit the server's context) or another word of the server's; seconds is the time since the answer before, so that they
-    add up to what all took. At most `concurrency` requests run at a time. One that meets a broken connection, a time-out (after `timeout`
-    seconds), a 429 or a 5xx is sent again, at most `retries` times, after growing pauses or as long as the server asks for. The
-    key is `api_key` or the environment's OPENAI_API_KEY.
+    url: what stands before /completions or /chat/completions, such as `http://localhost:8000/v1`. prompts: texts, sent as they
+    are; or `(query, OpenAI's tools)`, sent as a chat of one message. At most `concurrency` requests run at a time. One that meets
+    a broken connection, a time-out (after `timeout` seconds), a 429 or a 5xx is sent again, at most `retries` times, after growing
+    pauses or as long as the server asks for. The key is `api_key` or the environment's OPENAI_API_KEY.
 
-    Raises UserError where the server cannot be reached, refuses, or still fails.
+    A completion is `{"text", "num_tokens", "finish", "seconds"}`. num_tokens is None if the server does not count them. finish
+    is "end", "length", "too_long" (prompt and new tokens do not fit the server's context) or another word of the server's.
+    seconds is the time since the answer before, so that they add up to the time that all took. An answer has "came_as" too, how
+    the text came (see read_message), and "choice", as the server sent it, if there was more or less in it than a text.
+
+    Raises UserError if the server cannot be reached, refuses, or still fails.
     """
     openai = import_openai()
     url = url.rstrip("/").removesuffix("/completions").removesuffix("/chat")
+    key = api_key or os.environ.get("OPENAI_API_KEY") or "none"  # the client wants one, local servers do not
+    secrets = [key, *address_secrets(url)]
     # Requests advance while the caller waits for the next one, on a loop of our own. Leaving it, by an error, an interrupt or a
     # caller who has seen enough, cancels what is under way; threads would have to be waited for.
     with asyncio.Runner() as runner:
         client = openai.AsyncOpenAI(
             base_url=url,
-            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",  # the client wants one, local servers do not
+            api_key=key,
             timeout=timeout,
             max_retries=retries,
         )
@@ -53,9 +60,9 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
             for _ in prompts:
                 index, outcome = runner.run(requests.finished.get())
                 if isinstance(outcome, Exception):
-                    raise UserError(in_words(openai, outcome, url, model, timeout, retries)) from outcome
+                    raise UserError(in_words(openai, outcome, url, model, timeout, retries, secrets)) from outcome
                 last, since = time.perf_counter(), last
-                yield index, outcome | {"seconds": last - since}
+                yield index, hide(outcome, secrets) | {"seconds": last - since}
         finally:
             runner.run(requests.stop())
 
@@ -102,37 +109,100 @@ class Requests:
             if not TOO_LONG.search(str(error)):
                 raise
             return {"text": "", "num_tokens": 0, "finish": "too_long"}
-        if isinstance(answer, str) or not answer.choices:  # of a page, the client makes a string
-            raise ValueError("no completion in its answer")
-        choice = answer.choices[0]
-        return {
-            "text": choice.text if isinstance(prompt, str) else text_of(choice),
-            "num_tokens": answer.usage.completion_tokens if answer.usage else None,
-            "finish": FINISH.get(choice.finish_reason, choice.finish_reason),
-        }
+        return read_answer(json.loads(answer.text), is_chat=not isinstance(prompt, str))
 
     def send(self, prompt):
         settings = {"model": self.model, "max_tokens": self.max_new_tokens, "temperature": 0}
         if isinstance(prompt, str):
-            return self.client.completions.create(prompt=prompt, **settings)
+            return self.client.completions.with_raw_response.create(prompt=prompt, **settings)
         query, tools = prompt
         messages = [{"role": "user", "content": query}]
-        return self.client.chat.completions.create(messages=messages, tools=tools or self.openai.NOT_GIVEN, **settings)
+        tools = tools or self.openai.NOT_GIVEN
+        return self.client.chat.completions.with_raw_response.create(messages=messages, tools=tools, **settings)
 
 
-def text_of(choice):
-    """What a chat's answer says as the text of a list of calls, their arguments as the server gives them: if these are no JSON, that is
-    for the scores to see. A server that does not take the list apart leaves it in the content; one that is done and says nothing makes
-    no call."""
-    message = choice.message
-    if not message.tool_calls:
-        return message.content or ("[]" if choice.finish_reason == "stop" else "")
-    functions = [call.function for call in message.tool_calls]
-    return render_calls([{"name": each.name, "arguments": each.arguments} for each in functions])
+def read_answer(answer, is_chat):
+    """A completion from a server's answer, parsed JSON: of its first choice, whatever is in it. Raises ValueError if it is an
+    answer to something else."""
+    if not isinstance(answer, dict) or "choices" not in answer:
+        raise ValueError("no completion in its answer")
+    choices, usage = answer["choices"], answer.get("usage")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    fields = choice if isinstance(choice, dict) else {}
+    finish = fields.get("finish_reason")
+    if is_chat:
+        message = fields["message"] if isinstance(fields.get("message"), dict) else {}
+        text, came_as = read_message(message, finish)
+        others = {key for key, value in message.items() if value} - {"role", "content"}
+        is_plain = came_as == "content" and message["content"] == text and not others
+    else:
+        is_plain = isinstance(fields.get("text"), str)
+        text, came_as = (fields["text"], "text") if is_plain else ("", "nothing")
+    num_tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return {
+        "text": text,
+        "num_tokens": num_tokens if isinstance(num_tokens, int) else None,
+        "finish": FINISH.get(finish, finish) if isinstance(finish, str) else "end",
+        "came_as": came_as,
+        **({} if is_plain else {"choice": choice}),
+    }
 
 
-def in_words(openai, error, url, model, timeout, retries):
-    """One line on what went wrong, and what to do."""
+def read_message(message, finish_reason):
+    """The text of a chat's message, and how it came.
+
+    "tool_calls", or the older "function_call": the text of the list of calls, with the arguments as the server gives them. If
+    these are no JSON, that is for the scores to see. "content": a text, or the parts of one. "no calls": `[]`, of an empty list of
+    tool_calls if the model ended by itself and there are no words anywhere. "nothing": "", which is no abstention; a refusal or
+    reasoning alone is this.
+    """
+    if calls := message.get("tool_calls"):
+        calls = calls if isinstance(calls, list) else [calls]
+        return render_functions(
+            [call.get("function") if isinstance(call, dict) else call for call in calls]
+        ), "tool_calls"
+    if function := message.get("function_call"):
+        return render_functions([function]), "function_call"
+    content = message.get("content")
+    if text := "".join(map(part_text, content if isinstance(content, list) else [content])):
+        return text, "content"
+    is_silent = not content and not any(message.get(key) for key in OTHER_WORDS)
+    if message.get("tool_calls") == [] and finish_reason == "stop" and is_silent:
+        return "[]", "no calls"
+    return "", "nothing"
+
+
+def render_functions(functions):
+    """The text of a list of calls; of what is no function as JSON, which no score takes for a call."""
+    if all(isinstance(function, dict) and isinstance(function.get("name"), str) for function in functions):
+        calls = [{"name": function["name"], "arguments": function.get("arguments") or {}} for function in functions]
+        return render_calls(calls)
+    return to_json(functions)
+
+
+def part_text(part):
+    """The text of a part of a message's content; "" if it is something else: reasoning, a refusal, an image."""
+    if isinstance(part, dict):
+        part = part.get("text") if part.get("type", "text") in ("text", "output_text") else None
+    return part if isinstance(part, str) else ""
+
+
+def in_words(openai, error, url, model, timeout, retries, secrets):
+    """One line: the fault, and the remedy. Servers repeat the key that they refuse."""
+
+    def shorten(text):  # after the secrets are gone: half of one is one
+        text = " ".join(redact(str(text), secrets).split())
+        return text[:200] + "..." * (len(text) > 200)
+
+    def one_line(error):
+        return f"{type(error).__name__}: {shorten(error)}"
+
+    def server_words(error):
+        """The message in the body of a refusal, in the form of OpenAI's errors or any other."""
+        message = error.body.get("message") if isinstance(error.body, dict) else None
+        return shorten(message or error.response.text or error.response.reason_phrase)
+
+    url = redact(url)
     tries = f"{retries + 1} times" if retries else "once"
     if isinstance(error, openai.APITimeoutError):
         return f"{url} did not answer within {timeout} s, tried {tries}: allow it more time, or send fewer requests at once"
@@ -152,18 +222,3 @@ def in_words(openai, error, url, model, timeout, retries):
     if error.status_code >= 500:
         return f"{url} fails on {model}, tried {tries} ({said}): its log may say why"
     return f"{url} refuses the request for {model} ({said})"
-
-
-def server_words(error):
-    """The message in the body of a refusal, in the form of OpenAI's errors or any other."""
-    message = error.body.get("message") if isinstance(error.body, dict) else None
-    return shorten(message or error.response.text or error.response.reason_phrase)
-
-
-def one_line(error):
-    return f"{type(error).__name__}: {shorten(error)}"
-
-
-def shorten(text):
-    text = " ".join(str(text).split())
-    return text[:200] + "..." * (len(text) > 200)

@@ -5,6 +5,7 @@ Each process appends to a file of its own, predictions-<process>.jsonl, which `m
 """
 
 import json
+from collections import Counter
 
 from data_utils.rows import Row
 from run_utils.arguments import UserError
@@ -122,10 +123,45 @@ def read(paths):
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                predictions.append(json.loads(line))
-            except ValueError:
+                prediction = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(prediction, dict) and all(isinstance(prediction.get(key), str) for key in ("system", "id")):
+                predictions.append(scorable(prediction))
     return predictions
+
+
+def scorable(prediction):
+    """The prediction with a value of its type in each field that the scores read. One whose text is no text, as earlier
+    versions wrote of a server's unusual message, is broken: its text is empty, and it came as nothing."""
+    text, finish, seconds, num_tokens = (prediction.get(key) for key in ("text", "finish", "seconds", "num_tokens"))
+    return {
+        **prediction,
+        **({} if isinstance(text, str) else {"text": "", "came_as": "nothing", "choice": text}),
+        "finish": finish if isinstance(finish, str) else "end",
+        "seconds": seconds if isinstance(seconds, int | float) else 0.0,
+        "num_tokens": num_tokens if isinstance(num_tokens, int) else None,
+    }
+
+
+def describe_messages(system, predictions):
+    """Lines on how a server's texts came: a wrong parser of tool calls shows here. None on a system that has no server.
+
+    predictions: those of one system, in the rows' order.
+    """
+    found = Counter(prediction["came_as"] for prediction in predictions if "came_as" in prediction)
+    lines = []
+    if chat := [f"{found[name]} as {name}" for name in ("tool_calls", "content", "function_call") if found[name]]:
+        lines.append(f"{system}: of {len(predictions)} answers came {', '.join(chat)}.")
+    if found["no calls"]:
+        lines.append(
+            f"{system}: {found['no calls']} had an empty list of tool_calls and no word: each counts as [], an abstention. "
+            "Some servers send the empty list with every message."
+        )
+    if without := [prediction["id"] for prediction in predictions if prediction.get("came_as") == "nothing"]:
+        shown = ", ".join(without[:20]) + ", ..." * (len(without) > 20)
+        lines.append(f"{system}: {len(without)} had no text that can be scored, and count as broken: {shown}")
+    return lines
 
 
 def merge(output_dir):

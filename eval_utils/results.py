@@ -10,6 +10,7 @@ from data_utils.systems import verdict_pair
 from eval_utils import predictions as prediction_files
 from eval_utils.metrics import METRICS, SCORING, Output, score, summarize
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, what_followed
+from eval_utils.predictions import describe_messages
 from eval_utils.statistics import flips, mcnemar, wilson_interval
 from run_utils.files import write_json
 
@@ -75,7 +76,14 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
         "near_repeats": near_repeats(rows, scores, in_training["near_repeat"]),
         "slices": slices(rows, scores, in_training["tools_seen"]),
         "worst_tools": worst_tools(rows, scores, verdict[1] if verdict else list(outputs)[-1]),
-        "warnings": warnings(rows, {key: outputs[first[key]] for key in predictions}, first),
+        "warnings": [
+            *warnings(rows, {key: outputs[first[key]] for key in predictions}, first),
+            *(
+                line
+                for key, by_id in predictions.items()
+                for line in describe_messages(key.name, [by_id[row.id] for row in rows])
+            ),
+        ],
     }
     values = {key: [output.value for output in of_system] for key, of_system in outputs.items()}
     return scores, values, figures
@@ -102,6 +110,7 @@ def generation_figures(predictions):
     seconds = sum(prediction["seconds"] for prediction in predictions)
     return {
         "finish": dict(Counter(finish)),
+        "came_as": dict(Counter(prediction["came_as"] for prediction in predictions if "came_as" in prediction)),
         "rows_per_second": len(predictions) / seconds if seconds else None,
     }
 

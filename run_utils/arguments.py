@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
+from run_utils.redaction import redact
 from run_utils.signals import Stopped, handle_signals, raise_stopped
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +98,7 @@ def run_script(main, if_stopped=""):
         time.sleep(10)  # main has usually met the same error: the launcher stops us before we repeat it
     if message and (is_main or code <= 128):  # of a signal main alone says it
         try:
-            print(" ".join(message.split("\n")), file=sys.stderr, flush=True)
+            print(" ".join(redact(message).split("\n")), file=sys.stderr, flush=True)
         except OSError:  # its reader is gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -109,7 +110,7 @@ def run_script(main, if_stopped=""):
 def say(message):
     """A line for the user beside a script's results: on stderr, once for all processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)
+        print(redact(message), file=sys.stderr, flush=True)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -221,9 +222,10 @@ def read_yaml(path):
 
 
 def as_yaml(arguments):
-    """The resolved arguments, as the text of a file that `--config` takes. None means the default and is left out."""
+    """The resolved arguments, as the text of a file that `--config` takes. None means the default and is left out,
+    credentials are `***`."""
     values = {
-        name: value
+        name: redact(value)
         for name, value in dataclasses.asdict(arguments).items()
         if value is not None and name not in INVOCATION
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from run_utils.arguments import ROOT
+from run_utils.redaction import redact, redact_command
 
 
 def environment_record(**extra):
@@ -30,7 +31,7 @@ def environment_record(**extra):
         commit = ""
     packages = ["accelerate", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers", "safetensors"]
     return {
-        "command": sys.argv,
+        "command": redact_command(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": commit or None,
         "python": platform.python_version(),
@@ -46,4 +47,4 @@ def environment_record(**extra):
 def published_name(name):
     """A model's or data set's hub id, or the last part of a path: no card names a folder of the training machine."""
     on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.endswith((".json", ".jsonl", ".parquet"))
-    return name if on_hub and not Path(name).exists() else Path(name).name
+    return name if on_hub and not Path(name).exists() else Path(redact(name)).name

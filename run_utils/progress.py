@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from run_utils.arguments import UserError, say
+from run_utils.redaction import redact
 
 
 class TrainingLog:
@@ -154,7 +155,7 @@ class TrainingLog:
         with self.tensorboard():
             if self.writer:
                 # The arguments beside the final figures, for TensorBoard's table of runs; in this run and not in one of its own.
-                arguments = {name: str(value) for name, value in vars(self.args).items()}
+                arguments = {name: redact(str(value)) for name, value in vars(self.args).items()}
                 self.writer.add_hparams(arguments, self.final, run_name=".", global_step=self.state.global_step)
                 self.writer.close()
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, launch
+from conftest import ROOT, command_line, launch, read_args
 
 import evaluate
 from data_utils.prompt import PROMPT_FORMATS
@@ -19,7 +20,8 @@ from data_utils.rows import Row
 from eval_utils.endpoint import complete
 from run_utils.arguments import UserError
 
-# Each prompt says what its requests get, one word a try, the last word from then on: a status, or "slow", "hang", "cut", "page".
+# Each prompt names what its requests get, one word a try, the last word from then on: a status, or "slow", "hang", "cut", "page",
+# "refused" (with the key), "repeat" (the key), or "choice" and its JSON.
 SERVER = r"""
 import collections, http.server, json, threading, time
 
@@ -55,6 +57,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(60)
         if word == "page":
             return self.reply(200, "<html>Welcome</html>", "text/html")
+        if word == "choice":
+            choices = [json.loads(body["prompt"].split(":", 1)[1])]
+            return self.reply(200, json.dumps({"id": "1", "object": "x", "created": 1, "model": "m", "choices": choices}))
+        if word == "refused":
+            return self.reply(401, json.dumps({"error": {"message": "x" * 180 + " bad key " + self.headers["Authorization"]}}))
+        if word == "repeat":
+            body["prompt"] = self.headers["Authorization"]
         if word.isdigit() and word != "200":
             message = "This model's maximum context length is 9 tokens." if "long" in body["prompt"] else "as\nscripted"
             error = {"error": {"message": message, "type": "x", "param": None, "code": int(word)}}
@@ -127,8 +136,8 @@ def test_completions_come_as_they_finish_and_requests_are_greedy(url, monkeypatc
     said = dict(said)
     seconds = [said[index].pop("seconds") for index in range(4)]
     assert min(seconds) > 0 and 0.3 < sum(seconds) <= wall  # however many ran at once
-    assert said[0] == {"text": "said slow: a", "num_tokens": 7, "finish": "end"}
-    assert said[1] == {"text": "said 200: b", "num_tokens": 7, "finish": "end"}
+    assert said[0] == {"text": "said slow: a", "num_tokens": 7, "finish": "end", "came_as": "text"}
+    assert said[1] == {"text": "said 200: b", "num_tokens": 7, "finish": "end", "came_as": "text"}
     assert (said[2]["text"], said[2]["finish"]) == ("said cut: é", "length")
     assert said[3]["num_tokens"] is None
     for request in record_of(url)["requests"]:
@@ -254,15 +263,146 @@ def test_a_chat_s_calls_are_the_text_of_their_list(url):
     assert [said[i]["text"] for i in range(6)] == [
         '[{"name": "f", "arguments": {"x":1}}, {"name": "f", "arguments": {"x":1}}]',
         '[{"name": "f", "arguments": {"x":}, {"name": "f", "arguments": {"x":}]',
-        "content: [] as it is", "cut: [{", "[]", "",
+        "content: [] as it is", "cut: [{", "", "",
     ]  # fmt: skip
     assert [said[i]["finish"] for i in range(6)] == ["end", "end", "end", "length", "end", "too_long"]
     requests = record_of(url)["requests"]
     assert {request["path"] for request in requests} == {"/v1/chat/completions"}
     assert all(request["body"]["tools"] == tools and request["body"]["temperature"] == 0 for request in requests)
-    assert (
-        next(iter(complete(url, "m", [("none: a", [])], 33)))[1]["text"] == "[]"
-    )  # no tools at all are left out of the request
+    next(iter(complete(url, "m", [("none: a", [])], 33)))
+    assert "tools" not in record_of(url)["requests"][-1]["body"]  # which some servers refuse if it is empty
+
+
+CALL = {"name": "f", "arguments": '{"x": 1}'}
+CALLS = '[{"name": "f", "arguments": {"x": 1}}]'
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "came_as"),
+    [
+        ({"content": CALLS}, CALLS, "content"),
+        ({"content": "[]", "tool_calls": []}, "[]", "content"),
+        ({"content": [{"type": "text", "text": CALLS[:9]}, {"type": "text", "text": CALLS[9:]}]}, CALLS, "content"),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
+                    {"type": "text", "text": CALLS},
+                ]
+            },
+            CALLS,
+            "content",
+        ),
+        ({"content": None, "tool_calls": [{"id": "c", "type": "function", "function": CALL}]}, CALLS, "tool_calls"),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}, CALLS, "tool_calls"),
+        ({"content": None, "tool_calls": ["f", {"function": CALL}]}, json.dumps(["f", CALL]), "tool_calls"),
+        ({"content": None, "function_call": CALL}, CALLS, "function_call"),
+        ({"content": None, "tool_calls": [], "function_call": CALL}, CALLS, "function_call"),
+        # No call, by a model that ended by itself, and not a word.
+        ({"content": None, "tool_calls": []}, "[]", "no calls"),
+        ({"content": "", "tool_calls": [], "refusal": None, "reasoning_content": ""}, "[]", "no calls"),
+        # Nothing, which is no abstention.
+        ({"content": None}, "", "nothing"),
+        ({"content": ""}, "", "nothing"),
+        ({"content": None, "tool_calls": None}, "", "nothing"),
+        ({"content": None, "tool_calls": [], "refusal": "I cannot."}, "", "nothing"),
+        ({"content": None, "tool_calls": [], "reasoning_content": CALLS}, "", "nothing"),
+        ({"content": None, "reasoning": CALLS}, "", "nothing"),
+        ({"content": [{"type": "refusal", "refusal": "I cannot."}], "tool_calls": []}, "", "nothing"),
+        ({"content": 5}, "", "nothing"),
+        ({}, "", "nothing"),
+        (None, "", "nothing"),
+        ("[]", "", "nothing"),
+    ],
+)
+def test_a_message_is_a_text_or_broken(url, message, text, came_as):
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    ((_, said),) = complete(url, "m", [(f"choice:{json.dumps(choice)}", [])], 33)
+    assert (said["text"], said["came_as"], said["finish"]) == (text, came_as, "end")
+    assert said.get("choice", choice) == choice  # as it came
+    assert ("choice" in said) is (message not in ({"content": CALLS}, {"content": "[]", "tool_calls": []}))
+
+
+@pytest.mark.parametrize("finish_reason", ["length", "content_filter", None, 5])
+def test_an_empty_list_of_calls_counts_if_the_model_ended_by_itself(url, finish_reason):
+    choice = {"message": {"content": None, "tool_calls": []}, "finish_reason": finish_reason}
+    ((_, said),) = complete(url, "m", [(f"choice:{json.dumps(choice)}", [])], 33)
+    assert (said["text"], said["came_as"]) == ("", "nothing")
+
+
+@pytest.mark.parametrize("choice", [{}, {"text": None}, {"text": 5}, {"text": ["[]"]}, None, "[]"])
+def test_a_completion_without_a_text_is_broken(url, choice):
+    ((_, said),) = complete(url, "m", [f"choice:{json.dumps(choice)}"], 33)
+    assert (said["text"], said["came_as"], said["choice"]) == ("", "nothing", choice)
+
+
+def rows_of(tmp_path, queries):
+    """A file of rows that want the call CALLS, or none if the query's last word is "none"."""
+    tools = [{"name": "f", "description": "", "parameters": {"x": {"type": "int", "description": ""}}}]
+    rows = [
+        {"id": str(i), "query": query, "tools": tools, "answers": [] if query.endswith("none") else json.loads(CALLS)}
+        for i, query in enumerate(queries)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def endpoint_flags(url, data, folder, api="chat"):
+    return {
+        "endpoint": url,
+        "endpoint_model": "m",
+        "endpoint_api": api,
+        "systems": ["endpoint"],
+        "dataset_name": data,
+        "eval_fraction": 1,
+        "output_dir": folder,
+    }
+
+
+def outcomes(folder):
+    return {
+        score["id"]: score["outcome"] for score in map(json.loads, (folder / "scores.jsonl").read_text().splitlines())
+    }
+
+
+def test_how_the_answers_came_is_counted_and_what_has_no_text_is_named(url, tmp_path, run_here):
+    messages = [
+        {"content": [{"type": "text", "text": CALLS}]},
+        {"tool_calls": [{"function": CALL}]},
+        {"content": None, "tool_calls": []},
+        {"content": None, "reasoning_content": CALLS},
+    ]
+    queries = [f"choice:{json.dumps({'message': message, 'finish_reason': 'stop'})}" for message in messages]
+    flags = endpoint_flags(url, rows_of(tmp_path, queries), tmp_path / "out")
+    result = run_here(evaluate, flags)
+    assert result.code == 0, result.err
+    shown = " ".join(result.out.split())
+    assert "endpoint: of 4 answers came 1 as tool_calls, 1 as content." in shown
+    assert "endpoint: 1 had an empty list of tool_calls and no word: each counts as []" in shown
+    assert "endpoint: 1 had no text that can be scored, and count as broken: 3" in shown
+    assert outcomes(tmp_path / "out") == {"0": "right", "1": "right", "2": "missed call", "3": "unparseable"}
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())["systems"]["endpoint"]
+    assert figures["came_as"] == {"content": 1, "tool_calls": 1, "no calls": 1, "nothing": 1}
+    assert figures["call_table"]["gold_calls"] == {"calls": 2, "abstains": 1, "broken": 1}
+
+
+@pytest.mark.parametrize("text", [None, 5, [{"type": "text", "text": "[]"}], {"text": "[]"}, True])
+def test_a_folder_with_a_text_that_is_none_is_read(url, tmp_path, run_here, text):
+    """As versions before this one wrote it, and could not score it."""
+    folder = tmp_path / "out"
+    assert run_here(evaluate, endpoint_flags(url, rows_of(tmp_path, ["content: a", "content: none"]), folder)).code == 0
+    path = folder / "predictions.jsonl"
+    predictions = [json.loads(line) for line in path.read_text().splitlines()]
+    for prediction in predictions:
+        if prediction["id"] == "1":
+            prediction |= {"text": text, "finish": None, "seconds": None, "num_tokens": "7"}
+    path.write_text("".join(json.dumps(prediction) + "\n" for prediction in predictions))
+    result = run_here(evaluate, {"rescore": folder})
+    assert result.code == 0 and "1 had no text that can be scored, and count as broken: 1" in " ".join(
+        result.out.split()
+    )
+    assert outcomes(folder)["1"] == "unparseable"
 
 
 def test_seconds_are_shared_by_the_processes_at_work(url):
@@ -293,3 +433,89 @@ def test_two_processes_ask_for_half_of_the_rows_each(url, tmp_path):
     assert result.code == 0 and re.search("endpoint, 1 of 2 processes: 100%.* 32/32 ", result.err), result.err
     asked = [request["body"]["messages"][-1]["content"] for request in record_of(url)["requests"]]
     assert sorted(asked) == sorted(row["query"] for row in rows)
+
+
+def planted_in(folder, *texts):
+    """The planted secrets (all of which begin with PLANTED, or are base64 of that) in a folder's files and in texts."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    parts = {str(path): path.read_bytes() for path in files} | {"terminal": "".join(texts).encode()}
+    # "ada:PLANTED", in the header that a client makes of an address
+    return {name for name, content in parts.items() if b"PLANTED" in content or b"YWRhOlBMQU5URU" in content}
+
+
+def test_credentials_of_an_endpoint_are_in_no_output(url, tmp_path, run_here, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "PLANTED-key")
+    address = url.replace("://", "://ada:PLANTED-password@")
+    data, folder = rows_of(tmp_path, ["content: a", "200: none"]), tmp_path / "out"
+    runs = [run_here(evaluate, endpoint_flags(address, data, folder))]
+    runs += [run_here(evaluate, endpoint_flags(address, data, folder))]  # goes on: the same server
+    runs += [run_here(evaluate, {"rescore": folder})]
+    assert [run.code for run in runs] == [0, 0, 0], runs[1].err
+    assert not planted_in(folder, *(run.out + run.err for run in runs))
+    assert read_args(folder)["endpoint"] == url.replace("://", "://***@")
+    for key in ("", "ada:PLANTED-password@"):  # in the header the key, or what the address has
+        refused = endpoint_flags(url.replace("://", f"://{key}"), rows_of(tmp_path, ["refused: a"]), tmp_path / "no")
+        result = run_here(evaluate, refused | {"overwrite_output_dir": "true"})
+        assert result.code == 1 and "bad key" in result.err and "***" in result.err
+        assert not planted_in(tmp_path / "no", result.out, result.err)
+
+
+def test_a_server_that_repeats_the_key_in_a_text_has_it_hidden(url):
+    ((_, said),) = complete(url, "m", ["repeat: a"], 4, api_key="PLANTED-key")
+    assert said["text"] == "said Bearer ***"
+
+
+def test_a_folder_with_credentials_loses_them_in_its_report(url, tmp_path, run_here):
+    """As versions before this one wrote it."""
+    folder = tmp_path / "out"
+    assert run_here(evaluate, endpoint_flags(url, rows_of(tmp_path, ["content: a"]), folder)).code == 0
+    for name in ("args.yaml", "environment.json"):
+        path = folder / name
+        path.write_text(path.read_text().replace("http://", "http://ada:PLANTED@"))
+    result = run_here(evaluate, {"rescore": folder})
+    assert result.code == 0 and not planted_in(folder, result.out, result.err) - {
+        str(folder / name) for name in ("args.yaml", "environment.json")
+    }
+
+
+@pytest.mark.slow
+def test_planted_credentials_are_in_no_output_of_any_script(url, flags, tmp_path):
+    """In an address, in the environment, in the name of a recipe, and in arguments that are refused."""
+    secret_place = tmp_path / "key=PLANTED-place"
+    secret_place.mkdir()
+    recipe = secret_place / "recipe.yaml"
+    recipe.write_text("lora_dropout: 0\n")
+    environment = os.environ | {"OPENAI_API_KEY": "PLANTED-key", "HF_TOKEN": "PLANTED-token"}
+    address = url.replace("://", "://ada:PLANTED-password@")
+    shown = []
+
+    def run(script, flags, code=0):
+        command = [sys.executable, script, *command_line(flags)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        shown.extend((done.stdout, done.stderr))
+
+    outputs, adapter = tmp_path / "outputs", tmp_path / "outputs" / "run" / "adapter"
+    run("train.py", flags | {"output_dir": outputs / "run", "max_train_steps": 1, "config": recipe})
+    empty_recipe = secret_place / "empty.yaml"
+    empty_recipe.write_text("seed: 42\n")
+    evaluation = {
+        "adapter": adapter,
+        "endpoint": address,
+        "endpoint_model": "m",
+        "max_new_tokens": 4,
+        "config": empty_recipe,
+    }
+    run("evaluate.py", evaluation | {"systems": ["adapter", "endpoint"], "num_examples": 2})
+    infer_recipe = secret_place / "infer.yaml"
+    infer_recipe.write_text("max_new_tokens: 4\n")
+    rows = rows_of(tmp_path, ["a"])
+    run("infer.py", {"adapter": adapter, "input": rows, "output": outputs / "answers.jsonl", "config": infer_recipe})
+    run("export.py", {"adapter": adapter, "output_dir": outputs / "export", "dtype": "fp32"})
+    for script in ("train.py", "evaluate.py"):
+        wrong = {
+            "dataset_name": "https://ada:PLANTED-password@host/rows.jsonl?key=PLANTED",
+            "output_dir": outputs / "no",
+        }
+        run(script, wrong | {"model_name_or_path": flags["model_name_or_path"]}, code=1)
+    assert len(list(outputs.rglob("*.*"))) > 30 and not planted_in(outputs, *shown)
