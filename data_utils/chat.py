@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from data_utils.batching import encode_prompts, wants_bos
-from data_utils.prompt import PROMPT_FORMATS
+from data_utils.prompt import PROMPT_FORMATS, to_json
+from data_utils.tool_formats import TABLES
 
 TEMPLATES = {"tags-1": Path(__file__).with_name("chat_template.jinja")}  # by prompt format
 
@@ -18,10 +19,16 @@ JSON = r"""(?(DEFINE)
 CALL = r'\{\s*+"name"\s*+:\s*+"(?P<name>[^"\\\x00-\x1f]*+)"\s*+,\s*+"arguments"\s*+:\s*+(?P<arguments>(?&object))'
 
 
+def template_text(name):
+    """The chat template of a prompt format, with the tables of data_utils/tool_formats.py written before its macros."""
+    tables = "".join(f"{{%- set {table} = {to_json(value)} -%}}\n" for table, value in TABLES.items())
+    return tables + TEMPLATES[name].read_text(encoding="utf-8")
+
+
 def chat_template(tokenizer, name):
     """The chat template of a prompt format, whose token ids are training's: after a BOS where training had one, and the blank
     that SentencePiece puts before a text but not behind a BOS. ValueError for a tokenizer that neither suits."""
-    template = TEMPLATES[name].read_text(encoding="utf-8")
+    template = template_text(name)
     messages = [{"role": "user", "content": "Is it raining in Rome?"}]
     (wanted,) = encode_prompts(tokenizer, [PROMPT_FORMATS[name].render(messages[0]["content"], "[]")])
     for start in ("{{- bos_token -}}\n", '{{- bos_token ~ " " -}}\n') if wants_bos(tokenizer) else ("",):
@@ -53,3 +60,7 @@ def response_template(tokenizer):
             "content": {"close": end, "content": "text"},
         },
     }
+
+
+if __name__ == "__main__":
+    print(template_text("tags-1"))

@@ -88,18 +88,15 @@ def check_calls(calls):
 FLAT_FORM = 'xLAM\'s flat form, [{"name", "description", "parameters": {argument: {"description", "type"}}}]'
 
 
-def check_tools(tools):
-    """Raises ValueError, saying what is wrong, unless `tools` is a list of tools in xLAM's flat form with unique names."""
-    if not isinstance(tools, list):
-        raise ValueError("not a list of tools")
-    for tool in tools:
-        if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
-            raise ValueError("a tool must be an object with a name")
-        parameters = tool.get("parameters", {})
-        if not isinstance(parameters, dict) or not all(isinstance(spec, dict) for spec in parameters.values()):
-            raise ValueError(f"a tool's parameters must be an object with an object for each argument: {FLAT_FORM}")
-    if len({tool["name"] for tool in tools}) != len(tools):
-        raise ValueError("two tools have the same name")
+def check_tool(tool):
+    """Raises ValueError with the reason unless `tool` is a tool in xLAM's flat form."""
+    if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+        raise ValueError("a tool must be an object with a name")
+    parameters = tool.get("parameters", {})
+    if not isinstance(parameters, dict) or not all(isinstance(spec, dict) for spec in parameters.values()):
+        raise ValueError(
+            f"tool {tool['name']}: parameters must be an object with an object for each argument: {FLAT_FORM}"
+        )
 
 
 # What a generated text says, and when enough of it has been seen. One rule: whatever `finished` cuts off changes no score.

@@ -1,45 +1,53 @@
-"""Other people's tools and calls, read and written: OpenAI's functions, JSON Schema, MCP, and xLAM's flat form between them.
+"""Other people's tools and calls, read and written: OpenAI's functions, MCP's and Anthropic's tools, and xLAM's flat form between them.
 
-The flat form is what models are trained on and asked with: `{"name", "description", "parameters": {argument: spec}}`. A spec is
-`{"description", "type", "enum", "default", "properties", "items", "additionalProperties", ...}`, in this order, each key only where
-there is something to say. FLAT_TYPES is the table of types; an argument that may be left out has `, optional` after its type. What
-has keys or values of its own, an object in an object, a list of choices, is a spec in turn. JSON Schema's other keywords (`format`,
-`minimum`, `pattern`, ...) stay as they are. chat_template.jinja says the same in Jinja, for servers.
+The flat form is for models, in training and after: `{"name", "description", "parameters": {argument: spec}}`; flat_spec.py has the specs.
+chat_template.jinja has the rules of both files in Jinja, for servers, with the same messages; it reads TABLES.
 """
 
 from collections import Counter
 from typing import NamedTuple
 
+from data_utils.flat_spec import (
+    ANNOTATIONS,
+    FLAT_TYPES,
+    MAX_READ,
+    MAX_STEPS,
+    NO_MEANING,
+    NOT_FLAT,
+    OF_THE_TOOL,
+    PLACED,
+    SCHEMA_COST,
+    STRUCTURE,
+    VERBATIM,
+    NotFlat,
+    Reading,
+    flat_spec,
+    read_arguments,
+    refuse,
+)
 from data_utils.prompt import to_json
-from data_utils.tool_calls import MAX_DEPTH, check_tools, parse_json
-from data_utils.tool_schema import is_required, parameter_schema, specs_at
+from data_utils.tool_calls import MAX_DEPTH, check_tool, parse_json
+from data_utils.tool_schema import PLAIN_TYPES, UNIONS, is_required, parameter_schema, specs_at
 
-FLAT_TYPES = {
-    "string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None", "array": "list", "object": "dict",
+# A tool has its arguments at one of these keys: a JSON Schema, or a spec for each argument. The format is named after it.
+SCHEMA_KEYS = {
+    "parameters": "JSON Schema", "inputSchema": "MCP", "input_schema": "Anthropic", "parameters_json_schema": "Gemini",
+    "parametersJsonSchema": "Gemini", "args_schema": "LangChain", "parameter_definitions": "Cohere", "inputs": "smolagents",
+    "args": "LangChain",
 }  # fmt: skip
-NO_MEANING = (
-    "title",
-    "$schema",
-    "$id",
-    "$defs",
-    "definitions",
-    "$comment",
-)  # of JSON Schema's keywords: nothing about a call
-NOT_FLAT = (
-    "allOf",
-    "not",
-    "if",
-    "patternProperties",
-    "$dynamicRef",
-    "dependentSchemas",
-    "contains",
-)  # those without a place
+FLAT_KEYS = {"name", "description", "parameters"}
+WRAPPERS = {"function": "OpenAI", "toolSpec": "Bedrock", "tool_spec": "Bedrock"}
+DECLARATIONS = ("function_declarations", "functionDeclarations")
+# Parts of the names of keys that hold no arguments, though their values may look like it.
+NO_ARGUMENTS = ("output", "return", "response", "result", "annotation", "meta", "example", "cache", "security", "execution")  # fmt: skip
+TABLES = {
+    "flat_types": FLAT_TYPES, "plain_types": PLAIN_TYPES, "schema_keys": SCHEMA_KEYS, "wrappers": WRAPPERS, "unions": UNIONS,
+    "declarations": DECLARATIONS, "no_arguments": NO_ARGUMENTS, "no_meaning": NO_MEANING, "annotations": ANNOTATIONS,
+    "not_flat": NOT_FLAT, "structure": STRUCTURE, "placed": PLACED, "of_the_tool": OF_THE_TOOL, "max_read": MAX_READ,
+    "schema_cost": SCHEMA_COST, "max_depth": MAX_DEPTH, "max_steps": MAX_STEPS,
+}  # fmt: skip
 
-# JSON Schema -> the flat form
-
-
-class NotFlat(ValueError):
-    """A tool that the flat form cannot hold; the message names tool, argument and reason."""
+# Any format -> the flat form
 
 
 class ReadTools(NamedTuple):
@@ -50,181 +58,148 @@ class ReadTools(NamedTuple):
 
 
 def flat_tools(value, *, keep_going=False):
-    """A parsed value as ReadTools.
+    """A parsed value as ReadTools; docs/formats.md has the table of formats.
 
-    Read are xLAM's flat form, JSON Schema's functions with or without OpenAI's wrapper, MCP's tools (`inputSchema`), Anthropic's
-    (`input_schema`), as a list or in the object that `tools/list` gives, bare or in a JSON-RPC `result`; tool by tool, so that a list
-    may mix formats. Raises ValueError for a value that is no list of tools. A tool that the flat form cannot hold raises NotFlat, or
-    with `keep_going` is left out.
+    Tools are a list, bare or in the objects that servers and libraries put around it, and are read one by one: a list may mix
+    formats. Raises ValueError for a value that is no list of tools. A tool that the flat form cannot hold raises NotFlat, or with
+    `keep_going` is left out.
     """
-    if isinstance(value, dict):
-        result = value.get("result")
-        value = result.get("tools") if isinstance(result, dict) and "tools" in result else value.get("tools", value)
-    if not isinstance(value, list):
-        raise ValueError("not a list of tools")
-    tools, formats, notes, left_out = [], Counter(), [], []
-    for tool in value:
+    if (
+        isinstance(value, list)
+        and all(map(is_flat_tool, value))
+        and len({tool["name"] for tool in value}) == len(value)
+    ):
+        return ReadTools(value, "xLAM", [], [])  # nearly all rows
+    tools, formats, notes, left_out, names = [], Counter(), [], [], set()
+    for tool, form in entries(value):
         try:
-            form = format_of(tool)
-            flat = tool if form == "xLAM" else flat_tool(tool)
-        except NotFlat as error:
+            form, flat = read_tool(tool, form, notes)
+            if flat["name"] in names:
+                raise NotFlat(f"tool {flat['name']}: two tools have the same name")
+        except ValueError as error:
             if not keep_going:
                 raise
             left_out.append(str(error))
             continue
+        names.add(flat["name"])
         tools.append(flat)
-        formats[form] += form != "xLAM" or takes_arguments(tool)  # one without arguments fits any list
-    check_tools(tools)
+        formats[form] += form != "xLAM" or bool(flat.get("parameters"))  # one without arguments fits any list
     return ReadTools(tools, " and ".join(sorted(+formats)) or "xLAM", notes, left_out)
 
 
-def takes_arguments(tool):
-    return isinstance(tool, dict) and bool(tool.get("parameters"))
+def entries(value):
+    """The tools in a parsed value, each with the name of its format if the object around it has one."""
+    value = from_text(value)
+    for key in ("result", "toolConfig", "tools", "functions"):
+        if isinstance(value, dict) and key in value:
+            value = from_text(value[key])
+    if isinstance(value, dict) and any(key in value for key in DECLARATIONS):
+        value = [value]
+    if not isinstance(value, list):
+        raise ValueError("not a list of tools")
+    for tool in value:
+        declared = [key for key in DECLARATIONS if key in tool] if isinstance(tool, dict) else []
+        if declared and isinstance(tool[declared[0]], list):
+            yield from ((function, "Gemini") for function in tool[declared[0]])
+        else:
+            yield tool, None
 
 
-def format_of(tool):
-    """The name of the format that one tool is in."""
-    if not isinstance(tool, dict):
-        return "xLAM"
-    if isinstance(tool.get("function"), dict):
-        return "OpenAI"
-    if "inputSchema" in tool:
-        return "MCP"
-    if "input_schema" in tool:
-        return "Anthropic"
-    if "function_declarations" in tool or "functionDeclarations" in tool:
-        raise NotFlat("Gemini's function_declarations are not read: give the functions as OpenAI's")
-    parameters = tool.get("parameters")
-    if tool.get("type") == "function":  # of OpenAI's Responses
-        return "JSON Schema"
-    if not isinstance(parameters, dict):
-        return "xLAM"
+def from_text(value):
+    """A value, or the one that it is the JSON text of."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value)
+    except ValueError as error:
+        raise NotFlat(f"a tool that is text and no JSON: {error}") from None
+
+
+def is_flat_tool(tool):
+    """Whether a tool is in the flat form beyond doubt."""
+    if not isinstance(tool, dict) or not tool.keys() <= FLAT_KEYS:
+        return False
+    return isinstance(tool.get("name"), str) and has_specs(tool.get("parameters", {}))
+
+
+def has_specs(parameters):
+    """Whether a value is an object with a spec for each argument, rather than a JSON Schema of all arguments."""
+    if not isinstance(parameters, dict) or not all(isinstance(spec, dict) for spec in parameters.values()):
+        return False
+    # An argument may be called "properties": its spec has texts in it, not specs.
     properties = parameters.get("properties")
-    # An argument may be called "properties": what describes it then has texts, not arguments, in it.
-    if isinstance(properties, dict) and all(isinstance(spec, dict) for spec in properties.values()):
-        return "JSON Schema"
-    return "JSON Schema" if parameters.get("type") == "object" else "xLAM"
+    return properties is None or not all(isinstance(spec, dict) for spec in properties.values())
 
 
-def flat_tool(tool):
-    """A tool with a schema of its arguments, in the flat form."""
-    tool = tool["function"] if isinstance(tool.get("function"), dict) else tool
-    if not isinstance(tool.get("name"), str):
-        raise NotFlat("a tool must have a name")
-    schema = next((tool[key] for key in ("parameters", "inputSchema", "input_schema") if tool.get(key) is not None), {})
+def read_tool(tool, form, notes):
+    """The name of a tool's format, and the tool in the flat form. form: the name if what is around the tool has one."""
+    tool = from_text(tool)
+    if not isinstance(tool, dict):
+        raise NotFlat("a tool must be an object with a name")
+    wrapped = dict if "name" in tool else dict | str
+    wrapper = next((key for key in WRAPPERS if isinstance(tool.get(key), wrapped)), None)
+    function = from_text(tool[wrapper]) if wrapper else tool
+    if not isinstance(function, dict):
+        raise NotFlat("a tool must be an object with a name")
+    keys = [key for key in SCHEMA_KEYS if function.get(key) is not None]
+    key = next((key for key in keys if function[key]), keys[0] if keys else "parameters")
+    kind = tool.get("type")
+    if kind is not None and kind != "function" and not (kind == "custom" and key == "input_schema"):
+        raise NotFlat(f"tool {to_json(tool.get('name'))}: tools of the type {to_json(kind)} are not read")
+    if not isinstance(function.get("name"), str):
+        raise NotFlat("a tool must be an object with a name")
+    where = f"tool {function['name']}"
+    is_bare = form is None and wrapper is None and kind is None and key == "parameters"
+    form = form or WRAPPERS.get(wrapper) or SCHEMA_KEYS[key]
+    flat = {key: function[key] for key in ("name", "description") if function.get(key) is not None}
+    schema = from_text(function[key]) if keys else {}
+    for inner, name in (("json", "Bedrock"), ("jsonSchema", "AI SDK")):
+        if key == "inputSchema" and isinstance(schema, dict) and isinstance(schema.get(inner), dict):
+            form, schema = name if form == "MCP" else form, schema[inner]
     if not isinstance(schema, dict):
-        raise NotFlat(f"tool {tool['name']}: the schema of its arguments is not an object")
-    if isinstance(schema.get(VERBATIM), dict):
-        return schema[VERBATIM]
-    where = f"tool {tool['name']}"
-    flat = {"name": tool["name"]}
-    if tool.get("description") is not None:
-        flat["description"] = tool["description"]
-    resolved = resolve(schema, schema, where)
-    refuse(where, *(key for key in (*NOT_FLAT, "anyOf", "oneOf") if key in resolved))
-    return flat | {"parameters": flat_properties(resolved, schema, where, 0)}
+        raise NotFlat(f"{where}: {key} must be an object")
+    if is_bare and has_specs(schema):
+        form, flat = "xLAM", tool if keys or "parameters" not in tool else flat
+    elif key in ("inputs", "args", "parameter_definitions") and has_specs(schema):
+        flat |= read_arguments({"properties": schema, "required": required_names(schema, key)}, where, notes)
+    elif schema and has_specs(schema):
+        flat["parameters"] = schema
+    elif isinstance(schema.get(VERBATIM), dict):
+        flat = schema[VERBATIM]
+    else:
+        flat |= read_arguments(schema, where, notes)
+        if not any(flat.get(key) for key in ("parameters", "additionalProperties")):
+            known = (*PLACED, *ANNOTATIONS, *OF_THE_TOOL, "allOf", "$ref")
+            odd = {key: value for key, value in schema.items() if key not in known and not key.startswith(("$", "x-"))}
+            refuse(
+                where,
+                *(key for key, value in odd.items() if value and not isinstance(value, int | float)),
+                why="is not read",
+            )
+    check_tool(flat)
+    if not flat.get("parameters"):
+        holders = [*function.items(), *(tool.items() if wrapper else ())]
+        names = [key for key, value in holders if key not in (*SCHEMA_KEYS, *WRAPPERS) and holds_schemas(key, value)]
+        refuse(where, *names, why="is not read")
+    return form, flat
 
 
-def refuse(where, *keys):
-    if keys:
-        raise NotFlat(f"{where}: {', '.join(keys)} cannot be said in the flat form")
+def required_names(specs, key):
+    """The arguments that must be given, of specs as LangChain, smolagents and Cohere write them."""
+    if key == "inputs":
+        return [name for name, spec in specs.items() if spec.get("nullable") is not True]
+    # Cohere's specs have `required` themselves.
+    return [name for name, spec in specs.items() if key == "args" and "default" not in spec]
 
 
-VERBATIM = (
-    "x-xlam"  # in a schema made of a tool or spec that the table alone would not give back: the tool or spec itself
-)
-
-
-def flat_properties(schema, root, where, depth):
-    properties, required = schema.get("properties") or {}, schema.get("required") or []
-    if not isinstance(properties, dict) or not isinstance(required, list):
-        raise NotFlat(f"{where}: properties must be an object and required a list")
-    return {
-        name: flat_spec(inner, root, f"{where}, {name}", depth + 1, optional=name not in required)
-        for name, inner in properties.items()
-    }
-
-
-def flat_spec(schema, root, where, depth=0, optional=False):
-    """A JSON Schema as a spec. root: the document that references are into. Raises ValueError, which begins with `where`, if there is
-    no such spec."""
-    schema = resolve(schema, root, where)
-    if isinstance(schema.get(VERBATIM), dict):
-        return schema[VERBATIM]
-    if depth > MAX_DEPTH:
-        raise NotFlat(f"{where}: a schema that contains itself, or is nested deeper than {MAX_DEPTH}")
-    refuse(where, *(key for key in NOT_FLAT if key in schema))
-    if isinstance(schema.get("items"), list):  # how drafts before 2020-12 say prefixItems
-        schema = {**schema, "items": {}, "prefixItems": schema["items"]}
-    if schema.get("prefixItems") and schema.get("items"):
-        refuse(where, "items beside prefixItems")
-    if (schema.get("anyOf") or schema.get("oneOf")) and (schema.get("type") or schema.get("properties")):
-        refuse(where, "anyOf or oneOf beside type or properties")
-
-    def inner(key):
-        """The specs of the schemas that stand at a key, one or a list of them."""
-        value = schema.get(key)
-        schemas = value if isinstance(value, list) else [value] if isinstance(value, dict) and value else []
-        return [flat_spec(each, root, where, depth + 1) for each in schemas]
-
-    items, values, places = inner("items"), inner("additionalProperties"), inner("prefixItems")
-    members = inner("anyOf") or inner("oneOf")
-    kinds = schema.get("type", [])
-    names = []
-    for kind in kinds if isinstance(kinds, list) else [kinds]:
-        if not isinstance(kind, str) or kind not in FLAT_TYPES:
-            raise NotFlat(f"{where}: {kind!r} is not one of JSON Schema's types")
-        arguments = {"array": places or items, "object": values}.get(kind, [])
-        name = "Dict" if kind == "object" else "Tuple" if places else "List"
-        said = ", ".join(["str"] * (kind == "object") + list(map(type_of, arguments)))
-        names.append(f"{name}[{said}]" if arguments else FLAT_TYPES[kind])
-    names += [*map(type_of, members)] + ["None"] * (schema.get("nullable") is True)
-    kind = (
-        f"Union[{', '.join(names)}]"
-        if len(names) > 1
-        else "".join(names) or ("dict" if "properties" in schema else "any")
+def holds_schemas(key, value):
+    """Whether a tool's key seems to hold its arguments, though it is not among those that are read."""
+    if any(part in key.lower() for part in NO_ARGUMENTS):
+        return False
+    specs = value if isinstance(value, list) else [value, *value.values()] if isinstance(value, dict) else []
+    return any(
+        isinstance(spec, dict) and ("type" in spec or isinstance(spec.get("properties"), dict)) for spec in specs
     )
-    spec = {"description": schema["description"]} if "description" in schema else {}
-    spec["type"] = kind + ", optional" * optional
-    if "const" in schema:
-        spec["enum"] = [schema["const"]]
-    spec |= {key: schema[key] for key in ("enum", "default") if key in schema}
-    if schema.get("properties"):
-        spec["properties"] = flat_properties(schema, root, where, depth)
-    for key, specs in (("items", items), ("additionalProperties", values), ("prefixItems", places), ("anyOf", members)):
-        if any(set(each) != {"type"} for each in specs):  # else the type says it all: List[int]
-            spec[key] = specs if key in ("prefixItems", "anyOf") else specs[0]
-        elif key == "additionalProperties" and schema.get("properties") and schema.get(key) in (True, {}):
-            spec[key] = True
-    return spec | {key: value for key, value in schema.items() if key not in (*SAID, *NO_MEANING)}
-
-
-def type_of(spec):
-    return str(spec.get("type", "any"))  # one that is put in as it is may have none
-
-
-# The keywords that flat_spec has a place for; all others stay as they are, after these.
-SAID = (
-    *("description", "type", "const", "enum", "default", "properties", "required"),
-    *("items", "additionalProperties", "prefixItems", "anyOf", "oneOf", "nullable"),
-)
-
-
-def resolve(schema, root, where):
-    """The schema that a `$ref` into the same document means, with what stands beside it."""
-    if not isinstance(schema, dict):
-        raise NotFlat(f"{where}: a schema must be an object")
-    for _ in range(MAX_DEPTH):
-        if "$ref" not in schema:
-            return schema
-        found = root
-        for part in str(schema["$ref"]).split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            found = found.get(part) if isinstance(found, dict) else None
-        if not str(schema["$ref"]).startswith("#/") or not isinstance(found, dict):
-            break
-        schema = found | {key: value for key, value in schema.items() if key != "$ref"}
-    raise NotFlat(f"{where}: the reference {schema['$ref']} leads nowhere in this schema")
 
 
 def flat_calls(value):
@@ -262,28 +237,36 @@ def openai_function(tool):
         "properties": {name: schema_of(spec) for name, spec in parameters.items()},
         "required": [name for name, spec in parameters.items() if is_required(spec)],
     }
+    if tool.get("additionalProperties") is True:
+        schema["additionalProperties"] = True
+    schema |= {key: tool[key] for key in OF_THE_TOOL if key in tool}
     function = {key: tool[key] for key in ("name", "description") if key in tool} | {"parameters": schema}
-    if to_json(flat_tool(function)) != to_json(tool):
+    try:
+        is_same_tool = to_json(read_tool(function, None, [])[1]) == to_json(tool)
+    except NotFlat:
+        is_same_tool = False
+    if not is_same_tool:
         schema[VERBATIM] = tool
     return function
 
 
 def schema_of(spec):
-    """What flat_spec makes this spec of. What the table of types does not say the same way is put in as it is, beside the types."""
+    """The schema that flat_spec makes this spec of, with the spec itself beside it if the rules alone would not give it back."""
     inner = {key: schema_of(spec[key]) for key in ("items", "additionalProperties") if isinstance(spec.get(key), dict)}
-    if isinstance(spec.get("properties"), dict):
-        inner["properties"] = {name: schema_of(each) for name, each in spec["properties"].items()}
-    inner |= {
-        key: [schema_of(each) for each in specs_at(spec, key)]
-        for key in ("prefixItems", "anyOf")
-        if specs_at(spec, key)
-    }
-    schema = {key: value for key, value in spec.items() if key not in SAID} | parameter_schema(spec) | inner
+    if isinstance(spec.get("properties"), dict) and all(
+        isinstance(inside, dict) for inside in spec["properties"].values()
+    ):
+        inner["properties"] = {name: schema_of(inside) for name, inside in spec["properties"].items()}
+    for key in ("prefixItems", *UNIONS):
+        if specs_at(spec, key):
+            inner[key] = [schema_of(member) for member in spec[key]]
+    schema = {key: value for key, value in spec.items() if key not in PLACED} | parameter_schema(spec) | inner
     schema |= {key: spec[key] for key in ("description", "default") if key in spec}
     try:
-        if to_json(flat_spec(schema, {}, "", optional=not is_required(spec))) == to_json(spec):
+        same = flat_spec(schema, Reading({}, []), "", 0, ("",), optional=not is_required(spec))
+        if to_json(same) == to_json(spec):
             return schema
-    except ValueError:
+    except NotFlat:
         pass
     return schema | {VERBATIM: spec}
 

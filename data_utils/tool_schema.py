@@ -1,5 +1,6 @@
 """The JSON Schema of xLAM's flat tools, whose types are informal, and what of a call does not fit it."""
 
+import functools
 import re
 
 import jsonschema
@@ -7,87 +8,131 @@ import jsonschema
 from data_utils.tool_calls import MAX_DEPTH
 
 PLAIN_TYPES = {
-    "str": "string", "string": "string", "text": "string", "char": "string",
-    "int": "integer", "integer": "integer", "long": "integer",
+    "str": "string", "string": "string", "text": "string", "char": "string", "character": "string",
+    "int": "integer", "integer": "integer", "long": "integer", "short": "integer", "byte": "integer", "bigint": "integer",
     "float": "number", "number": "number", "double": "number",
     "bool": "boolean", "boolean": "boolean",
-    "list": "array", "array": "array", "tuple": "array", "set": "array", "sequence": "array", "iterable": "array",
-    "dict": "object", "object": "object", "mapping": "object", "hashmap": "object",
+    "list": "array", "array": "array", "arraylist": "array", "tuple": "array", "set": "array", "sequence": "array",
+    "iterable": "array",
+    "dict": "object", "object": "object", "mapping": "object", "map": "object", "hashmap": "object",
     "none": "null", "null": "null", "nonetype": "null",
 }  # fmt: skip
+UNIONS = ("anyOf", "oneOf")
+PLAIN_KEYS = {"description", "type", "default", "required"}  # of specs whose type is all that their values must fit
 
 
 def tool_schema(tool):
-    """The JSON Schema of the `arguments` of a call to an xLAM tool (a parsed value). What a type does not say, the schema does not
-    ask: unknown types accept anything."""
-    parameters = tool.get("parameters") or {}
+    """The JSON Schema of the `arguments` of a call to a flat tool (a parsed value). An unknown type accepts any value."""
+    schema = object_schema(tool.get("parameters") or {}, tool.get("additionalProperties"))
+    return schema | {
+        key: list(map(parameter_schema, alternatives(tool, key))) for key in UNIONS if alternatives(tool, key)
+    }
+
+
+def object_schema(properties, others):
+    """The schema of an object with these properties (specs by name). others: the spec of its other values, True if any other is
+    allowed."""
     return {
         "type": "object",
-        "properties": {name: parameter_schema(spec) for name, spec in parameters.items()},
-        "required": [name for name, spec in parameters.items() if is_required(spec)],
-        "additionalProperties": False,
+        "properties": {name: parameter_schema(spec) for name, spec in properties.items()},
+        "required": [name for name, spec in properties.items() if is_required(spec)],
+        "additionalProperties": parameter_schema(others) if isinstance(others, dict) else others is True,
     }
 
 
 def is_required(spec):
-    """xLAM marks what may be left out: in the type ("str, optional"), or by giving its default."""
-    return not is_marked_optional(spec) and "default" not in spec and spec.get("required") is not False
+    """Whether an argument must be given: by `required` if it is true or false, else unless its type ("str, optional") or a
+    default marks it as optional."""
+    if isinstance(spec.get("required"), bool):
+        return spec["required"]
+    return "default" not in spec and not parse_type(str(spec.get("type", "")))[1]
 
 
-def is_marked_optional(spec):
-    kind = str(spec.get("type", "")).strip().lower()
-    return kind.startswith("optional[") or re.search(r",\s*optional\b[^\]]*$", kind) is not None
+@functools.lru_cache(maxsize=256)  # rows have few types
+def parse_type(kind):
+    """The schema of a type, and whether the type marks an argument as optional: by `, optional` behind it, or as `Optional[...]`."""
+    end = kind.rfind("]") + 1  # a mark stands behind the last bracket
+    mark = re.search(r",\s*(optional|default)\b", kind[end:], re.IGNORECASE)
+    is_optional = re.search(r",\s*optional\b", kind[end:], re.IGNORECASE) or kind.strip().lower().startswith(
+        "optional["
+    )
+    return type_schema(kind[: end + mark.start()] if mark else kind), bool(is_optional)
 
 
 def parameter_schema(spec):
-    """The JSON Schema of the values of a spec."""
-    kind = str(spec.get("type", ""))
-    schema = type_schema(re.sub(r",\s*(optional|default)\b[^\]]*$", "", kind, flags=re.IGNORECASE))
-    if members := specs_at(spec, "anyOf"):
-        schema = {"anyOf": [parameter_schema(each) for each in members]}
+    """The JSON Schema of the values of a spec; not to be changed in place."""
+    schema, _ = parse_type(str(spec.get("type", "")))
+    if spec.keys() <= PLAIN_KEYS:
+        return schema
+    for key in UNIONS:
+        if members := alternatives(spec, key):
+            schema = {key: [parameter_schema(member) for member in members]}
+    schema = with_parts(schema, spec)
     if isinstance(spec.get("enum"), list) and spec["enum"]:
         schema = schema | {"enum": spec["enum"]}
-    properties = spec.get("properties")
-    if isinstance(properties, dict) and all(isinstance(each, dict) for each in properties.values()):
-        schema = with_properties(schema, spec, properties)
-    for key in ("items", "additionalProperties"):
-        if isinstance(spec.get(key), dict):
-            schema = schema | {key: parameter_schema(spec[key])}
-    if places := specs_at(spec, "prefixItems"):
-        schema = schema | {"prefixItems": [parameter_schema(each) for each in places]}
     return schema
 
 
-def with_properties(schema, spec, properties):
-    """The schema of a spec's type, its objects with these properties: with others too only where the type or the spec says so."""
-    named = tool_schema({"parameters": properties})
-    if spec.get("additionalProperties") is True:
-        named["additionalProperties"] = True
-    others = [each for each in schema.get("anyOf", []) if each.get("type") != "object"]
-    values = [each for each in [schema, *schema.get("anyOf", [])] if "additionalProperties" in each]
-    if values:  # Dict[str, int]
-        named["additionalProperties"] = values[0]["additionalProperties"]
-    if "anyOf" in schema and len(others) < len(schema["anyOf"]):  # Union[dict, None]
-        return schema | {"anyOf": [named, *others]}
-    return schema | named
+def alternatives(spec, key):
+    """The specs at `anyOf` or `oneOf`. Members without a type are text for the model, such as `{"required": [...]}`."""
+    members = specs_at(spec, key)
+    return members if all("type" in member for member in members) else []
 
 
 def specs_at(spec, key):
     value = spec.get(key)
-    return value if isinstance(value, list) and all(isinstance(each, dict) for each in value) else []
+    return value if isinstance(value, list) and all(isinstance(member, dict) for member in value) else []
+
+
+def with_parts(schema, spec):
+    """The schema of a spec's type with the spec's properties, values, items and places, each in the types that have such."""
+    if "anyOf" in schema:  # a grammar reads nothing beside it
+        return schema | {"anyOf": [with_parts(member, spec) for member in schema["anyOf"]]}
+    properties, others, items = spec.get("properties"), spec.get("additionalProperties"), spec.get("items")
+    has_properties = isinstance(properties, dict) and all(isinstance(inner, dict) for inner in properties.values())
+    if schema.get("type", "object") == "object" and has_properties:
+        named = object_schema(properties, others)
+        if not isinstance(others, dict) and "additionalProperties" in schema:  # Dict[str, int]
+            named["additionalProperties"] = schema["additionalProperties"]
+        return schema | named
+    if schema.get("type") == "object" and others is False:
+        return schema | {"additionalProperties": False}
+    if schema.get("type", "object") == "object" and isinstance(others, dict):
+        return schema | {"additionalProperties": parameter_schema(others)}
+    if schema.get("type", "array") == "array":
+        places = specs_at(spec, "prefixItems")
+        if places:
+            lengths = {key: spec[key] for key in ("minItems", "maxItems") if isinstance(spec.get(key), int)}
+            schema = schema | {"prefixItems": [parameter_schema(place) for place in places]} | lengths
+        if isinstance(items, dict):
+            schema = schema | {"items": parameter_schema(items)}
+        elif items is False:
+            schema = schema | {"maxItems": min(len(places), schema.get("maxItems", len(places)))}
+    return schema
 
 
 def type_schema(kind):
-    """The schema of one informal type: `List[int]`, `Dict[str, float]`, `Union[str, None]`, `int | str`, ..., {} where it is
-    not known."""
-    kind = kind.strip()
+    """The schema of one informal type: `List[int]`, `Dict[str, float]`, `Union[str, None]`, `int | str`, ..., {} of an unknown one."""
+    return {} if is_deep(kind) else _type_schema(kind.strip())
+
+
+def is_deep(kind):
+    """Whether brackets are nested deeper than MAX_DEPTH."""
+    depth = 0
     if kind.count("[") > MAX_DEPTH:
-        return {}
-    if len(alternatives := split_outside_brackets(kind, "|")) > 1:
-        return one_of(alternatives)
+        for bracket in re.findall(r"[\[\]]", kind):
+            depth += 1 if bracket == "[" else -1
+            if depth > MAX_DEPTH:
+                return True
+    return False
+
+
+def _type_schema(kind):
+    if len(members := split_outside_brackets(kind, "|")) > 1:
+        return one_of(members)
     head, _, inside = kind.partition("[")
-    head = head.strip().lower()
-    parts = split_outside_brackets(inside.strip()[:-1], ",") if inside.strip().endswith("]") else []
+    head, inside = head.strip().lower(), inside.rstrip()
+    parts = split_outside_brackets(inside[:-1], ",") if inside.endswith("]") else []
     if head == "optional" and parts:
         return one_of([*parts, "None"])
     if head == "union" and parts:
@@ -95,17 +140,19 @@ def type_schema(kind):
     name = PLAIN_TYPES.get(head)
     if name == "array" and parts:
         if head == "tuple" and parts[-1] != "...":
-            return {"type": "array", "minItems": len(parts), "maxItems": len(parts), "items": one_of(parts)}
-        return {"type": "array", "items": type_schema(parts[0])}
+            places = [_type_schema(part) for part in parts]
+            items = {"items": places[0]} if places == places[:1] * len(places) else {"prefixItems": places}
+            return {"type": "array", "minItems": len(parts), "maxItems": len(parts), **items}
+        return {"type": "array", "items": _type_schema(parts[0])}
     if name == "object" and len(parts) == 2:
-        return {"type": "object", "additionalProperties": type_schema(parts[1])}
+        return {"type": "object", "additionalProperties": _type_schema(parts[1])}
     return {"type": name} if name else {}
 
 
 def one_of(kinds):
     schemas = []
     for kind in kinds:
-        schema = type_schema(kind)
+        schema = _type_schema(kind)
         if not schema:  # anything goes
             return {}
         if schema not in schemas:
@@ -114,14 +161,13 @@ def one_of(kinds):
 
 
 def split_outside_brackets(text, separator):
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character == "[") - (character == "]")
-        if character == separator and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
+    parts, start, depth = [], 0, 0
+    for mark in re.finditer(rf"[\[\]{re.escape(separator)}]", text):
+        depth += (mark[0] == "[") - (mark[0] == "]")
+        if mark[0] == separator and depth == 0:
+            parts.append(text[start : mark.start()])
+            start = mark.end()
+    return [part.strip() for part in (*parts, text[start:]) if part.strip()]
 
 
 def call_problems(calls, tools):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from data_utils.tool_calls import check_calls, json_equal, lenient_value, opening_value, parse_json
-from data_utils.tool_schema import conforms, tool_schema
+from data_utils.tool_schema import conforms, is_required, tool_schema
 from eval_utils.ast_match import ast_match
 from eval_utils.grounding import Sources, leaf_values
 from eval_utils.matching import equal_calls, num_equal, pair_calls
@@ -164,7 +164,7 @@ def same_calls(calls, gold):
 def normalized(call, schemas, defaults):
     arguments = {nfc(name): value for name, value in call["arguments"].items()}
     for name, spec in defaults.get(call["name"], {}).items():
-        if "default" in spec:
+        if "default" in spec and not is_required(spec):
             arguments.setdefault(nfc(name), spec["default"])
     declared = schemas.get(call["name"], {"properties": {}})["properties"]
     properties = {nfc(name): schema for name, schema in declared.items()}
@@ -180,15 +180,18 @@ def converted(value, schema):
     """The value as its declared type where it can be read as one: "5" as 5, 5 as "5", "true" as true."""
     kind = schema.get("type")
     if isinstance(value, list):
-        return [converted(element, schema.get("items", {})) for element in value]
+        places = schema.get("prefixItems", [])
+        rest = [schema.get("items", {})] * (len(value) - len(places))
+        return [converted(element, inner) for element, inner in zip(value, [*places, *rest], strict=False)]
     if isinstance(value, dict):
         known, others = schema.get("properties", {}), schema.get("additionalProperties") or {}
         known = {nfc(name): inside for name, inside in known.items()}
         return {nfc(name): converted(element, known.get(nfc(name), others)) for name, element in value.items()}
     if isinstance(value, str):
         value = nfc(value)
-    if "anyOf" in schema and not conforms(value, schema):
-        readings = ((converted(value, each), each) for each in schema["anyOf"])
+    members = schema.get("anyOf") or schema.get("oneOf")
+    if members and not conforms(value, schema):
+        readings = ((converted(value, each), each) for each in members)
         return next((reading for reading, each in readings if conforms(reading, each)), value)
     if isinstance(value, str) and kind == "boolean" and value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"

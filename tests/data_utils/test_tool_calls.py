@@ -8,12 +8,13 @@ from data_utils.tool_calls import (
     MAX_DEPTH,
     answer_text,
     check_calls,
-    check_tools,
+    check_tool,
     finished,
     json_equal,
     lenient_value,
     parse_json,
 )
+from data_utils.tool_formats import flat_tools
 
 
 @pytest.mark.parametrize(
@@ -70,15 +71,17 @@ def test_what_is_not_a_list_of_calls(calls):
         check_calls(calls)
 
 
-@pytest.mark.parametrize("tools", [{}, None, [1], [{}], [{"name": None}], [{"name": "f"}, {"name": "f"}]])
-def test_what_is_not_a_list_of_tools(tools):
+@pytest.mark.parametrize(
+    "tool", [1, {}, {"name": None}, {"name": "f", "parameters": []}, {"name": "f", "parameters": {"x": "str"}}]
+)
+def test_what_is_not_a_tool(tool):
     with pytest.raises(ValueError):
-        check_tools(tools)
+        check_tool(tool)
 
 
 def test_no_calls_and_no_tools_are_lists():
     check_calls([])
-    check_tools([])
+    assert flat_tools([]).tools == []
 
 
 @pytest.mark.parametrize(
