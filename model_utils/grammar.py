@@ -2,8 +2,8 @@
 
 The grammar is written here, in xgrammar's EBNF, not by xgrammar's converter of JSON Schema: the converter rewrites an enum's
 floats (0.7 as 0.69999999999999996), takes keys in the declared order alone, and can give a tool the rule of another. xgrammar is
-optional: it is imported when a grammar is compiled. Its masks are applied in plain torch operations, the same on a CPU as
-inside a CUDA graph.
+optional: it is imported when a grammar is compiled. Its masks are applied by plain torch operations, on a CPU as inside a CUDA
+graph.
 """
 
 import functools
@@ -18,7 +18,7 @@ from data_utils.prompt import to_json
 from data_utils.tool_schema import conforms, tool_schema
 from run_utils.arguments import UserError
 
-# Half a surrogate pair is no text. Numbers are finite and end. What follows a string, in (= ...), speeds up its masks.
+# Half a surrogate pair is no text. Numbers are finite and end. (= ...) is a lookahead: masks are made faster by it.
 TERMINALS = r"""
 string ::= "\"" characters
 characters ::= ("\"" | [^"\\\x00-\x1f] characters | "\\" escape characters) (= [,}\]])
@@ -34,7 +34,7 @@ null ::= "null"
 key ::= ("\"" | [^"\\\x00-\x1f] key | "\\" ["\\bfnrt] key) (= ": ")
 """
 KEYWORDS = {
-    "type", "enum", "anyOf", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
+    "type", "enum", "anyOf", "oneOf", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
 }  # fmt: skip
 SCALARS = ("string", "number", "boolean", "null")
 ANY_DEPTH = 5  # levels of lists and objects in a value of unknown type
@@ -75,17 +75,20 @@ def rule(rules, alternatives):
 
 
 def value_rule(rules, schema, depth=ANY_DEPTH):
-    """The rule of the values that fit a JSON Schema, or None. depth: how many levels a value of unknown type may have here."""
+    """The rule of the values that fit a JSON Schema, or None. depth: how many levels a value of unknown type may have here.
+
+    Members of `oneOf` that overlap are not kept apart: it is read as `anyOf`.
+    """
     if isinstance(schema, bool):
         return value_rule(rules, {}, depth) if schema else None
+    if "enum" in schema:
+        beside = {key: value for key, value in schema.items() if key != "enum"}
+        values = [value for member in schema["enum"] for value in number_types(member) if conforms(value, beside)]
+        return rule(rules, [literal(to_json(value)) for value in values])
     if unknown := schema.keys() - KEYWORDS:
         raise UserError(f"constrained decoding does not know the keyword {min(unknown)!r} of a schema")
-    if "enum" in schema:
-        values = [value for member in schema["enum"] for value in number_types(member) if conforms(value, schema)]
-        return rule(rules, [literal(to_json(value)) for value in values])
-    if "anyOf" in schema:
-        beside = {key: value for key, value in schema.items() if key != "anyOf"}
-        return rule(rules, [value_rule(rules, both(beside, member), depth) for member in schema["anyOf"]])
+    if (members := union_members(schema)) is not None:
+        return rule(rules, [value_rule(rules, member, depth) for member in members])
     any_type = ("object", "array", *SCALARS) if depth else SCALARS
     types = [schema["type"]] if "type" in schema else any_type
     compound = {"object": object_rule, "array": array_rule}
@@ -99,20 +102,52 @@ def number_types(value):
     return (int(value), float(value)) if is_whole else (value,)
 
 
+def union_members(schema):
+    """The members of a schema's union, each with the keywords beside it; None if it has no union."""
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            beside = {key: value for key, value in schema.items() if key != union}
+            return [both(beside, member) for member in schema[union]]
+    return None
+
+
 def both(first, second):
-    """The schema of the values that fit two schemas. False, which nothing fits, if keywords of the two act on each other: rather
-    none of these values than some that do not fit."""
-    if isinstance(second, bool):
-        return second and first
-    joint = first | second
-    if {first.get("type"), second.get("type")} == {"integer", "number"}:
-        joint["type"] = "integer"
-    elif any(first[key] != second[key] for key in first.keys() & second.keys()):
+    """The schema of the values that fit two schemas."""
+    if isinstance(first, bool) or isinstance(second, bool):
+        return second if first is True else first if second is True else False
+    schemas = (first, second)
+    for schema in schemas:
+        if "enum" in schema:
+            return {"enum": schema["enum"], "allOf": [first, second]}
+    for schema, other in (schemas, schemas[::-1]):
+        if (members := union_members(schema)) is not None:
+            return {"anyOf": [both(member, other) for member in members]}
+    types = {schema["type"] for schema in schemas if "type" in schema}
+    if types == {"integer", "number"}:
+        types = {"integer"}
+    if len(types) > 1:
         return False
-    for key, siblings in (("items", "prefixItems"), ("additionalProperties", "properties")):
-        if key in joint and siblings in joint and any((key in each) != (siblings in each) for each in (first, second)):
-            return False
-    return joint
+    properties = [schema.get("properties", {}) for schema in schemas]
+    others = [schema.get("additionalProperties", True) for schema in schemas]
+    places = [dict(enumerate(schema.get("prefixItems", []))) for schema in schemas]
+    items = [schema.get("items", True) for schema in schemas]
+    joint = {
+        "properties": merged(properties, others),
+        "required": [name for schema in schemas for name in schema.get("required", [])],
+        "additionalProperties": both(*others),
+        "prefixItems": list(merged(places, items).values()),
+        "items": both(*items),
+        "minItems": max(schema.get("minItems", 0) for schema in schemas),
+    }
+    if most := [schema["maxItems"] for schema in schemas if "maxItems" in schema]:
+        joint["maxItems"] = min(most)
+    return joint | ({"type": types.pop()} if types else {})
+
+
+def merged(parts, others):
+    """The schemas of the named or numbered parts of two schemas; one that has no such part has its schema of others for it."""
+    first, second = parts
+    return {key: both(first.get(key, others[0]), second.get(key, others[1])) for key in first | second}
 
 
 def array_rule(rules, schema, depth):
@@ -156,18 +191,18 @@ def object_rule(rules, schema, depth):
 
 
 def pairs_in_order(rules, pairs, required, other):
-    """The rule of an object. pairs: `{declared name: rule of the key and its value}`, each of which comes once at most; other: the
-    EBNF of any other key and its value, or None.
+    """The rule of an object. pairs: `{declared name: rule of the key and its value}`, each at most once; other: the EBNF of any
+    other key and its value, or None.
 
-    Keys come in the declared order, but some may be put off and come later. If all but one may, that is any order. The bound on how
-    many are owed at a time keeps the states, (place in the order, keys owed), below MAX_STATES: up to 7 keys it is any order; of
-    11 two may be owed, of 23 one.
+    Keys come in the declared order, but some may be put off and come later. If all but one may, this is any order. A state is a
+    place in the declared order and the keys that are owed there. The number of keys owed at a time is bounded to keep the states
+    below MAX_STATES: up to 7 keys come in any order; of up to 11, two may be owed, of up to 23, one.
     """
     names = list(pairs)
     most_owed = 0
     while most_owed + 1 < len(names) and num_states(len(names), most_owed + 1) <= MAX_STATES:
         most_owed += 1
-    others = f'(", " {other}){{0,{ANY_LENGTH}}} ' if other else ""
+    others = f'(", " {other}){{0,{ANY_LENGTH - 1}}} ' if other else ""
     onward, next_pair, after = {}, {}, {}  # by state: a pair but for those owed, any pair, and the rest after a pair
     for place in reversed(range(len(names) + 1)):
         for num_owed in range(min(most_owed, place) + 1):
@@ -194,7 +229,7 @@ def num_states(num_keys, most_owed):
 
 
 def other_key(rules, names):
-    """The EBNF of a key that is none of these names, after its opening quote. Each has one spelling, lest a name pass as its escape."""
+    """The EBNF of a key that is none of these names, after its opening quote. Each has one spelling: no name passes as an escape."""
     following = {}  # {beginning of a name: its next characters}, as JSON spells them
     spelled = [re.findall(r"\\u....|\\.|.", to_json(name)[1:-1], re.DOTALL) for name in names]
     for characters in spelled:
