@@ -21,7 +21,7 @@ from run_utils.arguments import UserError
 # Half a surrogate pair is no text. Numbers are finite and end. (= ...) is a lookahead: masks are made faster by it.
 TERMINALS = r"""
 string ::= "\"" characters
-characters ::= ("\"" | [^"\\\x00-\x1f] characters | "\\" escape characters) (= [,}\]])
+characters ::= ("\"" | [^"\\\x00-\x1f\uD800-\uDFFF] characters | "\\" escape characters) (= [,}\]])
 escape ::= ["\\/bfnrt] | "u" code_unit
 code_unit ::= [0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2} | [dD] [89abAB] [0-9a-fA-F]{2} low_surrogate
 low_surrogate ::= "\\u" [dD] [c-fC-F] [0-9a-fA-F]{2}
@@ -31,7 +31,7 @@ fraction ::= "." [0-9]{1,24}
 exponent ::= "-" [0-9]{1,3} | "+"? ([0-2]? [0-9]{1,2} | "30" [0-7])
 boolean ::= "true" | "false"
 null ::= "null"
-key ::= ("\"" | [^"\\\x00-\x1f] key | "\\" ["\\bfnrt] key) (= ": ")
+key ::= ("\"" | [^"\\\x00-\x1f\uD800-\uDFFF] key | "\\" ["\\bfnrt] key) (= ": ")
 """
 KEYWORDS = {
     "type", "enum", "anyOf", "oneOf", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
@@ -39,13 +39,13 @@ KEYWORDS = {
 SCALARS = ("string", "number", "boolean", "null")
 ANY_DEPTH = 5  # levels of lists and objects in a value of unknown type
 ANY_LENGTH = 128  # elements of a list of unknown type, and keys that are not declared, in a row
-MAX_STATES = 300  # of the order of one object's keys: see pairs_in_order. Compiling takes about 0.1 ms for each
+MAX_STATES = 130  # of the order of one object's keys: see pairs_in_order. Compiling takes about 0.1 ms for each
 
 
 def calls_grammar(tools):
     """The EBNF of all lists of calls to these tools (parsed, in xLAM's flat form), the empty one included, as `to_json` writes them.
 
-    Keys come in any order, each once: see `pairs_in_order` for objects of more than 7. A tool is left out if no arguments fit
+    Keys come in any order, each once: see `pairs_in_order` for objects of more than 6. A tool is left out if no arguments fit
     its schema. Raises UserError if a schema has a keyword that is not in KEYWORDS.
     """
     rules = {}
@@ -196,7 +196,7 @@ def pairs_in_order(rules, pairs, required, other):
 
     Keys come in the declared order, but some may be put off and come later. If all but one may, this is any order. A state is a
     place in the declared order and the keys that are owed there. The number of keys owed at a time is bounded to keep the states
-    below MAX_STATES: up to 7 keys come in any order; of up to 11, two may be owed, of up to 23, one.
+    below MAX_STATES: up to 6 keys come in any order; of up to 8, two may be owed, of up to 14, one.
     """
     names = list(pairs)
     most_owed = 0
@@ -244,7 +244,7 @@ def other_key(rules, names):
         found[beginning] = rule(
             rules,
             [
-                f'[^"\\\\\\x00-\\x1f{excluded}] key',
+                f'[^"\\\\\\x00-\\x1f\\uD800-\\uDFFF{excluded}] key',
                 f'"\\\\" [{escapes}] key' if escapes else None,
                 *(f"{literal(character)} {found[beginning + character]}" for character in characters),
                 None if beginning in ends else '"\\""',

@@ -259,7 +259,9 @@ def test_an_adapter_is_merged_once_for_all_systems_that_use_it(run_here, flags, 
     monkeypatch.setattr(evaluate, "accepts", lambda *args: False)
     monkeypatch.setattr(generation, "compile_grammar", lambda *args: None)
     flags |= {"systems": ["adapter", "constrained_adapter"], "num_examples": 6}
-    assert run_here(evaluate, flags).code == 0 and len(loads) == 1
+    result = run_here(evaluate, flags)
+    assert result.code == 0 and len(loads) == 1
+    assert result.out.count("its grammar cannot say 6 of 6 golds") == 1
     found = predictions(flags["output_dir"])
     texts = [{key[1]: value["text"] for key, value in found.items() if key[0] == s} for s in flags["systems"]]
     assert texts[0] == texts[1]

@@ -197,7 +197,7 @@ def test_the_grammar_takes_arguments_in_any_order(tokenizer):
         assert not accepts(tokenizer, tools, f'[{{"name": "h", "arguments": {{{arguments}}}}}]')
 
 
-@pytest.mark.parametrize(("num_keys", "most_owed"), [(7, 6), (11, 2), (20, 1), (400, 0)])
+@pytest.mark.parametrize(("num_keys", "most_owed"), [(6, 5), (8, 2), (14, 1), (300, 0)])
 def test_large_objects_take_the_declared_order_and_what_is_near_it(num_keys, most_owed):
     """An order is near if never more than `most_owed` keys come later than a key declared after them."""
     names = [f"k{i}" for i in range(num_keys)]
@@ -312,7 +312,21 @@ def test_any_spelling_of_json_is_taken(text):
 
 @pytest.mark.parametrize(
     "text",
-    [r'"\ud800"', r'"\ud800\u0041"', r'"\udc00"', '"\n"', "1e308", "01", "1.", ".5", "+1", "NaN", "1e", "9" * 33],
+    [
+        b'"\xed\xa0\x80"',
+        r'"\ud800"',
+        r'"\ud800\u0041"',
+        r'"\udc00"',
+        '"\n"',
+        "1e308",
+        "01",
+        "1.",
+        ".5",
+        "+1",
+        "NaN",
+        "1e",
+        "9" * 33,
+    ],
 )
 def test_what_is_no_text_or_no_number_is_not_taken(text):
     assert not matcher_of({})(text)
