@@ -44,7 +44,7 @@ from eval_utils.results import Evaluation, compare_systems, report_of, write_res
 from eval_utils.table import print_table
 from model_utils.adapters import load_adapter, naming_adapter, read_adapter, read_split
 from model_utils.generation import generate, generated_by
-from model_utils.grammar import compile_grammars, import_xgrammar
+from model_utils.grammar import accepts, import_xgrammar
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, resolve_model
 from run_utils.arguments import (
     UserError,
@@ -343,19 +343,22 @@ def predict(model, tokenizer, prompt_format, rows, system, args, at_work):
 
 
 def answer(model, tokenizer, prompt_format, prompts, rows, system, args):
-    """`(index, {"text", "num_tokens", "finish", "seconds"})` of each prompt, by the model here or by the server."""
+    """`(index, {"text", "num_tokens", "finish", "seconds"})` of each prompt, by the model here or by the server; of a constrained
+    system with "gold_in_grammar", whether its grammar has the row's gold."""
     if SYSTEMS[system].server:
         if args.endpoint_api == "chat":
             prompts = [(row.query, openai_tools(json.loads(row.tools))) for row in rows]
         yield from complete(args.endpoint, args.endpoint_model, prompts, args.max_new_tokens)
         return
-    grammars = None
-    if SYSTEMS[system].grammar:
-        vocabulary = model.config.get_text_config().vocab_size
-        grammars = compile_grammars(tokenizer, vocabulary, [json.loads(row.tools) for row in rows])
-    arguments = (prompts, args.max_new_tokens, args.batch_tokens, grammars)
+    tools = [json.loads(row.tools) for row in rows] if SYSTEMS[system].grammar else None
+    arguments = (prompts, args.max_new_tokens, args.batch_tokens, tools)
     for index, generation in generate(model, tokenizer, prompt_format, *arguments):
-        yield index, generation._asdict()
+        prediction = generation._asdict()
+        if tools and generation.finish != "too_long":
+            gold = prompt_format.completion(rows[index].answers)
+            vocab_size = model.config.get_text_config().vocab_size
+            prediction["gold_in_grammar"] = accepts(tokenizer, vocab_size, tools[index], gold)
+        yield index, prediction
 
 
 class Finished(NamedTuple):

@@ -46,7 +46,7 @@ from data_utils.tool_formats import openai_calls
 from data_utils.tool_schema import call_problems
 from model_utils.adapters import load_adapter, naming_adapter, read_adapter
 from model_utils.generation import generate
-from model_utils.grammar import compile_grammars, import_xgrammar
+from model_utils.grammar import import_xgrammar
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, resolve_model
 from model_utils.self_checks import num_positions
 from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script, say
@@ -147,10 +147,6 @@ class System:
 
     def answer(self, requests, batch_tokens=1, on_token=None):
         """`(index, Reply)` of each `(query, tools)`, in the order in which they finish."""
-        grammars = None
-        if self.args.constrained:
-            vocabulary = self.model.config.get_text_config().vocab_size
-            grammars = compile_grammars(self.tokenizer, vocabulary, [tools for _, tools in requests])
         prompts = [self.prompt(query, tools) for query, tools in requests]
         settings = (
             self.tokenizer,
@@ -158,7 +154,7 @@ class System:
             prompts,
             self.args.max_new_tokens,
             batch_tokens,
-            grammars,
+            [tools for _, tools in requests] if self.args.constrained else None,
             on_token,
         )
         for index, generation in generate(self.model, *settings):

@@ -2,29 +2,38 @@
 
     python -m benchmarks.check_fast_paths                  # four layers of Qwen3-4B's shape on a GPU, minutes
     python -m benchmarks.check_fast_paths --shape tiny     # on a CPU: without CUDA graphs and Liger
+    python -m benchmarks.check_fast_paths --attention_gradients      # of each attention path alone, in seconds
 
 In bf16 two right ways to add up differ in the last digits. So everything is measured against float32, and a fast path is
 right if it is no further from it than the plain bf16 path is: transformers' SDPA attention with its block mask, PEFT's own
 LoRA layers, nothing compiled. Exits with 1 if one is not. Dropout is 0 in the table. Beside it, dropout must follow the seed
 and move the gradients as far as PEFT's does, and a compiled layer must drop what its hash says, forward and backward. Decoding
 must attend to as much of each cache slot as a mask shows, and the demo's model must say in float32 what it says on a CPU, with
-slots used again (a CPU is there compared with itself).
+slots used again (a CPU is there compared with itself). Each attention path must have the gradients of eager float32 on packed
+examples of 64 tokens modulo 128, at which cuDNN's kernel has none (pytorch#196678).
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import math
 import sys
 import tempfile
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
 from transformers.utils import is_liger_kernel_available
 
 from benchmarks.train_throughput import ROOT, SHAPES, TARGETS, make_model, make_rows
@@ -35,7 +44,7 @@ from model_utils.attention import ISOLATED, isolated_attention
 from model_utils.cuda_graphs import use_cuda_graphs
 from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
 from model_utils.generation import generate
-from model_utils.grammar import compile_grammars
+from model_utils.self_checks import one_line
 from model_utils.speed import COMPILE, compile_layers, use_liger_kernels
 from train import completion_loss
 
@@ -58,11 +67,70 @@ PATHS = {
 TAGS = PROMPT_FORMATS["tags-1"]
 
 
+def attention_gradient_errors(device):
+    """The attention paths whose gradients are not those of eager float32, on three packed examples of 64 tokens modulo 128, as
+    their sum is. Scores are around 0, and then around -150, at which cuDNN's backward fails. Its line is for comparison."""
+    dtype, most = (torch.bfloat16, 3e-2) if device == "cuda" else (torch.float32, 1e-3)
+    lengths = torch.tensor([64, 192, 320], device=device)
+    document = torch.arange(3, device=device).repeat_interleave(lengths)
+    total, heads, kv_heads, head_dim = len(document), 8, 2, 128
+    mask = (document[:, None] == document).tril()[None, None]
+    module = SimpleNamespace(num_key_value_groups=heads // kv_heads, training=False, is_causal=True)
+    packed = {"cu_seq_lens_q": F.pad(lengths.cumsum(0), (1, 0)).int(), "max_length_q": int(lengths.max())}
+    wrong = []
+
+    def gradients(attention, states, mask):
+        states = [state.detach().requires_grad_() for state in states]
+        attended, _ = attention(module, *states, mask, scaling=head_dim**-0.5, **packed)
+        return torch.autograd.grad(attended, states, weights.to(attended.dtype))
+
+    for center in (0, -150):
+        torch.manual_seed(0)
+        offset = (-center) ** 0.5 * head_dim**-0.25 * torch.randn(head_dim, device=device).sign()
+        states = [torch.randn(1, count, total, head_dim, device=device) for count in (heads, kv_heads, kv_heads)]
+        states = [state.to(dtype) for state in (states[0] + offset, states[1] - offset, states[2])]
+        weights = torch.randn(1, total, heads, head_dim, device=device).to(dtype)
+        additive = torch.zeros(mask.shape, device=device).masked_fill(~mask, torch.finfo(torch.float32).min)
+        wanted = gradients(eager_attention_forward, [state.float() for state in states], additive)
+        for name, attention, bound in (
+            ("isolated", isolated_attention, most),
+            ("sdpa", sdpa_attention_forward, most),
+            ("eager", eager_attention_forward, math.inf),  # its scores near -150 are rounded to a whole number in bf16
+            ("sdpa by cuDNN", sdpa_attention_forward, None),
+        ):
+            by_cudnn = bound is None
+            if by_cudnn and device == "cpu":
+                continue
+            kernel = sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if by_cudnn else contextlib.nullcontext()
+            try:
+                with kernel:
+                    found = gradients(attention, states, additive.to(dtype) if name == "eager" else mask)
+            except RuntimeError as error:
+                if not by_cudnn:
+                    raise
+                print(f"gradients of {name}: none, {one_line(error)}")
+                continue
+            off = [((a - b).norm() / b.norm()).item() for a, b in zip(found, wanted, strict=True)]
+            print(
+                f"gradients of {name}, scores near {center}: those of query, key and value off by "
+                f"{', '.join(f'{share:.1e}' for share in off)}",
+                flush=True,
+            )
+            if not by_cudnn and not all(math.isfinite(share) and share <= bound for share in off):
+                wrong.append(f"{name} at {center}")
+    return wrong
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="4b")
-    shape = SHAPES[parser.parse_args().shape]
+    parser.add_argument("--attention_gradients", action="store_true", help="check these alone")
+    args = parser.parse_args()
+    shape = SHAPES[args.shape]
     on_gpu = torch.cuda.is_available()
+    wrong = attention_gradient_errors("cuda" if on_gpu else "cpu")
+    if args.attention_gradients:
+        sys.exit(f"wrong attention gradients: {', '.join(wrong)}" if wrong else 0)
     accelerator = Accelerator(mixed_precision="bf16" if on_gpu else "no", cpu=not on_gpu)
     folder = tempfile.TemporaryDirectory()
     model_dir, rows_file = Path(folder.name) / "model", Path(folder.name) / "rows.jsonl"
@@ -175,18 +243,17 @@ def main():
         return off
 
     def num_different_texts():
-        """Of 32 rows in a few slots, without grammars and, where xgrammar is there, with one for two rows in three."""
+        """Of 32 rows in a few slots, free and, if xgrammar is there, two in three held to the grammar of their tools."""
         demo = AutoModelForCausalLM.from_pretrained(ROOT / "demo" / "base", dtype=torch.float32).eval()
         rows = load_rows("demo")[0][:32]
         prompts = [TAGS.render(row.query, row.tools) for row in rows]
         choices = {"generation": None}
         if importlib.util.find_spec("xgrammar"):
-            grammars = compile_grammars(tokenizer, demo.config.vocab_size, [json.loads(row.tools) for row in rows])
-            choices["constrained generation"] = [grammar if i % 3 else None for i, grammar in enumerate(grammars)]
+            choices["constrained generation"] = [json.loads(row.tools) if i % 3 else None for i, row in enumerate(rows)]
         total = 0
-        for name, grammars in choices.items():
+        for name, tools in choices.items():
             on_cpu, here = (
-                dict(generate(demo.to(device), tokenizer, TAGS, prompts, 64, 4096, grammars))
+                dict(generate(demo.to(device), tokenizer, TAGS, prompts, 64, 4096, tools))
                 for device in ("cpu", accelerator.device)
             )
             different = sum(on_cpu[i].text != here[i].text for i in range(32))
@@ -199,7 +266,7 @@ def main():
     )
     for column in ("path", "loss", "difference of the loss", "relative difference of the gradient"):
         table.add_column(column)
-    wrong = dropout_errors()
+    wrong += dropout_errors()
     wrong += ["decoding"] * (max(map(decoding_error, (None, 16))) > (1e-2 if on_gpu else 0))
     wrong += ["generation"] * (num_different_texts() > 0)
     wanted, bounds = {}, {}  # by whether the base is NF4

@@ -24,7 +24,6 @@ from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
 from model_utils.generation import generate, problem_with_slots
-from model_utils.grammar import compile_grammars
 
 TAGS = PROMPT_FORMATS["tags-1"]
 
@@ -49,8 +48,8 @@ def main():
         model_dir, dtype=torch.bfloat16 if on_gpu else torch.float32, device_map="cuda" if on_gpu else "cpu"
     ).eval()
 
-    def ours(batch_tokens, grammars=None):
-        done = list(generate(model, tokenizer, TAGS, prompts, args.new_tokens, batch_tokens, grammars))
+    def ours(batch_tokens, tools=None):
+        done = list(generate(model, tokenizer, TAGS, prompts, args.new_tokens, batch_tokens, tools))
         return len(done), sum(generation.num_tokens for _, generation in done)
 
     def transformers(prompts):
@@ -73,9 +72,9 @@ def main():
         table.add_column(column, justify="left" if column == "system" else "right")
     runs = [(f"ours, {tokens:,} tokens of cache", lambda tokens=tokens: ours(tokens)) for tokens in args.batch_tokens]
     if importlib.util.find_spec("xgrammar"):
-        grammars = compile_grammars(tokenizer, model.config.vocab_size, [json.loads(row.tools) for row in rows])
+        tools = [json.loads(row.tools) for row in rows]
         runs += [
-            (f"constrained, {tokens:,} tokens of cache", lambda tokens=tokens: ours(tokens, grammars))
+            (f"constrained, {tokens:,} tokens of cache", lambda tokens=tokens: ours(tokens, tools))
             for tokens in args.batch_tokens
         ]
     runs += [

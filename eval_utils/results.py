@@ -112,6 +112,7 @@ def generation_figures(predictions):
         "finish": dict(Counter(finish)),
         "came_as": dict(Counter(prediction["came_as"] for prediction in predictions if "came_as" in prediction)),
         "rows_per_second": len(predictions) / seconds if seconds else None,
+        "golds_beyond_grammar": sum(prediction.get("gold_in_grammar") is False for prediction in predictions),
     }
 
 

@@ -41,7 +41,9 @@ def print_table(evaluation):
     for system, of_system in figures["systems"].items():
         stops = ", ".join(f"{count} {name}" for name, count in of_system["finish"].items() if count)
         speed = f"{of_system['rows_per_second']:.2f} rows/s; " if of_system["rows_per_second"] else ""
-        print(f"{system}: {speed}stopped by {stops}")
+        beyond = of_system["golds_beyond_grammar"]
+        limit = f"; its grammar cannot say {beyond} of {of_system['num_examples']} golds" if beyond else ""
+        print(f"{system}: {speed}stopped by {stops}{limit}")
     for line in (describe_near_repeats(evaluation), *figures["warnings"]):
         if line:
             print(line)

@@ -18,6 +18,9 @@ VARLEN_KNOWS_WINDOWS = "window_size" in VARLEN_PARAMETERS  # from torch 2.11 on;
 VARLEN_ASKS_FOR_GQA = "enable_gqa" in VARLEN_PARAMETERS  # torch 2.11 takes fewer key-value heads unasked
 
 ISOLATED = "isolated"  # the name in `attn_implementation`
+# cuDNN's backward has NaN in the query's gradient, in torch 2.11 to 2.13 on H100 and H200: with a mask, at lengths of 64 modulo
+# 128, if a row's scores are far below 0 (pytorch#196678). SDPA takes another kernel then. varlen_attn is never cuDNN's.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @torch.compiler.assume_constant_result  # compiled layers ask too, and cannot trace the question

@@ -27,7 +27,7 @@ from transformers.cache_utils import Cache
 from data_utils.batching import Example, collate, encode_prompts
 from model_utils.attention import ISOLATED
 from model_utils.cuda_graphs import capturing
-from model_utils.grammar import TokenMasks, new_matcher
+from model_utils.grammar import TokenMasks, compile_grammar, new_matcher
 from model_utils.self_checks import (
     LAST,
     check_vocabulary,
@@ -57,15 +57,15 @@ class Generation(NamedTuple):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tokens, grammars=None, on_token=None):
+def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tokens, tools=None, on_token=None):
     """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which rows finish.
 
     The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at any of the model's end tokens, or
     when the prompt format says that its text is finished. Decoding options of the model's own generation_config are not in force. A model on which
     the continuous batching here fails its check generates by transformers' `generate` instead.
 
-    grammars: for each prompt what its answer must be, of `grammar.compile_grammars`, or None. Whole answers keep to it; one that
-    the budget cuts is a beginning of one that does. on_token: called with a row's Answer after each of its tokens.
+    tools: for each prompt the tools (parsed) whose grammar its answer must keep to, or None. Whole answers do; one that the budget
+    cuts is a beginning of one that does. on_token: called with a row's Answer after each of its tokens.
     """
     prompt_ids = encode_prompts(tokenizer, prompts)
     positions = num_positions(model.config)
@@ -76,11 +76,12 @@ def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tok
     if not fitting:
         return
     check_vocabulary(model, [prompt_ids[index] for index in fitting])
-    grammars = grammars or [None] * len(prompts)
-    answers = {
-        index: Answer(index, budgets[index], model, tokenizer, prompt_format, grammars[index], on_token)
-        for index in fitting
-    }
+    vocab_size = model.config.get_text_config().vocab_size
+    answers = {}
+    for index in fitting:
+        offered = tools[index] if tools else None
+        grammar = compile_grammar(tokenizer, vocab_size, offered) if offered is not None else None
+        answers[index] = Answer(index, budgets[index], model, tokenizer, prompt_format, grammar, on_token)
     room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
     if problem_with_slots(model, [prompt_ids[index] for index in fitting], room):
         yield from generate_plainly(model, prompt_ids, answers, batch_tokens)

@@ -20,6 +20,7 @@ from data_utils.prompt import PROMPT_FORMATS, PromptFormat
 from data_utils.sources import load_rows
 from data_utils.split import find_held_out, split_rows
 from eval_utils.metrics import METRICS, Metric
+from model_utils import generation
 from model_utils.adapters import load_adapter
 from model_utils.loading import load_base_model
 from run_utils.arguments import UserError
@@ -255,9 +256,12 @@ def test_an_adapter_is_merged_once_for_all_systems_that_use_it(run_here, flags, 
     loads = []
     monkeypatch.setattr(evaluate, "load_adapter", lambda *args: loads.append(args) or load_adapter(*args))
     monkeypatch.setattr(evaluate, "import_xgrammar", lambda: None)
-    monkeypatch.setattr(evaluate, "compile_grammars", lambda tokenizer, size, tools: [None] * len(tools))
+    monkeypatch.setattr(evaluate, "accepts", lambda *args: False)
+    monkeypatch.setattr(generation, "compile_grammar", lambda *args: None)
     flags |= {"systems": ["adapter", "constrained_adapter"], "num_examples": 6}
-    assert run_here(evaluate, flags).code == 0 and len(loads) == 1
+    result = run_here(evaluate, flags)
+    assert result.code == 0 and len(loads) == 1
+    assert result.out.count("its grammar cannot say 6 of 6 golds") == 1
     found = predictions(flags["output_dir"])
     texts = [{key[1]: value["text"] for key, value in found.items() if key[0] == s} for s in flags["systems"]]
     assert texts[0] == texts[1]
