@@ -286,13 +286,13 @@ def main():
                 accelerator.backward(loss * scale)
             loss_sum += loss.detach()
         grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm or math.inf)
-        learning_rate = scheduler.get_last_lr()[0]
+        learning_rates = scheduler.get_last_lr()  # of each of the optimizer's parameter groups
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         state.global_step, state.eval_loss = state.global_step + 1, None
         stopped = stop.agreed()  # where a process may wait for the others: part of the step's time
-        log.end_step(step, loss_sum, grad_norm, learning_rate)
+        log.end_step(step, loss_sum, grad_norm, learning_rates)
 
         # ---------------------------------- once in a while ----------------------------------
         is_last_step = state.global_step == last_step

@@ -125,3 +125,11 @@ def base_fingerprint(model):
     for tensor in (rows, *norms):
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def weight_hashes(model):
+    """`{name: SHA-256}` of the bytes of each weight and of each buffer that is saved with them."""
+    return {
+        name: hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy()).hexdigest()
+        for name, tensor in model.state_dict().items()
+    }

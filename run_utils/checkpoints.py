@@ -244,8 +244,11 @@ class Run:
             raise UserError(f"base_fingerprint is {base} but {checkpoint} has {saved_base}")
         model = self.accelerator.unwrap_model(training.model)
         check_unchanged("LoRA's", model.peft_config["default"].to_dict(), saved_lora, checkpoint)
-        (saved_group,) = optimizer["param_groups"]
-        check_unchanged("the optimizer's", training.optimizer.param_groups[0], saved_group, checkpoint)
+        groups, saved_groups = training.optimizer.param_groups, optimizer["param_groups"]
+        check_unchanged("the optimizer's", {"groups": len(groups)}, {"groups": len(saved_groups)}, checkpoint)
+        for index, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
+            whose = f"the optimizer's group {index}'s" if len(groups) > 1 else "the optimizer's"
+            check_unchanged(whose, group, saved_group, checkpoint)
         try:
             set_peft_model_state_dict(model, adapter)
             training.optimizer.load_state_dict(optimizer)
