@@ -400,8 +400,8 @@ def num_bytes(weights, optimizer=None):
     return sum(tensor.numel() * tensor.element_size() for tensor in (*weights, *moments) if torch.is_tensor(tensor))
 
 
-# Where it lies, and what steps and schedule move: no setting that makes another experiment.
-NOT_SETTINGS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "params", "lr", "initial_lr")
+# The adapter's place, and the rate of the step: no settings that make another experiment. The schedule's own rate, initial_lr, is one.
+NOT_SETTINGS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "params", "lr")
 
 
 def check_unchanged(what, now, then, checkpoint):

@@ -86,6 +86,13 @@ def sentencepiece_folder(folder):
 
 def go_the_whole_way(run_here, flags, folder):
     """Train with a stop and a resume, evaluate, call and export. Returns the run's and the export's folder."""
+    run = go_as_far_as_calls(run_here, flags, folder)
+    result = run_here(export, {"adapter": run / "adapter", "output_dir": run.parent / "export", "dtype": "fp32"})
+    assert result.code == 0, result.err
+    return run, run.parent / "export"
+
+
+def go_as_far_as_calls(run_here, flags, folder):
     run, whole = flags["output_dir"], flags["output_dir"].with_name("whole")
     flags |= {"model_name_or_path": folder, "max_train_steps": 4, "save_steps": 2, "eval_steps": 2, "lora_dropout": 0.1, "warmup_ratio": 0,
               "eval_generate_examples": 2}  # fmt: skip
@@ -104,9 +111,7 @@ def go_the_whole_way(run_here, flags, folder):
     result = run_here(infer, {"adapter": adapter, "query": "f of 3", "tools": tools, "max_new_tokens": 8})
     # An untrained model says no calls; which it is, and why it is none, is told.
     assert result.code == 1 and "is not a list of calls to these tools: cut off at --max_new_tokens 8" in result.err
-    result = run_here(export, {"adapter": adapter, "output_dir": run.parent / "export", "dtype": "fp32"})
-    assert result.code == 0, result.err
-    return run, run.parent / "export"
+    return run
 
 
 def check_the_export(folder, exported, adapter, rows_file):
@@ -136,6 +141,24 @@ def test_a_family_goes_the_whole_way(run_here, flags, rows_file, tmp_path, name)
     assert set(config["target_modules"]) == set(LORA_ON[name])
     assert f"| lora_target_modules | {', '.join(LORA_ON[name])} |" in (exported / "README.md").read_text()
     check_the_export(folder, exported, run / "adapter", rows_file)
+
+
+@pytest.mark.parametrize("layers", [["embed_tokens", "q_proj"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("name", ["llama", "llama tied"])
+def test_an_adapter_on_the_embedding_goes_the_whole_way(run_here, flags, rows_file, tmp_path, name, layers):
+    """But for the export if embedding and head share their weights: these cannot be merged into one of the two."""
+    folder = tmp_path / "model"
+    build(name).save_pretrained(folder)
+    demo_tokenizer().save_pretrained(folder)
+    flags |= {"lora_target_modules": layers}
+    if name == "llama":
+        run, exported = go_the_whole_way(run_here, flags, folder)
+        check_the_export(folder, exported, run / "adapter", rows_file)
+        return
+    run = go_as_far_as_calls(run_here, flags, folder)
+    result = run_here(export, {"adapter": run / "adapter", "output_dir": tmp_path / "export", "dtype": "fp32"})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and "changes the head or the input embedding, which share their weights" in line
 
 
 def test_routers_heads_and_places_in_a_sequence_are_left_alone():
