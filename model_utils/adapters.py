@@ -12,17 +12,13 @@ import yaml
 from transformers.pytorch_utils import Conv1D
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash
-from model_utils.loading import base_fingerprint
+from model_utils.flops import num_weights
+from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
 from model_utils.self_checks import difference, num_positions, one_line, plain_logits, tolerance
 from run_utils.arguments import UserError
+from run_utils.launch import is_sharded
 
 ROUTERS = {"router", "gate", "shared_expert_gate"}
-
-
-def text_decoder(model):
-    """The decoder of text, without the head."""
-    decoder = model.get_decoder()
-    return decoder if any(True for _ in decoder.children()) else model.base_model  # some call their head the decoder
 
 
 def linear_layers(model):
@@ -40,19 +36,29 @@ def linear_layers(model):
     return list(names)
 
 
-def expert_parameters(model):
-    """`(path of the module, name, parameter)` of the weights of a mixture's experts: transformers keeps those of a layer as
-    parameters [experts, ...] of one module, which no rule for linear layers finds. Paths are the text decoder's."""
-    return [
-        (path, name, parameter)
-        for path, module in text_decoder(model).named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3 and "Expert" in type(module).__name__
+def expert_names(model):
+    """The names by which LoRA goes on the experts' weights of a mixture, as PEFT's target_parameters; none for other models."""
+    return list(dict.fromkeys(f"{path.split('.')[-1]}.{name}" for path, name, _ in expert_parameters(model)))
+
+
+def describe_experts(model, names):
+    """How much of a mixture its experts' weights of these names are, in words."""
+    experts = [weight for path, name, weight in expert_parameters(model) if f"{path.split('.')[-1]}.{name}" in names]
+    layers = [
+        weight
+        for module in text_decoder(model).modules()
+        if not isinstance(module, torch.nn.Embedding)
+        for weight in module.parameters(recurse=False)
     ]
+    count, total = (sum(map(num_weights, weights)) for weights in (experts, layers))
+    return f"the experts' {', '.join(names)}, {count:,} of the layers' {total:,} weights"
 
 
 def add_lora(model, r, alpha, dropout, target_modules):
-    """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs."""
+    """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs.
+
+    target_modules: names of layers, and of a mixture's experts as expert_names gives them.
+    """
     from peft import LoraConfig, get_peft_model  # late: importing peft imports bitsandbytes, and takes seconds
 
     from model_utils.fused_lora import fuse_lora
@@ -61,9 +67,16 @@ def add_lora(model, r, alpha, dropout, target_modules):
     text_modules = {model.get_output_embeddings(), *text_decoder(model).modules()}
     elsewhere = [name for name, module in model.named_modules() if name and module not in text_modules]
     names = {name.split(".")[-1] for name, module in model.named_modules() if module in text_modules}
-    if unknown := [module for module in target_modules if module not in names]:
+    experts = [name for name in expert_names(model) if name in target_modules]
+    layers = [name for name in target_modules if name not in experts]
+    if unknown := [name for name in layers if name not in names]:
+        known = ", ".join([*linear_layers(model), *expert_names(model)])
+        raise UserError(f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers, but {known}")
+    if experts and (dropout or is_sharded()):
+        cannot = "FSDP2 cannot shard" if is_sharded() else "PEFT has no dropout for"
+        trains = "" if is_sharded() else "--lora_dropout 0 trains them, "
         raise UserError(
-            f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers, but {', '.join(linear_layers(model))}"
+            f"{cannot} LoRA on {describe_experts(model, experts)}: {trains}--lora_target_modules {' '.join(layers)} leaves them out"
         )
 
     config = LoraConfig(
@@ -71,13 +84,22 @@ def add_lora(model, r, alpha, dropout, target_modules):
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=target_modules,
-        exclude_modules=[name for name in elsewhere if name.split(".")[-1] in target_modules] or None,
+        target_modules=layers,
+        target_parameters=experts or None,
+        exclude_modules=[name for name in elsewhere if name.split(".")[-1] in layers] or None,
     )
     try:
-        return fuse_lora(get_peft_model(model, config))
+        model = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"cannot add LoRA to {', '.join(target_modules)}: {one_line(error)}") from None
+    # Of some mixtures PEFT takes the names of dense layers, or of a shared expert's, for those of the experts.
+    if taken := [name for name in layers if name not in config.target_modules]:
+        others = [name for name in target_modules if name not in taken]
+        raise UserError(
+            f"PEFT takes {', '.join(taken)} of this mixture for its experts' and would leave out the layers of that name: "
+            f"--lora_target_modules {' '.join(others)} leaves these out alone"
+        )
+    return fuse_lora(model)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from model_utils.adapters import expert_parameters, text_decoder
+from model_utils.loading import expert_parameters, text_decoder
 from model_utils.self_checks import unwrapped
 
 # Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; the longest matching name counts.

@@ -408,8 +408,11 @@ def check_unchanged(what, now, then, checkpoint):
     """Raises UserError by name where a setting (of two dicts) is not what it was: an edit of the code makes another experiment as
     much as another argument does."""
     for name in sorted((now.keys() | then.keys()) - set(NOT_SETTINGS)):
-        if now.get(name) != then.get(name):
-            raise UserError(f"{what} {name} is {now.get(name)} but {checkpoint} was trained with {then.get(name)}")
+        setting, saved = now.get(name), then.get(name)
+        if isinstance(setting, set) and isinstance(saved, list):  # JSON has no sets
+            saved = set(saved)
+        if setting != saved:
+            raise UserError(f"{what} {name} is {setting} but {checkpoint} was trained with {saved}")
 
 
 def find_checkpoint(args, output_dir):

@@ -64,6 +64,15 @@ def test_model_flop_is_what_torch_counts(name, more):
     assert flops.recomputed_per_token == 0
 
 
+def test_adapters_on_experts_count_as_often_as_these_run():
+    """PEFT adds B A to each expert's weights, which costs the same for any text: the FLOP are those of B A x."""
+    model = build("qwen3_moe")
+    without = count_flops(with_adapter(build("qwen3_moe")), False).per_token
+    model = with_adapter(model, ["experts.gate_up_proj", "experts.down_proj"])
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name and p.requires_grad)
+    assert experts and count_flops(model, False).per_token == without + 6 * experts * 2 / 4  # 2 of 4 experts run
+
+
 @pytest.mark.parametrize("hidden_size", [32, 256])
 def test_a_tower_for_images_that_never_runs_is_not_counted(hidden_size):
     model = with_adapter(sees_images(hidden_size))
