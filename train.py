@@ -35,7 +35,7 @@ from data_utils.rows import describe_bad_rows
 from data_utils.sources import READERS, load_rows
 from data_utils.split import near_repeats, set_apart, split_rows
 from eval_utils.metrics import METRICS, Output, score, summarize
-from model_utils.adapters import add_lora, linear_layers
+from model_utils.adapters import add_lora, describe_experts, expert_names, linear_layers
 from model_utils.flops import count_flops, dtype_census, peak_flops
 from model_utils.generation import generate, problem_with_slots
 from model_utils.loading import (
@@ -110,7 +110,7 @@ class TrainingArguments:
     lora_alpha: int = argument(64, above=0)
     lora_dropout: float = argument(0.05, at_least=0, below=1)
     lora_target_modules: list[str] | None = argument(
-        None, "By default all linear layers of the decoder: of Qwen3, the seven projections"
+        None, "By default all linear layers of the decoder, experts included: of Qwen3, the seven projections"
     )
 
     quantization: Literal["none", "nf4", "int8"] = argument("nf4", group="Memory and speed")
@@ -233,7 +233,9 @@ def main():
         attention=attention,
     )
     check_alike({"their base model": run.environment["base_fingerprint"]})
-    args.lora_target_modules = args.lora_target_modules or linear_layers(model)
+    args.lora_target_modules = args.lora_target_modules or [*linear_layers(model), *expert_names(model)]
+    if left_out := [name for name in expert_names(model) if name not in args.lora_target_modules]:
+        accelerator.print(f"LoRA leaves out {describe_experts(model, left_out)}")
     torch.manual_seed(args.seed)
     model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
     accelerator.print(f"Attention: {attention}")
@@ -286,13 +288,13 @@ def main():
                 accelerator.backward(loss * scale)
             loss_sum += loss.detach()
         grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm or math.inf)
-        learning_rate = scheduler.get_last_lr()[0]
+        learning_rates = scheduler.get_last_lr()  # of each of the optimizer's parameter groups
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         state.global_step, state.eval_loss = state.global_step + 1, None
         stopped = stop.agreed()  # where a process may wait for the others: part of the step's time
-        log.end_step(step, loss_sum, grad_norm, learning_rate)
+        log.end_step(step, loss_sum, grad_norm, learning_rates)
 
         # ---------------------------------- once in a while ----------------------------------
         is_last_step = state.global_step == last_step

@@ -4,23 +4,21 @@ import contextlib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import torch
 import yaml
 from transformers.pytorch_utils import Conv1D
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash
-from model_utils.loading import base_fingerprint
+from model_utils.flops import num_weights
+from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
 from model_utils.self_checks import difference, num_positions, one_line, plain_logits, tolerance
 from run_utils.arguments import UserError
+from run_utils.launch import is_sharded
 
 ROUTERS = {"router", "gate", "shared_expert_gate"}
-
-
-def text_decoder(model):
-    """The decoder of text, without the head."""
-    decoder = model.get_decoder()
-    return decoder if any(True for _ in decoder.children()) else model.base_model  # some call their head the decoder
 
 
 def linear_layers(model):
@@ -38,8 +36,29 @@ def linear_layers(model):
     return list(names)
 
 
+def expert_names(model):
+    """The names by which LoRA goes on the experts' weights of a mixture, as PEFT's target_parameters; none for other models."""
+    return list(dict.fromkeys(f"{path.split('.')[-1]}.{name}" for path, name, _ in expert_parameters(model)))
+
+
+def describe_experts(model, names):
+    """How much of a mixture its experts' weights of these names are, in words."""
+    experts = [weight for path, name, weight in expert_parameters(model) if f"{path.split('.')[-1]}.{name}" in names]
+    layers = [
+        weight
+        for module in text_decoder(model).modules()
+        if not isinstance(module, torch.nn.Embedding)
+        for weight in module.parameters(recurse=False)
+    ]
+    count, total = (sum(map(num_weights, weights)) for weights in (experts, layers))
+    return f"the experts' {', '.join(names)}, {count:,} of the layers' {total:,} weights"
+
+
 def add_lora(model, r, alpha, dropout, target_modules):
-    """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs."""
+    """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs.
+
+    target_modules: names of layers, and of a mixture's experts as expert_names gives them.
+    """
     from peft import LoraConfig, get_peft_model  # late: importing peft imports bitsandbytes, and takes seconds
 
     from model_utils.fused_lora import fuse_lora
@@ -48,9 +67,16 @@ def add_lora(model, r, alpha, dropout, target_modules):
     text_modules = {model.get_output_embeddings(), *text_decoder(model).modules()}
     elsewhere = [name for name, module in model.named_modules() if name and module not in text_modules]
     names = {name.split(".")[-1] for name, module in model.named_modules() if module in text_modules}
-    if unknown := [module for module in target_modules if module not in names]:
+    experts = [name for name in expert_names(model) if name in target_modules]
+    layers = [name for name in target_modules if name not in experts]
+    if unknown := [name for name in layers if name not in names]:
+        known = ", ".join([*linear_layers(model), *expert_names(model)])
+        raise UserError(f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers, but {known}")
+    if experts and (dropout or is_sharded()):
+        cannot = "FSDP2 cannot shard" if is_sharded() else "PEFT has no dropout for"
+        trains = "" if is_sharded() else "--lora_dropout 0 trains them, "
         raise UserError(
-            f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers, but {', '.join(linear_layers(model))}"
+            f"{cannot} LoRA on {describe_experts(model, experts)}: {trains}--lora_target_modules {' '.join(layers)} leaves them out"
         )
 
     config = LoraConfig(
@@ -58,13 +84,22 @@ def add_lora(model, r, alpha, dropout, target_modules):
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=target_modules,
-        exclude_modules=[name for name in elsewhere if name.split(".")[-1] in target_modules] or None,
+        target_modules=layers,
+        target_parameters=experts or None,
+        exclude_modules=[name for name in elsewhere if name.split(".")[-1] in layers] or None,
     )
     try:
-        return fuse_lora(get_peft_model(model, config))
+        model = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"cannot add LoRA to {', '.join(target_modules)}: {one_line(error)}") from None
+    # Of some mixtures PEFT takes the names of dense layers, or of a shared expert's, for those of the experts.
+    if taken := [name for name in layers if name not in config.target_modules]:
+        others = [name for name in target_modules if name not in taken]
+        raise UserError(
+            f"PEFT takes {', '.join(taken)} of this mixture for its experts' and would leave out the layers of that name: "
+            f"--lora_target_modules {' '.join(others)} leaves these out alone"
+        )
+    return fuse_lora(model)
 
 
 @contextlib.contextmanager
@@ -142,17 +177,82 @@ def load_adapter(model, folder, texts=()):
     quantized = getattr(model.get_base_model(), "hf_quantizer", None) is not None
     if quantized or not len(texts) or adapts_shared_weights(model):
         return model
-    texts = [text[: min(len(text), num_positions(model.config))] for text in texts]
-    reference = [plain_logits(model, [text])[0] for text in texts]
-    allowed = tolerance(model, texts[0], reference[:1])
-    model = model.merge_and_unload().eval()
-    distance = difference([plain_logits(model, [text])[0] for text in texts], reference)
-    if not distance <= allowed:
-        raise UserError(
-            f"merging {folder} into its base moves logits by {distance:.1e} of their spread (rounding: {allowed:.1e}): "
-            "run it unmerged, with --merge_adapter false"
-        )
+    model, merge = merge_adapter(model, [text[: min(len(text), num_positions(model.config))] for text in texts])
+    if merge.problem:
+        raise UserError(f"merging {folder} into its base {merge.problem}: run it unmerged, with --merge_adapter false")
     return model
+
+
+class Merge(NamedTuple):
+    """Distances from the logits of the unmerged adapter, as shares of their spread."""
+
+    effect: float  # of the base without the adapter
+    distance: float  # of the merged model, before its weights are rounded to the base's dtype
+    allowed: float  # of `distance`
+    rounding: float  # of the merged model after that; 0 if nothing is rounded
+    dtype: torch.dtype  # that `distance` was computed in
+
+    @property
+    def problem(self):
+        """The reason not to use the merged model, as the predicate of a sentence; None if there is none."""
+        if not self.distance <= self.allowed:
+            return (
+                f"moves logits by {self.distance:.1e} of their spread, beyond rounding ({self.allowed:.1e}); the adapter "
+                f"itself moves them by {self.effect:.1e}"
+            )
+        if not self.rounding <= max(self.effect / 2, self.allowed):
+            return (
+                f"loses it to rounding, which moves logits by {self.rounding:.1e} of their spread; the adapter itself moves "
+                f"them by {self.effect:.1e}"
+            )
+        return None
+
+    def __str__(self):
+        blind = "" if self.dtype == torch.float32 else ", for want of memory: one projection left out could pass"
+        return (
+            f"the adapter moves them by {self.effect:.1e} of their spread, merging it by {self.distance:.1e} (rounding: "
+            f"{self.allowed:.1e}), rounding the weights by {self.rounding:.1e}; compared in "
+            f"{str(self.dtype).removeprefix('torch.')}{blind}"
+        )
+
+
+def merge_adapter(model, texts):
+    """The base of a PEFT model with the adapter in its weights, in the dtypes that these had, and the Merge that the two are
+    compared by on `texts` (int32 token ids).
+
+    Both in float32, if memory allows: one projection left out can move logits in bf16 no further than rounding does. What
+    counts as rounding in float32 is a hundredth of what the adapter does, or what another attention kernel does if that is
+    more.
+    """
+    dtypes = [(weight, weight.dtype) for weight in model.parameters()]
+    if fits_in_float32(model):
+        for weight, _ in dtypes:
+            weight.data = weight.data.float()
+    reference = all_logits(model, texts)
+    with model.disable_adapter():
+        effect = difference(all_logits(model, texts), reference)
+    allowed, dtype = tolerance(model, texts[0], reference[:1], effect), model.dtype
+    merged = model.merge_and_unload().eval()
+    distance = difference(all_logits(merged, texts), reference)
+    rounding = 0.0
+    if any(weight.dtype != before for weight, before in dtypes):
+        for weight, before in dtypes:
+            weight.data = weight.data.to(before).float()
+        rounding = difference(all_logits(merged, texts), reference)
+        for weight, before in dtypes:
+            weight.data = weight.data.to(before)
+    return merged, Merge(effect, distance, allowed, rounding, dtype)
+
+
+def all_logits(model, texts):
+    return [plain_logits(model, [text])[0] for text in texts]
+
+
+def fits_in_float32(model):
+    """Whether the memory that is free on the model's device holds its weights in float32, with half as much to spare."""
+    more = sum(weight.numel() * (4 - weight.element_size()) for weight in model.parameters())
+    on_gpu = model.device.type == "cuda"
+    return 1.5 * more < (torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available)
 
 
 def adapts_shared_weights(model):

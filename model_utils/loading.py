@@ -9,7 +9,7 @@ from transformers.utils import logging as transformers_logging
 
 from model_utils.attention import ISOLATED, has_varlen_kernel
 from model_utils.self_checks import check_training_batches, check_vocabulary, one_line, set_attention
-from run_utils.arguments import ROOT, UserError
+from run_utils.arguments import ROOT, UserError, say
 from run_utils.launch import check_hub_access, is_sharded
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
@@ -112,7 +112,30 @@ def load_base_model(name, accelerator, revision=None, quantization="none", trust
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On a CPU, bitsandbytes repacks NF4 weights at the first evaluation and has no gradient through them then.
             module.support_avx512bf16_for_cpu = False
+    experts = [weight for _, _, weight in expert_parameters(model)] if quantization != "none" else []
+    if experts:
+        size = sum(weight.numel() * weight.element_size() for weight in experts) / 2**30
+        say(
+            f"{quantization} is for linear layers: the experts stay in {str(dtype).removeprefix('torch.')}, {size:.2f} GiB"
+        )
     return model.requires_grad_(False).eval()
+
+
+def text_decoder(model):
+    """The decoder of text, without the head."""
+    decoder = model.get_decoder()
+    return decoder if any(True for _ in decoder.children()) else model.base_model  # some call their head the decoder
+
+
+def expert_parameters(model):
+    """`(path of the module, name, parameter)` of the weights of a mixture's experts: transformers keeps those of a layer as
+    parameters [experts, ...] of one module, which no rule for linear layers finds. Paths are the text decoder's."""
+    return [
+        (path, name, parameter)
+        for path, module in text_decoder(model).named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and "Expert" in type(module).__name__
+    ]
 
 
 def base_fingerprint(model):
@@ -125,3 +148,11 @@ def base_fingerprint(model):
     for tensor in (rows, *norms):
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def weight_hashes(model):
+    """`{name: SHA-256}` of the bytes of each weight and of each buffer that is saved with them."""
+    return {
+        name: hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy()).hexdigest()
+        for name, tensor in model.state_dict().items()
+    }

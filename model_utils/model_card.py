@@ -78,7 +78,7 @@ HEADLINE = {
 
 
 def write_card(folder, what, loading, args, environment, curves=(), evaluation=None, library="peft"):
-    """Write README.md. args, environment: what read_adapter gives. curves: `(step, train loss, eval loss)`, some of the run's.
+    """Write README.md. args, environment: what read_adapter gives. curves: `(step, training loss, held-out loss)`, as read_curves gives them.
     evaluation: a metrics.json, parsed, of this adapter or export, or None."""
     base = environment.get("base") or published_name(args["model_name_or_path"])
     data = environment.get("data") or published_name(args["dataset_name"])
@@ -165,24 +165,39 @@ def describe_curves(curves, environment):
         loss = environment.get("eval_loss")
         return f"Loss on held-out rows at this step: {loss:.4f}." if loss is not None else ""
     lines = ["| step | training loss | held-out loss |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {step} | {train:.4f} | {evaluated:.4f} |" for step, train, evaluated in curves)])
+    for step, *losses in curves:
+        cells = ["" if loss is None else f"{loss:.4f}" for loss in losses]
+        lines.append(f"| {step} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def read_curves(run, most=8):
-    """`(step, train loss, eval loss)` at some of a run's evaluations, from its TensorBoard files; none where there are none."""
+def read_curves(run, environment, most=8):
+    """`(step, training loss, held-out loss)` at some of a run's evaluations up to an adapter's step, from its TensorBoard files.
+    The last are those of the adapter, whose environment.json, parsed, has its step and held-out loss. None where a loss is not
+    known; no entries without files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    if not (Path(run) / "logs").is_dir():
+    last_step = environment.get("global_step")
+    if last_step is None or not (Path(run) / "logs").is_dir():
         return []
     events = EventAccumulator(str(Path(run) / "logs"), size_guidance={"scalars": 0})
     events.Reload()
-    if not {"train/loss", "eval/loss"} <= set(events.Tags().get("scalars", ())):
+    if "train/loss" not in events.Tags().get("scalars", ()):
         return []
-    train = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    evaluated = [(event.step, event.value) for event in events.Scalars("eval/loss")]
-    both = [(step, min(train, key=lambda entry: abs(entry[0] - step))[1], value) for step, value in evaluated]
-    places = sorted({round(i * (len(both) - 1) / max(1, most - 1)) for i in range(most)})
-    return [both[place] for place in places]
+    train = {event.step: event.value for event in events.Scalars("train/loss")}
+    has_evaluations = "eval/loss" in events.Tags()["scalars"]
+    held_out = {event.step: event.value for event in events.Scalars("eval/loss")} if has_evaluations else {}
+    held_out = {step: loss for step, loss in held_out.items() if step < last_step}
+    held_out[last_step] = environment.get("eval_loss")
+    steps = sorted(held_out)
+    chosen = sorted({round(i * (len(steps) - 1) / max(1, most - 1)) for i in range(most)})
+    return [(step, latest(train, step), held_out[step]) for step in (steps[place] for place in chosen)]
+
+
+def latest(losses, step):
+    """The newest loss, of a dict by step, that a step has had: a later one is of other weights."""
+    earlier = [at for at in losses if at <= step]
+    return losses[max(earlier)] if earlier else None
 
 
 def read_evaluation(adapter, training_args):

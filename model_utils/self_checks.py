@@ -133,21 +133,25 @@ def difference(logits, reference):
     return worst
 
 
-def tolerance(model, text, reference):
-    """What counts as rounding, as a share of the logits' spread: four times what another attention kernel of transformers' own
-    moves the text's plain logits, `reference`, within bounds that the dtype sets.
+def tolerance(model, text, reference, effect=None):
+    """The distance that counts as rounding, as a share of the logits' spread: four times what another attention kernel of
+    transformers' own moves the text's plain logits, `reference`, within bounds that the dtype sets. In float32 the lower
+    bound is a hundredth of `effect`, the distance of what must not be taken for rounding, if it is given.
 
     One text alone, so that no fault of a batch can pass for rounding. In bf16 the kernels are 0.03 to 0.04 apart on
     SmolLM2-135M (real rows, H100), as far as each is from float32, and a tenth of that on models of two layers.
     """
     other = plain_logits(model, [text], other_kernel=True)
     least, most = (1e-4, 1e-3) if model.dtype == torch.float32 else (0.03, 0.2)
+    if model.dtype == torch.float32 and effect is not None:
+        least = max(1e-5, effect / 100)
     return min(max(4 * difference(other, reference), least), most)
 
 
 def check_vocabulary(model, texts):
     """Refuse, as UserError, token ids beyond the model's input embedding: its tokenizer is another model's."""
-    size, highest = model.get_input_embeddings().num_embeddings, max(int(text.max()) for text in texts)
+    # By its weight: PEFT's LoRA layer on an embedding has no num_embeddings.
+    size, highest = len(model.get_input_embeddings().weight), max(int(text.max()) for text in texts)
     if highest >= size:
         raise UserError(
             f"the tokenizer beside {model.name_or_path} makes token {highest}, and the model embeds tokens below {size} alone: "

@@ -244,8 +244,11 @@ class Run:
             raise UserError(f"base_fingerprint is {base} but {checkpoint} has {saved_base}")
         model = self.accelerator.unwrap_model(training.model)
         check_unchanged("LoRA's", model.peft_config["default"].to_dict(), saved_lora, checkpoint)
-        (saved_group,) = optimizer["param_groups"]
-        check_unchanged("the optimizer's", training.optimizer.param_groups[0], saved_group, checkpoint)
+        groups, saved_groups = training.optimizer.param_groups, optimizer["param_groups"]
+        check_unchanged("the optimizer's", {"groups": len(groups)}, {"groups": len(saved_groups)}, checkpoint)
+        for index, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
+            whose = f"the optimizer's group {index}'s" if len(groups) > 1 else "the optimizer's"
+            check_unchanged(whose, group, saved_group, checkpoint)
         try:
             set_peft_model_state_dict(model, adapter)
             training.optimizer.load_state_dict(optimizer)
@@ -397,16 +400,19 @@ def num_bytes(weights, optimizer=None):
     return sum(tensor.numel() * tensor.element_size() for tensor in (*weights, *moments) if torch.is_tensor(tensor))
 
 
-# Where it lies, and what steps and schedule move: no setting that makes another experiment.
-NOT_SETTINGS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "params", "lr", "initial_lr")
+# The adapter's place, and the rate of the step: no settings that make another experiment. The schedule's own rate, initial_lr, is one.
+NOT_SETTINGS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "params", "lr")
 
 
 def check_unchanged(what, now, then, checkpoint):
     """Raises UserError by name where a setting (of two dicts) is not what it was: an edit of the code makes another experiment as
     much as another argument does."""
     for name in sorted((now.keys() | then.keys()) - set(NOT_SETTINGS)):
-        if now.get(name) != then.get(name):
-            raise UserError(f"{what} {name} is {now.get(name)} but {checkpoint} was trained with {then.get(name)}")
+        setting, saved = now.get(name), then.get(name)
+        if isinstance(setting, set) and isinstance(saved, list):  # JSON has no sets
+            saved = set(saved)
+        if setting != saved:
+            raise UserError(f"{what} {name} is {setting} but {checkpoint} was trained with {saved}")
 
 
 def find_checkpoint(args, output_dir):

@@ -46,8 +46,10 @@ class TrainingLog:
         self.start_entry()
 
     def start_entry(self):
-        """The sums of the next entry, beside those in the RunState, which a checkpoint between two entries keeps."""
-        self.num_tokens, self.seconds, self.data_seconds = 0, 0.0, 0.0
+        """The sums that the speed of the next entry comes from: of the steps of this process alone, after a resume too. The loss
+        is the mean over all steps since the last entry: its sums are in the RunState, which checkpoints keep."""
+        self.num_steps, self.num_tokens, self.num_completion_tokens = 0, 0, 0
+        self.seconds, self.data_seconds = 0.0, 0.0
 
     @contextlib.contextmanager
     def tensorboard(self):
@@ -61,12 +63,15 @@ class TrainingLog:
     def start_step(self):
         self.step_started = time.perf_counter()
 
-    def end_step(self, step, loss_sum, grad_norm, learning_rate):
-        """Take note of an optimizer step: loss_sum of this process, grad_norm of all."""
+    def end_step(self, step, loss_sum, grad_norm, learning_rates):
+        """Take note of an optimizer step: loss_sum of this process, grad_norm of all, a learning rate for each of the
+        optimizer's parameter groups."""
         results = torch.stack([self.accelerator.reduce(loss_sum), grad_norm])
         self.pending.append((self.state.global_step, step.num_completion_tokens, step.row_ids, results))
-        self.learning_rate = learning_rate
+        self.learning_rates = learning_rates
+        self.num_steps += 1
         self.num_tokens += step.num_tokens
+        self.num_completion_tokens += step.num_completion_tokens
         self.data_seconds += step.seconds
         self.seconds += time.perf_counter() - self.step_started
         self.progress.update()
@@ -93,9 +98,12 @@ class TrainingLog:
     def write(self):
         """The entry of train/ for the steps since the last one, whose losses have been read."""
         state = self.state
+        rates = {
+            f"learning_rate_{index}" if index else "learning_rate": lr for index, lr in enumerate(self.learning_rates)
+        }
         metrics = {
             "loss": state.loss_sum / state.completion_tokens,
-            "learning_rate": self.learning_rate,
+            **rates,
             "grad_norm": self.grad_norm,
             "tokens_per_second": self.num_tokens / self.seconds,
             "completion_tokens": state.completion_tokens,
@@ -104,13 +112,16 @@ class TrainingLog:
             "epoch": state.global_step / self.steps_per_epoch,
         }
         if self.flops.peak:
-            metrics["mfu"] = self.flops.utilization(self.num_tokens, state.completion_tokens, self.seconds)
+            measured = self.num_tokens, self.num_completion_tokens, self.seconds
+            metrics["mfu"] = self.flops.utilization(*measured)
+            metrics["hfu"] = self.flops.hardware_utilization(*measured)
         self.add_scalars("train", metrics)
         loss, speed = metrics["loss"], metrics["tokens_per_second"]
-        self.progress.set_postfix({"loss": f"{loss:.4g}", "lr": f"{self.learning_rate:.4g}", "tok/s": f"{speed:.4g}"})
+        lr = ", ".join(f"{rate:.2e}" for rate in self.learning_rates)
+        self.progress.set_postfix({"loss": f"{loss:.4g}", "lr": lr, "tok/s": f"{speed:.4g}"})
         if not self.on_terminal:
-            left = (self.last_step - state.global_step) * self.seconds / self.args.logging_steps
-            self.print(f"loss {loss:.4f}  lr {self.learning_rate:.2e}  {speed:,.0f} tok/s  {left / 60:.1f} min left")
+            left = (self.last_step - state.global_step) * self.seconds / self.num_steps
+            self.print(f"loss {loss:.4f}  lr {lr}  {speed:,.0f} tok/s  {left / 60:.1f} min left")
         state.loss_sum, state.completion_tokens = 0.0, 0
         self.start_entry()
 

@@ -6,15 +6,19 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TAGS
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from conftest import ROOT, TAGS, curve
 from peft import AutoPeftModelForCausalLM
 from peft.tuners.lora import Linear as LoraLayer
-from safetensors.torch import load_file
+from peft.tuners.lora import LoraModel
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import evaluate
 import export
@@ -23,6 +27,9 @@ from data_utils.chat import chat_template
 from data_utils.sources import load_rows
 from data_utils.tool_formats import openai_tools
 from demo.rows import generate_rows
+from model_utils.adapters import load_adapter
+from model_utils.loading import load_base_model
+from run_utils.arguments import UserError
 from run_utils.environment import published_name
 
 pytestmark = pytest.mark.slow
@@ -34,7 +41,7 @@ def adapter(tiny_model, rows_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     flags = (
         f"--model_name_or_path={tiny_model} --dataset_name={rows_file} --output_dir={folder} --quantization=none --lora_r=4 \
-        --learning_rate=1e-2 --max_train_steps=20 --eval_steps=5 --max_seq_length=2048 --gradient_checkpointing=false \
+        --learning_rate=1e-2 --max_train_steps=20 --eval_steps=5 --save_steps=10 --max_seq_length=2048 --gradient_checkpointing=false \
         --lora_target_modules q_proj v_proj down_proj"
     )
     subprocess.run([sys.executable, "train.py", *flags.split()], check=True, capture_output=True, cwd=ROOT)
@@ -88,6 +95,34 @@ def test_its_evaluation_is_the_adapter_s(run_here, exported, adapter, tmp_path):
     assert texts[0] == texts[1]
 
 
+def card_lines(folder):
+    """`{step: [training loss, held-out loss]}` of a card's table, in its order."""
+    rows = re.findall(r"^\| (\d+) \| ([\d.]*) ?\| ([\d.]*) ?\|$", (folder / "README.md").read_text(), re.MULTILINE)
+    return {int(step): losses for step, *losses in rows}
+
+
+def test_a_card_ends_with_the_adapters_own_step(run_here, adapter, tmp_path):
+    """Of a checkpoint in the middle, from curves that go on: steps 5, 10, 15 and 20 are evaluated, step 10 logged."""
+    run = tmp_path / "run"
+    shutil.copytree(adapter.parent, run)
+    held_out, train = dict(curve(run, "eval/loss")), dict(curve(run, "train/loss"))
+    assert list(held_out) == [5, 10, 15, 20] and list(train) == [10, 20]
+    middle = run / "checkpoint-10"
+    assert run_here(export, {"adapter": middle, "output_dir": tmp_path / "middle", "dtype": "fp32"}).code == 0
+    assert card_lines(tmp_path / "middle") == {
+        5: ["", f"{held_out[5]:.4f}"], 10: [f"{train[10]:.4f}", f"{held_out[10]:.4f}"]
+    }  # fmt: skip
+    assert run_here(export, {"adapter": adapter, "output_dir": tmp_path / "last", "dtype": "fp32"}).code == 0
+    lines = card_lines(tmp_path / "last")
+    assert list(lines) == [5, 10, 15, 20] and lines[15][0] == f"{train[10]:.4f}"
+    assert lines[20] == [f"{train[20]:.4f}", f"{held_out[20]:.4f}"]
+    # The evaluation is the checkpoint's own, if the curves have another one of this step or none.
+    environment = json.loads((middle / "environment.json").read_text())
+    (middle / "environment.json").write_text(json.dumps(environment | {"eval_loss": 1.2345}))
+    assert run_here(export, {"adapter": middle, "output_dir": tmp_path / "own", "dtype": "fp32"}).code == 0
+    assert card_lines(tmp_path / "own")[10][1] == "1.2345"
+
+
 def test_the_cards_name_no_folder_of_this_machine_and_say_how_it_is_asked(exported, adapter):
     for folder in (exported, adapter, adapter.parent / "checkpoint-20"):
         card = (folder / "README.md").read_text()
@@ -111,6 +146,74 @@ def test_wrong_use_is_one_line(run_here, adapter, tmp_path, change, code, messag
     (line,) = result.err.strip().splitlines()
     assert result.code == code and message in line
     assert not (tmp_path / "export").exists()
+
+
+@pytest.fixture(scope="module")
+def early_adapter(tiny_model, rows_file, tmp_path_factory):
+    """On all seven projections, after a few steps at a usual rate: it moves little."""
+    folder = tmp_path_factory.mktemp("early") / "run"
+    flags = (
+        f"--model_name_or_path={tiny_model} --dataset_name={rows_file} --output_dir={folder} --quantization=none --lora_r=4 \
+        --learning_rate=1e-4 --max_train_steps=6 --max_seq_length=2048 --gradient_checkpointing=false"
+    )
+    subprocess.run([sys.executable, "train.py", *flags.split()], check=True, capture_output=True, cwd=ROOT)
+    return folder / "adapter"
+
+
+def leave_out(projection, monkeypatch):
+    """Of every merge by PEFT."""
+    merge_and_unload = LoraModel.merge_and_unload
+
+    def merge_the_others(model):
+        for name, module in model.named_modules():
+            if hasattr(module, "lora_B") and name.endswith(projection):
+                torch.nn.init.zeros_(module.lora_B["default"].weight)
+        return merge_and_unload(model)
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", merge_the_others)
+
+
+@pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+def test_a_merge_in_bf16_that_leaves_out_a_projection_is_refused(
+    run_here, tiny_model, early_adapter, tmp_path, monkeypatch, projection
+):
+    leave_out(projection, monkeypatch)
+    result = run_here(export, {"adapter": early_adapter, "output_dir": tmp_path / "export", "dtype": "bf16"})
+    assert result.code == 1 and "nothing is exported" in result.err
+    assert list(tmp_path.iterdir()) == []
+    AcceleratorState._reset_state(reset_partial_state=True)
+    base = load_base_model(tiny_model, Accelerator(cpu=True, mixed_precision="bf16"))
+    with pytest.raises(UserError, match=r"moves logits by .*--merge_adapter false"):
+        load_adapter(base, early_adapter, [np.arange(30, dtype=np.int32)])
+
+
+def test_a_whole_merge_in_bf16_is_exported_with_the_adapters_own_effect(run_here, early_adapter, tmp_path):
+    result = run_here(export, {"adapter": early_adapter, "output_dir": tmp_path / "export", "dtype": "bf16"})
+    assert result.code == 0, result.err
+    figures = r"adapter moves them by (\S+) of their spread, merging it by (\S+) .*rounding the weights by (\S+);"
+    effect, distance, rounding = map(float, re.search(figures, result.out).groups())
+    assert distance < effect / 1000 and rounding < effect / 2
+    assert {str(weight.dtype) for weight in load_file(tmp_path / "export" / "model.safetensors").values()} == {
+        "torch.bfloat16"
+    }
+
+
+def test_weights_that_change_on_their_way_to_the_disk_are_not_exported(run_here, adapter, tmp_path, monkeypatch):
+    save_pretrained = PreTrainedModel.save_pretrained
+
+    def save_changed(model, folder, **options):
+        save_pretrained(model, folder, **options)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"][0] += 1e-3
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_changed)
+    result = run_here(export, {"adapter": adapter, "output_dir": tmp_path / "export", "dtype": "fp32"})
+    assert (
+        result.code == 1
+        and "1 weights are not those merged, model.norm.weight first: nothing is exported" in result.err
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_merged_weights_that_say_something_else_are_not_exported(run_here, adapter, tmp_path, monkeypatch):

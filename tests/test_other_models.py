@@ -1,6 +1,7 @@
 """Other models and tokenizers through the whole way: train, save, resume, evaluate, call, export, load without this project."""
 
 import json
+import re
 
 import pytest
 import sentencepiece
@@ -84,10 +85,17 @@ def sentencepiece_folder(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def go_the_whole_way(run_here, flags, folder):
+def go_the_whole_way(run_here, flags, folder, lora_dropout=0.1):
     """Train with a stop and a resume, evaluate, call and export. Returns the run's and the export's folder."""
+    run = go_as_far_as_calls(run_here, flags, folder, lora_dropout)
+    result = run_here(export, {"adapter": run / "adapter", "output_dir": run.parent / "export", "dtype": "fp32"})
+    assert result.code == 0, result.err
+    return run, run.parent / "export"
+
+
+def go_as_far_as_calls(run_here, flags, folder, lora_dropout=0.1):
     run, whole = flags["output_dir"], flags["output_dir"].with_name("whole")
-    flags |= {"model_name_or_path": folder, "max_train_steps": 4, "save_steps": 2, "eval_steps": 2, "lora_dropout": 0.1, "warmup_ratio": 0,
+    flags |= {"model_name_or_path": folder, "max_train_steps": 4, "save_steps": 2, "eval_steps": 2, "lora_dropout": lora_dropout, "warmup_ratio": 0,
               "eval_generate_examples": 2}  # fmt: skip
     for change in ({"output_dir": whole}, {"stop_after_steps": 2}, {"resume_from_checkpoint": "latest"}):
         result = run_here(train, flags | change)
@@ -104,9 +112,7 @@ def go_the_whole_way(run_here, flags, folder):
     result = run_here(infer, {"adapter": adapter, "query": "f of 3", "tools": tools, "max_new_tokens": 8})
     # An untrained model says no calls; which it is, and why it is none, is told.
     assert result.code == 1 and "is not a list of calls to these tools: cut off at --max_new_tokens 8" in result.err
-    result = run_here(export, {"adapter": adapter, "output_dir": run.parent / "export", "dtype": "fp32"})
-    assert result.code == 0, result.err
-    return run, run.parent / "export"
+    return run
 
 
 def check_the_export(folder, exported, adapter, rows_file):
@@ -136,6 +142,83 @@ def test_a_family_goes_the_whole_way(run_here, flags, rows_file, tmp_path, name)
     assert set(config["target_modules"]) == set(LORA_ON[name])
     assert f"| lora_target_modules | {', '.join(LORA_ON[name])} |" in (exported / "README.md").read_text()
     check_the_export(folder, exported, run / "adapter", rows_file)
+
+
+@pytest.mark.parametrize("layers", [["embed_tokens", "q_proj"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("name", ["llama", "llama tied"])
+def test_an_adapter_on_the_embedding_goes_the_whole_way(run_here, flags, rows_file, tmp_path, name, layers):
+    """But for the export if embedding and head share their weights: these cannot be merged into one of the two."""
+    folder = tmp_path / "model"
+    build(name).save_pretrained(folder)
+    demo_tokenizer().save_pretrained(folder)
+    flags |= {"lora_target_modules": layers}
+    if name == "llama":
+        run, exported = go_the_whole_way(run_here, flags, folder)
+        check_the_export(folder, exported, run / "adapter", rows_file)
+        return
+    run = go_as_far_as_calls(run_here, flags, folder)
+    result = run_here(export, {"adapter": run / "adapter", "output_dir": tmp_path / "export", "dtype": "fp32"})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and "changes the head or the input embedding, which share their weights" in line
+
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+@pytest.mark.parametrize("layers", [None, ATTENTION])
+def test_a_mixture_goes_the_whole_way_with_its_experts_or_without(run_here, flags, rows_file, tmp_path, layers):
+    folder = tmp_path / "model"
+    build("qwen3_moe").save_pretrained(folder)
+    demo_tokenizer().save_pretrained(folder)
+    experts = ["experts.gate_up_proj", "experts.down_proj"]
+    refused = run_here(train, flags | {"model_name_or_path": folder, "lora_dropout": 0.1})
+    assert refused.code == 1 and "PEFT has no dropout for LoRA on the experts'" in refused.err.splitlines()[-1]
+    flags |= {"gradient_checkpointing": "true"} | ({"lora_target_modules": layers} if layers else {})
+    run, exported = go_the_whole_way(run_here, flags, folder, lora_dropout=0)
+    base = load_file(folder / "model.safetensors")
+    moved = {
+        name.split(".")[-2]
+        for name, weight in load_file(exported / "model.safetensors").items()
+        if not torch.equal(weight, base[name])
+    }
+    assert moved == {*ATTENTION, *(() if layers else ("gate_proj", "up_proj", "down_proj"))}
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert set(config["target_modules"]) == set(ATTENTION)
+    assert set(config["target_parameters"] or []) == set(() if layers else experts)
+    check_the_export(folder, exported, run / "adapter", rows_file)
+
+
+def test_experts_left_out_and_not_quantised_are_told(run_here, flags, tmp_path):
+    folder = tmp_path / "model"
+    build("qwen3_moe").save_pretrained(folder)
+    demo_tokenizer().save_pretrained(folder)
+    flags |= {
+        "model_name_or_path": folder,
+        "quantization": "nf4",
+        "max_train_steps": 1,
+        "lora_target_modules": ATTENTION,
+    }
+    result = run_here(train, flags)
+    assert result.code == 0, result.err
+    # 2 layers of 4 experts: up, gate and down, 64 x 32 each.
+    assert "LoRA leaves out the experts' experts.gate_up_proj, experts.down_proj, 49,152 of the layers'" in result.out
+    assert "nf4 is for linear layers: the experts stay in float32, 0.00 GiB" in result.err
+
+
+def test_layers_that_peft_takes_for_the_experts_are_refused(run_here, flags, tmp_path):
+    """deepseek_v3's dense layers and shared experts have the names that its experts once had."""
+    folder = tmp_path / "model"
+    build("deepseek_v3").save_pretrained(folder)
+    demo_tokenizer().save_pretrained(folder)
+    result = run_here(train, flags | {"model_name_or_path": folder})
+    line = result.err.splitlines()[-1]
+    assert result.code == 1 and "PEFT takes gate_proj, up_proj, down_proj of this mixture for its experts'" in line
+    accepted = re.search(r"--lora_target_modules (.+) leaves", line)[1].split()
+    assert accepted[-2:] == ["experts.gate_up_proj", "experts.down_proj"]
+    result = run_here(
+        train, flags | {"model_name_or_path": folder, "lora_target_modules": accepted, "max_train_steps": 1}
+    )
+    assert result.code == 0, result.err
 
 
 def test_routers_heads_and_places_in_a_sequence_are_left_alone():

@@ -2,21 +2,27 @@
 
 import errno
 import functools
+import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
-from conftest import EXACT_TAGS, ROOT, curve, launch, values
+from conftest import EXACT_TAGS, ROOT, curve, launch, launch_and_kill, values
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3ForCausalLM
 
 import evaluate
 import train
+from model_utils.adapters import add_lora, linear_layers
+from model_utils.flops import count_flops
 from run_utils import checkpoints, progress
 
 
@@ -330,6 +336,70 @@ def test_an_edit_of_the_code_that_makes_another_experiment_is_refused_by_name(
     result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
     (line,) = result.err.strip().splitlines()
     assert result.code == 1 and named in line and "checkpoint-2 was trained with" in line
+
+
+ONE_GROUP = """    optimizer = torch.optim.AdamW(
+        trainable, lr"""
+TWO_GROUPS = """    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for name, p in model.named_parameters() if "lora_A" in name]},
+            {"params": [p for name, p in model.named_parameters() if "lora_B" in name], "lr": 16 * args.learning_rate},
+        ],
+        lr"""
+
+
+@pytest.mark.slow
+def test_an_edited_optimizer_of_two_groups_is_killed_and_goes_on(flags, tmp_path, monkeypatch):
+    """LoRA+, in a copy of train.py as the README invites to edit it: B learns 16 times as fast as A."""
+    source = (ROOT / "train.py").read_text()
+    assert source.count(ONE_GROUP) == 1
+    edited, other_rate = tmp_path / "train_lora_plus.py", tmp_path / "other_rate.py"
+    edited.write_text(source.replace(ONE_GROUP, TWO_GROUPS))
+    other_rate.write_text(source.replace(ONE_GROUP, TWO_GROUPS.replace("16 *", "8 *")))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    flags |= {"max_train_steps": 6, "save_steps": 2, "warmup_ratio": 0}
+    run, whole = flags["output_dir"], tmp_path / "whole"
+    assert launch(str(edited), flags | {"output_dir": whole}).code == 0
+    assert launch_and_kill(str(edited), flags, (run / "checkpoint-2").is_dir, tmp_path / "log")
+    resumed = flags | {"resume_from_checkpoint": "latest"}
+    for script, named in ((other_rate, "the optimizer's group 1's initial_lr is 0.08 but"), (ROOT / "train.py", "the optimizer's groups is 1 but")):  # fmt: skip
+        result = launch(str(script), resumed)
+        assert result.code == 1 and named in result.err, result.err
+    result = launch(str(edited), resumed)
+    assert result.code == 0, result.err
+    first, second = values(run, "train/learning_rate"), values(run, "train/learning_rate_1")
+    torch.testing.assert_close(second, 16 * first)
+    for tag in ("train/loss", "train/learning_rate_1"):
+        assert torch.equal(values(run, tag), values(whole, tag))
+
+
+def test_speed_and_time_left_after_a_resume_are_of_the_steps_since_then(
+    run_here, train_here, flags, tiny_model, tmp_path, monkeypatch
+):
+    """By a clock that goes on by a minute when it is read: a step takes one, reading its loss another. MFU by the FLOP of the
+    one step since the resume, whose completion tokens another run logs by themselves."""
+    flags |= {"max_train_steps": 20, "save_steps": 9, "logging_steps": 10}
+    stopped = train_here(flags | {"stop_after_steps": 10})
+    losses = {tag: values(stopped, tag)[-1].item() for tag in ("train/loss", "train/completion_tokens")}
+    every = train_here(flags | {"stop_after_steps": 10, "logging_steps": 1, "output_dir": tmp_path / "every"})
+    minutes = itertools.count()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: 60.0 * next(minutes)))
+    monkeypatch.setattr(train, "peak_flops", lambda accelerator: 1e12)
+    change = {"resume_from_checkpoint": flags["output_dir"] / "checkpoint-9", "gradient_checkpointing": "true"}
+    result = run_here(train, flags | change)
+    assert result.code == 0, result.err
+    entry = {tag: dict(curve(flags["output_dir"], f"train/{tag}"))[10] for tag in ("mfu", "hfu", "tokens_per_second")}
+    assert re.search(r"step 10/20 .* 20\.0 min left", result.out)
+    model = Qwen3ForCausalLM.from_pretrained(tiny_model).requires_grad_(False)
+    flops = count_flops(add_lora(model, 4, 8, 0.0, linear_layers(model)), gradient_checkpointing=True)
+    seconds, completion_tokens = 120, values(every, "train/completion_tokens")[-1].item()
+    num_tokens = entry["tokens_per_second"] * seconds
+    needed = flops.per_token * num_tokens + flops.per_completion_token * completion_tokens
+    assert entry["mfu"] == pytest.approx(needed / seconds / 1e12, rel=1e-4)
+    assert entry["hfu"] == pytest.approx((needed + flops.recomputed_per_token * num_tokens) / seconds / 1e12, rel=1e-4)
+    # The loss is the mean over all ten steps, as if there had been no resume, and so are its tokens.
+    for tag, value in losses.items():
+        assert dict(curve(flags["output_dir"], tag))[10] == pytest.approx(value, rel=1e-5)
 
 
 def test_the_same_effective_batch_cut_otherwise_is_not(run_here, flags, finished):
