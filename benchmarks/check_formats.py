@@ -12,7 +12,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -111,7 +110,7 @@ GITHUB_PERSONAL_ACCESS_TOKEN GITLAB_PERSONAL_ACCESS_TOKEN GOOGLE_MAPS_API_KEY HE
 PERPLEXITY_API_KEY PINECONE_API_KEY POSTMAN_API_KEY PRIVATE_APP_ACCESS_TOKEN SHORTCUT_API_TOKEN SLACK_BOT_TOKEN SLACK_TEAM_ID
 TAVILY_API_KEY CLICKHOUSE_USER CLICKHOUSE_PASSWORD JIRA_USERNAME CONFLUENCE_USERNAME CONFLUENCE_API_TOKEN MYSQL_USER MYSQL_PASS
 MYSQL_DB""".split()
-ENVIRONMENT = {name: "dummy" for name in DUMMIES} | {
+ENVIRONMENT = dict.fromkeys(DUMMIES, "dummy") | {
     "BACKLOG_DOMAIN": "localhost", "ARGOCD_BASE_URL": "http://localhost", "CLICKHOUSE_HOST": "localhost", "MYSQL_HOST": "localhost",
     "JIRA_URL": "http://localhost", "CONFLUENCE_URL": "http://localhost", "NEO4J_URI": "bolt://localhost",
     "MAPBOX_ACCESS_TOKEN": "pk.eyJ1IjoiZHVtbXkifQ.dummy", "JIRA_API_BASE_PATH": "http://localhost/rest", "JIRA_HOST": "localhost",
@@ -126,7 +125,12 @@ def main():
     parser.add_argument("--only", nargs="*")
     args = parser.parse_args()
     folder = args.folder.resolve()
-    pins = [(registry, pin) for registry in SERVERS for pin in SERVERS[registry] if not args.only or any(pin.startswith(o) for o in args.only)]
+    pins = [
+        (registry, pin)
+        for registry in SERVERS
+        for pin in SERVERS[registry]
+        if not args.only or any(pin.startswith(o) for o in args.only)
+    ]
     for number, (registry, pin) in enumerate(pins, start=1):
         try:
             tools = server_tools(folder, registry, pin)
@@ -172,7 +176,9 @@ def install(folder, registry, pin):
 
 
 def call(command):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1200)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1200
+    )
     if done.returncode:
         raise OSError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
     return done.stdout
@@ -190,7 +196,11 @@ def list_tools(command, home):
             env=environment, start_new_session=True,
         )  # fmt: skip
         try:
-            hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "check", "version": "1"}}
+            hello = {
+                "protocolVersion": "2025-06-18",
+                "capabilities": {},
+                "clientInfo": {"name": "check", "version": "1"},
+            }
             ask(server, 1, "initialize", hello)
             send(server, {"method": "notifications/initialized"})
             tools, cursor = [], {}
