@@ -10,13 +10,25 @@ kept in the folder: a second run asks none.
 import argparse
 import json
 import os
+import random
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from urllib.parse import unquote
+
+from jinja2.exceptions import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from data_utils.chat import TEMPLATES
+from data_utils.prompt import render_tags, to_json
+from data_utils.tool_formats import flat_tools, openai_tools
+from data_utils.tool_schema import conforms, tool_schema
 
 SERVERS = {  # "package@version": arguments of its command. Those of npm, then those of PyPI
     "npm": {
@@ -103,6 +115,18 @@ SERVERS = {  # "package@version": arguments of its command. Those of npm, then t
         "yfinance-mcp==0.1.2": "",
     },
 }
+FRAMEWORKS = {  # likewise: what framework_tools.py and framework_tools.mjs ask them by, and beside which packages
+    "pypi": {
+        "agno==3.1.10": "", "autogen-core==0.7.5": "", "crewai==1.15.30": "", "fastmcp==4.1.6": "", "google-adk==2.13.0": "",
+        "google-genai==3.3.0": "", "haystack-ai==3.4.1": "", "instructor==1.17.0": "", "langchain-core==1.8.1": "",
+        "llama-index-core==0.14.25": "", "mcp==2.3.0": "", "openai-agents==0.24.0": "", "pydantic-ai-slim==2.68.0": "",
+        "semantic-kernel==1.45.0": "", "smolagents==1.26.0": "", "strands-agents==1.62.0": "",
+    },
+    "npm": {
+        "zod@4.6.7": "", "zod-to-json-schema@3.25.2": "zod@3.25.76", "@modelcontextprotocol/sdk@1.32.2": "zod@4.6.7",
+        "ai@7.0.173": "zod@4.6.7", "@openai/agents@0.20.0": "zod@4.6.7", "@langchain/core@1.4.0": "zod@4.6.7",
+    },
+}  # fmt: skip
 # Only looked at for being there: no server is asked for more than its tools.
 DUMMIES = """ACCESS_TOKEN AMAP_MAPS_API_KEY APIFY_TOKEN ARGOCD_API_TOKEN ATLASSIAN_API_TOKEN BACKLOG_API_KEY BRAVE_API_KEY
 CHANNEL_ACCESS_TOKEN CIRCLECI_TOKEN CURRENTS_API_KEY DATADOG_API_KEY DATADOG_APP_KEY EXA_API_KEY FIGMA_API_KEY FIRECRAWL_API_KEY
@@ -122,57 +146,135 @@ SECONDS = 90  # for an answer of a server
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="for what is installed, and the tools that were listed")
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", default=[""], metavar="NAME", help="packages whose pin begins so")
+    parser.add_argument("--values", type=int, default=40, help="of the check of meanings: for each tool, each way")
     args = parser.parse_args()
-    folder = args.folder.resolve()
-    pins = [
-        (registry, pin)
-        for registry in SERVERS
-        for pin in SERVERS[registry]
-        if not args.only or any(pin.startswith(o) for o in args.only)
-    ]
-    for number, (registry, pin) in enumerate(pins, start=1):
-        try:
-            tools = server_tools(folder, registry, pin)
-        except Exception as error:
-            print(f"[{number}/{len(pins)}] {pin}: {type(error).__name__}: {str(error)[-600:]}", flush=True)
-        else:
-            print(f"[{number}/{len(pins)}] {pin}: {len(tools)} tools", flush=True)
+    folder, totals = args.folder.resolve(), {}
+    for kind, pins in (("servers", SERVERS), ("frameworks", FRAMEWORKS)):
+        chosen = [(registry, pin) for registry in pins for pin in pins[registry] if pin.startswith(tuple(args.only))]
+        findings, answered = Counter(), 0
+        for number, (registry, pin) in enumerate(chosen, start=1):
+            place = f"[{number}/{len(chosen)}] {pin}"
+            try:
+                tools = kept_tools(folder, registry, pin)
+            except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+                print(f"{place}: no tools: {' '.join(str(error).split())[-300:]}", flush=True)
+                continue
+            answered += 1
+            found = Counter({"tools": 0})
+            for tool in tools:
+                found += check_tool(tool, args.values)
+            print(f"{place}: {', '.join(f'{count} {name}' for name, count in found.items())}", flush=True)
+            findings += found
+        totals[f"{answered} {kind}"] = findings
+    for title, findings in totals.items():
+        print(f"\n{title}")
+        for name, count in findings.items():
+            print(f"  {count:>6}  {name}")
 
 
-def server_tools(folder, registry, pin):
-    """The tools that a server lists, from the folder if it was asked before."""
+def check_tool(tool, values):
+    """Counts of one tool, by name: what it is read as, and what of that does not agree. A line for each disagreement."""
+    found = Counter({"tools": 1})
+
+    def disagreement(name, sentence):
+        found[name] += 1
+        print(f"  {name}: {sentence}", flush=True)
+
+    try:
+        read = flat_tools([tool])
+    except ValueError as error:
+        place, _, reason = str(error).rpartition(": ")
+        disagreement(f"refused: {reason}", place)
+        return found
+    found["read"] += 1
+    found["with a note"] += bool(read.notes)
+    (flat,) = read.tools
+    prompt = render_tags("q", to_json(read.tools))
+    found["with the template's prompt equal"] += chat_prompt([tool]) == prompt == chat_prompt(openai_tools(read.tools))
+    found["given back equal"] += to_json(flat_tools(openai_tools(read.tools)).tools) == to_json(read.tools)
+    if read.notes:
+        return found
+    original, schema = plain_schema(tool), tool_schema(flat)
+    generator = random.Random(flat["name"])
+    for name, source, target in (("values lost", original, schema), ("values gained", schema, original)):
+        for _ in range(values):
+            value = sample(source, generator)
+            if conforms(value, source):
+                found["values compared"] += 1
+                if not conforms(value, target):
+                    disagreement(name, f"{flat['name']}: {to_json(value)[:200]}")
+                    break
+    return found
+
+
+TEMPLATE = TEMPLATES["tags-1"].read_text(encoding="utf-8")
+
+
+def chat_prompt(tools):
+    """The prompt that the chat template makes of tools as they are; the error if it makes none."""
+    try:
+        ((prompt,), _) = render_jinja_template(
+            [[{"role": "user", "content": "q"}]], tools=tools, chat_template=TEMPLATE, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        return f"{type(error).__name__}: {error}"
+    return prompt
+
+
+def kept_tools(folder, registry, pin):
+    """The tools that a server lists, or that a framework makes, from the folder if it was asked before."""
     name = re.sub(r"\W+", "_", pin).strip("_")
     kept = folder / "tools" / f"{name}.json"
     if not kept.exists():
-        command = install(folder / registry / name, registry, pin)
-        tools = list_tools([*command, *SERVERS[registry][pin].split()], folder / "home")
+        package, installed = re.match("(.[^@=]*)", pin)[1], folder / registry / name
+        if pin in FRAMEWORKS[registry]:
+            install(installed, registry, package, [pin, *FRAMEWORKS[registry][pin].split()])
+            tools = framework_tools(installed, registry, package)
+        else:
+            command = install(installed, registry, package, [pin])
+            tools = list_tools([*command, *SERVERS[registry][pin].split()], folder / "home")
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(tools, indent=1))
     return json.loads(kept.read_text())
 
 
-def install(folder, registry, pin):
-    """Install a package with its dependencies into a folder of its own; the command that starts it."""
-    if registry == "npm":
-        package = re.sub(r"(?<=.)@[^@]*$", "", pin)
-        root = folder / "node_modules" / package
-        if not root.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+def install(folder, registry, package, pins):
+    """Install pinned packages with their dependencies into a folder of their own; the command that starts the package, if any."""
+    done, python = folder / "installed", folder / "bin" / "python"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if registry == "npm":
             quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-            call(["npm", "install", "--prefix", folder, *quiet, pin])
-        commands = json.loads((root / "package.json").read_text())["bin"]
-        return ["node", root / (commands if isinstance(commands, str) else next(iter(commands.values())))]
-    package = pin.split("==")[0]
-    if not (folder / "done").exists():
-        call([sys.executable, "-m", "venv", "--without-pip", "--clear", folder])
-        call([sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "-q", "--no-input", pin])
-        (folder / "done").touch()
+            call(["npm", "install", "--prefix", folder, *quiet, *pins])
+        else:
+            call([sys.executable, "-m", "venv", "--without-pip", "--clear", folder])
+            call([sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-input", *pins])
+        done.touch()
+    if registry == "npm":
+        root = folder / "node_modules" / package
+        commands = json.loads((root / "package.json").read_text()).get("bin", {})
+        first = [commands] if isinstance(commands, str) else list(commands.values())[:1]
+        return ["node", *(root / path for path in first)]
     code = (
         "import sys, importlib.metadata as m\n"
-        "print(next(e.name for e in m.distribution(sys.argv[1]).entry_points if e.group == 'console_scripts'))"
+        "print(*(e.name for e in m.distribution(sys.argv[1]).entry_points if e.group == 'console_scripts'))"
     )
-    return [folder / "bin" / call([folder / "bin" / "python", "-c", code, package]).strip()]
+    return [folder / "bin" / name for name in call([python, "-c", code, package]).split()[:1]]
+
+
+def framework_tools(folder, registry, package):
+    """The tools that a framework makes, by framework_tools.py or its twin in JavaScript; a line for each function that it refuses."""
+    script = Path(__file__).with_name(f"framework_tools.{'mjs' if registry == 'npm' else 'py'}")
+    shutil.copy(script, folder)  # node looks for packages beside the script
+    made = json.loads(
+        call(["node" if registry == "npm" else folder / "bin" / "python", folder / script.name, package]).splitlines()[
+            -1
+        ]
+    )
+    for name, reason in made["refused"].items():
+        print(f"  {package} itself does not read {name}: {reason}", flush=True)
+    return list(made["tools"].values())
 
 
 def call(command):
@@ -215,6 +317,94 @@ def list_tools(command, home):
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
             server.stdout.close()
+
+
+# The check of meanings: values that fit a tool's own schema fit what is made of it, and the other way round.
+
+ANY = ("string", "integer", "number", "boolean", "null", "array", "object")
+# Of these the flat form carries the words along, for the model alone.
+UNSCORED = """minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength pattern format uniqueItems minProperties
+maxProperties propertyNames""".split()
+
+
+def plain_schema(tool):
+    """A tool's own schema of arguments, as far as docs/formats.md promises its meaning: objects closed, references put in."""
+    tool = tool.get("function", tool)
+    schema = next(
+        tool[key] for key in ("parameters", "inputSchema", "input_schema", "parametersJsonSchema") if key in tool
+    )
+    schema = schema.get("json", schema)
+    return plain({"type": "object", "properties": {}, "additionalProperties": False} | schema, schema)
+
+
+def plain(schema, root):
+    if not isinstance(schema, dict):
+        return schema
+    while "$ref" in schema:
+        found = root
+        for part in unquote(schema["$ref"]).split("/")[1:]:
+            found = found[int(part)] if isinstance(found, list) else found[part.replace("~1", "/").replace("~0", "~")]
+        schema = found | {key: value for key, value in schema.items() if key != "$ref"}
+    if isinstance(schema.get("items"), list):
+        schema = {**schema, "prefixItems": schema["items"], "items": schema.get("additionalItems", False)}
+    if schema.get("properties"):
+        schema = {"additionalProperties": False, **schema}
+    members = schema.get("anyOf") or schema.get("oneOf")
+    kept = {
+        key: value
+        for key, value in schema.items()
+        if key in ("type", "enum", "const", "required", "not", "if", "then", "else")
+    }
+    if "prefixItems" in schema:
+        kept |= {key: schema[key] for key in ("minItems", "maxItems") if key in schema}
+    for key in ("items", "additionalProperties", "contains"):
+        if key in schema:
+            kept[key] = plain(schema[key], root)
+    for key in ("properties", "patternProperties"):
+        if key in schema:
+            kept[key] = {name: plain(inner, root) for name, inner in schema[key].items()}
+    for key, schemas in (
+        ("anyOf", members),
+        ("allOf", schema.get("allOf")),
+        ("prefixItems", schema.get("prefixItems")),
+    ):
+        if schemas:
+            kept[key] = [plain(inner, root) for inner in schemas]
+    return {"anyOf": [kept, {"type": "null"}]} if schema.get("nullable") is True else kept
+
+
+def sample(schema, generator, depth=0):
+    """A value that a schema allows, or nearly so: `conforms` decides."""
+    if not isinstance(schema, dict) or depth > 12:
+        return generator.choice(["a", 1, None, {"k": 2}])
+    for key in ("anyOf", "allOf"):
+        if schema.get(key):
+            members = schema[key] if key == "allOf" else [generator.choice(schema[key])]
+            rest = {name: value for name, value in schema.items() if name != key}
+            for member in members:
+                rest = rest | member
+            return sample(rest, generator, depth + 1)
+    if "const" in schema or schema.get("enum"):
+        return schema["const"] if "const" in schema else generator.choice(schema["enum"])
+    kinds = schema.get("type") or ("object" if "properties" in schema else "array" if "items" in schema else ANY)
+    kind = kinds if isinstance(kinds, str) else generator.choice(kinds)
+    if kind == "object":
+        properties, required = schema.get("properties") or {}, schema.get("required") or []
+        names = [name for name in properties if name in required or generator.random() < 0.6]
+        value = {name: sample(properties[name], generator, depth + 1) for name in names}
+        value |= {name: "a" for name in required if name not in properties}
+        if schema.get("additionalProperties", True) is not False and generator.random() < 0.6:
+            value["another key"] = sample(schema.get("additionalProperties"), generator, depth + 1)
+        return value
+    if kind == "array":
+        places = [sample(place, generator, depth + 1) for place in schema.get("prefixItems", [])]
+        more = 0 if schema.get("items") is False else generator.randrange(3)
+        return places + [sample(schema.get("items"), generator, depth + 1) for _ in range(more)]
+    return generator.choice(
+        {"string": ["", "a", "7"], "integer": [0, -1, 3], "number": [0, 2.5], "boolean": [True, False]}.get(
+            kind, [None]
+        )
+    )
 
 
 def send(server, message):
