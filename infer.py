@@ -132,9 +132,9 @@ def main():
 
 class Reply(NamedTuple):
     text: str  # as generated
-    calls: list | None  # None where the text is no list of calls
-    problem: str  # why it is none
-    misfits: list  # what of the calls does not fit the tools, a sentence each
+    calls: list | None  # None if the text is no list of calls
+    problem: str  # the reason if it is none
+    misfits: list  # a sentence for each misfit of calls and tools
 
 
 class System:
@@ -193,7 +193,7 @@ class System:
 
 
 def load_system(args):
-    """The System that is asked for; of --compare, the adapter's base (see `compare`)."""
+    """The System of --system; with --compare the adapter's base (see `compare`)."""
     training_args = read_adapter(args.adapter)[0] if args.adapter else {}
     model_name = args.model_name_or_path or training_args["model_name_or_path"]
     own_base = model_name == training_args.get("model_name_or_path")
@@ -215,7 +215,7 @@ def load_system(args):
 
 
 def put_on_adapter(args, model, tokenizer, prompt_format):
-    # Merged, it must say what it says unmerged: compared on a text that is there before any query is.
+    # A merged adapter must answer as the unmerged one: compared on a text that needs no query.
     text = prompt_format.render("Which tools are there?", "[]") + prompt_format.completion("[]")
     return load_adapter(model, args.adapter, encode_prompts(tokenizer, [text]) if args.merge_adapter else ())
 
@@ -336,7 +336,7 @@ def answer_file(args, system, requests):
 
 
 def open_partial(output, partial, identity):
-    """What a run that was cut off has answered, `{index: result}`. UserError where the files are of something else."""
+    """The answers of a run that was cut off, `{index: result}`. Raises UserError if the files are of another run."""
     try:
         if output.exists():
             raise UserError(f"--output {output} is there already: remove it, or choose another")
@@ -410,7 +410,7 @@ def as_result(reply, form):
 
 
 def as_line(result):
-    """A line of --output: in UTF-8, but for half a surrogate pair."""
+    """A line of --output: in UTF-8, or with escapes if there is half a surrogate pair."""
     text = to_json(result)
     return (text if encodes(text) else json.dumps(result)) + "\n"
 
@@ -423,7 +423,7 @@ def report_misfits(reply, strict):
 
 
 def as_text(calls, form):
-    """The calls as JSON in UTF-8 or, where stdout cannot hold that, in ASCII."""
+    """The calls as JSON in UTF-8 or, if stdout cannot hold it, in ASCII."""
     value = openai_calls(calls) if form == "openai" else calls
     utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
     return to_json(value) if utf8 and encodes(to_json(value)) else json.dumps(value)

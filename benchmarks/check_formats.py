@@ -120,7 +120,7 @@ FRAMEWORKS = {  # likewise: what framework_tools.py and framework_tools.mjs ask 
         "agno==3.1.10": "", "autogen-core==0.7.5": "", "crewai==1.15.30": "", "fastmcp==4.1.6": "", "google-adk==2.13.0": "",
         "google-genai==3.3.0": "", "haystack-ai==3.4.1": "", "instructor==1.17.0": "", "langchain-core==1.8.1": "",
         "llama-index-core==0.14.25": "", "mcp==2.3.0": "", "openai-agents==0.24.0": "", "pydantic-ai-slim==2.68.0": "",
-        "semantic-kernel==1.45.0": "", "smolagents==1.26.0": "", "strands-agents==1.62.0": "",
+        "semantic-kernel==1.45.0": "", "smolagents==1.26.0": "pydantic==2.14.4", "strands-agents==1.62.0": "",
     },
     "npm": {
         "zod@4.6.7": "", "zod-to-json-schema@3.25.2": "zod@3.25.76", "@modelcontextprotocol/sdk@1.32.2": "zod@4.6.7",

@@ -245,7 +245,7 @@ def ping() -> str:
     """Ping."""
 
 
-FUNCTIONS = [value for value in vars().values() if inspect.isfunction(value)]
+FUNCTIONS = [value for value in [*vars().values()] if inspect.isfunction(value) and value.__module__ == __name__]
 
 
 # One function a framework: what its own client sends to OpenAI, or to its own vendor, as a plain value.

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import typing_extensions
-from transformers.utils import get_json_schema
+from transformers.utils import TypeHintParsingException, get_json_schema
 
 from data_utils.prompt import to_json
 from data_utils.tool_calls import parse_json
@@ -55,7 +55,7 @@ def none_left(left_out):
 def functions_of(path):
     """The public functions that a Python file defines, as OpenAI's functions, and a line for each that cannot be read. Runs the
     file. Raises UserError if that fails."""
-    # Not imported, which would run the compiled file of a moment ago where two versions have one second and one size.
+    # Not imported: of two versions with one second and one size, an import would run the compiled first.
     module = types.ModuleType("tools_of_the_user")
     module.__file__ = str(path)
     functions, left_out = [], []
@@ -78,7 +78,7 @@ def functions_of(path):
 
 
 def one_line(error):
-    return " ".join(str(error).split())
+    return " ".join(str(error).partition("\n\n")[0].split())  # pydantic's next paragraphs are for its extenders
 
 
 def function_schema(function):
@@ -90,13 +90,14 @@ def function_schema(function):
         try:
             from pydantic import TypeAdapter
         except ImportError:
-            raise TypeError(f"{one_line(error)} (with `pip install pydantic` more types are read)") from None
+            way_out = " (`pip install pydantic` for more types)" * isinstance(error, TypeHintParsingException)
+            raise TypeError(one_line(error) + way_out) from None
     kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
     if kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         raise TypeError("a call names its arguments: *args, **kwargs and arguments before a / cannot be called")
     with warnings.catch_warnings(action="ignore"):  # of defaults that are not JSON: they are left out
         schema = TypeAdapter(function).json_schema()
-    described = {name for name, argument in schema["properties"].items() if "description" in argument}
+    described = {name for name, argument in schema.get("properties", {}).items() if "description" in argument}
     read = get_json_schema(without_types(function, described))
     for name, documented in read["function"]["parameters"]["properties"].items():
         schema["properties"][name] |= documented
@@ -124,7 +125,7 @@ def without_types(function, described):
 
 @contextlib.contextmanager
 def importable(module):
-    """A module as a Python file finds it when it is run: among the modules, where dataclasses look, with its folder to import from."""
+    """Put a module among Python's, which dataclasses and pydantic search, and its folder first in the path, as for a script."""
     typed_dict = typing.TypedDict
     if sys.version_info < (3, 12):  # pydantic reads the backport alone
         typing.TypedDict = typing_extensions.TypedDict

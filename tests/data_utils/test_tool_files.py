@@ -120,7 +120,7 @@ def test_without_pydantic_a_line_offers_it(tmp_path, monkeypatch):
     path.write_text(code)
     (line,) = read_tools(str(path)).left_out
     assert line.startswith("function g: Couldn't convert the type hint") and line.endswith(
-        "`pip install pydantic` more types are read)"
+        "(`pip install pydantic` for more types)"
     )
     path.write_text("import datetime\n" + function("x: datetime.date", name="g"))
     with pytest.raises(UserError, match="no tool is left: function g"):
