@@ -20,114 +20,74 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from urllib.parse import unquote
 
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from benchmarks.schema_values import plain_schema, sample
 from data_utils.chat import TEMPLATES
 from data_utils.prompt import render_tags, to_json
 from data_utils.tool_formats import flat_tools, openai_tools
 from data_utils.tool_schema import conforms, tool_schema
 
-SERVERS = {  # "package@version": arguments of its command. Those of npm, then those of PyPI
-    "npm": {
-        "@modelcontextprotocol/server-everything@2026.8.31": "stdio",
-        "@modelcontextprotocol/server-filesystem@2026.8.31": ".",
-        "@modelcontextprotocol/server-memory@2026.8.31": "",
-        "@modelcontextprotocol/server-sequential-thinking@2026.8.31": "",
-        "@modelcontextprotocol/server-slack@2025.4.25": "",
-        "@modelcontextprotocol/server-github@2025.4.8": "",
-        "@modelcontextprotocol/server-gitlab@2025.4.25": "",
-        "@modelcontextprotocol/server-google-maps@0.6.2": "",
-        "@modelcontextprotocol/server-brave-search@0.6.2": "",
-        "@modelcontextprotocol/server-puppeteer@2025.5.12": "",
-        "@modelcontextprotocol/server-postgres@0.6.2": "postgresql://localhost/db",
-        "@playwright/mcp@0.0.83": "",
-        "chrome-devtools-mcp@1.11.0": "",
-        "@upstash/context7-mcp@4.1.1": "",
-        "@notionhq/notion-mcp-server@2.5.2": "",
-        "@circleci/mcp-server-circleci@0.20.0": "",
-        "n8n-mcp@2.87.0": "",
-        "mongodb-mcp-server@3.0.4": "",
-        "tavily-mcp@0.2.22": "",
-        "@zereight/mcp-gitlab@2.1.64": "",
-        "firecrawl-mcp@3.26.0": "",
-        "figma-developer-mcp@0.13.2": "--stdio",
-        "@executeautomation/playwright-mcp-server@1.0.12": "",
-        "@winor30/mcp-server-datadog@1.8.0": "",
-        "@antv/mcp-server-chart@0.9.10": "",
-        "@cocal/google-calendar-mcp@2.6.3": "",
-        "@hubspot/mcp-server@0.4.0": "",
-        "@perplexity-ai/mcp-server@1.2.1": "",
-        "@shortcut/mcp@0.25.0": "",
-        "@apify/actors-mcp-server@0.16.0": "",
-        "@mobilenext/mobile-mcp@1.0.4": "",
-        "@currents/mcp@2.1.1": "",
-        "@brave/brave-search-mcp-server@2.1.4": "",
-        "@larksuiteoapi/lark-mcp@0.5.1": "mcp -a dummy -s dummy",
-        "mcp-server-code-runner@0.1.8": "",
-        "@aashari/mcp-server-atlassian-jira@3.3.0": "",
-        "@browsermcp/mcp@0.1.3": "",
-        "exa-mcp-server@3.4.1": "",
-        "backlog-mcp-server@0.20.4": "",
-        "@benborla29/mcp-server-mysql@2.0.9": "",
-        "@shopify/dev-mcp@1.16.0": "",
-        "@softeria/ms-365-mcp-server@0.155.0": "",
-        "@mondaydotcomorg/monday-api-mcp@3.3.0": "-t dummy",
-        "@mapbox/mcp-server@0.14.0": "",
-        "argocd-mcp@0.9.0": "stdio",
-        "mcp-server-kubernetes@4.1.7": "",
-        "mcp-mermaid@0.4.1": "",
-        "@amap/amap-maps-mcp-server@0.0.8": "",
-        "@openbnb/mcp-server-airbnb@0.3.0": "",
-        "@heroku/mcp-server@1.2.8": "",
-        "@cyanheads/git-mcp-server@2.15.3": "",
-        "@pinecone-database/mcp@0.3.0": "",
-        "@postman/postman-mcp-server@2.13.0": "",
-        "@line/line-bot-mcp-server@0.5.0": "",
-        "@wonderwhy-er/desktop-commander@0.2.52": "",
-        "@azure-devops/mcp@2.10.0": "dummy",
-        "@sentry/mcp-server@0.39.0": "--access-token=dummy",
-        "@atlassian-dc-mcp/jira@0.34.0": "",
-        "task-master-ai@0.43.1": "",
-    },
-    "pypi": {
-        "mcp-server-fetch==2026.10.24": "",
-        "mcp-server-git==2026.10.19": "",
-        "mcp-server-time==2026.10.19": "",
-        "mcp-server-sqlite==2025.4.25": "",
-        "duckduckgo-mcp-server==0.7.0": "",
-        "arxiv-mcp-server==0.8.2": "",
-        "mcp-atlassian==0.23.1": "",
-        "wikipedia-mcp==2.0.1": "",
-        "excel-mcp-server==2.2.2": "stdio",
-        "office-word-mcp-server==1.1.11": "",
-        "office-powerpoint-mcp-server==2.0.7": "",
-        "awslabs.aws-documentation-mcp-server==1.2.3": "",
-        "awslabs.dynamodb-mcp-server==2.1.8": "",
-        "blender-mcp==2.0.0": "",
-        "mcp-server-calculator==0.2.1": "",
-        "postgres-mcp==0.3.0": "postgresql://localhost/db",
-        "mcp-clickhouse==0.7.0": "",
-        "redis-mcp-server==0.5.1": "",
-        "mcp-neo4j-cypher==0.6.0": "",
-        "yfinance-mcp==0.1.2": "",
-    },
+SERVERS = {
+    "npm": """
+        @modelcontextprotocol/server-everything@2026.8.31 @modelcontextprotocol/server-filesystem@2026.8.31
+        @modelcontextprotocol/server-memory@2026.8.31 @modelcontextprotocol/server-sequential-thinking@2026.8.31
+        @modelcontextprotocol/server-slack@2025.4.25 @modelcontextprotocol/server-github@2025.4.8
+        @modelcontextprotocol/server-gitlab@2025.4.25 @modelcontextprotocol/server-google-maps@0.6.2
+        @modelcontextprotocol/server-brave-search@0.6.2 @modelcontextprotocol/server-puppeteer@2025.5.12
+        @modelcontextprotocol/server-postgres@0.6.2 @playwright/mcp@0.0.83 chrome-devtools-mcp@1.11.0
+        @upstash/context7-mcp@4.1.1 @notionhq/notion-mcp-server@2.5.2 @circleci/mcp-server-circleci@0.20.0
+        n8n-mcp@2.87.0 mongodb-mcp-server@3.0.4 tavily-mcp@0.2.22 @zereight/mcp-gitlab@2.1.64 firecrawl-mcp@3.26.0
+        figma-developer-mcp@0.13.2 @executeautomation/playwright-mcp-server@1.0.12 @winor30/mcp-server-datadog@1.8.0
+        @antv/mcp-server-chart@0.9.10 @hubspot/mcp-server@0.4.0 @perplexity-ai/mcp-server@1.2.1 @shortcut/mcp@0.25.0
+        @mobilenext/mobile-mcp@1.0.4 @currents/mcp@2.1.1 @brave/brave-search-mcp-server@2.1.4
+        @larksuiteoapi/lark-mcp@0.5.1 mcp-server-code-runner@0.1.8 @aashari/mcp-server-atlassian-jira@3.3.0
+        @browsermcp/mcp@0.1.3 exa-mcp-server@3.4.1 backlog-mcp-server@0.20.4 @shopify/dev-mcp@1.16.0
+        @softeria/ms-365-mcp-server@0.155.0 @mondaydotcomorg/monday-api-mcp@3.3.0 @mapbox/mcp-server@0.14.0
+        argocd-mcp@0.9.0 mcp-server-kubernetes@4.1.7 mcp-mermaid@0.4.1 @amap/amap-maps-mcp-server@0.0.8
+        @openbnb/mcp-server-airbnb@0.3.0 @cyanheads/git-mcp-server@2.15.3 @pinecone-database/mcp@0.3.0
+        @postman/postman-mcp-server@2.13.0 @line/line-bot-mcp-server@0.5.0 @wonderwhy-er/desktop-commander@0.2.52
+        @sentry/mcp-server@0.39.0
+    """.split(),
+    "pypi": """
+        mcp-server-fetch==2026.10.24 mcp-server-git==2026.10.19 mcp-server-time==2026.10.19 mcp-server-sqlite==2025.4.25
+        duckduckgo-mcp-server==0.7.0 arxiv-mcp-server==0.8.2 mcp-atlassian==0.23.1 wikipedia-mcp==2.0.1
+        excel-mcp-server==2.2.2 office-word-mcp-server==1.1.11 office-powerpoint-mcp-server==2.0.7
+        awslabs.aws-documentation-mcp-server==1.2.3 awslabs.dynamodb-mcp-server==2.1.8 blender-mcp==2.0.0
+        mcp-server-calculator==0.2.1 postgres-mcp==0.3.0 mcp-clickhouse==0.7.0 redis-mcp-server==0.5.1
+        mcp-neo4j-cypher==0.6.0 yfinance-mcp==0.1.2
+    """.split(),
 }
-FRAMEWORKS = {  # likewise: what framework_tools.py and framework_tools.mjs ask them by, and beside which packages
-    "pypi": {
-        "agno==3.1.10": "", "autogen-core==0.7.5": "", "crewai==1.15.30": "", "fastmcp==4.1.6": "", "google-adk==2.13.0": "",
-        "google-genai==3.3.0": "", "haystack-ai==3.4.1": "", "instructor==1.17.0": "", "langchain-core==1.8.1": "",
-        "llama-index-core==0.14.25": "", "mcp==2.3.0": "", "openai-agents==0.24.0": "", "pydantic-ai-slim==2.68.0": "",
-        "semantic-kernel==1.45.0": "", "smolagents==1.26.0": "pydantic==2.14.4", "strands-agents==1.62.0": "",
-    },
-    "npm": {
-        "zod@4.6.7": "", "zod-to-json-schema@3.25.2": "zod@3.25.76", "@modelcontextprotocol/sdk@1.32.2": "zod@4.6.7",
-        "ai@7.0.173": "zod@4.6.7", "@openai/agents@0.20.0": "zod@4.6.7", "@langchain/core@1.4.0": "zod@4.6.7",
-    },
+ARGUMENTS = {  # of a server's command
+    "@modelcontextprotocol/server-everything": "stdio",
+    "@modelcontextprotocol/server-filesystem": ".",
+    "@modelcontextprotocol/server-postgres": "postgresql://localhost/db",
+    "figma-developer-mcp": "--stdio",
+    "@larksuiteoapi/lark-mcp": "mcp -a dummy -s dummy",
+    "@mondaydotcomorg/monday-api-mcp": "-t dummy",
+    "argocd-mcp": "stdio",
+    "@sentry/mcp-server": "--access-token=dummy",
+    "excel-mcp-server": "stdio",
+    "postgres-mcp": "postgresql://localhost/db",
+}
+FRAMEWORKS = {  # asked by framework_tools.py and framework_tools.mjs
+    "pypi": """
+        agno==3.1.10 autogen-core==0.7.5 crewai==1.15.30 fastmcp==4.1.6 google-adk==2.13.0 google-genai==3.3.0
+        haystack-ai==3.4.1 instructor==1.17.0 langchain-core==1.8.1 llama-index-core==0.14.25 mcp==2.3.0
+        openai-agents==0.24.0 pydantic-ai-slim==2.68.0 semantic-kernel==1.45.0 smolagents==1.26.0 strands-agents==1.62.0
+    """.split(),
+    "npm": """
+        zod@4.6.7 zod-to-json-schema@3.25.2 @modelcontextprotocol/sdk@1.32.2 ai@7.0.173 @openai/agents@0.20.0
+        @langchain/core@1.4.0
+    """.split(),
+}
+BESIDE = {  # installed with a framework
+    "smolagents": "pydantic==2.14.4", "zod-to-json-schema": "zod@3.25.76", "@modelcontextprotocol/sdk": "zod@4.6.7",
+    "ai": "zod@4.6.7", "@openai/agents": "zod@4.6.7", "@langchain/core": "zod@4.6.7",
 }  # fmt: skip
-# Only looked at for being there: no server is asked for more than its tools.
+# Servers only look if these are set: none is asked for more than its tools.
 DUMMIES = """ACCESS_TOKEN AMAP_MAPS_API_KEY APIFY_TOKEN ARGOCD_API_TOKEN ATLASSIAN_API_TOKEN BACKLOG_API_KEY BRAVE_API_KEY
 CHANNEL_ACCESS_TOKEN CIRCLECI_TOKEN CURRENTS_API_KEY DATADOG_API_KEY DATADOG_APP_KEY EXA_API_KEY FIGMA_API_KEY FIRECRAWL_API_KEY
 GITHUB_PERSONAL_ACCESS_TOKEN GITLAB_PERSONAL_ACCESS_TOKEN GOOGLE_MAPS_API_KEY HEROKU_API_KEY JIRA_API_TOKEN NOTION_TOKEN
@@ -229,11 +189,11 @@ def kept_tools(folder, registry, pin):
     if not kept.exists():
         package, installed = re.match("(.[^@=]*)", pin)[1], folder / registry / name
         if pin in FRAMEWORKS[registry]:
-            install(installed, registry, package, [pin, *FRAMEWORKS[registry][pin].split()])
+            install(installed, registry, package, [pin, *BESIDE.get(package, "").split()])
             tools = framework_tools(installed, registry, package)
         else:
             command = install(installed, registry, package, [pin])
-            tools = list_tools([*command, *SERVERS[registry][pin].split()], folder / "home")
+            tools = list_tools([*command, *ARGUMENTS.get(package, "").split()], folder / "home")
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(tools, indent=1))
     return json.loads(kept.read_text())
@@ -317,94 +277,6 @@ def list_tools(command, home):
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
             server.stdout.close()
-
-
-# The check of meanings: values that fit a tool's own schema fit what is made of it, and the other way round.
-
-ANY = ("string", "integer", "number", "boolean", "null", "array", "object")
-# Of these the flat form carries the words along, for the model alone.
-UNSCORED = """minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength pattern format uniqueItems minProperties
-maxProperties propertyNames""".split()
-
-
-def plain_schema(tool):
-    """A tool's own schema of arguments, as far as docs/formats.md promises its meaning: objects closed, references put in."""
-    tool = tool.get("function", tool)
-    schema = next(
-        tool[key] for key in ("parameters", "inputSchema", "input_schema", "parametersJsonSchema") if key in tool
-    )
-    schema = schema.get("json", schema)
-    return plain({"type": "object", "properties": {}, "additionalProperties": False} | schema, schema)
-
-
-def plain(schema, root):
-    if not isinstance(schema, dict):
-        return schema
-    while "$ref" in schema:
-        found = root
-        for part in unquote(schema["$ref"]).split("/")[1:]:
-            found = found[int(part)] if isinstance(found, list) else found[part.replace("~1", "/").replace("~0", "~")]
-        schema = found | {key: value for key, value in schema.items() if key != "$ref"}
-    if isinstance(schema.get("items"), list):
-        schema = {**schema, "prefixItems": schema["items"], "items": schema.get("additionalItems", False)}
-    if schema.get("properties"):
-        schema = {"additionalProperties": False, **schema}
-    members = schema.get("anyOf") or schema.get("oneOf")
-    kept = {
-        key: value
-        for key, value in schema.items()
-        if key in ("type", "enum", "const", "required", "not", "if", "then", "else")
-    }
-    if "prefixItems" in schema:
-        kept |= {key: schema[key] for key in ("minItems", "maxItems") if key in schema}
-    for key in ("items", "additionalProperties", "contains"):
-        if key in schema:
-            kept[key] = plain(schema[key], root)
-    for key in ("properties", "patternProperties"):
-        if key in schema:
-            kept[key] = {name: plain(inner, root) for name, inner in schema[key].items()}
-    for key, schemas in (
-        ("anyOf", members),
-        ("allOf", schema.get("allOf")),
-        ("prefixItems", schema.get("prefixItems")),
-    ):
-        if schemas:
-            kept[key] = [plain(inner, root) for inner in schemas]
-    return {"anyOf": [kept, {"type": "null"}]} if schema.get("nullable") is True else kept
-
-
-def sample(schema, generator, depth=0):
-    """A value that a schema allows, or nearly so: `conforms` decides."""
-    if not isinstance(schema, dict) or depth > 12:
-        return generator.choice(["a", 1, None, {"k": 2}])
-    for key in ("anyOf", "allOf"):
-        if schema.get(key):
-            members = schema[key] if key == "allOf" else [generator.choice(schema[key])]
-            rest = {name: value for name, value in schema.items() if name != key}
-            for member in members:
-                rest = rest | member
-            return sample(rest, generator, depth + 1)
-    if "const" in schema or schema.get("enum"):
-        return schema["const"] if "const" in schema else generator.choice(schema["enum"])
-    kinds = schema.get("type") or ("object" if "properties" in schema else "array" if "items" in schema else ANY)
-    kind = kinds if isinstance(kinds, str) else generator.choice(kinds)
-    if kind == "object":
-        properties, required = schema.get("properties") or {}, schema.get("required") or []
-        names = [name for name in properties if name in required or generator.random() < 0.6]
-        value = {name: sample(properties[name], generator, depth + 1) for name in names}
-        value |= {name: "a" for name in required if name not in properties}
-        if schema.get("additionalProperties", True) is not False and generator.random() < 0.6:
-            value["another key"] = sample(schema.get("additionalProperties"), generator, depth + 1)
-        return value
-    if kind == "array":
-        places = [sample(place, generator, depth + 1) for place in schema.get("prefixItems", [])]
-        more = 0 if schema.get("items") is False else generator.randrange(3)
-        return places + [sample(schema.get("items"), generator, depth + 1) for _ in range(more)]
-    return generator.choice(
-        {"string": ["", "a", "7"], "integer": [0, -1, 3], "number": [0, 2.5], "boolean": [True, False]}.get(
-            kind, [None]
-        )
-    )
 
 
 def send(server, message):
