@@ -22,13 +22,16 @@ from collections import Counter
 from pathlib import Path
 
 from jinja2.exceptions import TemplateError
+from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from benchmarks.schema_values import plain_schema, sample
-from data_utils.chat import TEMPLATES
+from data_utils.chat import chat_template
 from data_utils.prompt import render_tags, to_json
 from data_utils.tool_formats import flat_tools, openai_tools
 from data_utils.tool_schema import conforms, tool_schema
+from run_utils.arguments import ROOT
+from run_utils.files import write_text
 
 SERVERS = {
     "npm": """
@@ -52,7 +55,7 @@ SERVERS = {
         @sentry/mcp-server@0.39.0
     """.split(),
     "pypi": """
-        mcp-server-fetch==2026.10.24 mcp-server-git==2026.10.19 mcp-server-time==2026.10.19 mcp-server-sqlite==2025.4.25
+        mcp-server-fetch==2026.10.24 mcp-server-git==2026.10.19 mcp-server-time==2026.10.19
         duckduckgo-mcp-server==0.7.0 arxiv-mcp-server==0.8.2 mcp-atlassian==0.23.1 wikipedia-mcp==2.0.1
         excel-mcp-server==2.2.2 office-word-mcp-server==1.1.11 office-powerpoint-mcp-server==2.0.7
         awslabs.aws-documentation-mcp-server==1.2.3 awslabs.dynamodb-mcp-server==2.1.8 blender-mcp==2.0.0
@@ -110,6 +113,7 @@ def main():
     parser.add_argument("--values", type=int, default=40, help="of the check of meanings: for each tool, each way")
     args = parser.parse_args()
     folder, totals = args.folder.resolve(), {}
+    template = chat_template(AutoTokenizer.from_pretrained(ROOT / "demo" / "base"), "tags-1")  # as export.py writes it
     for kind, pins in (("servers", SERVERS), ("frameworks", FRAMEWORKS)):
         chosen = [(registry, pin) for registry in pins for pin in pins[registry] if pin.startswith(tuple(args.only))]
         findings, answered = Counter(), 0
@@ -121,9 +125,7 @@ def main():
                 print(f"{place}: no tools: {' '.join(str(error).split())[-300:]}", flush=True)
                 continue
             answered += 1
-            found = Counter({"tools": 0})
-            for tool in tools:
-                found += check_tool(tool, args.values)
+            found = sum((check_tool(tool, template, args.values) for tool in tools), Counter())
             print(f"{place}: {', '.join(f'{count} {name}' for name, count in found.items())}", flush=True)
             findings += found
         totals[f"{answered} {kind}"] = findings
@@ -133,11 +135,11 @@ def main():
             print(f"  {count:>6}  {name}")
 
 
-def check_tool(tool, values):
-    """Counts of one tool, by name: what it is read as, and what of that does not agree. A line for each disagreement."""
+def check_tool(tool, template, values):
+    """Counts of one tool, by name: whether it is read, and agreements in prompt, round trip and meaning. A line for each difference."""
     found = Counter({"tools": 1})
 
-    def disagreement(name, sentence):
+    def difference(name, sentence):
         found[name] += 1
         print(f"  {name}: {sentence}", flush=True)
 
@@ -145,13 +147,15 @@ def check_tool(tool, values):
         read = flat_tools([tool])
     except ValueError as error:
         place, _, reason = str(error).rpartition(": ")
-        disagreement(f"refused: {reason}", place)
+        difference(f"refused: {reason}", place)
         return found
     found["read"] += 1
     found["with a note"] += bool(read.notes)
     (flat,) = read.tools
     prompt = render_tags("q", to_json(read.tools))
-    found["with the template's prompt equal"] += chat_prompt([tool]) == prompt == chat_prompt(openai_tools(read.tools))
+    found["with the template's prompt equal"] += (
+        chat_prompt([tool], template) == prompt == chat_prompt(openai_tools(read.tools), template)
+    )
     found["given back equal"] += to_json(flat_tools(openai_tools(read.tools)).tools) == to_json(read.tools)
     if read.notes:
         return found
@@ -163,19 +167,16 @@ def check_tool(tool, values):
             if conforms(value, source):
                 found["values compared"] += 1
                 if not conforms(value, target):
-                    disagreement(name, f"{flat['name']}: {to_json(value)[:200]}")
+                    difference(name, f"{flat['name']}: {to_json(value)[:200]}")
                     break
     return found
 
 
-TEMPLATE = TEMPLATES["tags-1"].read_text(encoding="utf-8")
-
-
-def chat_prompt(tools):
+def chat_prompt(tools, template):
     """The prompt that the chat template makes of tools as they are; the error if it makes none."""
     try:
         ((prompt,), _) = render_jinja_template(
-            [[{"role": "user", "content": "q"}]], tools=tools, chat_template=TEMPLATE, add_generation_prompt=True
+            [[{"role": "user", "content": "q"}]], tools=tools, chat_template=template, add_generation_prompt=True
         )
     except TemplateError as error:
         return f"{type(error).__name__}: {error}"
@@ -195,7 +196,7 @@ def kept_tools(folder, registry, pin):
             command = install(installed, registry, package, [pin])
             tools = list_tools([*command, *ARGUMENTS.get(package, "").split()], folder / "home")
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(tools, indent=1))
+        write_text(kept, json.dumps(tools, indent=1))
     return json.loads(kept.read_text())
 
 

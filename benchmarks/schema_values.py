@@ -2,6 +2,7 @@
 
 from urllib.parse import unquote
 
+MAX_DEPTH = 12  # of a schema that contains itself, beyond which anything fits
 KINDS = ("string", "integer", "number", "boolean", "null", "array", "object")
 ARGUMENT_KEYS = ("parameters", "inputSchema", "input_schema", "parameters_json_schema", "parametersJsonSchema")
 
@@ -15,16 +16,18 @@ def plain_schema(tool):
     return plain({"type": "object", "properties": {}, "additionalProperties": False} | schema, schema)
 
 
-def plain(schema, root):
+def plain(schema, root, depth=0):
     if not isinstance(schema, dict):
         return schema
+    if depth > MAX_DEPTH:
+        return {}
     while "$ref" in schema:
         found = root
         for part in unquote(schema["$ref"]).split("/")[1:]:
             found = found[int(part)] if isinstance(found, list) else found[part.replace("~1", "/").replace("~0", "~")]
         schema = found | {key: value for key, value in schema.items() if key != "$ref"}
     if isinstance(schema.get("items"), list):  # of drafts before 2020-12
-        schema = {**schema, "prefixItems": schema["items"], "items": schema.get("additionalItems", False)}
+        schema = {**schema, "prefixItems": schema["items"], "items": schema.get("additionalItems", True)}
     if schema.get("properties"):
         schema = {"additionalProperties": False, **schema}
     kept = {key: schema[key] for key in ("enum", "const", "required", "not") if key in schema}
@@ -35,9 +38,9 @@ def plain(schema, root):
         kept |= {key: schema[key] for key in ("minItems", "maxItems") if key in schema}
     for key in ("items", "additionalProperties"):
         if key in schema:
-            kept[key] = plain(schema[key], root)
+            kept[key] = plain(schema[key], root, depth + 1)
     if "properties" in schema:
-        kept["properties"] = {name: plain(inner, root) for name, inner in schema["properties"].items()}
+        kept["properties"] = {name: plain(inner, root, depth + 1) for name, inner in schema["properties"].items()}
     members = schema.get("anyOf") or schema.get("oneOf")
     for key, schemas in (
         ("anyOf", members),
@@ -45,13 +48,15 @@ def plain(schema, root):
         ("prefixItems", schema.get("prefixItems")),
     ):
         if schemas:
-            kept[key] = [plain(inner, root) for inner in schemas]
-    return {"anyOf": [kept, {"type": "null"}]} if schema.get("nullable") is True else kept
+            kept[key] = [plain(inner, root, depth + 1) for inner in schemas]
+    if schema.get("nullable") is True and "enum" not in schema:  # OpenAPI's; an enum must have null itself
+        return {"anyOf": [kept, {"type": "null"}]}
+    return kept
 
 
 def sample(schema, generator, depth=0):
     """A value that a schema without references allows, or nearly so: a validator must decide. generator: random.Random."""
-    if not isinstance(schema, dict) or depth > 12:
+    if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return generator.choice(["a", 1, None, {"k": 2}])
     for key in ("anyOf", "allOf"):
         if schema.get(key):
