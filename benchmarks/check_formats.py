@@ -1,6 +1,6 @@
 """How the tools of public MCP servers and agent frameworks are read: refused, noted, rendered, given back, and with which meaning.
 
-    python -m benchmarks.check_formats /tmp/formats                      # all: installs from npm and PyPI, half an hour, 10 GB
+    python -m benchmarks.check_formats /tmp/formats                      # all: installs from npm and PyPI, an hour, 9 GB
     python -m benchmarks.check_formats /tmp/formats --only mcp-server-git
 
 Linux, npm and Python's venv are needed. A server is started without a network, asked for its tools over stdio, and killed. Its list is
@@ -49,7 +49,7 @@ SERVERS = {
         @larksuiteoapi/lark-mcp@0.5.1 mcp-server-code-runner@0.1.8 @aashari/mcp-server-atlassian-jira@3.3.0
         @browsermcp/mcp@0.1.3 exa-mcp-server@3.4.1 backlog-mcp-server@0.20.4 @shopify/dev-mcp@1.16.0
         @softeria/ms-365-mcp-server@0.155.0 @mondaydotcomorg/monday-api-mcp@3.3.0 @mapbox/mcp-server@0.14.0
-        argocd-mcp@0.9.0 mcp-server-kubernetes@4.1.7 mcp-mermaid@0.4.1 @amap/amap-maps-mcp-server@0.0.8
+        argocd-mcp@0.9.0 mcp-mermaid@0.4.1 @amap/amap-maps-mcp-server@0.0.8
         @openbnb/mcp-server-airbnb@0.3.0 @cyanheads/git-mcp-server@2.15.3 @pinecone-database/mcp@0.3.0
         @postman/postman-mcp-server@2.13.0 @line/line-bot-mcp-server@0.5.0 @wonderwhy-er/desktop-commander@0.2.52
         @sentry/mcp-server@0.39.0
@@ -57,10 +57,10 @@ SERVERS = {
     "pypi": """
         mcp-server-fetch==2026.10.24 mcp-server-git==2026.10.19 mcp-server-time==2026.10.19
         duckduckgo-mcp-server==0.7.0 arxiv-mcp-server==0.8.2 mcp-atlassian==0.23.1 wikipedia-mcp==2.0.1
-        excel-mcp-server==2.2.2 office-word-mcp-server==1.1.11 office-powerpoint-mcp-server==2.0.7
+        excel-mcp-server==2.2.2 office-word-mcp-server==1.1.11
         awslabs.aws-documentation-mcp-server==1.2.3 awslabs.dynamodb-mcp-server==2.1.8 blender-mcp==2.0.0
-        mcp-server-calculator==0.2.1 postgres-mcp==0.3.0 mcp-clickhouse==0.7.0 redis-mcp-server==0.5.1
-        mcp-neo4j-cypher==0.6.0 yfinance-mcp==0.1.2
+        mcp-server-calculator==0.2.1 mcp-clickhouse==0.7.0 redis-mcp-server==0.5.1
+        mcp-neo4j-cypher==0.6.0
     """.split(),
 }
 ARGUMENTS = {  # of a server's command
@@ -73,7 +73,6 @@ ARGUMENTS = {  # of a server's command
     "argocd-mcp": "stdio",
     "@sentry/mcp-server": "--access-token=dummy",
     "excel-mcp-server": "stdio",
-    "postgres-mcp": "postgresql://localhost/db",
 }
 FRAMEWORKS = {  # asked by framework_tools.py and framework_tools.mjs
     "pypi": """

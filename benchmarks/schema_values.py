@@ -2,7 +2,6 @@
 
 from urllib.parse import unquote
 
-MAX_DEPTH = 12  # of a schema that contains itself, beyond which anything fits
 KINDS = ("string", "integer", "number", "boolean", "null", "array", "object")
 ARGUMENT_KEYS = ("parameters", "inputSchema", "input_schema", "parameters_json_schema", "parametersJsonSchema")
 
@@ -16,13 +15,13 @@ def plain_schema(tool):
     return plain({"type": "object", "properties": {}, "additionalProperties": False} | schema, schema)
 
 
-def plain(schema, root, depth=0):
+def plain(schema, root, above=()):
     if not isinstance(schema, dict):
         return schema
-    if depth > MAX_DEPTH:
-        return {}
     while "$ref" in schema:
-        found = root
+        if schema["$ref"] in above:  # a schema that contains itself: anything fits its repeat
+            return {}
+        found, above = root, (*above, schema["$ref"])
         for part in unquote(schema["$ref"]).split("/")[1:]:
             found = found[int(part)] if isinstance(found, list) else found[part.replace("~1", "/").replace("~0", "~")]
         schema = found | {key: value for key, value in schema.items() if key != "$ref"}
@@ -38,9 +37,9 @@ def plain(schema, root, depth=0):
         kept |= {key: schema[key] for key in ("minItems", "maxItems") if key in schema}
     for key in ("items", "additionalProperties"):
         if key in schema:
-            kept[key] = plain(schema[key], root, depth + 1)
+            kept[key] = plain(schema[key], root, above)
     if "properties" in schema:
-        kept["properties"] = {name: plain(inner, root, depth + 1) for name, inner in schema["properties"].items()}
+        kept["properties"] = {name: plain(inner, root, above) for name, inner in schema["properties"].items()}
     members = schema.get("anyOf") or schema.get("oneOf")
     for key, schemas in (
         ("anyOf", members),
@@ -48,7 +47,7 @@ def plain(schema, root, depth=0):
         ("prefixItems", schema.get("prefixItems")),
     ):
         if schemas:
-            kept[key] = [plain(inner, root, depth + 1) for inner in schemas]
+            kept[key] = [plain(inner, root, above) for inner in schemas]
     if schema.get("nullable") is True and "enum" not in schema:  # OpenAPI's; an enum must have null itself
         return {"anyOf": [kept, {"type": "null"}]}
     return kept
@@ -56,7 +55,7 @@ def plain(schema, root, depth=0):
 
 def sample(schema, generator, depth=0):
     """A value that a schema without references allows, or nearly so: a validator must decide. generator: random.Random."""
-    if not isinstance(schema, dict) or depth > MAX_DEPTH:
+    if not isinstance(schema, dict) or depth > 12:
         return generator.choice(["a", 1, None, {"k": 2}])
     for key in ("anyOf", "allOf"):
         if schema.get(key):
