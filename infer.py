@@ -8,7 +8,8 @@
     python infer.py --adapter ... --query "..." --tools tools.json --compare    # beside the base, raw and prompted
 
 Tools are JSON in xLAM's flat form, OpenAI's functions, MCP's tools/list, or a Python file with typed, documented functions.
-An output that is not a list of calls ends with exit code 1; calls that do not fit the tools are told, and with --strict they do too.
+An output that is not a list of calls ends with exit code 1. Calls that do not fit the tools, and tools that cannot be read and are
+left out, have a line on stderr each; with --strict they end with exit code 1 too.
 """
 
 import os
@@ -29,6 +30,7 @@ import contextlib
 import hashlib
 import json
 import signal
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,11 +40,11 @@ from tqdm import tqdm
 from data_utils.batching import encode_prompts
 from data_utils.conversations import as_request
 from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
-from data_utils.rows import validate
+from data_utils.rows import Row, validate
 from data_utils.sources import read_file
-from data_utils.tool_calls import check_calls
-from data_utils.tool_files import read_tools
-from data_utils.tool_formats import openai_calls
+from data_utils.tool_calls import check_calls, parse_json
+from data_utils.tool_files import none_left, read_tools
+from data_utils.tool_formats import flat_tools, openai_calls
 from data_utils.tool_schema import call_problems
 from model_utils.adapters import load_adapter, naming_adapter, read_adapter
 from model_utils.generation import generate
@@ -66,7 +68,7 @@ class InferenceArguments:
     interactive: bool = argument(False, "Ask again and again; the model is loaded once")
     compare: bool = argument(False, "Answer by the base on both prompts too, and show all")
     constrained: bool = argument(False, "Hold answers to a grammar of the tools, by xgrammar")
-    strict: bool = argument(False, "Exit code 1 where calls do not fit the tools")
+    strict: bool = argument(False, "Exit code 1 if calls do not fit the tools, or a tool is left out")
     format: Literal["xlam", "openai"] = argument("xlam", "A list of calls, or OpenAI's tool_calls")
     max_new_tokens: int = argument(512, above=0)
     batch_tokens: int = argument(65536, "Of --input: tokens in the cache", above=0)
@@ -106,7 +108,7 @@ class InferenceArguments:
 
 def main():
     args = parse_arguments(InferenceArguments, __doc__, "demo_infer.yaml")
-    tools = read_tools_and_say(args.tools) if args.tools else None
+    tools = read_tools_and_say(args.tools, args.strict) if args.tools else None
     requests = read_requests(args.input, tools) if args.input else None
     if args.constrained:
         import_xgrammar()
@@ -130,9 +132,9 @@ def main():
 
 class Reply(NamedTuple):
     text: str  # as generated
-    calls: list | None  # None where the text is no list of calls
-    problem: str  # why it is none
-    misfits: list  # what of the calls does not fit the tools, a sentence each
+    calls: list | None  # None if the text is no list of calls
+    problem: str  # the reason if it is none
+    misfits: list  # a sentence for each misfit of calls and tools
 
 
 class System:
@@ -187,7 +189,7 @@ class System:
 
 
 def load_system(args):
-    """The System that is asked for; of --compare, the adapter's base (see `compare`)."""
+    """The System of --system; with --compare the adapter's base (see `compare`)."""
     training_args = read_adapter(args.adapter)[0] if args.adapter else {}
     model_name = args.model_name_or_path or training_args["model_name_or_path"]
     own_base = model_name == training_args.get("model_name_or_path")
@@ -209,7 +211,7 @@ def load_system(args):
 
 
 def put_on_adapter(args, model, tokenizer, prompt_format):
-    # Merged, it must say what it says unmerged: compared on a text that is there before any query is.
+    # A merged adapter must answer as the unmerged one: compared on a text that needs no query.
     text = prompt_format.render("Which tools are there?", "[]") + prompt_format.completion("[]")
     return load_adapter(model, args.adapter, encode_prompts(tokenizer, [text]) if args.merge_adapter else ())
 
@@ -250,7 +252,7 @@ def converse(args, system, tools):
             return
         if line.startswith("/tools"):
             try:
-                tools = read_tools_and_say(line.removeprefix("/tools").strip() or args.tools)
+                tools = read_tools_and_say(line.removeprefix("/tools").strip() or args.tools, args.strict)
                 say(f"{len(tools)} tools: {', '.join(tool['name'] for tool in tools)}")
             except UserError as error:
                 say(str(error))
@@ -286,7 +288,7 @@ def answer_and_show(args, system, query, tools):
 def answer_file(args, system, requests):
     """Answer the rows of --input: a line in --output each, in their order. A kill loses no answer: the same command goes on.
 
-    requests: Row, or the error (a text) of what is none, by the row's id.
+    requests: a Request for each row. A line of --output names those of its tools that were left out.
     """
     output, partial = Path(args.output), Path(f"{args.output}.partial")
     identity = {
@@ -297,17 +299,18 @@ def answer_file(args, system, requests):
         **{name: getattr(args, name) for name in ("system", "constrained", "format", "max_new_tokens", "quantization")},
     }
     done = open_partial(output, partial, identity)
-    todo = [index for index, (_, row) in enumerate(requests) if index not in done and not isinstance(row, str)]
+    todo = [index for index, request in enumerate(requests) if index not in done and request.row]
     results = done | {
-        index: {"id": row_id, "error": row} for index, (row_id, row) in enumerate(requests) if isinstance(row, str)
+        index: {"id": request.id, "error": request.error} for index, request in enumerate(requests) if not request.row
     }
-    asked = [(requests[index][1].query, json.loads(requests[index][1].tools)) for index in todo]
+    asked = [(requests[index].row.query, json.loads(requests[index].row.tools)) for index in todo]
     try:
         with partial.open("a", encoding="utf-8") as file:
             progress = tqdm(system.answer(asked, args.batch_tokens), total=len(todo), unit="row")
             for place, reply in progress:
                 index = todo[place]
-                results[index] = {"id": requests[index][0]} | as_result(reply, args.format)
+                left_out = {"left_out": requests[index].left_out} if requests[index].left_out else {}
+                results[index] = {"id": requests[index].id} | as_result(reply, args.format) | left_out
                 file.write(json.dumps([index, results[index]]) + "\n")
                 file.flush()
     except Stopped as stopped:
@@ -321,14 +324,15 @@ def answer_file(args, system, requests):
     say(
         f"{len(results)} rows in {output}: {len(results) - errors} with calls, {misfits} of which do not fit their tools; {errors} errors"
     )
-    if args.strict and errors + misfits:
+    faulty = sum(bool({"error", "misfits", "left_out"} & result.keys()) for result in results.values())
+    if args.strict and faulty:
         raise UserError(
-            f"{errors + misfits} of the {len(results)} rows have errors or calls that do not fit, and --strict is set"
+            f"{faulty} of the {len(results)} rows have errors, calls that do not fit or tools left out, and --strict is set"
         )
 
 
 def open_partial(output, partial, identity):
-    """What a run that was cut off has answered, `{index: result}`. UserError where the files are of something else."""
+    """The answers of a run that was cut off, `{index: result}`. Raises UserError if the files are of another run."""
     try:
         if output.exists():
             raise UserError(f"--output {output} is there already: remove it, or choose another")
@@ -354,18 +358,44 @@ def open_partial(output, partial, identity):
     return done
 
 
+class Request(NamedTuple):
+    """A record of --input."""
+
+    id: object  # its own, or its number in the file
+    row: Row | None
+    error: str  # the reason if there is no row
+    left_out: list[str]  # a line for each of its tools that cannot be read
+
+
 def read_requests(path, tools):
-    """`(id, Row)` of each record of a file in any of the layouts of rows, with or without answers; of one that is none, `(id, error)`."""
-    requests = []
+    """A Request for each record of a file in any of the layouts of rows, with or without answers; on stderr a line for each tool that
+    is read in part or not at all, with the number of its rows."""
+    requests, notes = [], Counter()
     for number, (_, record) in enumerate(read_file(path), start=1):
         row_id = record.get("id") if isinstance(record, dict) and record.get("id") is not None else number
+        left_out = []
         try:
-            requests.append((row_id, validate(as_request(record, tools))))
+            request = as_request(record, tools)
+            with contextlib.suppress(ValueError, TypeError):  # of no list of tools: `validate` names the reason
+                read = flat_tools(parse_json(request["tools"]), keep_going=True)
+                request["tools"], left_out = to_json(read.tools), read.left_out
+                notes.update(set(read.notes))
+            if left_out and not read.tools:
+                raise ValueError(none_left(left_out))
+            requests.append(Request(row_id, validate(request), "", left_out))
         except ValueError as error:
-            requests.append((row_id, str(error)))
+            requests.append(Request(row_id, None, str(error), left_out))
+        notes.update({f"left out: {reason}" for reason in left_out})
     if not requests:
         raise UserError(f"--input {path} has no rows")
+    for note, rows in notes.most_common(MAX_NOTES):
+        say(f"{path}: {note} ({rows} rows)")
+    if len(notes) > MAX_NOTES:
+        say(f"{path}: {len(notes) - MAX_NOTES} more such lines")
     return requests
+
+
+MAX_NOTES = 20
 
 
 def as_result(reply, form):
@@ -376,7 +406,7 @@ def as_result(reply, form):
 
 
 def as_line(result):
-    """A line of --output: in UTF-8, but for half a surrogate pair."""
+    """A line of --output: in UTF-8, or with escapes if there is half a surrogate pair."""
     text = to_json(result)
     return (text if encodes(text) else json.dumps(result)) + "\n"
 
@@ -389,7 +419,7 @@ def report_misfits(reply, strict):
 
 
 def as_text(calls, form):
-    """The calls as JSON in UTF-8 or, where stdout cannot hold that, in ASCII."""
+    """The calls as JSON in UTF-8 or, if stdout cannot hold it, in ASCII."""
     value = openai_calls(calls) if form == "openai" else calls
     utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
     return to_json(value) if utf8 and encodes(to_json(value)) else json.dumps(value)
@@ -403,11 +433,18 @@ def encodes(text):
         return False
 
 
-def read_tools_and_say(path):
-    tools, name = read_tools(path)
-    if name != "xLAM":
-        say(f"{path}: {len(tools)} tools, read as {name}'s")
-    return tools
+def read_tools_and_say(path, strict):
+    """The tools of a file, in the flat form; on stderr their format, and a line for each that is read in part or not at all."""
+    read = read_tools(path)
+    if read.format != "xLAM":
+        say(f"{path}: {len(read.tools)} tools, read as {read.format}'s")
+    for note in read.notes:
+        say(f"{path}: {note}")
+    for reason in read.left_out:
+        say(f"{path}: left out: {reason}")
+    if strict and read.left_out:
+        raise UserError(f"--tools {path}: {len(read.left_out)} tools are left out, and --strict is set")
+    return read.tools
 
 
 if __name__ == "__main__":

@@ -4,7 +4,12 @@ import contextlib
 import inspect
 import sys
 import types
+import typing
+import warnings
 from pathlib import Path
+
+import typing_extensions
+from transformers.utils import TypeHintParsingException, get_json_schema
 
 from data_utils.prompt import to_json
 from data_utils.tool_calls import parse_json
@@ -13,18 +18,19 @@ from run_utils.arguments import UserError
 
 
 def read_tools(path):
-    """Tools in the flat form from a JSON file, from stdin for `-`, or from a Python file, which is run; and the name of their
-    format. Raises UserError."""
+    """ReadTools of a JSON file, of stdin for `-`, or of a Python file, which is run. A tool that cannot be read is left out.
+    Raises UserError, also if all of them are."""
     name = "stdin" if path == "-" else path
+    left_out = []
     try:
-        if Path(path).suffix == ".py":
-            value, form = functions_of(path), "Python"
+        if is_python := Path(path).suffix == ".py":
+            value, left_out = functions_of(path)
         else:
             data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-            value, form = parse_json(data.decode("utf-8-sig")), None
+            value = parse_json(data.decode("utf-8-sig"))
             if isinstance(value, str):  # the `tools` field of an xLAM row, copied as it is
                 value = parse_json(value)
-        read = flat_tools(value)
+        read = flat_tools(value, keep_going=True)
         to_json(read.tools).encode()
     except UnicodeDecodeError:
         raise UserError(f"--tools {name} is not UTF-8 text") from None
@@ -34,39 +40,95 @@ def read_tools(path):
         raise UserError(
             f"--tools {name} must be a JSON list of tools (docs/formats.md has the layouts): {error}"
         ) from None
-    return read.tools, form or read.format
+    left_out = left_out + read.left_out
+    if left_out and not read.tools:
+        raise UserError(f"--tools {name}: {none_left(left_out)}")
+    return read._replace(left_out=left_out, format="Python" if is_python else read.format)
+
+
+def none_left(left_out):
+    """One line about tools that all are left out, for their reasons."""
+    others = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
+    return f"no tool is left: {left_out[0]}{others}"
 
 
 def functions_of(path):
-    """The public functions that a Python file defines, as OpenAI's functions by transformers' get_json_schema. Runs the file."""
-    from transformers.utils import get_json_schema
-
-    # Not imported, which would run the compiled file of a moment ago where two versions have one second and one size.
+    """The public functions that a Python file defines, as OpenAI's functions, and a line for each that cannot be read. Runs the
+    file. Raises UserError if that fails."""
+    # Not imported: of two versions with one second and one size, an import would run the compiled first.
     module = types.ModuleType("tools_of_the_user")
     module.__file__ = str(path)
-    functions = []
-    try:
-        code = compile(Path(path).read_bytes(), path, "exec")
-        with contextlib.redirect_stdout(sys.stderr), importable(module):  # stdout is for the calls
-            exec(code, module.__dict__)
+    functions, left_out = [], []
+    with contextlib.redirect_stdout(sys.stderr), importable(module):  # stdout is for the calls
+        try:
+            exec(compile(Path(path).read_bytes(), path, "exec"), module.__dict__)
+        except OSError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever the user's own code raises
+            raise UserError(f"--tools {path}: {type(error).__name__}: {one_line(error)}") from None
         for name, value in vars(module).items():
             if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):
-                functions.append(get_json_schema(value))
-    except OSError:
-        raise
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever the user's own code raises, or a function without types or docstring
-        raise UserError(f"--tools {path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    if not functions:
+                try:
+                    functions.append(function_schema(value))
+                except Exception as error:  # of transformers, of pydantic, or of a type's own code
+                    left_out.append(f"function {name}: {one_line(error)}")
+    if not functions and not left_out:
         raise UserError(f"--tools {path} defines no public function")
-    return functions
+    return functions, left_out
+
+
+def one_line(error):
+    return " ".join(str(error).partition("\n\n")[0].split())  # pydantic's next paragraphs are for its extenders
+
+
+def function_schema(function):
+    """A function as OpenAI's: by transformers' get_json_schema and, with types or descriptions that it does not read, by pydantic.
+    Raises the exceptions of both."""
+    try:
+        return get_json_schema(function)
+    except Exception as error:
+        try:
+            from pydantic import TypeAdapter
+        except ImportError:
+            way_out = " (`pip install pydantic` for more types)" * isinstance(error, TypeHintParsingException)
+            raise TypeError(one_line(error) + way_out) from None
+    kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
+    if kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        raise TypeError("a call names its arguments: *args, **kwargs and arguments before a / cannot be called")
+    with warnings.catch_warnings(action="ignore"):  # of defaults that are not JSON: they are left out
+        schema = TypeAdapter(function).json_schema()
+    described = {name for name, argument in schema.get("properties", {}).items() if "description" in argument}
+    read = get_json_schema(without_types(function, described))
+    for name, documented in read["function"]["parameters"]["properties"].items():
+        schema["properties"][name] |= documented
+    read["function"]["parameters"] = schema
+    return read
+
+
+def without_types(function, described):
+    """A function with the name and docstring of another, and those of its arguments that are not described, of any type: what
+    get_json_schema reads of a docstring."""
+
+    def documented(): ...
+
+    documented.__name__, documented.__doc__ = function.__name__, function.__doc__
+    documented.__signature__ = inspect.Signature(
+        [
+            parameter if parameter.annotation is parameter.empty else parameter.replace(annotation=typing.Any)
+            for name, parameter in inspect.signature(function).parameters.items()
+            if name not in described
+        ]
+    )
+    documented.__annotations__ = dict.fromkeys(documented.__signature__.parameters, typing.Any)
+    return documented
 
 
 @contextlib.contextmanager
 def importable(module):
-    """What a Python file finds when it is run: itself among the modules, where dataclasses look, and its folder to import from."""
+    """Put a module among Python's, which dataclasses and pydantic search, and its folder first in the path, as for a script."""
+    typed_dict = typing.TypedDict
+    if sys.version_info < (3, 12):  # pydantic reads the backport alone
+        typing.TypedDict = typing_extensions.TypedDict
     sys.modules[module.__name__] = module
     sys.path.insert(0, str(Path(module.__file__).resolve().parent))
     try:
@@ -74,3 +136,4 @@ def importable(module):
     finally:
         sys.path.pop(0)
         del sys.modules[module.__name__]
+        typing.TypedDict = typed_dict

@@ -20,6 +20,7 @@ from data_utils.prompt import PROMPT_FORMATS
 FLAT = {"name": "f", "description": "d", "parameters": {"x": {"type": "int"}}}
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 TOOLS = json.dumps([FLAT])
+UNREADABLE = {"name": "c", "inputSchema": {"properties": {"x": {"type": "object", "patternProperties": {"^a": {}}}}}}
 
 
 @pytest.fixture
@@ -131,7 +132,10 @@ def test_the_tools_may_be_python_functions(run_here, model_that_says, tmp_path):
     result = run_here(infer, flags)
     assert (result.code, result.out) == (0, f"{says}\n") and f"{path}: 1 tools, read as Python's" in result.err
     for content, message in (
-        ("def f(x): ...", "DocstringParsingException"),
+        (
+            "def f(x): ...",
+            "no tool is left: function f: Cannot generate JSON schema for f because it has no docstring!",
+        ),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("def f(", "SyntaxError"),
         ("x = 1", "defines no public function"),
@@ -188,7 +192,7 @@ def test_a_file_of_rows_is_answered_line_by_line_in_its_order(run_here, model_th
     assert result.code == 1 and "is there already: remove it, or choose another" in result.err
     output.unlink()
     result = run_here(infer, flags | {"strict": True, "format": "openai"})
-    assert result.code == 1 and "6 of the 6 rows have errors or calls that do not fit" in result.err
+    assert result.code == 1 and "6 of the 6 rows have errors, calls that do not fit" in result.err
     assert json.loads(output.read_text().splitlines()[0])["tool_calls"][0]["function"]["name"] == "f"
 
 
@@ -202,6 +206,44 @@ def test_tools_for_rows_that_have_none(run_here, model_that_says, tools_file, tm
     result = run_here(infer, flags | {"tools": tools_file})
     assert result.code == 0, result.err
     assert (tmp_path / "calls.jsonl").read_text() == '{"id": 1, "calls": []}\n{"id": 2, "calls": []}\n'
+
+
+def test_a_tool_that_cannot_be_read_is_left_out_with_a_line(run_here, model_that_says, tmp_path):
+    """Of a list that mixes formats, too."""
+    path = tmp_path / "tools.json"
+    path.write_text(
+        json.dumps([{"name": "f", "inputSchema": SCHEMA}, UNREADABLE, {"type": "function", "function": {"name": "g"}}])
+    )
+    says = '[{"name": "f", "arguments": {"x": 1}}]'
+    flags = {"model_name_or_path": model_that_says(says), "query": "hi", "tools": path}
+    result = run_here(infer, flags)
+    assert (result.code, result.out) == (0, f"{says}\n")
+    lines = result.err.splitlines()[:2]
+    assert lines[0] == f"{path}: 2 tools, read as MCP and OpenAI's"
+    assert lines[1].startswith(f"{path}: left out: tool c, x: patternProperties")
+    result = run_here(infer, flags | {"strict": True})
+    assert result.code == 1 and result.out == "" and "1 tools are left out, and --strict is set" in result.err
+
+
+def test_rows_leave_out_tools_of_their_own_that_cannot_be_read(run_here, model_that_says, tmp_path):
+    mixed = [{"name": "f", "inputSchema": SCHEMA}, UNREADABLE]
+    records = [{"query": "q", "tools": tools} for tools in (mixed, TOOLS, json.dumps(mixed), [UNREADABLE], "[{")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    says = [{"name": "f", "arguments": {"x": 1}}]
+    flags = {"model_name_or_path": model_that_says(json.dumps(says)), "input": tmp_path / "rows.jsonl"}
+    result = run_here(infer, flags | {"output": tmp_path / "calls.jsonl"})
+    assert result.code == 0, result.err
+    (reason,) = re.findall(r"rows.jsonl: left out: (tool c, x: patternProperties .*) \(3 rows\)", result.err)
+    calls = {"calls": says}
+    assert [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()] == [
+        {"id": 1} | calls | {"left_out": [reason]},
+        {"id": 2} | calls,
+        {"id": 3} | calls | {"left_out": [reason]},
+        {"id": 4, "error": f"no tool is left: {reason}"},
+        {"id": 5, "error": "broken JSON in field 'tools'"},
+    ]
+    result = run_here(infer, flags | {"output": tmp_path / "again.jsonl", "strict": True})
+    assert result.code == 1 and "4 of the 5 rows have errors" in result.err.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -262,6 +304,10 @@ def test_tools_come_from_stdin_and_the_base_can_be_asked_raw(run_here, tiny_mode
             "f, x: allOf cannot be said",
         ),
         (json.dumps([{"name": "f", "parameters": {"x": "int"}}]), "xLAM's flat form"),
+        (
+            json.dumps([UNREADABLE, UNREADABLE]),
+            "no tool is left: tool c, x: patternProperties cannot be said in the flat form (and 1 more)",
+        ),
     ],
 )
 def test_bad_tools(run_here, tiny_model, tmp_path, content, message):

@@ -1,0 +1,127 @@
+"""Tools from a Python file: as transformers reads functions, and as pydantic does what transformers cannot."""
+
+import sys
+
+import pytest
+from transformers.utils import get_json_schema
+
+from data_utils.tool_files import read_tools
+from data_utils.tool_formats import flat_tools
+from run_utils.arguments import UserError
+
+TYPES = """
+import dataclasses, datetime, decimal, enum, typing, uuid
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Optional, TypedDict
+from pydantic import BaseModel, Field
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+@dataclasses.dataclass
+class Point:
+    x: float
+    y: float = 0.0
+
+class Guest(BaseModel):
+    name: str = Field(description="As in the passport")
+    born: datetime.date | None = None
+
+class Size(TypedDict):
+    width: int
+    height: NotRequired[int]
+
+class Unreadable: ...
+"""
+
+
+def tools_of(tmp_path, code):
+    path = tmp_path / "mine.py"
+    path.write_text(TYPES + code)
+    return read_tools(str(path))
+
+
+def function(arguments, described="x: The x.", name="f"):
+    return f'def {name}({arguments}):\n    """Do it.\n\n    Args:\n        {described}\n    """\n'
+
+
+@pytest.mark.parametrize(
+    ("annotation", "spec"),
+    [
+        ("datetime.date", {"type": "str", "format": "date"}),
+        ("datetime.datetime", {"type": "str", "format": "date-time"}),
+        ("datetime.date | None", {"type": "Union[str, None]", "anyOf": [{"type": "str", "format": "date"}, {"type": "None"}]}),
+        ("set[int]", {"type": "List[int]", "uniqueItems": True}),
+        ("uuid.UUID", {"type": "str", "format": "uuid"}),
+        ("list[Colour]", {"type": "List[str]", "items": {"type": "str", "enum": ["red", "blue"]}}),
+        ("Point", {"type": "dict", "properties": {"x": {"type": "float"}, "y": {"type": "float, optional", "default": 0.0}}}),
+        ("Size", {"type": "dict", "properties": {"width": {"type": "int"}, "height": {"type": "int, optional"}}}),
+        ("list[Size]", {"type": "List[dict]", "items": {"type": "dict", "properties": {"width": {"type": "int"}, "height": {"type": "int, optional"}}}}),
+        ("Annotated[datetime.date, Field(description='no')]", {"type": "str", "format": "date"}),
+        ("tuple[int, ...]", {"type": "List[int]"}),
+        ("'datetime.date'", {"type": "str", "format": "date"}),
+    ],
+)  # fmt: skip
+def test_types_of_pydantic_have_pydantic_s_schema_and_the_docstring_s_descriptions(tmp_path, annotation, spec):
+    read = tools_of(tmp_path, function(f"x: {annotation}"))
+    assert read.left_out == [] and read.format == "Python"
+    described = {"description": "The x."} if "Annotated" not in annotation else {"description": "no"}
+    assert read.tools == [{"name": "f", "description": "Do it.", "parameters": {"x": described | spec}}]
+
+
+def test_a_model_in_a_model_has_its_own_descriptions_and_a_default_makes_optional(tmp_path):
+    described = 'guests: Who comes.\n        day: When. (choices: ["2026-12-01"])'
+    (tool,) = tools_of(tmp_path, function("guests: list[Guest], day: datetime.date = None", described)).tools
+    guests, day = tool["parameters"].values()
+    assert guests["description"] == "Who comes." and guests["type"] == "List[dict]"
+    assert guests["items"]["properties"]["name"] == {"description": "As in the passport", "type": "str"}
+    assert guests["items"]["properties"]["born"]["type"] == "Union[str, None], optional"
+    assert day == {
+        "description": "When.",
+        "type": "str, optional",
+        "enum": ["2026-12-01"],
+        "default": None,
+        "format": "date",
+    }
+
+
+def test_a_function_that_cannot_be_read_is_named_and_the_others_are_kept(tmp_path):
+    bad = {
+        "no_docstring": "def no_docstring(x: int): ...\n",
+        "no_type": function("x", name="no_type"),
+        "no_description": function("x: datetime.date, y: int", name="no_description"),
+        "unreadable": function("x: Unreadable", name="unreadable"),
+        "undefined": function("x: 'Nothing'", name="undefined"),
+        "variadic": function("x: datetime.date, *rest: int", name="variadic"),
+        "positional": function("x: datetime.date, /", name="positional"),
+    }
+    read = tools_of(tmp_path, function("x: int") + "".join(bad.values()) + function("x: datetime.date", name="g"))
+    assert [tool["name"] for tool in read.tools] == ["f", "g"]
+    assert [line.partition(":")[0] for line in read.left_out] == [f"function {name}" for name in bad]
+    assert "has no description for the argument 'y'" in read.left_out[2] and not any(
+        "\n" in line for line in read.left_out
+    )
+
+
+def test_functions_that_transformers_reads_are_as_transformers_reads_them(tmp_path):
+    code = function(
+        'a: int, b: Literal["x", "y"], c: list[str] | None = None, d: dict[str, float] = {}',
+        'a: A.\n        b: B.\n        c: C.\n        d: D. (choices: [{"k": 1.5}])',
+    )
+    namespace = {}
+    exec(TYPES + code, namespace)
+    assert tools_of(tmp_path, code).tools == flat_tools([get_json_schema(namespace["f"])]).tools
+
+
+def test_without_pydantic_a_line_offers_it(tmp_path, monkeypatch):
+    code = "import datetime\n" + function("x: int") + function("x: datetime.date", name="g")
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    path = tmp_path / "mine.py"
+    path.write_text(code)
+    (line,) = read_tools(str(path)).left_out
+    assert line.startswith("function g: Couldn't convert the type hint") and line.endswith(
+        "(`pip install pydantic` for more types)"
+    )
+    path.write_text("import datetime\n" + function("x: datetime.date", name="g"))
+    with pytest.raises(UserError, match="no tool is left: function g"):
+        read_tools(str(path))
