@@ -11,7 +11,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from data_utils.prompt import to_json
-from data_utils.tool_calls import MAX_DEPTH, check_tools, parse_json
+from data_utils.tool_calls import MAX_DEPTH, check_tools
 from data_utils.tool_schema import is_required, parameter_schema, specs_at
 
 FLAT_TYPES = {
@@ -225,26 +225,6 @@ def resolve(schema, root, where):
             break
         schema = found | {key: value for key, value in schema.items() if key != "$ref"}
     raise NotFlat(f"{where}: the reference {schema['$ref']} leads nowhere in this schema")
-
-
-def flat_calls(value):
-    """Parsed calls, xLAM's or OpenAI's `tool_calls`, with their arguments as an object or as JSON text, in xLAM's form, the name first.
-    What is no call stays as it is, for check_calls to name."""
-
-    def flat(call):
-        wrapped = isinstance(call, dict) and isinstance(call.get("function"), dict)
-        call = {key: call["function"].get(key) for key in ("name", "arguments")} if wrapped else call
-        if not isinstance(call, dict) or not {"name", "arguments"} <= set(call):
-            return call
-        arguments = call["arguments"]
-        if isinstance(arguments, str):
-            try:
-                arguments = parse_json(arguments or "{}")
-            except ValueError:
-                raise ValueError("broken JSON in the arguments of a call") from None
-        return {"name": call["name"], **call, "arguments": arguments}
-
-    return [flat(call) for call in value] if isinstance(value, list) else value
 
 
 # The flat form -> OpenAI's
