@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from data_utils import tool_calls
 
-
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 

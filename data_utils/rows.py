@@ -124,11 +124,12 @@ def valid_rows(records):
             refuse(error, name_in_file(record, place))
             continue
         layouts[layout] += 1
-        notes.update(left_out)
+        if left_out:  # an update with nothing takes a microsecond
+            notes.update(left_out)
         for one in converted:
             try:
                 row, calls, read = read_row(one)
-                content = (row.fingerprint, row.category, row.acceptable, row.required)
+                content = "".join([row.fingerprint, row.category, row.acceptable, row.required])
                 if content in contents:
                     repeats.append(row.id)
                     continue
@@ -140,7 +141,8 @@ def valid_rows(records):
             rows.append(row)
             ids.add(row.id)
             contents.add(content)
-            notes.update(read.notes)
+            if read.notes:
+                notes.update(read.notes)
             without_calls += not calls
             if not fit(calls, read.tools):
                 misfits.append((row.id, call_problems(calls, read.tools)[0]))
@@ -152,24 +154,30 @@ def describe_rows(num_rows, summary):
     """The lines to print of valid_rows' summary, each only if its count is not 0."""
     layouts = summary["layouts"]
     found = ", ".join(f"{count} in {layout} layout" for layout, count in layouts.items())
-    lines = [f"{num_rows} rows of {sum(layouts.values())} records: {found}"]
-    if summary["without_calls"]:
-        lines.append(f"{summary['without_calls']} rows make no call")
+    lines = [f"{counted(num_rows, 'row')} of {counted(sum(layouts.values()), 'record')}: {found}"]
+    if count := summary["without_calls"]:
+        lines.append(f"rows without calls: {count}")
     count, first = summary["misfits"]
     if count:
         ids = ", ".join(row_id for row_id, _ in first)
-        lines.append(f"{count} answers do not fit their own tools ({ids}): {first[0][1][:200]}")
+        lines.append(
+            f"rows whose answers do not fit their own tools: {count} ({ids}): {' '.join(first[0][1].split())[:200]}"
+        )
     count, first = summary["repeats"]
     if count:
-        lines.append(f"{count} rows repeat another and are left out ({', '.join(first)})")
+        lines.append(f"rows left out, since they repeat another: {count} ({', '.join(first)})")
     return lines + [f"{note}: {count}" for note, count in summary["notes"].items()]
+
+
+def counted(count, noun):
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def describe_bad_rows(bad):
     """`unknown tool: 2 rows (17, 29); missing field 'tools': 1 row (4)`, at most five ids a reason and five reasons."""
     reasons = sorted(bad.items(), key=lambda item: -len(item[1]))
     described = [
-        f"{reason}: {len(ids)} row{'s' * (len(ids) > 1)} ({', '.join(ids[:5])}{', ...' * (len(ids) > 5)})"
+        f"{reason}: {counted(len(ids), 'row')} ({', '.join(ids[:5])}{', ...' * (len(ids) > 5)})"
         for reason, ids in reasons[:5]
     ]
     return "; ".join(described + [f"{len(reasons) - 5} more reasons"] * (len(reasons) > 5))

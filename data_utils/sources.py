@@ -142,13 +142,23 @@ def read_jsonl_file(path):
         for place, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    record = json.loads(line, object_pairs_hook=all_pairs)
-                except (ValueError, RecursionError):
+                    record = json.loads(line.strip(), object_pairs_hook=all_pairs)
+                    record = as_json_strings(record) if type(record) is dict else None
+                except ValueError as error:  # stands for the record: as_records names the reason
+                    record = error
+                except RecursionError:
                     record = None
-                records.append((f"line {place}", as_json_strings(record) if type(record) is dict else None))
+                records.append((f"line {place}", record))
     if accepted_beside(path).is_file():
-        truths = {str(record.get("id")): record for _, record in read_jsonl_file(accepted_beside(path)) if record}
-        records = [(place, record and {**truths.get(str(record.get("id")), {}), **record}) for place, record in records]
+        truths = {
+            str(record.get("id")): record
+            for _, record in read_jsonl_file(accepted_beside(path))
+            if type(record) is dict
+        }
+        records = [
+            (place, {**truths.get(str(record.get("id")), {}), **record} if type(record) is dict else record)
+            for place, record in records
+        ]
     return records
 
 

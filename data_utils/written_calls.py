@@ -46,6 +46,8 @@ SEPARATOR = re.compile(r"\s*(?:,(?!\s*\])|\](?=\s*\Z))")
 
 def read_call(call):
     """`{"name", "arguments"}` of a call in OpenAI's wrapper or without, its arguments an object or the text of one. Raises BadRow."""
+    if type(call) is dict and list(map(type, call.values())) == [str, dict] and list(call) == ["name", "arguments"]:
+        return call  # the usual one, quickly
     if isinstance(call, str):
         call = parse_value(call, "a call")
     if isinstance(call, dict) and isinstance(call.get("function"), dict):
