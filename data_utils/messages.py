@@ -67,6 +67,8 @@ def read_message(message, names):
 def read_assistant(role, message, content, names):
     empty = ("", [], {}, 0)
     odd = [key for key in message if TELLING_KEY.search(key) and key not in READ_KEYS and message[key] not in empty]
+    nested = [key for key, value in message.items() if isinstance(value, dict) and key not in READ_KEYS]
+    odd += [key for key in nested if any(message[key].get(inner) for inner in ("tool_calls", "function_call"))]
     if odd:
         raise BadRow(f"an assistant's message with {odd[0]!r}, which is not read")
     parts = list(read_content(content, "assistant"))

@@ -151,10 +151,12 @@ def valid_rows(records):
 
 
 def describe_rows(num_rows, summary):
-    """The lines to print of valid_rows' summary, each only if its count is not 0."""
+    """The lines to print of valid_rows' summary, each only if its count is not 0, the layouts if there is another than xLAM."""
     layouts = summary["layouts"]
     found = ", ".join(f"{count} in {layout} layout" for layout, count in layouts.items())
-    lines = [f"{counted(num_rows, 'row')} of {counted(sum(layouts.values()), 'record')}: {found}"]
+    lines = []
+    if set(layouts) - {"xLAM"}:
+        lines.append(f"{counted(num_rows, 'row')} of {counted(sum(layouts.values()), 'record')}: {found}")
     if count := summary["without_calls"]:
         lines.append(f"rows without calls: {count}")
     count, first = summary["misfits"]

@@ -226,11 +226,15 @@ def closing_parenthesis(text, start):
 
 
 def mark_of_tool(text, names):
-    """The match of a tool's name as calls have it, in JSON, before a parenthesis at a line's start or in XML, or None."""
+    """The match of a tool's name written as in a call, or None: as a value or key of JSON, before `{`, before `(` at a line's start
+    or with arguments, in or as an XML tag, after `functions.`, or after words as in `Action: name`."""
     for name in names:
         if name and name in text:
             word = re.escape(name)
-            pattern = rf"""["'](?:{"|".join(NAME_KEYS)}|function)["']\s*:\s*["']{word}["']|^\W*{word}\s*\(|</?{word}\b|Action:\s*{word}"""
-            if mark := re.search(pattern, text, re.MULTILINE):
+            pattern = (
+                rf"""["']\w+["']\s*:\s*["']{word}["']|["']{word}["']\s*:\s*["'{{\[]|(?<!\w){word}\W?\s*\{{|^\W*{word}\s*\(|(?<!\w){word}\((?=\s*(?:\w+\s*[=:]|["'{{\[]))"""
+                rf"""|</?{word}\b|>\s*{word}\s*<|>>>\s*{word}\b|\bfunctions\.{word}\b|\b(?:action|call|function|tool)\w*\s*:\W*{word}\b"""
+            )
+            if mark := re.search(pattern, text, re.MULTILINE | re.IGNORECASE):
                 return mark
     return None
