@@ -50,9 +50,19 @@ def render_messages(messages):
         calls = [call for message in turn for call in message.get("tool_calls", [])]
         texts = [message["content"] for message in turn]
         if role == "assistant":
-            texts = ["\n".join(filter(None, [*texts, to_json(calls) if calls else ""]))]
+            texts = ["\n".join(filter(None, [*texts, render_calls(calls) if calls else ""]))]
         lines += [f"{role}: {text}" for text in texts]
     return "\n".join(lines)
+
+
+def render_calls(calls):
+    """Calls whose `arguments` are an object, or JSON text as a server gives it, as the text of their list."""
+    return f"[{', '.join(map(render_call, calls))}]"
+
+
+def render_call(call):
+    arguments = call["arguments"] if isinstance(call["arguments"], str) else to_json(call["arguments"])
+    return f'{{"name": {to_json(call["name"])}, "arguments": {arguments or "{}"}}}'
 
 
 def render_raw(query, tools):
