@@ -18,8 +18,13 @@ def not_json(where, error):
     """The BadRow of a text that is no JSON, with the parser's own reason and column."""
     if not isinstance(error, json.JSONDecodeError):
         return BadRow(f"broken JSON in {where}: {error}")
-    line = f"line {error.lineno}, " if error.lineno > 1 else ""
-    return BadRow(f"broken JSON in {where}: {error.msg}", f"{line}column {error.colno}")
+    text = error.doc.rstrip()  # a line's own end is no second line
+    end = min(error.pos, len(text))
+    line = text.count("\n", 0, end) + 1
+    return BadRow(
+        f"broken JSON in {where}: {error.msg}",
+        (f"line {line}, " if line > 1 else "") + f"column {end - text.rfind(chr(10), 0, end)}",
+    )
 
 
 def json_field(record, column):

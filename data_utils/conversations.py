@@ -16,7 +16,7 @@ from data_utils.messages import read_messages
 from data_utils.prompt import render_messages, to_json
 from data_utils.written_calls import parse_value
 
-CONVERSATION = "x-conversation"  # of a record that is a turn: what all turns of one conversation have in common
+CONVERSATION = "x-conversation"  # the key, in a record that is a turn, of the name of its conversation
 TOOL_COLUMNS = ("tools", "functions", "toolConfig")
 SYSTEM_COLUMNS = ("system", "systemInstruction", "system_instruction")
 DECLARATIONS = ("functionDeclarations", "function_declarations")

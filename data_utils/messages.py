@@ -60,7 +60,7 @@ def read_message(message, names):
             read[-1]["content"] += "\n" + value
         else:
             read.append({"kind": kind, "role": new_role, "content": value})
-    read = [{"role": each["role"], "content": each["content"]} for each in read]
+    read = [{"role": entry["role"], "content": entry["content"]} for entry in read]
     return read or [{"role": ROLES[role], "content": ""}]
 
 

@@ -30,12 +30,12 @@ class Row(NamedTuple):
     query: str
     tools: str  # JSON text as `to_json` renders it
     answers: str  # likewise
-    # What the row is known by whatever its id, its other columns and the order of keys: see content_hash.
+    # Alike for rows with the same content, whatever their ids and the order of keys: see content_hash.
     fingerprint: str = ""
     category: str = ""  # the EXTRA_COLUMNS, empty where the row has none
     acceptable: str = ""
     required: str = ""
-    conversation: str = ""  # what all turns of one conversation have in common
+    conversation: str = ""  # alike for all turns of one conversation
 
     def tool_names(self):
         return {tool["name"] for tool in json.loads(self.tools)}
@@ -126,9 +126,9 @@ def valid_rows(records):
         layouts[layout] += 1
         if left_out:  # an update with nothing takes a microsecond
             notes.update(left_out)
-        for one in converted:
+        for turn in converted:
             try:
-                row, calls, read = read_row(one)
+                row, calls, read = read_row(turn)
                 content = "".join([row.fingerprint, row.category, row.acceptable, row.required])
                 if content in contents:
                     repeats.append(row.id)
@@ -136,7 +136,7 @@ def valid_rows(records):
                 if row.id in ids:
                     raise BadRow("the id of another row, with other content")
             except ValueError as error:
-                refuse(error, name_in_file(one if record.get("id") not in (None, "") else record, place))
+                refuse(error, name_in_file(turn if record.get("id") not in (None, "") else record, place))
                 continue
             rows.append(row)
             ids.add(row.id)

@@ -142,7 +142,7 @@ def read_jsonl_file(path):
         for place, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    record = json.loads(line.strip(), object_pairs_hook=all_pairs)
+                    record = json.loads(line, object_pairs_hook=all_pairs)
                     record = as_json_strings(record) if type(record) is dict else None
                 except ValueError as error:  # stands for the record: as_records names the reason
                     record = error

@@ -472,3 +472,14 @@ def test_the_leaderboard_s_files_are_rows_with_what_they_accept(tmp_path):
     assert json.loads(row.answers) == [{"name": "math.area", "arguments": {"base": 10}}]
     assert json.loads(row.acceptable) == truth["ground_truth"]
     assert json.loads(row.tools)[0]["parameters"] == {"base": {"type": "float"}, "unit": {"type": "str, optional"}}
+
+
+def test_a_parquet_file_of_sharegpt_s_is_read_and_refused_if_its_arguments_have_the_keys_of_all_rows(tmp_path):
+    records = [ROME_ALONE["ShareGPT"] | {"tools": json.dumps([WEATHER]), "system": "Be brief."}] * 2
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(records), path)
+    ((row,), bad) = load_rows(str(path))
+    assert (row.query, json.loads(row.answers), bad) == ("system: Be brief.\nuser: Weather?", [weather("Rome")], {})
+    pq.write_table(pa.Table.from_pylist([ROME_ALONE["langchain"] | {"tools": json.dumps([WEATHER])}]), path)
+    with pytest.raises(UserError, match="must hold JSON strings"):
+        load_rows(str(path))
