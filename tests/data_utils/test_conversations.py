@@ -249,6 +249,23 @@ def test_what_is_not_read_rightly_is_a_bad_row_by_name(tmp_path, message, reason
     assert answers == [] and reason in found
 
 
+ELSEWHERE = [
+    "<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{}<|tool_call_end|>",
+    "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{}<|call|>",
+    '{"thought": "", "tool_calls": [{"name": "weather", "arguments": {"city": "Rome"}}]}',
+    '{"tool": "weather", "tool_input": {"city": "Rome"}}', '[{"weather": {"city": "Rome"}}]', f"{ROME}\n{OSLO}",
+    '>>>weather\n{"city": "Rome"}', "Call: weather(city='Rome')", '<call>weather(city="Rome")</call>', "<tool>weather</tool>",
+    "<weather><city>Rome</city></weather>", 'weather {"city": "Rome"}', 'await weather({city: "Rome"})', "tool: weather\nargs:\n  city: Rome",
+    '```python\nprint(weather(city="Rome"))\n```', '<|python_start|>[weather(city="Rome")]<|python_end|>', 'Sure: [weather(city="Rome")]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ELSEWHERE)
+def test_no_other_way_of_writing_a_call_is_words(tmp_path, text):
+    answers, _, (reason,) = read(tmp_path, saying(text), max_bad_rows=1)
+    assert answers == [] and "a call that is not read" in reason
+
+
 @pytest.mark.parametrize(
     "text",
     [
