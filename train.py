@@ -50,7 +50,7 @@ from model_utils.memory import check_memory
 from model_utils.self_checks import num_positions
 from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_model, use_liger_kernels
 from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script
-from run_utils.checkpoints import RunState, Training, open_run
+from run_utils.checkpoints import RunState, Training, file_of_bad_rows, open_run
 from run_utils.environment import environment_record, published_name
 from run_utils.launch import check_alike, end_training, is_sharded, run_on_main, start_accelerator
 from run_utils.progress import TrainingLog
@@ -341,12 +341,15 @@ def load_data(args, tokenizer, positions, accelerator):
 
     positions: how many tokens the model can read.
     """
-    rows, dropped = load_rows(args.dataset_name, args.dataset_revision, args.max_bad_rows, args.dataset_config_name)
+    report = file_of_bad_rows(args.output_dir) if accelerator.is_main_process else None
+    rows, dropped = load_rows(
+        args.dataset_name, args.dataset_revision, args.max_bad_rows, args.dataset_config_name, report
+    )
     if dropped:
         count = sum(map(len, dropped.values()))
         accelerator.print(f"Dropped {count} of {len(rows) + count} rows: {describe_bad_rows(dropped)}")
     if args.eval_dataset_name:
-        other_rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows)
+        other_rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows, report=report)
         train_rows, eval_rows, in_neither = set_apart(rows, other_rows, args.seed)
     else:
         train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)

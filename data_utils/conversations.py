@@ -1,166 +1,237 @@
-"""Other people's rows as rows of ours: OpenAI's conversations, and the leaderboard's questions with what it accepts.
+"""Other people's rows as rows of ours: conversations in the layouts of public data sets and vendors, and the leaderboard's questions.
 
-To read another layout of rows, add what recognises it and what it becomes to LAYOUTS.
+LAYOUTS is the table of them. To read another one, add what recognises it and what it becomes; messages.py reads the messages.
 """
 
 import hashlib
+import itertools
 import json
+import re
+from collections.abc import Callable
+from typing import NamedTuple
 
-from data_utils.prompt import render_messages
-from data_utils.tool_calls import parse_json
-from data_utils.tool_formats import flat_calls
+from data_utils.bad_rows import BadRow, json_field, keys_of, list_field, not_json
+from data_utils.leaderboard import from_leaderboard
+from data_utils.messages import read_messages
+from data_utils.prompt import render_messages, to_json
+from data_utils.written_calls import parse_value
+
+CONVERSATION = "x-conversation"  # the key, in a record that is a turn, of the name of its conversation
+TOOL_COLUMNS = ("tools", "functions", "toolConfig")
+SYSTEM_COLUMNS = ("system", "systemInstruction", "system_instruction")
+DECLARATIONS = ("functionDeclarations", "function_declarations")
+LISTED_TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
+
+NO_QUESTION = "turns left out, since nobody has asked yet"
+NOT_TRAINED = "turns left out, since they are not to be trained on (later turns' queries have them)"
+WORDS_DROPPED = "turns with words beside their calls, which are left out of the answer"
+
+
+class Layout(NamedTuple):
+    """A layout of rows, recognised by the first of its columns."""
+
+    columns: tuple[str, ...]  # must be there
+    more: tuple[str, ...]  # may be there
+    messages: Callable | None  # record -> a conversation's messages as they are; None: the leaderboard's questions
 
 
 def as_records(record):
-    """The name of a record's layout, and the records with `query`, `tools` and `answers` that it becomes. Raises ValueError."""
-    if isinstance(record, dict) and record.get("query") is None:
-        for name, (columns, convert) in LAYOUTS.items():
-            if record.get(columns[0]) is not None:
-                if missing := [column for column in columns if record.get(column) is None]:
-                    raise ValueError(f"{columns[0]} without {missing[0]}")
-                try:
-                    return name, list(convert(record))
-                except (KeyError, TypeError, AttributeError):  # something is not where the layout has it
-                    raise ValueError(f"not in {name} layout") from None
-    return "xLAM", [record]
+    """The name of a record's layout, the records with `query`, `tools` and `answers` that it becomes, and a note for each turn of
+    which something is left out. Raises BadRow."""
+    name = layout_of(record)
+    if name == "xLAM":
+        return name, [record], []
+    layout = LAYOUTS[name]
+    if missing := [column for column in layout.columns if record.get(column) is None]:
+        raise BadRow(f"{layout.columns[0]} without {missing[0]}")
+    if not layout.messages:
+        return name, [guarded(name, from_leaderboard, record)], []
+    return name, *turns_of(record, *guarded(name, read_conversation, layout, record))
 
 
-def from_messages(record):
-    """Each turn of the assistant, where tools are on offer: the messages before it are the query, its calls the answers; none where it
-    answers in words."""
-    messages = [read_message(message) for message in read_list(record, "messages")]
-    turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
-        raise ValueError("a conversation without a turn of the assistant")
-    name = record.get("id")
-    if name in (None, ""):
-        name = hashlib.sha256(json.dumps([messages, record["tools"]]).encode()).hexdigest()[:16]
-    for turn in turns:
-        before = messages[:turn]
-        if any(message["role"] == "user" for message in before):
-            yield {
-                "id": f"{name}/{turn}",
-                CONVERSATION: str(name),
-                "query": render_messages(before),
-                "tools": record["tools"],
-                "answers": json.dumps(flat_calls(messages[turn].get("tool_calls", []))),
-            }
+def layout_of(record):
+    """The name of a record's layout. Raises BadRow if it has none."""
+    if isinstance(record, ValueError):  # a line that is no JSON
+        raise not_json("a line", record)
+    if not isinstance(record, dict):
+        raise BadRow("not a JSON object")
+    if record.get("query") is not None:
+        return "xLAM"
+    for name, layout in LAYOUTS.items():
+        if record.get(layout.columns[0]) is not None:
+            return name
+    read = "; ".join(
+        ", ".join(columns)
+        for columns in [("query", "tools", "answers"), *(layout.columns for layout in LAYOUTS.values())]
+    )
+    raise BadRow(f"a row of no known layout: it has {keys_of(record)}; layouts have {read}")
+
+
+def guarded(name, read, *arguments):
+    try:
+        return read(*arguments)
+    except (KeyError, IndexError, TypeError, AttributeError):  # something is not where the layout has it
+        raise BadRow(f"not in {name} layout") from None
 
 
 def as_request(record, tools=None):
-    """A record of any layout that asks for calls, answered or not, as a record of ours; `tools` (a parsed list) where it has none."""
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
-    if tools is not None and record.get("tools") is None and record.get("function") is None:
-        record = {**record, "tools": json.dumps(tools)}
-    if record.get("query") is None and record.get("question") is not None and record.get("function") is not None:
-        _, (record,) = as_records({**record, "ground_truth": []})
-    elif record.get("query") is None and record.get("messages") is not None:
-        messages = [read_message(message) for message in read_list(record, "messages")]
-        while messages and messages[-1]["role"] == "assistant":  # what is asked for
+    """A record of any layout that asks for calls, answered or not, as a record of ours; `tools` (a parsed list) if it has none.
+    Raises BadRow."""
+    name = layout_of(record)
+    layout = LAYOUTS.get(name)
+    if layout and layout.messages:
+        listed, messages = guarded(name, read_conversation, layout, record, tools)
+        while messages and messages[-1]["role"] == "assistant":  # the answer
             messages.pop()
         if not any(message["role"] == "user" for message in messages):
-            raise ValueError("a conversation in which nobody asks")
-        record = {**record, "query": render_messages(messages)}
+            raise BadRow("a conversation in which nobody asks")
+        record = {**record, "query": render_messages(messages), "tools": listed}
+    elif layout and record.get("function") is not None:
+        record = guarded(name, from_leaderboard, {**record, "ground_truth": []})
+    elif tools is not None and record.get("tools") is None:
+        record = {**record, "tools": to_json(tools)}
     if record.get("query") == "":
-        raise ValueError("an empty query")
+        raise BadRow("an empty query")
     return {key: record.get(key) for key in ("id", "query", "tools")} | {"answers": "[]"}
 
 
-def read_message(message):
-    """A message with `role`, `content` (text) and, where it calls tools, `tool_calls`, each a name and arguments as they are."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise ValueError("a message without a role")
-    content, calls = message.get("content"), message.get("tool_calls")
-    if message.get("function_call") is not None:  # OpenAI's form of 2023
-        calls = [message["function_call"]]
-    if isinstance(content, list):  # parts
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise ValueError("a message that is not text")
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str | None):
-        raise ValueError("a message that is not text")
-    read = {"role": message["role"], "content": content or ""}
-    return read | {"tool_calls": [read_call(call) for call in calls]} if calls else read
+def turns_of(record, tools, messages):
+    """A record for each turn of the assistant, and the notes of as_records. The messages before the turn are the query, its calls the
+    answers, none if it answers in words. Several messages of the assistant in a row are one turn. Raises BadRow."""
+    name = record.get("id")
+    if name in (None, ""):
+        name = hashlib.sha256(json.dumps([messages, tools]).encode()).hexdigest()[:16]
+    records, notes, end = [], [], 0
+    for role, turn in itertools.groupby(messages, key=lambda message: message["role"]):
+        turn = list(turn)
+        start, end = end, end + len(turn)
+        if role != "assistant":
+            continue
+        calls = [call for message in turn for call in message.get("tool_calls", [])]
+        words = any(message["content"].strip() for message in turn)
+        if not words and not any("tool_calls" in message for message in turn):
+            raise BadRow("a turn of the assistant without words or calls")
+        if not any(message["role"] == "user" for message in messages[:start]):
+            notes.append(NO_QUESTION)
+            continue
+        if not is_trained(turn):
+            notes.append(NOT_TRAINED)
+            continue
+        if words and calls:
+            notes.append(WORDS_DROPPED)
+        fields = {"query": render_messages(messages[:start]), "tools": tools, "answers": json.dumps(calls)}
+        records.append({"id": f"{name}/{start}", CONVERSATION: str(name), **fields})
+    if not records and not notes:
+        raise BadRow("a conversation without a turn of the assistant")
+    return records, notes
 
 
-def read_call(call):
-    call = call.get("function", call) if isinstance(call, dict) else call
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise ValueError("a call without a name")
-    return {"name": call["name"], "arguments": call.get("arguments") or {}}
+def is_trained(turn):
+    """Whether a turn is to be trained on, as its messages with calls say, or all if there are no calls. Raises BadRow."""
+    deciding = [message for message in turn if message.get("tool_calls")] or turn
+    flags = {message.get("trained", True) for message in deciding}
+    if len(flags) > 1:
+        raise BadRow("a turn of several messages, of which some are to be trained on and some are not")
+    return flags.pop()
 
 
-def from_leaderboard(record):
-    """A question of the Berkeley Function-Calling Leaderboard, with its `ground_truth` where it has one: its single turns alone."""
-    turns = read_list(record, "question")
-    if len(turns) != 1:
-        raise ValueError("a question of several turns, whose answers the leaderboard does not say by turn")
-    functions = [with_standard_types(function) for function in read_list(record, "function")]
-    required = {function["name"]: function["parameters"].get("required", []) for function in functions}
-    if record.get("ground_truth") is None and "irrelevance" not in str(record.get("id")):
-        raise ValueError("no ground_truth: the leaderboard's answers belong in possible_answer/ beside its questions")
-    accepted = read_list(record, "ground_truth") if record.get("ground_truth") is not None else []
-    yield {
-        "id": record.get("id"),
-        "query": render_messages([read_message(message) for message in turns[0]]),
-        "tools": json.dumps(functions),
-        "answers": json.dumps([first_accepted(call, required) for call in accepted]),
-        "category": str(record.get("id", "")).rpartition("_")[0],
-        "acceptable": json.dumps(accepted),
-        "required": json.dumps(required),
-    }
+def read_conversation(layout, record, tools=None):
+    """The tools (JSON text) and the messages of a conversation. tools: a list for one without. Raises BadRow."""
+    raw = with_system_text(record, layout.messages(record))
+    listed = read_tools(record)
+    if listed is None:
+        raw, listed = take_tools(raw)
+    listed = tools if listed is None else listed
+    if listed is None:
+        raise BadRow(f"{layout.columns[0]} without tools")
+    return to_json(listed), read_messages(raw, names_of(listed))
 
 
-def with_standard_types(schema):
-    """The leaderboard's types are Python's."""
-    names = {"dict": "object", "float": "number", "tuple": "array"}
-    if isinstance(schema, list):
-        return [with_standard_types(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    kind = schema.get("type")
-    changed = {"type": names.get(kind, kind)} if isinstance(kind, str) and kind != "any" else {}
-    return {
-        key: with_standard_types(value) for key, value in schema.items() if key != "type" or isinstance(value, dict)
-    } | changed
+def with_system_text(record, messages):
+    """The messages, behind the text of a column for it."""
+    given = [record[column] for column in SYSTEM_COLUMNS if record.get(column) not in (None, "")]
+    if not given:
+        return messages
+    content = given[0].get("parts", given[0]) if isinstance(given[0], dict) else given[0]
+    system = {"role": "system", "content": content}
+    first = messages[0] if messages else {}
+    if first.get("role", first.get("from")) == "system":
+        if read_messages([first], ()) != read_messages([system], ()):
+            raise BadRow("a row with two system texts, one in a column and one in a message")
+        return messages
+    return [system, *messages]
 
 
-def first_accepted(call, required):
-    """A call with the first value accepted for each argument, without those that may be left out."""
-    ((name, arguments),) = call.items()
-    chosen = {}
-    for key, values in arguments.items():
-        if may_not_be_left_out(values) or (values and key in required.get(name, [])):
-            chosen[key] = plain(next((value for value in values if value != ""), ""))
-    return {"name": name, "arguments": chosen}
-
-
-def may_not_be_left_out(values):
-    return bool(values) and "" not in values
-
-
-def plain(value):
-    """An argument's accepted value; where it is an object, or a list of them, its keys have lists of accepted values in turn."""
-    if isinstance(value, dict):
-        return {key: values[0] for key, values in value.items() if may_not_be_left_out(values)}
-    return [plain(element) for element in value] if isinstance(value, list) else value
-
-
-def read_list(record, column):
-    value = record[column]
-    if isinstance(value, str):
-        try:
-            value = parse_json(value)
-        except ValueError:
-            raise ValueError(f"broken JSON in field '{column}'") from None
+def read_tools(record):
+    """The tools that a record's columns have, as a parsed value for flat_tools, or None. Raises BadRow."""
+    given = [column for column in TOOL_COLUMNS if record.get(column) not in (None, "")]
+    if len(given) > 1:
+        raise BadRow(f"a row with {' and '.join(given)}")
+    if not given:
+        return None
+    value = json_field(record, given[0])
+    value = value["tools"] if given[0] == "toolConfig" else value  # Bedrock
+    value = [value] if isinstance(value, dict) and set(value) & set(DECLARATIONS) else value
     if not isinstance(value, list):
-        raise ValueError(f"field '{column}' is not a list")
-    return value
+        return value
+    tools = [parse_value(tool, "a tool") if isinstance(tool, str) else tool for tool in value]
+    declared = [
+        next((tool[key] for key in DECLARATIONS if isinstance(tool, dict) and key in tool), [tool]) for tool in tools
+    ]
+    return [tool for group in declared for tool in group]
 
 
-CONVERSATION = "x-conversation"  # of a record that is a turn: what all turns of one conversation have in common
-LAYOUTS = {  # by name: its columns, the first of which it is recognised by, and what a record becomes
-    "OpenAI's messages": (("messages", "tools"), from_messages),
-    "the leaderboard's": (("question", "function"), from_leaderboard),
+def names_of(tools):
+    """The names of tools in any form."""
+    tools = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    found = [inner.get("name") for tool in tools for inner in (tool, *tool.values()) if isinstance(inner, dict)]
+    return {name for name in found if isinstance(name, str)}
+
+
+def take_tools(messages):
+    """The messages without the list of tools that a system message has in `<tools>`, and the list; or as they are, and None."""
+    for place, message in enumerate(messages):
+        key = "value" if "value" in message else "content"
+        if message.get("role", message.get("from")) == "system" and isinstance(message.get(key), str):
+            lists = [found for found in LISTED_TOOLS.finditer(message[key]) if found[1].strip()]
+            if len(lists) == 1:
+                text = message[key][: lists[0].start()] + message[key][lists[0].end() :]
+                return [*messages[:place], {**message, key: text}, *messages[place + 1 :]], tools_in_text(lists[0][1])
+    return messages, None
+
+
+def tools_in_text(text):
+    """The tools of a list, or of one object a line."""
+    try:
+        value = parse_value(text, "<tools>")
+    except BadRow:
+        value = [parse_value(line, "<tools>") for line in text.splitlines() if line.strip()]
+    return value if isinstance(value, list) else [value]
+
+
+def messages_in(column):
+    return lambda record: list_field(record, column)
+
+
+def prompt_and_completion(record):
+    """TRL's, each a text or messages. An assistant's messages in the prompt are not trained on."""
+    prompt, completion = record["prompt"], record.get("completion")
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    prompt = [
+        {**message, "train": False} if message.get("role") == "assistant" else message
+        for message in list_field({"prompt": prompt}, "prompt")
+    ]
+    return prompt + (list_field({"completion": completion}, "completion") if completion is not None else [])
+
+
+BESIDE = (*TOOL_COLUMNS, *SYSTEM_COLUMNS)
+LAYOUTS = {
+    "OpenAI's messages": Layout(("messages",), BESIDE, messages_in("messages")),
+    "ShareGPT's": Layout(("conversations",), BESIDE, messages_in("conversations")),
+    "Gemini's": Layout(("contents",), BESIDE, messages_in("contents")),
+    "TRL's prompt and completion": Layout(("prompt", "completion"), BESIDE, prompt_and_completion),
+    "the leaderboard's": Layout(("question", "function"), ("ground_truth",), None),
 }

@@ -6,16 +6,19 @@ must not change: give the changed one another name.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from typing import NamedTuple
 
 from data_utils import tool_calls
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
 
 def to_json(value):
     """One line of JSON with `", "` and `": "`; letters beyond ASCII stay letters, as in the published rows."""
-    return json.dumps(value, ensure_ascii=False)
+    return _ENCODER.encode(value)
 
 
 def render_tags(query, tools):
@@ -37,23 +40,23 @@ And only output a valid json which shows the function call and the args.
 
 
 def render_messages(messages):
-    """The query that a conversation is, `[{"role", "content", "tool_calls"}, ...]`: a single message of the user as it is, and else a
-    transcript, a message after `role: ` each, an assistant's calls as the JSON list that they are, arguments that are text as it is."""
+    """The query that a conversation is, `[{"role", "content", "tool_calls"}, ...]` as messages.py reads them: a single message of the
+    user as it is, and else a transcript, `role: ` before each message. An assistant's messages in a row are one, its calls a JSON list."""
     if [message["role"] for message in messages] == ["user"]:
         return messages[0]["content"]
     lines = []
-    for message in messages:
-        said = (
-            [message["content"], render_calls(message["tool_calls"])]
-            if message.get("tool_calls")
-            else [message["content"]]
-        )
-        lines.append(f"{message['role']}: " + "\n".join(filter(None, said)))
+    for role, turn in itertools.groupby(messages, key=lambda message: message["role"]):
+        turn = list(turn)
+        calls = [call for message in turn for call in message.get("tool_calls", [])]
+        texts = [message["content"] for message in turn]
+        if role == "assistant":
+            texts = ["\n".join(filter(None, [*texts, render_calls(calls) if calls else ""]))]
+        lines += [f"{role}: {text}" for text in texts]
     return "\n".join(lines)
 
 
 def render_calls(calls):
-    """Calls whose `arguments` are an object, or JSON text, as the text of their list."""
+    """Calls whose `arguments` are an object, or JSON text as a server gives it, as the text of their list."""
     return f"[{', '.join(map(render_call, calls))}]"
 
 

@@ -10,15 +10,19 @@ import json
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
+from data_utils.bad_rows import BadRow, json_field
 from data_utils.conversations import CONVERSATION, as_records
+from data_utils.misfits import fit
 from data_utils.prompt import to_json
-from data_utils.tool_calls import check_calls, parse_json
-from data_utils.tool_formats import flat_calls, flat_tools
+from data_utils.tool_formats import flat_tools
+from data_utils.tool_schema import call_problems
+from data_utils.written_calls import flat_calls
 
 COLUMNS = ("query", "tools", "answers")
 # May be there, for the evaluation alone: a kind of row, the values that the leaderboard accepts, and the arguments that are truly
 # required. The last two are JSON strings; no model sees any of them.
 EXTRA_COLUMNS = ("category", "acceptable", "required")
+SHOWN = 60  # characters of a bad row without an id
 
 
 class Row(NamedTuple):
@@ -26,12 +30,12 @@ class Row(NamedTuple):
     query: str
     tools: str  # JSON text as `to_json` renders it
     answers: str  # likewise
-    # What the row is known by whatever its id, its other columns and the order of keys: see content_hash.
+    # Alike for rows with the same content, whatever their ids and the order of keys: see content_hash.
     fingerprint: str = ""
     category: str = ""  # the EXTRA_COLUMNS, empty where the row has none
     acceptable: str = ""
     required: str = ""
-    conversation: str = ""  # what all turns of one conversation have in common
+    conversation: str = ""  # alike for all turns of one conversation
 
     def tool_names(self):
         return {tool["name"] for tool in json.loads(self.tools)}
@@ -43,43 +47,45 @@ def content_hash(query, tools, answers):
 
 
 def validate(record):
-    """The record as a Row with canonical JSON; raises ValueError with the reason, the same text for the same kind."""
+    """The record as a Row with canonical JSON. Raises BadRow."""
+    return read_row(record)[0]
+
+
+def read_row(record):
+    """The Row of a record, its calls and its ReadTools. Raises ValueError, of which a BadRow has one reason for all rows of a kind."""
     if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
+        raise BadRow("not a JSON object")
     values = {}
     for column in COLUMNS:
         if record.get(column) is None:
-            raise ValueError(f"missing field '{column}'")
+            raise BadRow(f"missing field '{column}'")
         if not isinstance(record[column], str):
-            raise ValueError(f"field '{column}' is not a string")
+            raise BadRow(f"field '{column}' is not a string")
         try:
             record[column].encode()
-            values[column] = record[column] if column == "query" else parse_json(record[column])
-        except ValueError:  # UnicodeEncodeError, of half a surrogate pair, is one too
-            raise ValueError(f"broken {'text' if column == 'query' else 'JSON'} in field '{column}'") from None
+        except UnicodeEncodeError:  # half a surrogate pair
+            raise BadRow(f"broken text in field '{column}'") from None
+        values[column] = record[column] if column == "query" else json_field(record, column)
     extras = {column: record[column] for column in EXTRA_COLUMNS if isinstance(record.get(column), str)}
     for column in ("acceptable", "required"):
-        try:
-            value = parse_json(extras[column]) if extras.get(column) else None
-        except ValueError:
-            raise ValueError(f"broken JSON in field '{column}'") from None
+        value = json_field(extras, column) if extras.get(column) else None
         if column == "required" and value is not None and not names_by_tool(value):
-            raise ValueError("field 'required' is not an object with a list of names for each tool")
-    values["tools"] = flat_tools(values["tools"]).tools
+            raise BadRow("field 'required' is not an object with a list of names for each tool")
+    read = flat_tools(values["tools"])
+    values["tools"], values["answers"] = read.tools, flat_calls(values["answers"])
+    tools, answers = to_json(values["tools"]), to_json(values["answers"])
     try:
-        values["answers"] = flat_calls(values["answers"])
-        check_calls(values["answers"])
-        tools, answers = to_json(values["tools"]), to_json(values["answers"])
         # "\ud800" is an escape in the text and half a surrogate pair in the value.
         "".join([str(record.get("id")), tools, answers, *extras.values()]).encode()
     except UnicodeEncodeError:
-        raise ValueError("half a surrogate pair in a string") from None
+        raise BadRow("half a surrogate pair in a string") from None
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
-        raise ValueError("a call to a tool that is not in its list")
+        raise BadRow("a call to a tool that is not in its list")
     fingerprint = content_hash(**values)
     conversation = record.get(CONVERSATION, "")
     row_id = fingerprint if record.get("id") in (None, "") else str(record["id"])
-    return Row(row_id, values["query"], tools, answers, fingerprint, **extras, conversation=conversation)
+    row = Row(row_id, values["query"], tools, answers, fingerprint, **extras, conversation=conversation)
+    return row, values["answers"], read
 
 
 def names_by_tool(value):
@@ -88,39 +94,92 @@ def names_by_tool(value):
     )
 
 
-def name_of(record, place):
-    """The `id` of a record, or its place in its file if it has none."""
-    has_id = isinstance(record, dict) and record.get("id") is not None
-    return str(record["id"]) if has_id else place
+def name_in_file(record, place):
+    """The `id` of a record or, if it has none, its place in its file and how it begins."""
+    if isinstance(record, dict) and record.get("id") not in (None, ""):
+        return str(record["id"])
+    text = (
+        json.dumps(record, ensure_ascii=False, default=str) if isinstance(record, dict) else getattr(record, "doc", "")
+    )
+    text = " ".join(text.replace('\\"', '"').split())
+    return place + (f": {text[:SHOWN]}" + "..." * (len(text) > SHOWN) if text else "")
 
 
 def valid_rows(records):
-    """The valid rows of `(place, record)` pairs, the bad ones as `{reason: [ids or places]}`, and how many records there were of each
-    layout."""
-    rows, bad, seen, layouts = [], defaultdict(list), set(), Counter()
+    """The valid rows of `(place, record)` pairs, the bad ones as `{reason: [ids or places]}`, and a summary for describe_rows.
+
+    A row with the content of an earlier one is left out and is not bad. One with the id alone of an earlier one is bad.
+    """
+    rows, bad, ids, contents = [], defaultdict(list), set(), set()
+    layouts, notes, without_calls, misfits, repeats = Counter(), Counter(), 0, [], []
+
+    def refuse(error, name):
+        reason, fault = (error.reason, error.place) if isinstance(error, BadRow) else (str(error), "")
+        bad[reason].append(name + (f" ({fault})" if fault else ""))
+
     for place, record in records:
         try:
-            layout, mine = as_records(record)
+            layout, converted, left_out = as_records(record)
         except ValueError as error:
-            bad[str(error)].append(name_of(record, place))
+            refuse(error, name_in_file(record, place))
             continue
         layouts[layout] += 1
-        for each in mine:
+        if left_out:  # an update with nothing takes a microsecond
+            notes.update(left_out)
+        for turn in converted:
             try:
-                row = validate(each)
-                if row.id in seen:
-                    raise ValueError("repeated id")
+                row, calls, read = read_row(turn)
+                content = "".join([row.fingerprint, row.category, row.acceptable, row.required])
+                if content in contents:
+                    repeats.append(row.id)
+                    continue
+                if row.id in ids:
+                    raise BadRow("the id of another row, with other content")
             except ValueError as error:
-                bad[str(error)].append(name_of(each, place))
-            else:
-                rows.append(row)
-                seen.add(row.id)
-    return rows, dict(bad), dict(layouts)
+                refuse(error, name_in_file(turn if record.get("id") not in (None, "") else record, place))
+                continue
+            rows.append(row)
+            ids.add(row.id)
+            contents.add(content)
+            if read.notes:
+                notes.update(read.notes)
+            without_calls += not calls
+            if not fit(calls, read.tools):
+                misfits.append((row.id, call_problems(calls, read.tools)[0]))
+    summary = {"layouts": dict(layouts), "without_calls": without_calls, "notes": dict(notes)}
+    return rows, dict(bad), summary | {"misfits": [len(misfits), misfits[:2]], "repeats": [len(repeats), repeats[:2]]}
+
+
+def describe_rows(num_rows, summary):
+    """The lines to print of valid_rows' summary, each only if its count is not 0, the layouts if there is another than xLAM."""
+    layouts = summary["layouts"]
+    found = ", ".join(f"{count} in {layout} layout" for layout, count in layouts.items())
+    lines = []
+    if set(layouts) - {"xLAM"}:
+        lines.append(f"{counted(num_rows, 'row')} of {counted(sum(layouts.values()), 'record')}: {found}")
+    if count := summary["without_calls"]:
+        lines.append(f"rows without calls: {count}")
+    count, first = summary["misfits"]
+    if count:
+        ids = ", ".join(row_id for row_id, _ in first)
+        lines.append(
+            f"rows whose answers do not fit their own tools: {count} ({ids}): {' '.join(first[0][1].split())[:200]}"
+        )
+    count, first = summary["repeats"]
+    if count:
+        lines.append(f"rows left out, since they repeat another: {count} ({', '.join(first)})")
+    return lines + [f"{note}: {count}" for note, count in summary["notes"].items()]
+
+
+def counted(count, noun):
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def describe_bad_rows(bad):
-    """`unknown tool: 2 rows (17, 29); missing field 'tools': 1 row (4)`, at most five ids a reason."""
-    return "; ".join(
-        f"{reason}: {len(ids)} row{'s' * (len(ids) > 1)} ({', '.join(ids[:5])}{', ...' * (len(ids) > 5)})"
-        for reason, ids in sorted(bad.items(), key=lambda item: -len(item[1]))
-    )
+    """`unknown tool: 2 rows (17, 29); missing field 'tools': 1 row (4)`, at most five ids a reason and five reasons."""
+    reasons = sorted(bad.items(), key=lambda item: -len(item[1]))
+    described = [
+        f"{reason}: {counted(len(ids), 'row')} ({', '.join(ids[:5])}{', ...' * (len(ids) > 5)})"
+        for reason, ids in reasons[:5]
+    ]
+    return "; ".join(described + [f"{len(reasons) - 5} more reasons"] * (len(reasons) > 5))

@@ -4,6 +4,7 @@ To read another kind of file, add a function from its path to a list of `(place,
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,27 @@ import numpy as np
 from data_utils import cache
 from data_utils.conversations import LAYOUTS
 from data_utils.prompt import to_json
-from data_utils.rows import COLUMNS, EXTRA_COLUMNS, Row, describe_bad_rows, valid_rows
+from data_utils.rows import COLUMNS, EXTRA_COLUMNS, Row, describe_bad_rows, describe_rows, valid_rows
+from data_utils.written_calls import ARGUMENT_KEYS
 from demo.rows import generate_rows
 from run_utils.arguments import UserError, say
+from run_utils.files import write_json
 from run_utils.launch import check_hub_access
 
 DEMO_ROWS = 4000
 
 
-def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None):
+def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None, report=None):
     """The valid rows of a data set, in its order, and the bad ones as `{reason: [ids]}`.
 
     `dataset_name` is a file that READERS has a reader for, a folder in the hub's layout, `demo`, `demo_unseen`, or a hub id;
     `config_name` is its configuration where there are several. Large data sets are validated once and then read from the
     cache. More bad rows than `max_bad_rows` (a share of all rows below 1, a count from 1 on) raise UserError, as do no valid
-    rows at all.
+    rows at all; `report` is then a file for the names of all bad rows. Prints how the rows were read.
     """
     source = find_source(dataset_name, revision, config_name)
     try:
-        rows, bad, layouts = valid_rows(number(source)) if isinstance(source, list) else validate_or_load(source)
+        rows, bad, summary = valid_rows(number(source)) if isinstance(source, list) else validate_or_load(source)
     except UserError:
         raise
     except Exception as error:  # whatever a reader raises; a new one need not know of UserError
@@ -39,15 +42,16 @@ def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None):
     total = len(rows) + num_bad
     if total == 0:
         raise UserError(f"{dataset_name} has no rows")
-    allowed = max_bad_rows if max_bad_rows >= 1 else max_bad_rows * total
+    allowed = math.floor(max_bad_rows if max_bad_rows >= 1 else max_bad_rows * total)
     if num_bad > allowed or not rows:
+        if report:
+            write_json(report, bad)
         raise UserError(
             f"{num_bad} of the {total} rows of {dataset_name} are bad ({describe_bad_rows(bad)}); "
-            f"--max_bad_rows allows {allowed:g}"
+            f"--max_bad_rows allows {allowed}" + (f"; all of them are in {report}" if report else "")
         )
-    if set(layouts) - {"xLAM"}:
-        found = ", ".join(f"{count} in {layout} layout" for layout, count in layouts.items())
-        say(f"{dataset_name}: {len(rows)} rows of {sum(layouts.values())} records: {found}")
+    for line in describe_rows(len(rows), summary):
+        say(f"{dataset_name}: {line}")
     return rows, bad
 
 
@@ -139,12 +143,22 @@ def read_jsonl_file(path):
             if line.strip():
                 try:
                     record = json.loads(line, object_pairs_hook=all_pairs)
-                except (ValueError, RecursionError):
+                    record = as_json_strings(record) if type(record) is dict else None
+                except ValueError as error:  # stands for the record: as_records names the reason
+                    record = error
+                except RecursionError:
                     record = None
-                records.append((f"line {place}", as_json_strings(record) if type(record) is dict else None))
+                records.append((f"line {place}", record))
     if accepted_beside(path).is_file():
-        truths = {str(record.get("id")): record for _, record in read_jsonl_file(accepted_beside(path)) if record}
-        records = [(place, record and {**truths.get(str(record.get("id")), {}), **record}) for place, record in records]
+        truths = {
+            str(record.get("id")): record
+            for _, record in read_jsonl_file(accepted_beside(path))
+            if type(record) is dict
+        }
+        records = [
+            (place, {**truths.get(str(record.get("id")), {}), **record} if type(record) is dict else record)
+            for place, record in records
+        ]
     return records
 
 
@@ -228,17 +242,19 @@ def read_hub_dataset(name, revision, config_name):
 def columns_to_read(name, schema, answered=True):
     """The names of the columns that rows are made of, without answers and perhaps without tools if these are asked for. Typed columns must hold strings: nested ones have already been padded with
     null keys. Raises UserError where one is missing; of the columns that a row may have, others than strings are left out."""
-    layouts = [COLUMNS, *(columns for columns, _ in LAYOUTS.values())]
+    layouts = [COLUMNS, *(layout.columns for layout in LAYOUTS.values())]
     needed = len(COLUMNS) if answered else 1  # the first of a layout's columns is what is asked
     chosen = next((columns for columns in layouts if set(columns[:needed]) <= set(schema.names)), None)
     if not chosen:
         missing = [column for column in COLUMNS if column not in schema.names]
         raise UserError(f"{name} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
-    chosen = [column for column in chosen if column in schema.names]
+    more = next((layout.more for layout in LAYOUTS.values() if layout.columns == chosen), ())
+    chosen = [column for column in (*chosen, *more) if column in schema.names]
     for column in chosen:
         kind = schema.field(column).type
-        if not holds_strings(kind) and (column != "messages" or has_nested_arguments(kind)):
-            what = f"column {column} is {kind}" if column != "messages" else "messages have arguments that are objects"
+        conversation = column in ("messages", "conversations", "contents", "prompt", "completion")
+        if not holds_strings(kind) and (not conversation or has_nested_arguments(kind)):
+            what = f"{column} have arguments that are objects" if conversation else f"column {column} is {kind}"
             raise UserError(
                 f"{name}: {what}, but must hold JSON strings: a nested column gives every row the keys of all rows. "
                 "Rows as JSON lines (.jsonl) are read as they are"
@@ -263,6 +279,8 @@ def has_nested_arguments(kind):
     if not pyarrow.types.is_struct(kind):
         return False
     return any(
-        (field.name == "arguments" and not holds_strings(field.type)) or has_nested_arguments(field.type)
+        (field.name in (*ARGUMENT_KEYS, "response", "json", "output") and not holds_strings(field.type))
+        or (field.name == "content" and pyarrow.types.is_struct(field.type))
+        or has_nested_arguments(field.type)
         for field in kind
     )

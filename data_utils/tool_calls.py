@@ -22,7 +22,7 @@ def parse_json(text):
     nesting. Raises ValueError (json.JSONDecodeError among them).
     """
     _check_depth(text)
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+    return _DECODER.decode(text)
 
 
 def _check_depth(text):

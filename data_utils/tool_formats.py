@@ -202,26 +202,6 @@ def holds_schemas(key, value):
     )
 
 
-def flat_calls(value):
-    """Parsed calls, xLAM's or OpenAI's `tool_calls`, with their arguments as an object or as JSON text, in xLAM's form, the name first.
-    What is no call stays as it is, for check_calls to name."""
-
-    def flat(call):
-        wrapped = isinstance(call, dict) and isinstance(call.get("function"), dict)
-        call = {key: call["function"].get(key) for key in ("name", "arguments")} if wrapped else call
-        if not isinstance(call, dict) or not {"name", "arguments"} <= set(call):
-            return call
-        arguments = call["arguments"]
-        if isinstance(arguments, str):
-            try:
-                arguments = parse_json(arguments or "{}")
-            except ValueError:
-                raise ValueError("broken JSON in the arguments of a call") from None
-        return {"name": call["name"], **call, "arguments": arguments}
-
-    return [flat(call) for call in value] if isinstance(value, list) else value
-
-
 # The flat form -> OpenAI's
 
 

@@ -146,11 +146,19 @@ def open_run(args, accelerator):
 def claim(output_dir):
     """Make the folder this run's; UserError where it cannot be."""
     make_writable(output_dir)
-    others = {path.name for path in output_dir.iterdir()} - {"args.yaml.incomplete"}  # a kill at a run's start
+    others = {path.name for path in output_dir.iterdir()} - {
+        "args.yaml.incomplete",
+        "dropped_rows.json",
+    }  # a kill, and bad rows, at a run's start
     if others and not holds_run(output_dir):
         raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
     if (output_dir / "logs").exists() and not (output_dir / "logs").is_dir():
         raise UserError(f"{output_dir / 'logs'} is a file where TensorBoard's folder is to be: move it away")
+
+
+def file_of_bad_rows(output_dir):
+    """The file for the bad rows of a run that is refused for them. A run that the folder holds keeps its own list."""
+    return Path(output_dir) / ("refused_rows.json" if holds_run(Path(output_dir)) else "dropped_rows.json")
 
 
 def holds_run(output_dir):

@@ -16,7 +16,8 @@ from conftest import ROOT
 import evaluate
 import export
 from data_utils.sources import load_rows
-from data_utils.tool_formats import flat_calls, openai_tools
+from data_utils.tool_formats import openai_tools
+from data_utils.written_calls import flat_calls
 
 pytestmark = pytest.mark.slow
 

@@ -127,6 +127,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_here, flags, tmp_path):
     assert lines[0] == lines[1]
 
 
+def test_a_run_that_is_refused_for_its_rows_names_the_file_with_all_of_them_and_is_no_run(run_here, flags, tmp_path):
+    rows = [json.loads(line) for line in flags["dataset_name"].read_text().splitlines()]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row | {"answers": "[{"} if i < 9 else row) + "\n" for i, row in enumerate(rows)))
+    report = tmp_path / "run" / "dropped_rows.json"
+    result = run_here(train, flags | {"dataset_name": path, "max_train_steps": 1})
+    assert result.code == 1 and f"--max_bad_rows allows 0; all of them are in {report}\n" in result.err
+    ((reason, names),) = json.loads(report.read_text()).items()
+    assert "broken JSON in field 'answers'" in reason and names == [f"{row['id']} (column 3)" for row in rows[:9]]
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["dropped_rows.json"]
+    # The same folder takes the run, which then keeps its own list if another is refused.
+    assert run_here(train, flags | {"dataset_name": path, "max_train_steps": 1, "max_bad_rows": 9}).code == 0
+    kept = report.read_text()
+    result = run_here(train, flags | {"dataset_name": path, "max_train_steps": 1, "resume_from_checkpoint": "latest"})
+    assert result.code == 1 and "refused_rows.json" in result.err and report.read_text() == kept
+
+
 def test_rows_dropped_for_length_are_counted(run_here, flags, tmp_path):
     result = run_here(train, flags | {"max_train_steps": 1, "max_seq_length": 400})
     assert result.code == 0, result.err

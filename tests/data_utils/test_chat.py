@@ -11,7 +11,7 @@ from transformers.utils.chat_parsing import ResponseParser
 
 from data_utils.chat import response_template
 from data_utils.prompt import render_tags, to_json
-from data_utils.tool_formats import flat_calls
+from data_utils.written_calls import flat_calls
 
 TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
 TOKENIZER.response_template = response_template(TOKENIZER)

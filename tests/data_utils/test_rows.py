@@ -10,13 +10,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_utils import cache
+from data_utils.misfits import fit
 from data_utils.sources import load_rows
 from data_utils.split import split_rows
+from data_utils.tool_schema import call_problems
 from demo.rows import generate_rows
 from run_utils.arguments import UserError
 from run_utils.launch import check_hub_access
 
 GOOD = generate_rows(60, seed=3)
+EMPTY_SUMMARY = {"layouts": {}, "without_calls": 0, "misfits": [0, []], "repeats": [0, []], "notes": {}}
 
 
 def write_jsonl(path, records):
@@ -45,7 +48,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "hub"])
-def test_rows_are_read_from_the_cache_until_their_source_changes(name, tmp_path, monkeypatch):
+def test_rows_are_read_from_the_cache_until_their_source_changes(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cache, "FROM_ROWS", 1)
     monkeypatch.setattr(cache, "HF_HOME", tmp_path / "cache")
     source, file = tmp_path / name, tmp_path / name
@@ -55,10 +58,14 @@ def test_rows_are_read_from_the_cache_until_their_source_changes(name, tmp_path,
     records = [*GOOD, {**GOOD[0], "id": "bad \ud800" if name == "rows.jsonl" else "bad", "tools": "no JSON"}]
     write_jsonl(file, records)
     fresh = load_rows(str(source), max_bad_rows=1)
-    assert len(fresh[0]) == 60 and list(fresh[1].values()) == [[records[-1]["id"]]]
+    assert len(fresh[0]) == 60 and list(fresh[1].values()) == [[f"{records[-1]['id']} (column 1)"]]
+    printed = capsys.readouterr().err
     assert load_rows(str(source), max_bad_rows=1) == fresh
+    assert capsys.readouterr().err == printed and "rows without calls: 3\n" in printed
     (stored,) = (tmp_path / "cache").glob("*/*")
-    save_file(load_file(stored) | {"others": np.frombuffer(b'[{}, {"xLAM": 60}]', dtype=np.uint8)}, stored)
+    save_file(
+        load_file(stored) | {"others": np.frombuffer(json.dumps([{}, EMPTY_SUMMARY]).encode(), dtype=np.uint8)}, stored
+    )
     assert load_rows(str(source))[1] == {}  # it is the file that is read
     stored.write_bytes(stored.read_bytes()[:1000])  # as a full disk leaves it
     assert load_rows(str(source), max_bad_rows=1) == fresh
@@ -137,7 +144,7 @@ def test_bad_rows_are_counted_and_named(tmp_path):
         {**good, "id": "surrogate", "answers": '[{"name": "f", "arguments": {"x": "\\ud800"}}]'},
         {**good, "id": "number", "query": 3},
         {**good, "id": "shape", "required": '["x"]'},
-        good,
+        {**good, "query": "other"},
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"id": \n\n[1]\n')
@@ -145,19 +152,57 @@ def test_bad_rows_are_counted_and_named(tmp_path):
     assert [row.id for row in rows] == ["fine"]
     assert bad == {
         "a call to a tool that is not in its list": ["unknown"],
-        "broken JSON in field 'answers'": ["broken", "nan"],
+        "broken JSON in field 'answers': Expecting property name enclosed in double quotes": ["broken (column 3)"],
+        "broken JSON in field 'answers': NaN is not JSON": ["nan"],
         "not a list of calls": ["scalar"],
         "missing field 'tools'": ["17"],
         "half a surrogate pair in a string": ["surrogate"],
         "field 'query' is not a string": ["number"],
         "field 'required' is not an object with a list of names for each tool": ["shape"],
-        "repeated id": ["fine"],
-        "not a JSON object": ["line 11", "line 13"],
+        "the id of another row, with other content": ["fine"],
+        "broken JSON in a line: Expecting value": ['line 11: {"id": (column 7)'],
+        "not a JSON object": ["line 13"],
     }
-    with pytest.raises(UserError, match=r"11 of the 12 rows .*unknown.*--max_bad_rows allows 9"):
-        load_rows(str(path), max_bad_rows=9)
-    with pytest.raises(UserError, match="--max_bad_rows allows 6"):
-        load_rows(str(path), max_bad_rows=0.5)
+    report = tmp_path / "bad.json"
+    with pytest.raises(UserError, match=rf"11 of the 12 rows .*; 6 more reasons.*--max_bad_rows allows 9; .*{report}"):
+        load_rows(str(path), max_bad_rows=9, report=report)
+    assert json.loads(report.read_text()) == bad
+    with pytest.raises(UserError, match="--max_bad_rows allows 6$"):
+        load_rows(str(path), max_bad_rows=0.55)
+
+
+@pytest.mark.parametrize("ids", ["without ids", "the same ids", "other ids"])
+def test_a_row_that_repeats_another_is_left_out_and_counted_and_not_bad(tmp_path, capsys, ids):
+    rows = [row | {"id": i} for i, row in enumerate(GOOD)]
+    repeats = [row | {"id": f"again {i}"} if ids == "other ids" else row for i, row in enumerate(rows[:7])]
+    records = [{k: row[k] for k in row if k != "id" or ids != "without ids"} for row in rows + repeats]
+    found, bad = load_rows(write_jsonl(tmp_path / "rows.jsonl", records), max_bad_rows=0)
+    assert len(found) == 60 and bad == {}
+    assert "rows left out, since they repeat another: 7 (" in capsys.readouterr().err
+
+
+def test_answers_that_do_not_fit_their_own_tools_are_counted_with_two_ids_and_a_reason(tmp_path, capsys):
+    tools = '[{"name": "f", "parameters": {"x": {"type": "int"}}}]'
+    answers = [{"x": 1}, {"x": "1"}, {}, {"y": 1}]
+    records = [
+        {"id": f"r{i}", "query": "q", "tools": tools, "answers": json.dumps([{"name": "f", "arguments": arguments}])}
+        for i, arguments in enumerate(answers)
+    ]
+    load_rows(write_jsonl(tmp_path / "rows.jsonl", records))
+    assert "fit their own tools: 3 (r1, r2): f.x: '1' is not of type 'integer'" in capsys.readouterr().err
+
+
+KINDS = ["int", "float", "str", "bool", "list", "dict", "List[int]", "List[List[str]]", "Dict[str, int]", "Union[int, None]", "Tuple[int, str]", "thing"]  # fmt: skip
+VALUES = [0, 1.0, True, "a", "1", None, [], [1], [True], [["a"]], [[1]], {}, {"a": 1}, {"a": "b"}, [1, "a"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("more", [{}, {"default": None}, {"enum": ["a", "b"]}, {"enum": [1, "a", True]}])
+def test_the_quick_check_of_an_answer_finds_what_jsonschema_finds(kind, more):
+    tools = [{"name": "f", "parameters": {"x": {"type": kind} | more}}]
+    for arguments in [{}, {"y": 1}, {"x": 1, "y": 1}, *({"x": value} for value in VALUES)]:
+        calls = [{"name": "f", "arguments": arguments}]
+        assert fit(calls, tools) == (not call_problems(calls, tools)), arguments
 
 
 @pytest.mark.parametrize(
@@ -194,7 +239,7 @@ def test_strings_and_real_lists_are_judged_alike(tmp_path, name, real):
     tools = ['[{"name": "f", "name": "g"}]', '[{"name": "f", "parameters": {"a": {}, "a": {}}}]', '[{"name": "f"}]']
     cells = [(text, tools[-1]) for text in answers] + [(answers[-1], text) for text in tools]
     lines = [
-        f'{{"id": {i}, "query": "q", "answers": {a if real else json.dumps(a)}, "tools": {t if real else json.dumps(t)}}}'
+        f'{{"id": {i}, "query": "q{i}", "answers": {a if real else json.dumps(a)}, "tools": {t if real else json.dumps(t)}}}'
         for i, (a, t) in enumerate(cells)
     ]
     twice = '{"id": 8, "query": "q", "query": "p", "answers": [], "tools": []}'
@@ -202,11 +247,11 @@ def test_strings_and_real_lists_are_judged_alike(tmp_path, name, real):
     (tmp_path / name).write_text("\ufeff" + text)
     rows, bad = load_rows(str(tmp_path / name), max_bad_rows=100)
     assert [row.id for row in rows] == ["4", "7"]
-    reasons = {reason: ids for reason, ids in bad.items() if "JSON object" not in reason}
-    assert reasons == {
-        "broken JSON in field 'answers'": ["0", "1", "2", "3"],
-        "broken JSON in field 'tools'": ["5", "6"],
+    ids = {
+        column: [ids[0] for reason, ids in bad.items() if f"'{column}'" in reason] for column in ("answers", "tools")
     }
+    assert ids == {"answers": ["0", "1", "2", "3"], "tools": ["5"]}
+    assert [ids for reason, ids in bad.items() if "'tools'" in reason] == [["5", "6"]]
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,17 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from benchmarks.schema_oracle import DEFINITIONS, draw_parameters
 from data_utils.chat import template_text
-from data_utils.conversations import CONVERSATION, from_messages
-from data_utils.prompt import render_messages, render_tags, to_json
+from data_utils.prompt import render_tags, to_json
 from data_utils.tool_formats import (
     SCHEMA_KEYS,
     NotFlat,
     ReadTools,
-    flat_calls,
     flat_tools,
     openai_calls,
     openai_tools,
 )
 from data_utils.tool_schema import call_problems
+from data_utils.written_calls import flat_calls
 from demo.rows import generate_rows
 
 CHAT_TEMPLATE = template_text("tags-1")
@@ -479,51 +478,6 @@ def test_the_chat_template_is_the_prompt_of_every_row_of_the_demo():
         assert rendered([{"role": "user", "content": row["query"]}], openai_tools(tools)) == render_tags(
             row["query"], to_json(tools)
         )
-
-
-def test_a_conversation_is_one_transcript_in_training_and_in_the_chat_template():
-    calls = [{"name": "f", "arguments": {"x": 1, "y": "Zoë"}}]
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": " What is x?\n"},
-        {"role": "assistant", "content": None, "tool_calls": openai_calls(calls)},
-        {"role": "tool", "tool_call_id": "call_0", "content": "7"},
-        {"role": "assistant", "content": "It is 7."},
-        {"role": "user", "content": "And y?"},
-        {"role": "assistant", "content": "Wait.", "tool_calls": openai_calls(calls)},
-    ]
-    rows = list(from_messages({"id": "c", "messages": messages, "tools": openai_tools(FLAT)}))
-    assert [(row["id"], row[CONVERSATION], json.loads(row["answers"])) for row in rows] == [
-        ("c/2", "c", calls), ("c/4", "c", []), ("c/6", "c", calls),
-    ]  # fmt: skip
-    assert rows[2]["query"] == (
-        'system: Be brief.\nuser:  What is x?\n\nassistant: [{"name": "f", "arguments": {"x": 1, "y": "Zoë"}}]\n'
-        "tool: 7\nassistant: It is 7.\nuser: And y?"
-    )
-    for row, turn in zip(rows, (2, 4, 6), strict=True):
-        assert rendered(messages[:turn], openai_tools(FLAT)) == render_tags(row["query"], to_json(FLAT))
-        as_objects = json.loads(json.dumps(messages[:turn]))
-        for message in as_objects:
-            for call in message.get("tool_calls", []):
-                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-        assert rendered(as_objects, openai_tools(FLAT)) == render_tags(row["query"], to_json(FLAT))
-    assert render_messages([{"role": "user", "content": " q "}]) == " q "
-
-
-def test_earlier_calls_stand_in_the_transcript_as_they_were_written():
-    """Servers and OpenAI's own library give arguments as text, with blanks or without, and the name last."""
-    texts = ['{"x":1,"y":"Zo\\u00eb"}', '{"x": 1}', "", None]
-    calls = [{"id": "i", "type": "function", "function": {"arguments": text, "name": "f"}} for text in texts]
-    for said in ({"tool_calls": calls}, {"function_call": calls[0]["function"]}):
-        messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None} | said]
-        messages += [{"role": "tool", "content": "7"}, {"role": "assistant", "content": "Seven."}]
-        row = list(from_messages({"id": "c", "messages": messages, "tools": openai_tools(FLAT)}))[-1]
-        assert '"arguments": {"x":1,"y":"Zo\\u00eb"}' in row["query"] and '[{"name": "f", ' in row["query"]
-        assert rendered(messages[:-1], openai_tools(FLAT)) == render_tags(row["query"], to_json(FLAT))
-    first = next(from_messages({"id": "c", "messages": messages, "tools": openai_tools(FLAT)}))
-    assert first["answers"] == json.dumps(
-        [{"name": "f", "arguments": {"x": 1, "y": "Zoë"}}]
-    )  # what is learnt has one form
 
 
 @given(

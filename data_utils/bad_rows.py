@@ -1,0 +1,47 @@
+"""Rows that cannot be read, and values of records as strictly parsed JSON."""
+
+import json
+
+from data_utils.prompt import to_json
+from data_utils.tool_calls import parse_json
+
+
+class BadRow(ValueError):
+    """A row that cannot be read: the reason, one text for all rows of a kind, and perhaps the place of the fault in this row."""
+
+    def __init__(self, reason, place=""):
+        super().__init__(f"{reason} ({place})" if place else reason)
+        self.reason, self.place = reason, place
+
+
+def not_json(where, error):
+    """The BadRow of a text that is no JSON, with the parser's own reason and column."""
+    if not isinstance(error, json.JSONDecodeError):
+        return BadRow(f"broken JSON in {where}: {error}")
+    text = error.doc.rstrip()  # a line's own end is no second line
+    end = min(error.pos, len(text))
+    line = text.count("\n", 0, end) + 1
+    return BadRow(
+        f"broken JSON in {where}: {error.msg}",
+        (f"line {line}, " if line > 1 else "") + f"column {end - text.rfind(chr(10), 0, end)}",
+    )
+
+
+def json_field(record, column):
+    """The value of a record's field: parsed from its text, or as strictly if it is a value already. Raises BadRow."""
+    value = record[column]
+    try:
+        return parse_json(value if isinstance(value, str) else to_json(value))
+    except ValueError as error:
+        raise not_json(f"field '{column}'", error) from None
+
+
+def list_field(record, column):
+    value = json_field(record, column)
+    if not isinstance(value, list):
+        raise BadRow(f"field '{column}' is not a list")
+    return value
+
+
+def keys_of(value):
+    return ", ".join(sorted(str(key) for key in value if value[key] is not None)) or "no keys"

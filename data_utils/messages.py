@@ -1,0 +1,170 @@
+"""The messages of a conversation as `{"role", "content", "tool_calls"}`, from the ways in which people and servers write them.
+
+A role is one of `system`, `user`, `assistant` and `tool`, `content` is text, and `tool_calls` are calls as `{"name", "arguments"}`.
+An assistant's message that is not to be trained on has `"trained": False`. Whatever is not known to be read rightly raises BadRow.
+"""
+
+import re
+
+from data_utils.bad_rows import BadRow, keys_of
+from data_utils.prompt import to_json
+from data_utils.written_calls import ARGUMENT_KEYS, parse_value, read_call, read_calls, split_calls
+
+ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant",
+    "function_call": "assistant", "tool_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_response": "tool",
+}  # fmt: skip
+ROLES_OF_CALLS = ("function_call", "tool_call")  # their texts are calls
+ITEMS = {"function_call": "assistant", "function_call_output": "tool"}  # of OpenAI's Responses, by `type`
+NOT_TRAINED = ("weight", "train", "training", "trainable", "loss", "loss_weight", "loss_mask")  # if 0 or false
+READ_KEYS = ("tool_calls", "function_call", "tool_plan", *NOT_TRAINED)
+# Keys of an assistant's message that may hold calls, or parts that are not to be trained on.
+TELLING_KEY = re.compile(r"call|tool|function|(?:^|_)action|^train|^loss|weight|mask", re.IGNORECASE)
+TEXT_TYPES = (None, "text", "input_text", "output_text")
+THOUGHT_TYPES = ("thinking", "redacted_thinking", "reasoning")
+CALL_KEYS = ("toolUse", "functionCall", "function_call")  # Bedrock, Gemini
+RESULT_KEYS = ("toolResult", "functionResponse", "function_response")
+
+
+def read_messages(messages, names):
+    """The messages of a list. names: of the tools on offer. Raises BadRow."""
+    return [read for message in messages for read in read_message(message, names)]
+
+
+def read_message(message, names):
+    """The one or more messages that a message is: a user's may hold the results of tools. Raises BadRow."""
+    if not isinstance(message, dict):
+        raise BadRow("a message that is not an object")
+    message = {key: value for key, value in message.items() if value is not None or key in ("tool_calls", "content")}
+    role = message.get("role", message.get("from"))
+    if role is None and message.get("type") in ITEMS:
+        role, message = ITEMS[message["type"]], {"content": [message]}
+    if not isinstance(role, str):
+        raise BadRow(f"a message without a role: it has {keys_of(message)}")
+    if role not in ROLES:
+        raise BadRow(f"a message of the role {role[:40]!r}: read are {', '.join(ROLES)}")
+    content = next((message[key] for key in ("content", "value", "parts") if message.get(key) is not None), None)
+    if ROLES[role] == "assistant":
+        return [read_assistant(role, message, content, names)]
+    if message.get("tool_calls") or message.get("function_call"):
+        raise BadRow(f"a message of the role {role!r} with calls")
+    read = []
+    for kind, value in read_content(content, ROLES[role]):
+        if kind == "call":
+            raise BadRow(f"a message of the role {role!r} with calls")
+        new_role = "tool" if kind == "result" else ROLES[role]
+        if kind == "text" and read and read[-1]["kind"] == "text":
+            read[-1]["content"] += "\n" + value
+        else:
+            read.append({"kind": kind, "role": new_role, "content": value})
+    read = [{"role": entry["role"], "content": entry["content"]} for entry in read]
+    return read or [{"role": ROLES[role], "content": ""}]
+
+
+def read_assistant(role, message, content, names):
+    empty = ("", [], {}, 0)
+    odd = [key for key in message if TELLING_KEY.search(key) and key not in READ_KEYS and message[key] not in empty]
+    nested = [key for key, value in message.items() if isinstance(value, dict) and key not in READ_KEYS]
+    odd += [key for key in nested if any(message[key].get(inner) for inner in ("tool_calls", "function_call"))]
+    if odd:
+        raise BadRow(f"an assistant's message with {odd[0]!r}, which is not read")
+    parts = list(read_content(content, "assistant"))
+    if any(kind == "result" for kind, _ in parts):
+        raise BadRow("an assistant's message with a tool's result")
+    text = "\n".join(value for kind, value in parts if kind == "text")
+    calls = [read_call(value) for kind, value in parts if kind == "call"]
+    if role in ROLES_OF_CALLS and not calls:
+        thought, tag, text = text.rpartition("</think>")
+        text, written = thought + tag, read_calls(text)
+    else:
+        text, written = split_calls(text, names)
+    given = [message[key] for key in ("tool_calls", "function_call") if message.get(key)]
+    for found in (written, *map(read_calls, given)):
+        if calls and found and found != calls:
+            raise BadRow("an assistant's message with calls in two places")
+        calls = found or calls
+    read = {"role": "assistant", "content": text}
+    if calls or message.get("tool_calls") is not None:
+        read["tool_calls"] = calls
+    return read if is_trained(message) else read | {"trained": False}
+
+
+def is_trained(message):
+    flags = [(key, message[key]) for key in NOT_TRAINED if key in message]
+    for key, value in flags:
+        if value not in (0, 1) or isinstance(value, str):
+            raise BadRow(f"an assistant's message whose {key} is neither 0 nor 1")
+    return all(value for _, value in flags)
+
+
+def read_content(content, role):
+    """Pairs of "text", "call" or "result" and a value: of a text, of parts, and of a tool's result that is any JSON value."""
+    if role == "tool" and not isinstance(content, str | None) and not is_parts(content):
+        yield "text", to_json(content)
+    elif isinstance(content, list):
+        for part in content:
+            yield from read_part(part)
+    elif isinstance(content, dict):
+        yield from read_part(content)
+    elif isinstance(content, str):
+        yield "text", content
+    elif content is not None:
+        raise BadRow(f"a message of the role {role!r} that is not text")
+
+
+def is_parts(content):
+    """Whether a tool's result is parts, and no value of its own that has a text somewhere."""
+    known = {"type", "text", "value", "cache_control", "annotations", *RESULT_KEYS}
+    return (
+        isinstance(content, list)
+        and len(content) > 0
+        and all(
+            isinstance(part, dict)
+            and (set(part) <= known or part.get("type") in ("tool_result", "function_call_output"))
+            and (isinstance(part.get("type"), str) or set(part) <= {"text", *RESULT_KEYS})
+            for part in content
+        )
+    )
+
+
+def read_part(part):
+    if isinstance(part, str):
+        yield "text", part
+        return
+    if not isinstance(part, dict):
+        raise BadRow("a part of a message that is neither text nor an object")
+    part = {
+        key: value for key, value in part.items() if value is not None
+    }  # Parquet gives each part the keys of all parts
+    kind = part.get("type")
+    text = part.get("text", part.get("value"))
+    calls = [part[key] for key in CALL_KEYS if key in part]
+    results = [part[key] for key in RESULT_KEYS if key in part]
+    if kind in THOUGHT_TYPES or part.get("thought") is True or "reasoningContent" in part:
+        return
+    if calls or results:
+        if len(calls + results) > 1 or text is not None:
+            raise BadRow(f"a part of a message with {keys_of(part)}")
+        for call in calls:  # Gemini leaves out the arguments of a call without any
+            has_arguments = not isinstance(call, dict) or set(ARGUMENT_KEYS) & set(call)
+            yield "call", call if has_arguments else {**call, "args": {}}
+        yield from (("result", result_text(result)) for result in results)
+    elif kind in ("tool_use", "tool_call", "function_call"):
+        yield "call", parse_value(part["value"], "a part") if isinstance(part.get("value"), str) else part
+    elif kind in ("tool_result", "function_call_output"):
+        yield "result", result_text(part)
+    elif kind in TEXT_TYPES and isinstance(text, str):
+        yield "text", text
+    else:
+        raise BadRow(f"a part of a message that is not text: {kind or keys_of(part)}")
+
+
+def result_text(result):
+    """The text of Anthropic's, Bedrock's, Gemini's or OpenAI's result: its texts, or the JSON of its value."""
+    value = next((result[key] for key in ("content", "response", "output") if result.get(key) is not None), "")
+    if isinstance(value, list) and value and all(isinstance(part, dict) and set(part) == {"json"} for part in value):
+        return "\n".join(to_json(part["json"]) for part in value)
+    return "\n".join(text for _, text in read_content(value, "tool"))

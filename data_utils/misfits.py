@@ -1,0 +1,45 @@
+"""Whether calls fit their tools, fast enough to ask for every row at load: plain types by Python's own, all others by jsonschema."""
+
+import functools
+import marshal
+
+from data_utils.tool_schema import JSON_TYPES, tool_schema
+
+PYTHON_TYPES = {
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "null": (type(None),), "object": (dict,),
+    "array": (list,),
+}  # fmt: skip
+
+
+def fit(calls, tools):
+    """Whether call_problems finds nothing in calls to the tools, all of which are in the list."""
+    by_name = {tool["name"]: tool for tool in tools} if calls else {}
+    # Marshal writes a value in a fifth of JSON's time; its version 2 writes equal values alike.
+    return all(check_of(marshal.dumps(by_name[call["name"]], 2))(call["arguments"]) for call in calls)
+
+
+@functools.lru_cache(maxsize=10_000)
+def check_of(tool):
+    """The check of the arguments of calls to a tool (marshalled)."""
+    schema = tool_schema(marshal.loads(tool))
+    checks = {name: quick_check(inner) for name, inner in schema["properties"].items()}
+    required, validator = set(schema["required"]), JSON_TYPES(schema)
+
+    def check(arguments):
+        quickly = all(name in checks and checks[name](value) for name, value in arguments.items())
+        return (quickly and required <= arguments.keys()) or validator.is_valid(arguments)
+
+    return check
+
+
+def quick_check(schema):
+    """A check that is true only of values that the schema allows, and false of those that it cannot judge."""
+    kinds, choices = PYTHON_TYPES.get(schema.get("type"), ()), schema.get("enum")
+    inside = quick_check(schema["items"]) if isinstance(schema.get("items"), dict) else None
+    if schema.keys() - {"type", "items", "enum"}:
+        return lambda value: not schema
+    if choices is not None:
+        return lambda value: type(value) is str and str in kinds and value in choices
+    if inside:
+        return lambda value: type(value) is list and list in kinds and all(map(inside, value))
+    return (lambda value: type(value) in kinds) if schema else (lambda value: True)
