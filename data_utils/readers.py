@@ -1,0 +1,240 @@
+"""Files of records, by suffix: JSON, JSON lines, Parquet.
+
+A reader is a function from a path to `(place, record)` pairs, one for each record and in the file's order: `("line 3", {...})`.
+Instead of a record that cannot be read it gives the ValueError with the reason, and None for one that is no object. To read another
+kind of file, add it to READERS.
+"""
+
+import json
+from pathlib import Path
+
+from data_utils.conversations import LAYOUTS
+from data_utils.prompt import to_json
+from data_utils.rows import COLUMNS, EXTRA_COLUMNS
+from run_utils.arguments import UserError, say
+
+
+def read_file(path):
+    """All `(place, record)` pairs of a file. Raises UserError."""
+    path = Path(path)
+    if path.suffix.lower() not in READERS:
+        raise UserError(f"{path}: unsupported file type; what is read is {', '.join(READERS)}")
+    try:
+        records = list(READERS[path.suffix.lower()](path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    warn_of_json_columns(path)
+    return records
+
+
+def read_json_file(path):
+    text = path.read_text(encoding="utf-8-sig")
+    is_leaderboard = accepted_beside(path).is_file() or path.name.startswith("BFCL_")
+    if is_leaderboard and not text.lstrip().startswith("["):
+        return read_jsonl_file(path)  # even of one line
+    try:
+        records = json.loads(text, object_pairs_hook=all_pairs)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):  # JSON lines by another name
+            return read_jsonl_file(path)
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    except RecursionError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(records, list):
+        raise UserError(f"{path} must hold a list of rows")
+    return ((f"row {number}", as_record(value)) for number, value in enumerate(records, start=1))
+
+
+def read_jsonl_file(path):
+    accepted = accepted_beside(path)
+    truths = dict(map(by_id, read_jsonl_file(accepted))) if accepted.is_file() else {}
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = as_record(json.loads(line, object_pairs_hook=all_pairs))
+            except ValueError as error:  # a json.JSONDecodeError, which has the line and the column
+                record = error
+            except RecursionError as error:
+                record = ValueError(str(error))
+            if isinstance(record, dict):
+                record = truths.get(str(record.get("id")), {}) | record
+            yield f"line {number}", record
+
+
+def by_id(placed):
+    _, record = placed
+    return (str(record.get("id")), record) if isinstance(record, dict) else (None, {})
+
+
+def accepted_beside(path):
+    """Where the leaderboard keeps the answers that it accepts to the questions of a file."""
+    return path.parent / "possible_answer" / path.name
+
+
+class AllPairs(dict):
+    """An object that has a key twice, with both."""
+
+    def __init__(self, pairs):
+        super().__init__(pairs)
+        self.pairs = pairs
+
+    def items(self):  # what json.dumps asks for
+        return self.pairs
+
+
+def all_pairs(pairs):
+    """For json.loads: no key is lost, so that lists and objects are judged as the strings of the same JSON are."""
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else AllPairs(pairs)
+
+
+def as_record(value):
+    """A parsed object with its lists and objects rendered as the JSON strings that a row has; None for another value."""
+    if type(value) is not dict:
+        return None
+    columns = ("tools", "answers", "acceptable", "required", "messages", "question", "function", "ground_truth")
+    rendered = {key: to_json(value[key]) for key in columns if isinstance(value.get(key), list | dict)}
+    return value | rendered if rendered else value
+
+
+# Parquet. Arrow gives an object (a struct) the keys of all rows and null where a row has none of its own: harmless where the keys
+# are the layout's, such as a message's `role`. Where they are a tool's, a null argument and an absent one are no longer two.
+# So these keys must hold JSON, as text or as Arrow's JSON type, or be read from JSON lines.
+KEYS_OF_TOOLS = {
+    *("arguments", "args", "parameters", "input", "inputSchema", "input_schema", "properties"),
+    *("acceptable", "required", "ground_truth", "content", "response", "output", "json"),
+}
+TEXTS = {"id", "query", "category", "role", "from", "content", "value", "text", "name", "description"}
+
+
+def read_parquet_file(path):
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            fields = readable_fields(path, file.schema_arrow)
+            nested = [field for field in fields if is_nested(field.type) or is_json(field.type)]
+            for batch in file.iter_batches(columns=[field.name for field in fields], batch_size=1000):
+                for record in batch.to_pylist(maps_as_pydicts="strict"):
+                    number += 1
+                    for field in nested:
+                        record[field.name] = parsed(record[field.name], field.type, field.name)
+                    yield f"row {number}", as_record(record)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def readable_fields(path, schema):
+    """The fields of an Arrow schema that come back as they were; UserError if a row needs another one."""
+    needed = {*COLUMNS, *EXTRA_COLUMNS, *(column for columns, *_ in LAYOUTS.values() for column in columns)}
+    fields = []
+    for field in schema:
+        key = padded_key(field.type, field.name)
+        if key is None:
+            fields.append(field)
+        elif field.name in needed:
+            where = f"column {key} is {field.type}" if key == field.name else f"{field.name} have {key} that are objects"
+            raise UserError(
+                f"{path}: {where}, but must hold JSON strings: an Arrow object has the keys of all rows, so that null and "
+                "absent are one. Rows as JSON lines (.jsonl) are read as they are"
+            )
+    return fields
+
+
+def padded_key(kind, key):
+    """The first key in an Arrow type whose objects have a tool's keys as columns, or None."""
+    if is_nested(kind) and key in KEYS_OF_TOOLS and has_struct(kind) and not any(json_keys(kind, key)):
+        return key
+    return next(filter(None, (padded_key(inner, name or key) for name, inner in inner_types(kind))), None)
+
+
+def inner_types(kind):
+    """`(key, type)` of what an Arrow type consists of, with None as the key of a list's elements."""
+    import pyarrow.types
+
+    if pyarrow.types.is_struct(kind):
+        return [(field.name, field.type) for field in kind]
+    return [(None, kind.value_type)] if is_list(kind) else []
+
+
+def json_keys(kind, key):
+    """The keys at which an Arrow type has JSON texts."""
+    if is_json(kind):
+        yield key
+    for name, inner in inner_types(kind):
+        yield from json_keys(inner, name or key)
+
+
+def has_struct(kind):
+    import pyarrow.types
+
+    return pyarrow.types.is_struct(kind) or any(has_struct(inner) for _, inner in inner_types(kind))
+
+
+def is_nested(kind):
+    return bool(inner_types(kind))
+
+
+def is_list(kind):
+    import pyarrow.types as types
+
+    checks = types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view
+    return any(check(kind) for check in checks)
+
+
+def is_json(kind):
+    return getattr(kind, "extension_name", None) == "arrow.json"
+
+
+def parsed(value, kind, key):
+    """A value of an Arrow type with its JSON texts as values, and objects without the null keys that other rows gave them."""
+    if value is None:
+        return None
+    if is_json(kind):
+        return json_value(value, key)
+    if isinstance(value, list):
+        return [parsed(element, kind.value_type, key) for element in value]
+    if is_nested(kind):
+        return {name: parsed(value[name], inner, name) for name, inner in inner_types(kind) if value[name] is not None}
+    return value
+
+
+def json_value(text, key):
+    """The value of a JSON text; the text itself if it is no JSON, as `datasets` keeps texts, or if `key` is one of texts."""
+    try:
+        value = json.loads(text, object_pairs_hook=all_pairs, parse_constant=no_constant)
+    except (ValueError, RecursionError):
+        return text
+    is_parts = isinstance(value, list) and all(isinstance(part, dict) and "type" in part for part in value)
+    return text if key in TEXTS and not isinstance(value, str) and not is_parts else value
+
+
+def no_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+def warn_of_json_columns(path):
+    """Name the columns of a Parquet file that `datasets` wrote by its Json feature: see findings/README.md."""
+    import pyarrow.parquet
+
+    if path.suffix.lower() != ".parquet":
+        return
+    schema = pyarrow.parquet.read_schema(path)
+    if b"huggingface" not in (schema.metadata or {}):
+        return
+    keys = {field.name: set(json_keys(field.type, field.name)) for field in schema}
+    if columns := [name for name, inner in keys.items() if inner]:
+        whole = {*KEYS_OF_TOOLS, *columns, "tool_calls", "function", *TEXTS} - {"required"}
+        single = sorted(set().union(*keys.values()) - whole)
+        texts = f', and a text that looks like JSON ("12.50") became that value in {", ".join(single)}' * bool(single)
+        say(
+            f"{path}: datasets wrote {', '.join(columns)} as JSON: numbers are rounded to 10 decimals{texts}. "
+            "Rows as JSON lines (.jsonl) are read as they are"
+        )
+
+
+READERS = {".json": read_json_file, ".jsonl": read_jsonl_file, ".parquet": read_parquet_file}
