@@ -21,7 +21,7 @@ import itertools
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,11 +29,10 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object, send_to_device
 from tqdm import tqdm
 
-from data_utils.batching import TrainingData, fingerprint, mark_supervised, micro_batches, tokenize_rows
-from data_utils.prompt import PROMPT_FORMATS, check_format, format_hash
-from data_utils.rows import describe_bad_rows
-from data_utils.sources import READERS, load_rows
-from data_utils.split import near_repeats, set_apart, split_rows
+from data_utils.batching import fingerprint, micro_batches
+from data_utils.dataset import prepare_data
+from data_utils.prompt import PROMPT_FORMATS, format_hash
+from data_utils.readers import READERS
 from eval_utils.metrics import METRICS, Output, score, summarize
 from model_utils.adapters import add_lora, describe_experts, expert_names, linear_layers
 from model_utils.flops import count_flops, dtype_census, peak_flops
@@ -49,7 +48,7 @@ from model_utils.loading import (
 from model_utils.memory import check_memory
 from model_utils.self_checks import num_positions
 from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_model, use_liger_kernels
-from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script
+from run_utils.arguments import argument, check_limits, parse_arguments, require, run_script
 from run_utils.checkpoints import RunState, Training, file_of_bad_rows, open_run
 from run_utils.environment import environment_record, published_name
 from run_utils.launch import check_alike, end_training, is_sharded, run_on_main, start_accelerator
@@ -197,7 +196,8 @@ def main():
     model_path = resolve_model(args.model_name_or_path)
     tokenizer = load_tokenizer(model_path, args.model_revision, args.trust_remote_code)
     positions = num_positions(load_config(model_path, args.model_revision, args.trust_remote_code))
-    data = load_data(args, tokenizer, positions, accelerator)
+    data = prepare_data(args, tokenizer, positions, accelerator)
+    accelerator.print(*data.summary, sep="\n")
     state = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
     check_alike(
         {
@@ -318,104 +318,6 @@ def main():
     end_training(accelerator)
     if stopped := stopped or stop.number:
         raise Stopped(stopped, f"{run.last_checkpoint()} is complete; --resume_from_checkpoint latest goes on from it")
-
-
-class Data(NamedTuple):
-    train: TrainingData
-    eval_examples: list
-    eval_rows: list  # with the rows that are too long to train on: calls can be generated for them too
-    dropped: dict  # {reason: [ids]}
-    split: dict  # the rows trained on and the rows held out, each as {id: fingerprint}
-
-    @property
-    def examples(self):
-        return self.train.examples + self.eval_examples
-
-    @property
-    def prompt_ids(self):
-        return [example.input_ids[: example.prompt_length] for example in self.eval_examples or self.train.examples]
-
-
-def load_data(args, tokenizer, positions, accelerator):
-    """Load the rows, split them, tokenize them and put them in order; print one example to look at.
-
-    positions: how many tokens the model can read.
-    """
-    report = file_of_bad_rows(args.output_dir) if accelerator.is_main_process else None
-    rows, dropped = load_rows(
-        args.dataset_name, args.dataset_revision, args.max_bad_rows, args.dataset_config_name, report
-    )
-    if dropped:
-        count = sum(map(len, dropped.values()))
-        accelerator.print(f"Dropped {count} of {len(rows) + count} rows: {describe_bad_rows(dropped)}")
-    if args.eval_dataset_name:
-        other_rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows, report=report)
-        train_rows, eval_rows, in_neither = set_apart(rows, other_rows, args.seed)
-    else:
-        train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
-    max_length = min(args.max_seq_length, positions)
-    try:
-        for row in rows[:100]:
-            check_format(args.prompt_format, row.answers)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    tokenize = functools.partial(tokenize_rows, tokenizer, PROMPT_FORMATS[args.prompt_format])
-    with accelerator.main_process_first():  # the others read what main leaves in the token cache
-        train_examples, too_long = tokenize(train_rows[: args.max_train_examples], max_length)
-        eval_examples, too_long_eval = tokenize(eval_rows[: args.max_eval_examples], max_length)
-    dropped[f"longer than {max_length} tokens"] = [*too_long, *too_long_eval]
-    dropped["in neither split: the row offers both held-out and other tools, or repeats a held-out row"] = [
-        row.id for row in in_neither
-    ]
-    if not train_examples:
-        raise UserError(
-            f"no training rows left of {len(rows)}: --eval_fraction {args.eval_fraction} holds out {len(eval_rows)}, "
-            f"{len(in_neither)} are in neither split, {len(too_long)} are longer than {max_length} tokens, the least of "
-            f"--max_seq_length {args.max_seq_length} and the model's {positions} positions"
-        )
-    if args.final_adapter == "best" and not eval_examples:
-        raise UserError("--final_adapter best needs rows to evaluate: raise --eval_fraction")
-    accelerator.print(
-        f"{len(rows)} valid rows: {len(train_examples)} to train on, {len(eval_examples)} to evaluate, "
-        f"{len(too_long)} + {len(too_long_eval)} longer than {max_length} tokens, {len(in_neither)} in neither split"
-    )
-    if warning := describe_too_long(train_examples + eval_examples, too_long | too_long_eval, max_length, positions):
-        accelerator.print(warning)
-    marked = mark_supervised(tokenizer, train_examples[0])
-    accelerator.print(f"One example; the loss is on what stands between ⟦ and ⟧:\n{marked}")
-    rows_by_id = {row.id: row for row in train_rows}
-    trained = [rows_by_id[example.row_id] for example in train_examples]
-    split = {
-        "trained": {row.id: row.fingerprint for row in trained},
-        "held_out": {row.id: row.fingerprint for row in eval_rows},
-        "near_repeats": near_repeats(trained, eval_rows),
-    }
-    if split["near_repeats"]:
-        accelerator.print(
-            f"{len(split['near_repeats'])} of the {len(eval_rows)} held-out queries equal a training query but for case, blanks, "
-            "numbers or names: evaluate.py shows exact match without them too"
-        )
-    train = TrainingData(
-        train_examples,
-        args.seed,
-        args.per_device_train_batch_size,
-        args.gradient_accumulation_steps,
-        accelerator.num_processes,
-        accelerator.process_index,
-    )
-    return Data(train, eval_examples, eval_rows, dropped, split)
-
-
-def describe_too_long(examples, too_long, max_length, positions):
-    """A warning where more than 2 % of the rows are left out for their length, with the length that keeps 99 % of them."""
-    lengths = sorted([*(len(example.input_ids) for example in examples), *too_long.values()])
-    if len(too_long) <= 0.02 * len(lengths):
-        return None
-    enough = lengths[math.ceil(0.99 * len(lengths)) - 1]
-    fits = enough <= positions
-    advice = f"--max_seq_length {enough} would keep 99 %" if fits else f"the model has {positions} positions"
-    share = len(too_long) / len(lengths)
-    return f"Warning: {share:.0%} of the rows are longer than {max_length} tokens and left out; {advice}"
 
 
 def set_up_passes(args, model, accelerator):

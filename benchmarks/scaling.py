@@ -231,7 +231,7 @@ def print_computed(work_dir):
     work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
     make_rows(work_dir / "rows.jsonl", tokenizer)
-    examples, _ = tokenize_rows(tokenizer, TAGS, load_rows(str(work_dir / "rows.jsonl"))[0], 1024)
+    examples = tokenize_rows(tokenizer, TAGS, load_rows(str(work_dir / "rows.jsonl"))[0], 1024).examples
     shares = ", ".join(f"{gpus} GPUs {time_at_work(examples, gpus):.1%}" for gpus in (2, 4, 8))
     console.print(f"Of the time at work, by the lengths of the rows, if the rest is free: {shares}")
 

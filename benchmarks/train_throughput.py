@@ -233,7 +233,7 @@ def run_trl(args, model_dir, settings):
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    examples, _ = tokenize_rows(tokenizer, TAGS, load_rows(str(args.work_dir / "rows.jsonl"))[0], 1024)
+    examples = tokenize_rows(tokenizer, TAGS, load_rows(str(args.work_dir / "rows.jsonl"))[0], 1024).examples
     on_gpu = torch.cuda.is_available()
     warmup = args.measured_steps // 3
     tokens, marks = [0], []

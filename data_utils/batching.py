@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import math
 import time
+import unicodedata
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import tokenizers
 import torch
 
 from data_utils import cache
+from data_utils.tool_calls import json_equal
 
 
 class Example(NamedTuple):
@@ -21,12 +23,12 @@ class Example(NamedTuple):
 
     @property
     def supervised_from(self):
-        """The first token that the loss is on. For a loss on the whole sequence return 1 (no token predicts the first)."""
+        """The first token that has a loss. For a loss on the whole sequence return 1 (no token predicts the first)."""
         return self.prompt_length
 
     @property
     def completion_length(self):
-        """How many tokens the loss is on."""
+        """The number of tokens that have a loss."""
         return len(self.input_ids) - self.supervised_from
 
 
@@ -54,8 +56,15 @@ def wants_bos(tokenizer):
     return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
 
 
+class Tokenized(NamedTuple):
+    examples: list  # of the rows that fit
+    too_long: dict  # the lengths in tokens of the others, by id: a cut answer would teach broken JSON
+    lost_answers: list  # ids of rows whose answers do not come back from their tokens
+    unknown_prompts: list  # ids of rows whose prompts have the tokenizer's unknown token
+
+
 def tokenize_rows(tokenizer, prompt_format, rows, max_length):
-    """Examples of the rows that fit, and the lengths by id of those that do not: a cut answer would teach broken JSON.
+    """Rows as Tokenized, in their order.
 
     Prompt and completion are tokenised apart, so that the ids of the prompt are those that inference feeds. Large data
     sets are tokenised once and then read from the cache.
@@ -63,36 +72,77 @@ def tokenize_rows(tokenizer, prompt_format, rows, max_length):
     prompts = [prompt_format.render(row.query, row.tools) for row in rows]
     completions = [prompt_format.completion(row.answers) for row in rows]
     if len(rows) < cache.FROM_ROWS or not tokenizer.is_fast:  # a tokenizer in Python has no one text to be known by
-        encoded = encode_prompts(tokenizer, prompts), encode(tokenizer, completions)
+        encoded = encode_texts(tokenizer, prompt_format, prompts, completions)
     else:
-        encoded = encode_or_load(tokenizer, prompts, completions)
+        encoded = encode_or_load(tokenizer, prompt_format, prompts, completions)
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     examples, too_long = [], {}
-    for row, prompt, completion in zip(rows, *encoded, strict=True):
+    for row, prompt, completion in zip(rows, encoded.prompts, encoded.completions, strict=True):
         if (length := len(prompt) + len(completion) + 1) > max_length:
             too_long[row.id] = length
         else:
             examples.append(Example(row.id, np.concatenate([prompt, completion, end]), len(prompt)))
-    return examples, too_long
+    lost, unknown = ([rows[index].id for index in indices] for indices in (encoded.lost, encoded.unknown))
+    return Tokenized(examples, too_long, lost, unknown)
 
 
-def encode_or_load(tokenizer, prompts, completions):
-    versions = tokenizers.__version__, tokenizer.bos_token_id, tokenizer("").input_ids
+class Encoded(NamedTuple):
+    prompts: list  # int32 arrays
+    completions: list
+    lost: np.ndarray  # int64: which completions do not come back
+    unknown: np.ndarray  # int64: which prompts have the unknown token
+
+
+def encode_texts(tokenizer, prompt_format, prompts, completions):
+    prompt_ids, completion_ids = encode_prompts(tokenizer, prompts), encode(tokenizer, completions)
+    pairs = zip(completions, completion_ids, strict=True)
+    lost = [index for index, pair in enumerate(pairs) if not comes_back(tokenizer, prompt_format, *pair)]
+    start, unknown = int(wants_bos(tokenizer)), []
+    if tokenizer.unk_token_id is not None:
+        unknown = [index for index, ids in enumerate(prompt_ids) if (ids[start:] == tokenizer.unk_token_id).any()]
+    return Encoded(prompt_ids, completion_ids, *(np.array(indices, dtype=np.int64) for indices in (lost, unknown)))
+
+
+def comes_back(tokenizer, prompt_format, completion, ids):
+    """Whether an answer generated to the letter has the value of the completion that it was trained on, strings compared in NFC."""
+    if tokenizer.eos_token_id in ids:
+        return False  # generation ends at it
+    text = decode_answer(tokenizer, ids.tolist())
+    if text == completion:
+        return True
+    try:
+        return json_equal(*(prompt_format.parse(unicodedata.normalize("NFC", one)) for one in (text, completion)))
+    except ValueError:
+        return False
+
+
+def decode_answer(tokenizer, tokens):
+    """The text of generated tokens: padding has none."""
+    return decode_tokens(tokenizer, [token for token in tokens if token != tokenizer.pad_token_id])
+
+
+def decode_tokens(tokenizer, tokens):
+    """Their text. Tokens of an embedding larger than the vocabulary have none; a tokenizer in Python would raise at them."""
+    if not tokenizer.is_fast:
+        tokens = [token for token in tokens if token < len(tokenizer)]
+    return tokenizer.decode(tokens)
+
+
+def encode_or_load(tokenizer, prompt_format, prompts, completions):
+    specials = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id
+    versions = tokenizers.__version__, *specials, tokenizer("").input_ids
     texts = (tokenizer.backend_tokenizer.to_str(), repr(versions), *prompts, *completions)
     file = cache.file_of("tokens", (text.encode() for text in texts))
-    stored = cache.load(file)
-    if stored is None:
-        stored = {}
-        for part, arrays in (
-            ("prompt", encode_prompts(tokenizer, prompts)),
-            ("completion", encode(tokenizer, completions)),
-        ):
-            stored[f"{part}_ids"] = np.concatenate(arrays)
-            stored[f"{part}_lengths"] = np.array([len(ids) for ids in arrays])
-        cache.save(file, stored)
-    return [
-        np.split(stored[f"{part}_ids"], np.cumsum(stored[f"{part}_lengths"])[:-1]) for part in ("prompt", "completion")
-    ]
+    if stored := cache.load(file):
+        arrays = (np.split(stored[f"{part}_ids"], stored[f"{part}_ends"][:-1]) for part in ("prompt", "completion"))
+        return Encoded(*arrays, stored["lost"], stored["unknown"])
+    encoded = encode_texts(tokenizer, prompt_format, prompts, completions)
+    kept = {"lost": encoded.lost, "unknown": encoded.unknown}
+    for part, arrays in ("prompt", encoded.prompts), ("completion", encoded.completions):
+        kept[f"{part}_ids"] = np.concatenate(arrays)
+        kept[f"{part}_ends"] = np.cumsum([len(ids) for ids in arrays])
+    cache.save(file, kept)
+    return encoded
 
 
 def fingerprint(examples):
@@ -240,7 +290,7 @@ def epoch_order(num_examples, seed, epoch):
 
 
 def mark_supervised(tokenizer, example):
-    """The example as the model reads it, its supervised span between ⟦ and ⟧: what training is about, to look at."""
+    """The example as the model reads it, its supervised span between ⟦ and ⟧."""
     before = tokenizer.decode(example.input_ids[: example.supervised_from])
     supervised = tokenizer.decode(example.input_ids[example.supervised_from :])
     return f"{before}⟦{supervised}⟧"

@@ -137,7 +137,9 @@ def readable_fields(path, schema):
         if key is None:
             fields.append(field)
         elif field.name in needed:
-            where = f"column {key} is {field.type}" if key == field.name else f"{field.name} have {key} that are objects"
+            where = (
+                f"column {key} is {field.type}" if key == field.name else f"{field.name} have {key} that are objects"
+            )
             raise UserError(
                 f"{path}: {where}, but must hold JSON strings: an Arrow object has the keys of all rows, so that null and "
                 "absent are one. Rows as JSON lines (.jsonl) are read as they are"

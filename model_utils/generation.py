@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from data_utils.batching import Example, collate, encode_prompts
+from data_utils.batching import Example, collate, decode_answer, decode_tokens, encode_prompts
 from model_utils.attention import ISOLATED
 from model_utils.cuda_graphs import capturing
 from model_utils.grammar import TokenMasks, compile_grammar, new_matcher
@@ -124,7 +124,7 @@ class Answer:
         return self.finish
 
     def text(self):
-        return decode_tokens(self.tokenizer, [token for token in self.tokens if token != self.tokenizer.pad_token_id])
+        return decode_answer(self.tokenizer, self.tokens)
 
     def generation(self):
         return Generation(self.text(), len(self.tokens), self.finish, self.seconds)
@@ -133,13 +133,6 @@ class Answer:
 @functools.lru_cache(maxsize=2**18)
 def contains_any(tokenizer, token, characters):
     return not set(characters).isdisjoint(decode_tokens(tokenizer, [token]))
-
-
-def decode_tokens(tokenizer, tokens):
-    """Their text. Tokens of an embedding larger than the vocabulary have none; a tokenizer in Python would raise at them."""
-    if not tokenizer.is_fast:
-        tokens = [token for token in tokens if token < len(tokenizer)]
-    return tokenizer.decode(tokens)
 
 
 def end_tokens(model, tokenizer):

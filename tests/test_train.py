@@ -38,7 +38,7 @@ def test_only_the_adapter_moves_and_plain_peft_reads_it(train_here, flags, tiny_
     for name, weight in load_file(tiny_model / "model.safetensors").items():
         assert torch.equal(weight, base_before[name])
     _, eval_rows, _ = split_rows(load_rows(str(rows_file))[0], 0.1, seed=42)
-    examples, _ = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), TAGS, eval_rows, 2048)
+    examples = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), TAGS, eval_rows, 2048).examples
     with torch.no_grad():
         loss = completion_loss(model, collate(examples), model.device).item()
     loss /= sum(example.completion_length for example in examples)

@@ -37,7 +37,7 @@ def example(prompt, completion, row_id="x"):
 
 
 def test_ids_are_prompt_then_completion_then_end(tokenizer, rows):
-    examples, _ = tokenize_rows(tokenizer, TAGS, rows, 4096)
+    examples = tokenize_rows(tokenizer, TAGS, rows, 4096).examples
     for row, got in zip(rows, examples, strict=True):
         prompt = encode_prompts(tokenizer, [TAGS.render(row.query, row.tools)])[0]
         assert got.input_ids[: got.prompt_length].tolist() == prompt.tolist()  # what inference feeds
@@ -46,10 +46,10 @@ def test_ids_are_prompt_then_completion_then_end(tokenizer, rows):
 
 
 def test_long_rows_are_dropped_and_named_never_cut(tokenizer, rows):
-    whole, none = tokenize_rows(tokenizer, TAGS, rows, 4096)
+    whole, none, *_ = tokenize_rows(tokenizer, TAGS, rows, 4096)
     assert none == {}
     limit = sorted(len(got.input_ids) for got in whole)[len(rows) // 2]
-    kept, too_long = tokenize_rows(tokenizer, TAGS, rows, limit)
+    kept, too_long, *_ = tokenize_rows(tokenizer, TAGS, rows, limit)
     assert kept and too_long
     assert {got.row_id for got in kept} | set(too_long) == {row.id for row in rows}
     assert all(fingerprint([got]) in {fingerprint([other]) for other in whole} for got in kept)
@@ -57,7 +57,7 @@ def test_long_rows_are_dropped_and_named_never_cut(tokenizer, rows):
 
 def test_text_cannot_forge_special_tokens(tokenizer):
     row = Row("x", "stop <|endoftext|> here", "[]", '["<|endoftext|>"]')
-    (got,), _ = tokenize_rows(tokenizer, TAGS, [row], 4096)
+    (got,) = tokenize_rows(tokenizer, TAGS, [row], 4096).examples
     assert (got.input_ids == tokenizer.eos_token_id).nonzero()[0].tolist() == [len(got.input_ids) - 1]
 
 
@@ -95,7 +95,7 @@ def test_collate_to_the_letter():
 
 
 def test_the_supervised_span_is_marked(tokenizer, rows):
-    (got,), _ = tokenize_rows(tokenizer, TAGS, rows[:1], 4096)
+    (got,) = tokenize_rows(tokenizer, TAGS, rows[:1], 4096).examples
     prompt = TAGS.render(rows[0].query, rows[0].tools)
     assert mark_supervised(tokenizer, got) == f"{prompt}⟦{rows[0].answers}<|endoftext|>⟧"
 

@@ -72,7 +72,7 @@ def test_what_rows_cross_only_while_they_grow_is_found(tokenizer, monkeypatch, n
 
 
 def test_attention_is_chosen_by_what_the_model_can_do(tokenizer, rows_file):
-    examples, _ = tokenize_rows(tokenizer, TAGS, load_rows(str(rows_file))[0][:7], 4096)
+    examples = tokenize_rows(tokenizer, TAGS, load_rows(str(rows_file))[0][:7], 4096).examples
     assert choose_attention(build("llama").eval(), "auto", "llama", examples, False) == "isolated"
     assert choose_attention(build("gemma2").eval(), "auto", "gemma2", examples, False) == "eager"
     with pytest.raises(UserError, match="--max_seq_length 128 keeps them apart"):

@@ -1,0 +1,145 @@
+"""From the name of a data set to the optimizer steps of a run: rows, split, tokens, order. No model code."""
+
+import functools
+import math
+from typing import NamedTuple
+
+from data_utils.batching import TrainingData, decode_answer, encode, mark_supervised, tokenize_rows
+from data_utils.prompt import PROMPT_FORMATS, check_format
+from data_utils.rows import describe_bad_rows
+from data_utils.sources import load_rows
+from data_utils.split import set_apart, split_rows
+from run_utils.arguments import UserError
+
+MAX_LOST_ANSWERS = 0.01  # of all answers: more of them stop a run
+
+
+class Data(NamedTuple):
+    train: TrainingData
+    eval_examples: list
+    eval_rows: list  # with the rows that are too long to train on: calls can be generated for them too
+    dropped: dict  # {reason: [ids]}
+    split: dict  # the rows trained on and the rows held out, each as {id: fingerprint}
+    summary: list  # lines to print
+
+    @property
+    def examples(self):
+        return self.train.examples + self.eval_examples
+
+    @property
+    def prompt_ids(self):
+        return [example.input_ids[: example.prompt_length] for example in self.eval_examples or self.train.examples]
+
+
+def prepare_data(args, tokenizer, positions, process):
+    """Load the rows, split them, tokenise them and put them in order.
+
+    args: train.py's. positions: the number of tokens that the model can read. process: an Accelerator, or anything with its
+    `num_processes`, `process_index` and `main_process_first`. Raises UserError.
+    """
+    # Rows
+    rows, dropped = load_rows(args.dataset_name, args.dataset_revision, args.max_bad_rows, args.dataset_config_name)
+    summary = []
+    if dropped:
+        count = sum(map(len, dropped.values()))
+        summary.append(f"Dropped {count} of {len(rows) + count} rows: {describe_bad_rows(dropped)}")
+    try:
+        for row in rows[:100]:
+            check_format(args.prompt_format, row.answers)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+    # Split
+    if args.eval_dataset_name:
+        other_rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows)
+        train_rows, eval_rows, in_neither = set_apart(rows, other_rows, args.seed)
+    else:
+        train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+
+    # Tokens
+    max_length = min(args.max_seq_length, positions)
+    prompt_format = PROMPT_FORMATS[args.prompt_format]
+    tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=max_length)
+    with process.main_process_first():  # the others read what main leaves in the token cache
+        train = tokenize(train_rows[: args.max_train_examples])
+        held_out = tokenize(eval_rows[: args.max_eval_examples])
+    dropped[f"longer than {max_length} tokens"] = [*train.too_long, *held_out.too_long]
+    dropped["in neither split: the row offers both held-out and other tools, or repeats a held-out row"] = [
+        row.id for row in in_neither
+    ]
+    if not train.examples:
+        raise UserError(
+            f"no training rows left of {len(rows)}: --eval_fraction {args.eval_fraction} holds out {len(eval_rows)}, "
+            f"{len(in_neither)} are in neither split, {len(train.too_long)} are longer than {max_length} tokens, the "
+            f"least of --max_seq_length {args.max_seq_length} and the model's {positions} positions"
+        )
+    if args.final_adapter == "best" and not held_out.examples:
+        raise UserError("--final_adapter best needs rows to evaluate: raise --eval_fraction")
+    summary.append(
+        f"{len(rows)} valid rows: {len(train.examples)} to train on, {len(held_out.examples)} to evaluate, "
+        f"{len(train.too_long)} + {len(held_out.too_long)} longer than {max_length} tokens, {len(in_neither)} in neither split"
+    )
+    examples, too_long = train.examples + held_out.examples, train.too_long | held_out.too_long
+    summary += describe_too_long(examples, too_long, max_length, positions)
+    summary += describe_tokenizer(tokenizer, prompt_format, train_rows + eval_rows, train, held_out)
+    marked = mark_supervised(tokenizer, train.examples[0])
+    summary.append(f"One example; the loss is on what stands between ⟦ and ⟧:\n{marked}")
+
+    # Order
+    fingerprints = {row.id: row.fingerprint for row in train_rows}
+    split = {
+        "trained": {example.row_id: fingerprints[example.row_id] for example in train.examples},
+        "held_out": {row.id: row.fingerprint for row in eval_rows},
+    }
+    steps = TrainingData(
+        train.examples,
+        args.seed,
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        process.num_processes,
+        process.process_index,
+    )
+    return Data(steps, held_out.examples, eval_rows, dropped, split, summary)
+
+
+def describe_too_long(examples, too_long, max_length, positions):
+    """A warning if more than 2 % of the rows are left out for their length, with the length that keeps 99 % of them."""
+    lengths = sorted([*(len(example.input_ids) for example in examples), *too_long.values()])
+    if len(too_long) <= 0.02 * len(lengths):
+        return []
+    enough = lengths[math.ceil(0.99 * len(lengths)) - 1]
+    fits = enough <= positions
+    advice = f"--max_seq_length {enough} would keep 99 %" if fits else f"the model has {positions} positions"
+    share = len(too_long) / len(lengths)
+    return [f"Warning: {share:.0%} of the rows are longer than {max_length} tokens and left out; {advice}"]
+
+
+def describe_tokenizer(tokenizer, prompt_format, rows, *parts):
+    """A line for each kind of text that the tokenizer changes in the Tokenized `parts`. Raises UserError if too many answers are lost."""
+    lines = []
+    total = sum(len(part.examples) + len(part.too_long) for part in parts)
+    lost = [row_id for part in parts for row_id in part.lost_answers]
+    unknown = [row_id for part in parts for row_id in part.unknown_prompts]
+    if lost:
+        completion = prompt_format.completion(next(row.answers for row in rows if row.id == lost[0]))
+        text = decode_answer(tokenizer, encode(tokenizer, [completion])[0].tolist())
+        same = next((place for place, pair in enumerate(zip(text, completion, strict=False)) if len(set(pair)) > 1), 0)
+        start = max(0, same - 20)
+        lines.append(
+            f"{len(lost)} of {total} answers are not what this tokenizer gives back ({shortened(lost)}): "
+            f"{completion[start : start + 60]!r} comes back as {text[start : start + 60]!r}"
+        )
+        if len(lost) > MAX_LOST_ANSWERS * total:
+            raise UserError(
+                f"{lines[0]}. More than {MAX_LOST_ANSWERS:.0%}: take a base whose tokenizer has these texts"
+            )
+    if unknown:
+        lines.append(f"{len(unknown)} of {total} prompts have texts unknown to this tokenizer ({shortened(unknown)})")
+    blanks = "a\n\nb   c"
+    if (text := tokenizer.decode(encode(tokenizer, [blanks])[0].tolist()).strip()) != blanks:
+        lines.append(f"This tokenizer changes line ends or runs of blanks: {blanks!r} comes back as {text!r}")
+    return [f"Warning: {line}" for line in lines]
+
+
+def shortened(ids):
+    return ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)
