@@ -15,12 +15,13 @@ from run_utils.arguments import UserError, say
 
 
 def read_file(path):
-    """All `(place, record)` pairs of a file. Raises UserError."""
+    """All `(place, record)` pairs of a file whose records may lack answers. Raises UserError."""
     path = Path(path)
     if path.suffix.lower() not in READERS:
         raise UserError(f"{path}: unsupported file type; what is read is {', '.join(READERS)}")
     try:
-        records = list(READERS[path.suffix.lower()](path))
+        read = READERS[path.suffix.lower()]
+        records = list(read(path, answered=False) if read is read_parquet_file else read(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
     warn_of_json_columns(path)
@@ -101,7 +102,7 @@ def as_record(value):
 
 # Parquet. Arrow gives an object (a struct) the keys of all rows and null where a row has none of its own: harmless where the keys
 # are the layout's, such as a message's `role`. Where they are a tool's, a null argument and an absent one are no longer two.
-# So these keys must hold JSON, as text or as Arrow's JSON type, or be read from JSON lines.
+# So these keys must hold JSON as text or as Arrow's JSON type, or are read from JSON lines.
 KEYS_OF_TOOLS = {
     *("arguments", "args", "parameters", "input", "inputSchema", "input_schema", "properties"),
     *("acceptable", "required", "ground_truth", "content", "response", "output", "json"),
@@ -109,14 +110,14 @@ KEYS_OF_TOOLS = {
 TEXTS = {"id", "query", "category", "role", "from", "content", "value", "text", "name", "description"}
 
 
-def read_parquet_file(path):
+def read_parquet_file(path, answered=True):
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            fields = readable_fields(path, file.schema_arrow)
+            fields = readable_fields(path, file.schema_arrow, answered)
             nested = [field for field in fields if is_nested(field.type) or is_json(field.type)]
             for batch in file.iter_batches(columns=[field.name for field in fields], batch_size=1000):
                 for record in batch.to_pylist(maps_as_pydicts="strict"):
@@ -128,20 +129,25 @@ def read_parquet_file(path):
         raise UserError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def readable_fields(path, schema):
-    """The fields of an Arrow schema that come back as they were; UserError if a row needs another one."""
-    needed = {*COLUMNS, *EXTRA_COLUMNS, *(column for columns, *_ in LAYOUTS.values() for column in columns)}
+def readable_fields(path, schema, answered=True):
+    """The fields of an Arrow schema that come back as they were. UserError if a row needs another one or one that is missing."""
+    layouts = [columns for columns, *_ in LAYOUTS.values()]
+    missing = [column for column in COLUMNS[: None if answered else 1] if column not in schema.names]
+    if missing and not any(columns[0] in schema.names for columns in layouts):
+        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+    needed = {*COLUMNS, *EXTRA_COLUMNS}.union(*layouts)
+    if any(json_columns(schema).keys() & needed):  # warn_of_json_columns names the loss
+        return list(schema)
     fields = []
     for field in schema:
         key = padded_key(field.type, field.name)
         if key is None:
             fields.append(field)
         elif field.name in needed:
-            where = (
-                f"column {key} is {field.type}" if key == field.name else f"{field.name} have {key} that are objects"
-            )
+            is_row = field.name in (*COLUMNS, *EXTRA_COLUMNS)
+            found = f"column {field.name} is {field.type}" if is_row else f"{field.name} have {key} that are objects"
             raise UserError(
-                f"{path}: {where}, but must hold JSON strings: an Arrow object has the keys of all rows, so that null and "
+                f"{path}: {found}, but must hold JSON strings: an Arrow object has the keys of all rows, so that null and "
                 "absent are one. Rows as JSON lines (.jsonl) are read as they are"
             )
     return fields
@@ -149,17 +155,19 @@ def readable_fields(path, schema):
 
 def padded_key(kind, key):
     """The first key in an Arrow type whose objects have a tool's keys as columns, or None."""
-    if is_nested(kind) and key in KEYS_OF_TOOLS and has_struct(kind) and not any(json_keys(kind, key)):
+    if key in KEYS_OF_TOOLS and has_struct(kind):
         return key
     return next(filter(None, (padded_key(inner, name or key) for name, inner in inner_types(kind))), None)
 
 
 def inner_types(kind):
-    """`(key, type)` of what an Arrow type consists of, with None as the key of a list's elements."""
+    """`(key, type)` of the parts of an Arrow type, with None as the key of a list's elements and of a map's values."""
     import pyarrow.types
 
     if pyarrow.types.is_struct(kind):
         return [(field.name, field.type) for field in kind]
+    if pyarrow.types.is_map(kind):
+        return [(None, kind.item_type)]
     return [(None, kind.value_type)] if is_list(kind) else []
 
 
@@ -200,8 +208,9 @@ def parsed(value, kind, key):
         return json_value(value, key)
     if isinstance(value, list):
         return [parsed(element, kind.value_type, key) for element in value]
-    if is_nested(kind):
-        return {name: parsed(value[name], inner, name) for name, inner in inner_types(kind) if value[name] is not None}
+    if isinstance(value, dict):
+        inner = dict.fromkeys(value, kind.item_type) if hasattr(kind, "item_type") else dict(inner_types(kind))
+        return {name: parsed(value[name], inner[name], name) for name in value if value[name] is not None}
     return value
 
 
@@ -219,6 +228,12 @@ def no_constant(name):
     raise ValueError(f"{name} is not JSON")
 
 
+def json_columns(schema):
+    """The columns of an Arrow schema with JSON texts in them, each with the keys that have them."""
+    keys = {field.name: sorted(set(json_keys(field.type, field.name))) for field in schema}
+    return {column: inner for column, inner in keys.items() if inner}
+
+
 def warn_of_json_columns(path):
     """Name the columns of a Parquet file that `datasets` wrote by its Json feature: see findings/README.md."""
     import pyarrow.parquet
@@ -226,15 +241,13 @@ def warn_of_json_columns(path):
     if path.suffix.lower() != ".parquet":
         return
     schema = pyarrow.parquet.read_schema(path)
-    if b"huggingface" not in (schema.metadata or {}):
-        return
-    keys = {field.name: set(json_keys(field.type, field.name)) for field in schema}
-    if columns := [name for name, inner in keys.items() if inner]:
-        whole = {*KEYS_OF_TOOLS, *columns, "tool_calls", "function", *TEXTS} - {"required"}
-        single = sorted(set().union(*keys.values()) - whole)
-        texts = f', and a text that looks like JSON ("12.50") became that value in {", ".join(single)}' * bool(single)
+    columns = json_columns(schema)
+    if columns and b"huggingface" in (schema.metadata or {}):
+        objects = {*KEYS_OF_TOOLS, *TEXTS, *columns, "tool_calls", "function"}
+        single = sorted({key for keys in columns.values() for key in keys} - objects)
+        texts = f'; in {", ".join(single)} a text that looks like JSON ("12.50") is now that value, and null is absent'
         say(
-            f"{path}: datasets wrote {', '.join(columns)} as JSON: numbers are rounded to 10 decimals{texts}. "
+            f"{path}: datasets wrote {', '.join(columns)} as JSON: numbers are rounded to 10 decimals{texts * bool(single)}. "
             "Rows as JSON lines (.jsonl) are read as they are"
         )
 

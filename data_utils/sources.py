@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import DatasetCard, constants, snapshot_download
 
 from data_utils import cache
 from data_utils.readers import READERS, accepted_beside, warn_of_json_columns
@@ -92,10 +92,10 @@ def find_hub_files(name, revision, config_name):
         check_hub_access(name, "dataset", revision)
     datasets.disable_progress_bars()
     try:
-        folder = name
         if not local and constants.is_offline_mode():
-            folder = snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
-        files = datasets.load_dataset_builder(folder, config_name, revision=revision).config.data_files
+            files = files_offline(name, revision, config_name)
+        else:
+            files = datasets.load_dataset_builder(name, config_name, revision=revision).config.data_files
         if not files or "train" not in files:
             raise ValueError(f"no split train among {', '.join(map(str, files or ())) or 'none'}")
         urls = [str(url) for url in files["train"]]
@@ -112,6 +112,20 @@ def find_hub_files(name, revision, config_name):
         if Path(file.name).suffix.lower() not in READERS:
             raise UserError(f"{name}: {file.name} has an unsupported type; what is read is {', '.join(READERS)}")
     return found
+
+
+def files_offline(name, revision, config_name):
+    """A configuration's files by split in the hub's cache. `datasets` itself would want those of all configurations."""
+    from datasets.data_files import DataFilesDict, sanitize_patterns
+    from datasets.load import load_dataset_builder
+
+    folder = snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
+    card = Path(folder, "README.md")
+    configs = (DatasetCard.load(card).data.to_dict().get("configs") if card.is_file() else None) or []
+    patterns = {config["config_name"]: config["data_files"] for config in configs if "data_files" in config}
+    if len(patterns) < 2 or config_name not in patterns:
+        return load_dataset_builder(folder, config_name).config.data_files
+    return DataFilesDict.from_patterns(sanitize_patterns(patterns[config_name]), base_path=folder)
 
 
 def unpacked_name(name):
