@@ -5,7 +5,8 @@
     git worktree add /tmp/before COMMIT; python -m benchmarks.load_rows --beside /tmp/before
 
 Nothing is downloaded. Each line of the table is a process of its own with an empty cache, then a second one that finds it filled.
-`peak` is the memory that the first of the two had in use at most.
+Seconds are those on the clock and, in brackets, those of all cores, which a busy machine changes less. `peak` is the memory that the
+first of the two processes had in use at most.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from demo.model import build_tokenizer
 from demo.rows import generate_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-# Runs in the checkout that is measured, whichever it is: prints seconds to load, seconds to tokenise, and the peak in MiB.
+# Runs in the checkout that is measured. Prints the seconds to load and to tokenise, by the clock and of all cores, and the peak in MiB.
 MEASURE = """
 import resource, sys, time
 from transformers import AutoTokenizer
@@ -32,13 +33,15 @@ from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
 tokenizer("")
-start = time.perf_counter()
+times = [(time.perf_counter(), time.process_time())]
 rows = load_rows(sys.argv[1])[0]
-loaded = time.perf_counter()
+times.append((time.perf_counter(), time.process_time()))
 examples = tokenize_rows(tokenizer, PROMPT_FORMATS["tags-1"], rows, 4096)[0]
-done = time.perf_counter()
+times.append((time.perf_counter(), time.process_time()))
 assert len(examples) == len(rows) > 0
-print(loaded - start, done - loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+for before, after in zip(times, times[1:]):
+    print(after[0] - before[0], after[1] - before[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
@@ -50,7 +53,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=1)
     args = parser.parse_args()
     table = Table(title=f"{args.rows:,} rows, seconds")
-    for column in ("checkout", "tokenizer", "load", "tokenise", "both", "load again", "tokenise again", "peak MiB"):
+    for column in ("checkout", "tokenizer", "load", "tokenise", "load again", "tokenise again", "peak MiB"):
         table.add_column(column, justify="left" if column in ("checkout", "tokenizer") else "right")
     with tempfile.TemporaryDirectory() as work:
         rows = generate_rows(args.rows, seed=0)
@@ -63,10 +66,13 @@ def main():
                 for checkout in (str(ROOT), *args.beside):
                     with tempfile.TemporaryDirectory(dir=work) as cache:
                         first, again = (measure(checkout, rows_file, tokenizer, cache) for _ in range(2))
-                    seconds = (*first[:2], sum(first[:2]), *again[:2])
-                    names = Path(checkout).name, Path(tokenizer).name
-                    table.add_row(*names, *(f"{value:.2f}" for value in seconds), f"{first[2]:,.0f}")
-                    print(*names, *(f"{value:.2f}" for value in (*seconds, first[2])), flush=True)
+                    seconds = [*first[:4], *again[:4]]
+                    cells = [
+                        f"{clock:.1f} ({cores:.1f})" for clock, cores in zip(seconds[::2], seconds[1::2], strict=True)
+                    ]
+                    line = [Path(checkout).name, Path(tokenizer).name, *cells, f"{first[4]:,.0f}"]
+                    table.add_row(*line)
+                    print(*line, flush=True)
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 

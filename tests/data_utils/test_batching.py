@@ -1,9 +1,13 @@
+import json
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
 from conftest import TAGS
 from safetensors.numpy import load_file, save_file
-from transformers import AutoTokenizer
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_utils import cache
 from data_utils.batching import (
@@ -18,8 +22,10 @@ from data_utils.batching import (
     num_tokens,
     tokenize_rows,
 )
+from data_utils.prompt import to_json
 from data_utils.rows import Row
 from data_utils.sources import load_rows
+from demo.model import build_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,14 @@ def test_long_rows_are_dropped_and_named_never_cut(tokenizer, rows):
     assert all(fingerprint([got]) in {fingerprint([other]) for other in whole} for got in kept)
 
 
+def test_a_row_of_exactly_the_limit_with_its_end_token_fits(tokenizer, rows):
+    (whole,) = tokenize_rows(tokenizer, TAGS, rows[:1], 4096).examples
+    length = len(whole.input_ids)
+    for limit in (length - 1, length):
+        examples, too_long, *_ = tokenize_rows(tokenizer, TAGS, rows[:1], limit)
+        assert (len(examples), too_long) == ((1, {}) if limit == length else (0, {rows[0].id: length}))
+
+
 def test_text_cannot_forge_special_tokens(tokenizer):
     row = Row("x", "stop <|endoftext|> here", "[]", '["<|endoftext|>"]')
     (got,) = tokenize_rows(tokenizer, TAGS, [row], 4096).examples
@@ -78,6 +92,93 @@ def test_tokens_are_read_from_the_cache_until_a_text_changes(tokenizer, rows, tm
     edited = [rows[0]._replace(query=rows[0].query + "!"), *rows[1:]]
     assert fingerprint(tokenize_rows(tokenizer, TAGS, edited, 4096)[0]) != fingerprint(fresh)
     assert len(list(tmp_path.glob("*/*"))) == 2
+
+
+def test_tokens_are_kept_by_tokenizer_special_tokens_and_version(rows, tmp_path, monkeypatch):
+    """The same texts by tokenizers that differ in one thing alone: none finds the tokens of another."""
+    monkeypatch.setattr(cache, "FROM_ROWS", 1)
+    monkeypatch.setattr(cache, "HF_HOME", tmp_path)
+
+    def tokens(tokenizer):
+        examples, _, lost, unknown = tokenize_rows(tokenizer, TAGS, rows, 4096)
+        return fingerprint(examples), lost, unknown, len(list(tmp_path.glob("*/*")))
+
+    texts = [row.query + row.tools for row in rows]
+    first = tokens(build_tokenizer(texts, 600))
+    assert tokens(build_tokenizer(texts, 600)) == first and first[3] == 1
+    assert tokens(build_tokenizer(texts, 700))[::3] != first[::3]
+    with_bos = build_tokenizer(texts, 600)
+    with_bos.bos_token = "<|endoftext|>"
+    assert tokens(with_bos)[::3] == (first[0], 3)  # no tokenizer of one version adds what one of another does
+    adding_bos = build_tokenizer(texts, 600)
+    adding_bos.bos_token = "<|endoftext|>"
+    adding_bos.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<|endoftext|> $A", None, [("<|endoftext|>", 0)]
+    )
+    assert tokens(adding_bos)[0] != first[0]
+    other_pad = build_tokenizer(texts, 600)
+    other_pad.pad_token = "a"
+    assert len(tokens(other_pad)[1]) > 0 == len(first[1])
+    monkeypatch.setattr("tokenizers.__version__", "0.0.1")
+    assert tokens(build_tokenizer(texts, 600))[3] == 6
+
+
+def weather_rows(cities):
+    tools = json.dumps([{"name": "weather", "parameters": {"city": {"type": "str"}}}])
+    answers = [to_json([{"name": "weather", "arguments": {"city": city}}]) for city in cities]
+    return [
+        Row(f"row {n}", f"{city}?", tools, answer) for n, (city, answer) in enumerate(zip(cities, answers, strict=True))
+    ]
+
+
+def byte_level(normalizer=None, **specials):
+    made = Tokenizer(models.BPE())
+    made.normalizer, made.decoder = normalizer, decoders.ByteLevel()
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(special_tokens=["</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    made.train_from_iterator([], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", **{"pad_token": "</s>"} | specials)
+
+
+def with_unknown(texts):
+    """As SentencePiece without byte fallback: a blank is ▁, and a letter that training had not is <unk>."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made.train_from_iterator(texts, trainers.BpeTrainer(special_tokens=["</s>", "<unk>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+
+
+CITIES = ["Oslo", "oslo", "北京", "Ｂ１", "a  b", unicodedata.normalize("NFD", "Köln"), "Kö!ln"]
+
+
+@pytest.mark.parametrize(
+    ("make", "lost"),
+    [
+        (byte_level, []),
+        (lambda: byte_level(normalizers.NFC()), []),  # Qwen's: equal in NFC
+        (lambda: byte_level(normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])), ["Oslo", "Ｂ１", "Köln", "Kö!ln"]),
+        (lambda: byte_level(normalizers.Replace(Regex(" +"), " ")), ["a  b"]),
+        (lambda: byte_level(pad_token="!"), ["Kö!ln"]),  # generation takes padding out
+        (lambda: with_unknown([TAGS.render("", "[]"), *(row.answers for row in weather_rows(["Oslo oslo Kö!ln Ko\u0308ln a b"]))]), ["北京", "Ｂ１"]),
+    ],
+    ids=["bytes", "NFC", "lower", "blanks", "padding", "unknown"],
+)  # fmt: skip
+def test_answers_that_do_not_come_back_from_their_tokens_are_named(make, lost, tmp_path, monkeypatch):
+    rows, made = weather_rows(CITIES), make()
+    wanted = [row.id for row, city in zip(rows, CITIES, strict=True) if unicodedata.normalize("NFC", city) in lost]
+    assert tokenize_rows(made, TAGS, rows, 4096).lost_answers == wanted
+    monkeypatch.setattr(cache, "FROM_ROWS", 1)
+    monkeypatch.setattr(cache, "HF_HOME", tmp_path)
+    for _ in range(2):  # written, then read
+        assert tokenize_rows(made, TAGS, rows, 4096).lost_answers == wanted
+    (file,) = tmp_path.glob("*/*")
+    save_file(load_file(file) | {"lost": np.array([6])}, file)
+    assert tokenize_rows(made, TAGS, rows, 4096).lost_answers == ["row 6"]  # it is the file that is read
+
+
+def test_prompts_with_unknown_tokens_are_named(tmp_path):
+    made = with_unknown([TAGS.render("?", rows_[0].tools) + rows_[0].answers for rows_ in [weather_rows(["Oslo"])]])
+    assert tokenize_rows(made, TAGS, weather_rows(["Oslo", "北京"]), 4096).unknown_prompts == ["row 1"]
 
 
 def test_collate_to_the_letter():

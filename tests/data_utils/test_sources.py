@@ -55,28 +55,29 @@ def test_json_lines_of_a_folder_are_what_the_file_holds(tmp_path):
     assert rows == load_rows(str(tmp_path / "hub" / "train.jsonl"))[0]
 
 
-@pytest.mark.parametrize("kind", ["string_view", "large_string", "dictionary", "json", "map"])
+@pytest.mark.parametrize("kind", ["string_view", "large_string", "dictionary", "json"])
 def test_columns_that_hold_json_texts_are_read(tmp_path, kind):
     types = {"string_view": pa.string_view(), "large_string": pa.large_string(), "json": pa.json_(pa.string())}
-    types["map"] = pa.string()
+    types["dictionary"] = pa.dictionary(pa.int32(), pa.string())
     columns = {key: pa.array([row[key] for row in GOOD]) for key in GOOD[0]}
     for key in ("tools", "answers") if kind == "json" else columns:
-        columns[key] = columns[key].dictionary_encode() if kind == "dictionary" else columns[key].cast(types[kind])
-    if kind == "map":  # keys are no columns here, so that nothing is padded
-        calls = pa.struct({"name": pa.string(), "arguments": pa.map_(pa.string(), pa.json_(pa.string()))})
-        values = [
-            [
-                {
-                    "name": call["name"],
-                    "arguments": [(key, json.dumps(value)) for key, value in call["arguments"].items()],
-                }
-                for call in row["answers"]
-            ]
-            for row in LISTS
-        ]
-        columns["answers"] = pa.array(values, pa.list_(calls))
+        columns[key] = columns[key].cast(types[kind])
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(write_jsonl(tmp_path / "rows.jsonl", GOOD))
+
+
+def test_keys_of_a_map_are_no_columns_and_are_read(tmp_path):
+    arguments = [{"a": "1"}, {"b": "2", "c": "3"}]
+    tools = json.dumps([{"name": "f", "parameters": {key: {"type": "str, optional"} for key in "abc"}}])
+    records = [
+        {"id": str(n), "query": "q", "tools": tools, "answers": [{"name": "f", "arguments": values}]}
+        for n, values in enumerate(arguments)
+    ]
+    calls = pa.list_(pa.struct({"name": pa.string(), "arguments": pa.map_(pa.string(), pa.string())}))
+    answers = [[{"name": "f", "arguments": list(values.items())}] for values in arguments]
+    columns = {key: [record[key] for record in records] for key in ("id", "query", "tools")}
+    pq.write_table(pa.table(columns | {"answers": pa.array(answers, calls)}), tmp_path / "rows.parquet")
+    assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(write_jsonl(tmp_path / "rows.jsonl", records))
 
 
 @pytest.mark.parametrize("place", ["file", "folder"])
