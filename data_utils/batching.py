@@ -59,8 +59,8 @@ def wants_bos(tokenizer):
 class Tokenized(NamedTuple):
     examples: list  # of the rows that fit
     too_long: dict  # the lengths in tokens of the others, by id: a cut answer would teach broken JSON
-    lost_answers: list  # ids of rows whose answers do not come back from their tokens
-    unknown_prompts: list  # ids of rows whose prompts have the tokenizer's unknown token
+    lost_answers: list  # ids of rows with answers that do not come back from their tokens
+    unknown_prompts: list  # ids of rows with the tokenizer's unknown token in the prompt
 
 
 def tokenize_rows(tokenizer, prompt_format, rows, max_length):
@@ -104,7 +104,7 @@ def encode_texts(tokenizer, prompt_format, prompts, completions):
 
 
 def comes_back(tokenizer, prompt_format, completion, ids):
-    """Whether an answer generated to the letter has the value of the completion that it was trained on, strings compared in NFC."""
+    """Whether these ids, generated, are read as the value of their completion. Strings are compared in NFC."""
     if tokenizer.eos_token_id in ids:
         return False  # generation ends at it
     text = decode_answer(tokenizer, ids.tolist())

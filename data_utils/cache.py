@@ -1,6 +1,6 @@
 """Validated rows and their tokens on disk, so that only the first run over 60,000 rows waits for them.
 
-A file's name is a hash of all that its content follows from, the code of this folder included: an edited prompt, other rows or
+A file's name is a hash of everything that determines its content, the code of this folder included: an edited prompt, other rows or
 another tokenizer never find an old file.
 """
 
@@ -16,7 +16,7 @@ FROM_ROWS = 2000  # fewer are ready in a second
 
 
 def file_of(kind, ingredients):
-    """Where the arrays are kept that follow from `ingredients`, bytes each."""
+    """The path of the arrays that `ingredients`, each bytes, determine."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -26,7 +26,7 @@ def file_of(kind, ingredients):
 
 
 def load(path):
-    """The arrays that `save` was given, by name, or None where they have to be made."""
+    """The arrays given to `save`, by name, or None if there are none."""
     try:
         return load_file(path)
     except (OSError, SafetensorError):

@@ -11,15 +11,15 @@ from data_utils.sources import load_rows
 from data_utils.split import set_apart, split_rows
 from run_utils.arguments import UserError
 
-MAX_LOST_ANSWERS = 0.01  # of all answers: more of them stop a run
+MAX_LOST_ANSWERS = 0.01  # share of all answers; a larger one stops the run
 
 
 class Data(NamedTuple):
     train: TrainingData
     eval_examples: list
-    eval_rows: list  # with the rows that are too long to train on: calls can be generated for them too
+    eval_rows: list  # the rows too long to train on among them: calls can be generated for these
     dropped: dict  # {reason: [ids]}
-    split: dict  # the rows trained on and the rows held out, each as {id: fingerprint}
+    split: dict  # {"trained": {id: fingerprint}, "held_out": likewise}
     summary: list  # lines to print
 
     @property

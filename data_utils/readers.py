@@ -35,11 +35,9 @@ def read_json_file(path):
         return read_jsonl_file(path)  # even of one line
     try:
         records = json.loads(text, object_pairs_hook=all_pairs)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):  # JSON lines by another name
+    except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):  # JSON lines by another name
             return read_jsonl_file(path)
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    except RecursionError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(records, list):
         raise UserError(f"{path} must hold a list of rows")
@@ -70,7 +68,7 @@ def by_id(placed):
 
 
 def accepted_beside(path):
-    """Where the leaderboard keeps the answers that it accepts to the questions of a file."""
+    """The leaderboard's file of accepted answers to the questions of a file."""
     return path.parent / "possible_answer" / path.name
 
 
@@ -81,7 +79,7 @@ class AllPairs(dict):
         super().__init__(pairs)
         self.pairs = pairs
 
-    def items(self):  # what json.dumps asks for
+    def items(self):  # json.dumps reads this
         return self.pairs
 
 
@@ -100,9 +98,9 @@ def as_record(value):
     return value | rendered if rendered else value
 
 
-# Parquet. Arrow gives an object (a struct) the keys of all rows and null where a row has none of its own: harmless where the keys
-# are the layout's, such as a message's `role`. Where they are a tool's, a null argument and an absent one are no longer two.
-# So these keys must hold JSON as text or as Arrow's JSON type, or are read from JSON lines.
+# Parquet. An Arrow object (a struct) has the keys of all rows, with null for the absent ones. That is harmless for a layout's keys,
+# such as `role`. For a tool's keys, a null argument can no longer be told from an absent one: these need JSON, as text or as Arrow's
+# JSON type.
 KEYS_OF_TOOLS = {
     *("arguments", "args", "parameters", "input", "inputSchema", "input_schema", "properties"),
     *("acceptable", "required", "ground_truth", "content", "response", "output", "json"),
@@ -130,7 +128,7 @@ def read_parquet_file(path, answered=True):
 
 
 def readable_fields(path, schema, answered=True):
-    """The fields of an Arrow schema that come back as they were. UserError if a row needs another one or one that is missing."""
+    """The fields of an Arrow schema from which values come back unchanged. UserError if a row needs another field or lacks one."""
     layouts = [columns for columns, *_ in LAYOUTS.values()]
     missing = [column for column in COLUMNS[: None if answered else 1] if column not in schema.names]
     if missing and not any(columns[0] in schema.names for columns in layouts):
@@ -201,7 +199,7 @@ def is_json(kind):
 
 
 def parsed(value, kind, key):
-    """A value of an Arrow type with its JSON texts as values, and objects without the null keys that other rows gave them."""
+    """A value of an Arrow type with its JSON texts as values and without the null keys of its objects."""
     if value is None:
         return None
     if is_json(kind):

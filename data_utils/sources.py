@@ -22,7 +22,7 @@ DEMO_ROWS = 4000
 
 class File(NamedTuple):
     path: Path
-    name: str  # in its repository: what is downloaded or unpacked may be called otherwise
+    name: str  # in its repository; `path` may be a download or an unpacked copy with another name
 
 
 def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None, report=None):
@@ -59,7 +59,7 @@ def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None, 
 
 
 def find_source(dataset_name, revision=None, config_name=None):
-    """What holds the rows: the demo's records, as a list, or Files, as a tuple."""
+    """The demo's records as a list, or a data set's Files as a tuple."""
     path = Path(dataset_name)
     on_hub = dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/"))
     named_as_file = path.suffix.lower() in READERS
@@ -99,7 +99,7 @@ def find_hub_files(name, revision, config_name):
         if not files or "train" not in files:
             raise ValueError(f"no split train among {', '.join(map(str, files or ())) or 'none'}")
         urls = [str(url) for url in files["train"]]
-        # What was unpacked is known by its path: of a local file, by the content of long ago.
+        # Unpacked files are cached by path: a local one would come back with its former content.
         settings = datasets.DownloadConfig(force_extract=local)
         paths = datasets.DownloadManager(download_config=settings).download_and_extract(urls)
     except Exception as error:  # load_dataset_builder raises whatever its builder does
@@ -151,7 +151,7 @@ def records_of(files):
 
 
 def content_of(files):
-    """All that the rows of files follow from, as bytes."""
+    """Names and hashes of everything from which the rows of files follow, as bytes."""
     for file in files:
         yield file.name.encode()
         for path in (file.path, accepted_beside(file.path)):
@@ -164,7 +164,7 @@ def hash_of(path):
 
 
 def pack(rows, others):
-    """Rows, and what valid_rows gives beside them, as arrays for the cache."""
+    """Rows and the other results of valid_rows as arrays for the cache."""
     texts = [text.encode() for row in rows for text in row]
     return {
         "texts": np.frombuffer(b"".join(texts), dtype=np.uint8),
