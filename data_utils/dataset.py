@@ -8,7 +8,7 @@ from data_utils.batching import TrainingData, decode_answer, encode, mark_superv
 from data_utils.prompt import PROMPT_FORMATS, check_format
 from data_utils.rows import describe_bad_rows
 from data_utils.sources import load_rows
-from data_utils.split import set_apart, split_rows
+from data_utils.split import near_repeats, set_apart, split_rows
 from run_utils.arguments import UserError
 
 MAX_LOST_ANSWERS = 0.01  # share of all answers; a larger one stops the run
@@ -19,7 +19,7 @@ class Data(NamedTuple):
     eval_examples: list
     eval_rows: list  # the rows too long to train on among them: calls can be generated for these
     dropped: dict  # {reason: [ids]}
-    split: dict  # {"trained": {id: fingerprint}, "held_out": likewise}
+    split: dict  # {"trained": {id: fingerprint}, "held_out": likewise, "near_repeats": as near_repeats gives it}
     summary: list  # lines to print
 
     @property
@@ -82,15 +82,22 @@ def prepare_data(args, tokenizer, positions, process):
     examples, too_long = train.examples + held_out.examples, train.too_long | held_out.too_long
     summary += describe_too_long(examples, too_long, max_length, positions)
     summary += describe_tokenizer(tokenizer, prompt_format, train_rows + eval_rows, train, held_out)
+    rows_by_id = {row.id: row for row in train_rows}
+    trained = [rows_by_id[example.row_id] for example in train.examples]
+    split = {
+        "trained": {row.id: row.fingerprint for row in trained},
+        "held_out": {row.id: row.fingerprint for row in eval_rows},
+        "near_repeats": near_repeats(trained, eval_rows),
+    }
+    if split["near_repeats"]:
+        summary.append(
+            f"{len(split['near_repeats'])} of the {len(eval_rows)} held-out queries equal a training query but for case, blanks, "
+            "numbers or names: evaluate.py shows exact match without them too"
+        )
     marked = mark_supervised(tokenizer, train.examples[0])
     summary.append(f"One example; the loss is on what stands between ⟦ and ⟧:\n{marked}")
 
     # Order
-    fingerprints = {row.id: row.fingerprint for row in train_rows}
-    split = {
-        "trained": {example.row_id: fingerprints[example.row_id] for example in train.examples},
-        "held_out": {row.id: row.fingerprint for row in eval_rows},
-    }
     steps = TrainingData(
         train.examples,
         args.seed,
