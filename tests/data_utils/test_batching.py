@@ -137,7 +137,7 @@ def byte_level(normalizer=None, **specials):
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(special_tokens=["</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     made.train_from_iterator([], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", **{"pad_token": "</s>"} | specials)
+    return PreTrainedTokenizerFast(tokenizer_object=made, **{"eos_token": "</s>", "pad_token": "</s>"} | specials)
 
 
 def with_unknown(texts):
@@ -159,9 +159,10 @@ CITIES = ["Oslo", "oslo", "北京", "Ｂ１", "a  b", unicodedata.normalize("NFD
         (lambda: byte_level(normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])), ["Oslo", "Ｂ１", "Köln", "Kö!ln"]),
         (lambda: byte_level(normalizers.Replace(Regex(" +"), " ")), ["a  b"]),
         (lambda: byte_level(pad_token="!"), ["Kö!ln"]),  # generation takes padding out
+        (lambda: byte_level(eos_token="!"), ["Kö!ln"]),  # generation ends there
         (lambda: with_unknown([TAGS.render("", "[]"), *(row.answers for row in weather_rows(["Oslo oslo Kö!ln Ko\u0308ln a b"]))]), ["北京", "Ｂ１"]),
     ],
-    ids=["bytes", "NFC", "lower", "blanks", "padding", "unknown"],
+    ids=["bytes", "NFC", "lower", "blanks", "padding", "end", "unknown"],
 )  # fmt: skip
 def test_answers_that_do_not_come_back_from_their_tokens_are_named(make, lost, tmp_path, monkeypatch):
     rows, made = weather_rows(CITIES), make()
