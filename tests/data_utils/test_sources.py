@@ -33,7 +33,7 @@ def write_jsonl(path, records):
 
 def number_like_rows():
     """Two rows whose argument is a text that looks like another value, and a third whose argument is a list."""
-    values = ["007", "12.50", "true", "null", "1e5", '{"a": 1}', "Rome", 0.1234567890123456, 1e-11, [1]]
+    values = ["007", "12.50", "true", "null", "1e5", "NaN", '{"a": 1}', "Rome", 0.1234567890123456, 1e-11, [1]]
     tools = [{"name": "f", "description": "", "parameters": {"x": {"description": "", "type": "any"}}}]
     return [
         {"id": str(n), "query": "q", "tools": tools, "answers": [{"name": "f", "arguments": {"x": value}}]}
@@ -112,6 +112,16 @@ def test_json_columns_of_datasets_are_read_as_what_was_written(tmp_path, layout,
     assert load_rows(str(path))[0] == wanted and len(wanted) == 20
 
 
+def test_a_tool_without_a_description_has_none_beside_tools_that_have_one(tmp_path):
+    tools = [{"name": "f", "parameters": {"a": {"type": "int"}}}, {"name": "g", "description": "d", "parameters": {}}]
+    records = [{"id": str(n), "query": "q", "tools": [tool], "answers": "[]"} for n, tool in enumerate(tools)]
+    text = datasets.Value("string")
+    tool = {"name": text, "description": text, "parameters": datasets.Json()}
+    features = datasets.Features({"id": text, "query": text, "tools": datasets.List(tool), "answers": text})
+    datasets.Dataset.from_list(records, features=features).to_parquet(tmp_path / "rows.parquet")
+    assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(write_jsonl(tmp_path / "rows.jsonl", records))
+
+
 def test_a_parquet_file_whose_texts_became_values_is_named_each_time(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cache, "FROM_ROWS", 1)
     monkeypatch.setattr(cache, "HF_HOME", tmp_path / "cache")
@@ -125,7 +135,7 @@ def test_a_parquet_file_whose_texts_became_values_is_named_each_time(tmp_path, c
         assert "rows.parquet: datasets wrote answers as JSON" in line
         assert 'in x a text that looks like JSON ("12.50") is now that value' in line
     # A text that is no JSON can only have been one; the others are lost.
-    assert argument_values(rows) == ["007", 12.5, True, None, 1e5, {"a": 1}, "Rome", 0.123456789, 0.0, [1]]
+    assert argument_values(rows) == ["007", 12.5, True, None, 1e5, "NaN", {"a": 1}, "Rome", 0.123456789, 0.0, [1]]
 
 
 def test_nested_columns_without_json_are_refused_for_what_they_are(tmp_path):
