@@ -196,7 +196,8 @@ def main():
     model_path = resolve_model(args.model_name_or_path)
     tokenizer = load_tokenizer(model_path, args.model_revision, args.trust_remote_code)
     positions = num_positions(load_config(model_path, args.model_revision, args.trust_remote_code))
-    data = prepare_data(args, tokenizer, positions, accelerator)
+    report = file_of_bad_rows(args.output_dir) if accelerator.is_main_process else None
+    data = prepare_data(args, tokenizer, positions, accelerator, report)
     accelerator.print(*data.summary, sep="\n")
     state = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
     check_alike(

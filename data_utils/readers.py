@@ -11,6 +11,7 @@ from pathlib import Path
 from data_utils.conversations import LAYOUTS
 from data_utils.prompt import to_json
 from data_utils.rows import COLUMNS, EXTRA_COLUMNS
+from data_utils.written_calls import ARGUMENT_KEYS
 from run_utils.arguments import UserError, say
 
 
@@ -102,8 +103,8 @@ def as_record(value):
 # such as `role`. For a tool's keys, a null argument can no longer be told from an absent one: these need JSON, as text or as Arrow's
 # JSON type.
 KEYS_OF_TOOLS = {
-    *("arguments", "args", "parameters", "input", "inputSchema", "input_schema", "properties"),
-    *("acceptable", "required", "ground_truth", "content", "response", "output", "json"),
+    *(*ARGUMENT_KEYS, "inputSchema", "input_schema", "properties"),
+    *("acceptable", "required", "ground_truth", "response", "output", "json"),
 }
 TEXTS = {"id", "query", "category", "role", "from", "content", "value", "text", "name", "description"}
 
@@ -129,11 +130,11 @@ def read_parquet_file(path, answered=True):
 
 def readable_fields(path, schema, answered=True):
     """The fields of an Arrow schema from which values come back unchanged. UserError if a row needs another field or lacks one."""
-    layouts = [columns for columns, *_ in LAYOUTS.values()]
+    layouts = LAYOUTS.values()
     missing = [column for column in COLUMNS[: None if answered else 1] if column not in schema.names]
-    if missing and not any(columns[0] in schema.names for columns in layouts):
+    if missing and not any(layout.columns[0] in schema.names for layout in layouts):
         raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
-    needed = {*COLUMNS, *EXTRA_COLUMNS}.union(*layouts)
+    needed = {*COLUMNS, *EXTRA_COLUMNS}.union(*(layout.columns + layout.more for layout in layouts))
     if any(json_columns(schema).keys() & needed):  # warn_of_json_columns names the loss
         return list(schema)
     fields = []
@@ -152,10 +153,10 @@ def readable_fields(path, schema, answered=True):
 
 
 def padded_key(kind, key):
-    """The first key in an Arrow type whose objects have a tool's keys as columns, or None."""
-    if key in KEYS_OF_TOOLS and has_struct(kind):
+    """The first key in an Arrow type whose objects have a tool's keys as columns, or None. A list as `content` has parts."""
+    if (key in KEYS_OF_TOOLS and has_struct(kind)) or (key == "content" and has_struct(kind) and not is_list(kind)):
         return key
-    return next(filter(None, (padded_key(inner, name or key) for name, inner in inner_types(kind))), None)
+    return next(filter(None, (padded_key(inner, name) for name, inner in inner_types(kind))), None)
 
 
 def inner_types(kind):

@@ -158,6 +158,17 @@ def test_arguments_as_json_text_in_a_nested_column_are_read(tmp_path):
     assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(write_jsonl(tmp_path / "rows.jsonl", GOOD))
 
 
+def test_parts_of_a_message_are_no_keys_of_a_tool(tmp_path):
+    parts = [{"type": "text", "text": "Is it raining"}, {"type": "text", "text": " in Rome?"}]
+    calls = [{"function": {"name": "weather", "arguments": '{"city": "Rome"}'}}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [], "tool_calls": calls}]
+    records = [
+        {"id": "1", "messages": messages, "tools": '[{"name": "weather", "parameters": {"city": {"type": "str"}}}]'}
+    ]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "rows.parquet")
+    assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(write_jsonl(tmp_path / "rows.jsonl", records))
+
+
 def test_columns_that_nobody_reads_may_be_anything(tmp_path):
     extras = [
         {"metadata": {"input": {"a": n}}, "embedding": [0.5], "image": {"bytes": b"x", "path": None}} for n in range(20)
