@@ -14,12 +14,12 @@ from data_utils.bad_rows import BadRow, json_field, keys_of, list_field, not_jso
 from data_utils.leaderboard import from_leaderboard
 from data_utils.messages import read_messages
 from data_utils.prompt import render_messages, to_json
+from data_utils.tool_formats import flat_tools
 from data_utils.written_calls import parse_value
 
 CONVERSATION = "x-conversation"  # the key, in a record that is a turn, of the name of its conversation
 TOOL_COLUMNS = ("tools", "functions", "toolConfig")
 SYSTEM_COLUMNS = ("system", "systemInstruction", "system_instruction")
-DECLARATIONS = ("functionDeclarations", "function_declarations")
 LISTED_TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 
 NO_QUESTION = "turns left out, since nobody has asked yet"
@@ -170,22 +170,12 @@ def read_tools(record):
     if not given:
         return None
     value = json_field(record, given[0])
-    value = value["tools"] if given[0] == "toolConfig" else value  # Bedrock
-    value = [value] if isinstance(value, dict) and set(value) & set(DECLARATIONS) else value
-    if not isinstance(value, list):
-        return value
-    tools = [parse_value(tool, "a tool") if isinstance(tool, str) else tool for tool in value]
-    declared = [
-        next((tool[key] for key in DECLARATIONS if isinstance(tool, dict) and key in tool), [tool]) for tool in tools
-    ]
-    return [tool for group in declared for tool in group]
+    return value["tools"] if given[0] == "toolConfig" else value  # Bedrock
 
 
 def names_of(tools):
-    """The names of tools in any form."""
-    tools = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
-    found = [inner.get("name") for tool in tools for inner in (tool, *tool.values()) if isinstance(inner, dict)]
-    return {name for name in found if isinstance(name, str)}
+    """The names of the tools of a parsed value that can be read. Raises ValueError if it is no list of tools."""
+    return {tool["name"] for tool in flat_tools(tools, keep_going=True).tools}
 
 
 def take_tools(messages):

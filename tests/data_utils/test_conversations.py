@@ -364,7 +364,7 @@ def test_bedrock_s_file_with_a_system_column(tmp_path):
             {"role": "user", "content": [{"text": "Weather?"}]},
             {"role": "assistant", "content": [{"toolUse": {"toolUseId": "1", "name": "weather", "input": {"city": "Rome"}}}]},
         ],
-        "tools": [OPENAI_WEATHER],
+        "toolConfig": {"tools": [{"toolSpec": {"name": "weather", "description": "d", "inputSchema": {"json": WEATHER["parameters"]}}}]},
     }  # fmt: skip
     assert read(tmp_path, record) == ([[weather("Rome")]], ["system: Be brief.\nuser: Weather?"], [])
 
