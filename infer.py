@@ -389,7 +389,7 @@ def read_requests(path, tools):
     if not requests:
         raise UserError(f"--input {path} has no rows")
     for note, rows in notes.most_common(MAX_NOTES):
-        say(f"{path}: {note} ({rows} rows)")
+        say(f"{path}: {note} ({rows} row{'s' * (rows > 1)})")
     if len(notes) > MAX_NOTES:
         say(f"{path}: {len(notes) - MAX_NOTES} more such lines")
     return requests
