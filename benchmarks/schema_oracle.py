@@ -311,6 +311,9 @@ def draw_parameters(seed):
     """The JSON Schema of a tool's arguments."""
     rng = random.Random(seed)
     root = draw_object(rng, 0) | {"$defs": DEFINITIONS}
-    if rng.random() < 0.15:
-        root |= {key: value for key, value in draw_schema(rng, 1).items() if key in ("anyOf", "oneOf", "allOf")}
+    union = draw_schema(rng, 1)
+    # Whether arguments are closed to those of the other members is nobody's to know if a member has no properties.
+    members = [member for key in ("anyOf", "oneOf") for member in union.get(key, [])]
+    if rng.random() < 0.3 and all(isinstance(member, dict) and member.get("properties") for member in members):
+        root |= {key: value for key, value in union.items() if key in ("anyOf", "oneOf", "allOf")}
     return root

@@ -227,9 +227,9 @@ def flat_spec(schema, reading, where, depth, path, optional=None, members=()):
         word = json_type(kind)
         if word == "array" and is_tuple:
             names.append(f"Tuple[{', '.join(map(type_of, places))}]")
-        elif word == "array" and item and not places:
+        elif word == "array" and item is not None and not places:
             names.append(f"List[{type_of(item)}]")
-        elif word == "object" and value:
+        elif word == "object" and value is not None:
             names.append(f"Dict[str, {type_of(value)}]")
         else:
             names.append(FLAT_TYPES[word] if word else without_mark(kind))
@@ -252,11 +252,11 @@ def flat_spec(schema, reading, where, depth, path, optional=None, members=()):
     properties = flat_properties(schema, reading, where, depth, path)
     if properties:
         spec["properties"] = properties
-    if item and (places or set(item) != {"type"}):  # else the type has it all: List[int]
+    if item is not None and (places or set(item) != {"type"}):  # else the type has it all: List[int]
         spec["items"] = item
     elif items is False and not is_tuple:
         spec["items"] = False
-    if value and set(value) != {"type"}:
+    if value is not None and set(value) != {"type"}:
         spec["additionalProperties"] = value
     elif properties and (not schema.get("properties") or values is True or values == {}):
         spec["additionalProperties"] = True

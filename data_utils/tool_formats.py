@@ -26,7 +26,7 @@ from data_utils.flat_spec import (
     refuse,
 )
 from data_utils.prompt import to_json
-from data_utils.tool_calls import MAX_DEPTH, check_tool, parse_json
+from data_utils.tool_calls import FLAT_FORM, MAX_DEPTH, check_tool, parse_json
 from data_utils.tool_schema import PLAIN_TYPES, UNIONS, is_required, parameter_schema, specs_at
 
 # A tool has its arguments at one of these keys: a JSON Schema, or a spec for each argument. The format is named after it.
@@ -35,6 +35,7 @@ SCHEMA_KEYS = {
     "parametersJsonSchema": "Gemini", "args_schema": "LangChain", "parameter_definitions": "Cohere", "inputs": "smolagents",
     "args": "LangChain",
 }  # fmt: skip
+UNREAD_ARGUMENT = f"is not read: arguments belong in a JSON Schema's properties, or in {FLAT_FORM}"
 FLAT_KEYS = {"name", "description", "parameters"}
 WRAPPERS = {"function": "OpenAI", "toolSpec": "Bedrock", "tool_spec": "Bedrock"}
 DECLARATIONS = ("function_declarations", "functionDeclarations")
@@ -42,7 +43,7 @@ DECLARATIONS = ("function_declarations", "functionDeclarations")
 NO_ARGUMENTS = ("output", "return", "response", "result", "annotation", "meta", "example", "cache", "security", "execution")  # fmt: skip
 TABLES = {
     "flat_types": FLAT_TYPES, "plain_types": PLAIN_TYPES, "schema_keys": SCHEMA_KEYS, "wrappers": WRAPPERS, "unions": UNIONS,
-    "declarations": DECLARATIONS, "no_arguments": NO_ARGUMENTS, "no_meaning": NO_MEANING, "annotations": ANNOTATIONS,
+    "declarations": DECLARATIONS, "unread_argument": UNREAD_ARGUMENT, "no_arguments": NO_ARGUMENTS, "no_meaning": NO_MEANING, "annotations": ANNOTATIONS,
     "not_flat": NOT_FLAT, "structure": STRUCTURE, "placed": PLACED, "of_the_tool": OF_THE_TOOL, "max_read": MAX_READ,
     "schema_cost": SCHEMA_COST, "max_depth": MAX_DEPTH, "max_steps": MAX_STEPS,
 }  # fmt: skip
@@ -174,7 +175,7 @@ def read_tool(tool, form, notes):
             refuse(
                 where,
                 *(key for key, value in odd.items() if value and not isinstance(value, int | float)),
-                why="is not read",
+                why=UNREAD_ARGUMENT,
             )
     check_tool(flat)
     if not flat.get("parameters"):

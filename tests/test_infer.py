@@ -307,7 +307,10 @@ def test_tools_come_from_stdin_and_the_base_can_be_asked_raw(run_here, tiny_mode
             json.dumps([{"name": "f", "inputSchema": {"properties": {"x": {"not": {}}}}}]),
             "f, x: not cannot be said",
         ),
-        (json.dumps([{"name": "f", "parameters": {"x": "int"}}]), "tool f: x is not read"),
+        (
+            json.dumps([{"name": "f", "parameters": {"x": "int"}}]),
+            "tool f: x is not read: arguments belong in a JSON Schema",
+        ),
         (
             json.dumps([UNREADABLE, UNREADABLE]),
             "no tool is left: tool c, x: patternProperties cannot be said in the flat form (and 1 more)",

@@ -279,8 +279,26 @@ def test_a_definition_that_is_used_twice_does_not_contain_itself():
 def test_references_that_fork_are_refused_before_they_fill_the_memory(fork):
     definitions = {f"D{level}": fork(f"#/$defs/D{level + 1}") for level in range(40)} | {"D40": {"type": "string"}}
     schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/D0"}}, "$defs": definitions}
-    with pytest.raises(NotFlat, match="its references make it too large"):
+    with pytest.raises(NotFlat, match="too large, over 1000000 characters|more than 16 references or allOf"):
         flat_tools([{"name": "f", "inputSchema": schema}])
+
+
+@pytest.mark.parametrize(
+    ("link", "reason"),
+    [
+        (lambda ref: {"$ref": ref}, "more than 16 references or allOf lead to one schema"),
+        (lambda ref: {"allOf": [{"$ref": ref}]}, "more than 16 references or allOf lead to one schema"),
+        (lambda ref: {"type": "array", "items": {"$ref": ref}}, "nested deeper than 64"),
+    ],
+)
+def test_long_chains_are_refused_before_python_s_recursion_ends_them(link, reason):
+    definitions = {f"D{level}": link(f"#/$defs/D{level + 1}") for level in range(900)} | {"D900": {"type": "string"}}
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/D0"}}, "$defs": definitions}
+    tools = [{"name": "f", "inputSchema": schema}]
+    with pytest.raises(NotFlat, match=f"tool f, a: {reason}"):
+        flat_tools(tools)
+    with pytest.raises(TemplateError, match=f"tool f, a: {reason}"):
+        rendered([{"role": "user", "content": "q"}], tools)
 
 
 def test_arguments_that_exclude_each_other_stay_as_text_for_the_model():
