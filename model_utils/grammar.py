@@ -297,7 +297,7 @@ def compiler(tokenizer, vocab_size):
         stop_token_ids=end_token,
         add_prefix_space=info.add_prefix_space,
     )
-    # With its cache, xgrammar 0.2.8 refuses texts that a grammar has: findings/xgrammar_compiler_cache.py.
+    # With its cache, xgrammar 0.2.8 refuses texts that a grammar has: findings/xgrammar_grammars.sh.
     return xgrammar.GrammarCompiler(info, cache_enabled=False)
 
 
