@@ -118,7 +118,8 @@ def comes_back(tokenizer, prompt_format, completion, ids):
 
 def decode_answer(tokenizer, tokens):
     """The text of generated tokens: padding has none."""
-    return decode_tokens(tokenizer, [token for token in tokens if token != tokenizer.pad_token_id])
+    padding = tokenizer.pad_token_id  # a look-up by name: not for each token
+    return decode_tokens(tokenizer, [token for token in tokens if token != padding])
 
 
 def decode_tokens(tokenizer, tokens):
