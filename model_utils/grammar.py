@@ -202,7 +202,8 @@ def pairs_in_order(rules, pairs, required, other):
     most_owed = 0
     while most_owed + 1 < len(names) and num_states(len(names), most_owed + 1) <= MAX_STATES:
         most_owed += 1
-    others = f'(", " {other}){{0,{ANY_LENGTH - 1}}} ' if other else ""
+    # A rule of its own: to compile a repetition takes time wherever it stands.
+    others = rule(rules, [f'(", " {other}){{0,{ANY_LENGTH - 1}}}']) + " " if other else ""
     onward, next_pair, after = {}, {}, {}  # by state: a pair but for those owed, any pair, and the rest after a pair
     for place in reversed(range(len(names) + 1)):
         for num_owed in range(min(most_owed, place) + 1):
