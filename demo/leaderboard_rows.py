@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from data_utils.conversations import first_accepted
+from data_utils.leaderboard import first_accepted
 from data_utils.rows import validate
 
 CATEGORIES = [
