@@ -33,7 +33,7 @@ from data_utils.batching import fingerprint, micro_batches
 from data_utils.dataset import prepare_data
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.readers import READERS
-from eval_utils.metrics import METRICS, Output, score, summarize
+from eval_utils.metrics import METRICS, Output, Task, score, summarize
 from model_utils.adapters import add_lora, describe_experts, expert_names, linear_layers
 from model_utils.flops import count_flops, dtype_census, peak_flops
 from model_utils.generation import generate, problem_with_slots
@@ -400,7 +400,7 @@ def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, stop):
     # In the rows' order: they finish in another one, which several processes change.
     outputs = [(eval_rows[place], text, finish) for place, text, finish in sorted(gather_object(mine))]
     model.train()
-    figures = summarize([score(Output(row, text, prompt_format, finish)) for row, text, finish in outputs])
+    figures = summarize([score(Output(Task(row), text, prompt_format, finish)) for row, text, finish in outputs])
     shown = [name for name, metric in METRICS.items() if name in figures and (metric.headline or name == "over_call")]
     samples = [(row.query, text, row.answers) for row, text, _ in outputs[:5]]
     return {name: figures[name][METRICS[name].kind] for name in shown}, samples
