@@ -209,12 +209,12 @@ def main():
     )
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
+    run_on_main(accelerator, lambda: run.check_experiment(state))  # on main alone: PLACES may be others elsewhere
     if run.is_finished(last_step):
         accelerator.print(
             f"{run.output_dir} is finished: all {last_step} steps are done, the adapter is in {run.adapter_dir}"
         )
         return end_training(accelerator)
-    run_on_main(accelerator, lambda: run.check_experiment(state))  # on main alone: PLACES may be others elsewhere
 
     # Base model under a fresh adapter
     model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, args.trust_remote_code)
@@ -265,6 +265,7 @@ def main():
         accelerator, model, tokenizer, args, rows_to_generate(accelerator, args, data.eval_rows)
     )
     check_memory(accelerator, args, training, data, steps, loss_fn, completion_loss, generations)
+    run.check_disk(training)
     run.start(state, {"dropped_rows.json": data.dropped, "split.json": data.split})
     log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
     stop = StopRequest(accelerator, run.last_checkpoint)  # from here on signals wait for the end of a step

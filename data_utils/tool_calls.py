@@ -25,11 +25,12 @@ def parse_json(text):
     Python's own parser takes NaN, Infinity and 1e999, keeps the last of two equal keys and overflows its stack on deep
     nesting. Raises ValueError (json.JSONDecodeError among them).
     """
-    _check_depth(text)
+    check_depth(text)
     return _DECODER.decode(text)
 
 
-def _check_depth(text):
+def check_depth(text):
+    """Raises ValueError if the lists and objects of a JSON text nest deeper than MAX_DEPTH."""
     if text.count("[") + text.count("{") > MAX_DEPTH:  # else it cannot be deeper, and counting is quick
         depth = 0
         for character in re.findall(r"[\[{\]}]", _STRING.sub("", text)):
@@ -42,7 +43,7 @@ def _value_at(text, start):
     """The value that begins at `start`, as strictly as parse_json's, and where it ends. Raises ValueError, or RecursionError
     where brackets open without end."""
     value, end = _DECODER.raw_decode(text, start)
-    _check_depth(text[start:end])
+    check_depth(text[start:end])
     return value, end
 
 

@@ -1,16 +1,15 @@
 """The model card of an adapter and of an export: where it comes from, what it was measured at, how it is asked, what it cannot do."""
 
 import html
-import json
 import re
 from pathlib import Path
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from data_utils.prompt import PROMPT_FORMATS
+from run_utils.arguments import UserError, read_yaml, say
 from run_utils.environment import published_name
-from run_utils.files import file_hash
+from run_utils.files import file_hash, read_json
 
 TEMPLATE = """\
 ---
@@ -198,7 +197,11 @@ def read_curves(run, environment, most=8):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     last_step = environment.get("global_step")
-    if last_step is None or not (Path(run) / "logs").is_dir():
+    if not isinstance(last_step, int) or not (Path(run) / "logs").is_dir():
+        return []
+    files = [path for path in (Path(run) / "logs").rglob("*") if not path.is_dir()]
+    if not all(path.is_file() for path in files):  # a pipe would be waited for
+        say(f"The card has no curves: not all in {Path(run) / 'logs'} are files")
         return []
     events = EventAccumulator(str(Path(run) / "logs"), size_guidance={"scalars": 0})
     events.Reload()
@@ -220,15 +223,27 @@ def latest(losses, step):
     return losses[max(earlier)] if earlier else None
 
 
+def check_figures(metrics):
+    """For read_json: fails unless a metrics.json has the figures of a card."""
+    for figures in dict(metrics["systems"]).values():
+        for name in HEADLINE:
+            if figures.get(name):
+                _ = [100 * figures[name][key] + 0.0 for key in ("rate", "low", "high")]
+        _ = figures["num_examples"]
+
+
 def read_evaluation(adapter, training_args):
     """The figures of evaluation/ beside an adapter, where evaluate.py puts them, if they are of this adapter on the rows that its
     training held out; else None."""
     folder = Path(adapter).parent / "evaluation"
+    if not folder.exists():
+        return None
     try:
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        args = dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        environment = read_json(folder / "environment.json")
+        metrics = read_json(folder / "metrics.json", check_figures)
+        args = read_yaml(folder / "args.yaml")
+    except UserError as error:
+        say(f"The card has no evaluation: {error}")
         return None
     rows = ("dataset_name", "dataset_config_name", "dataset_revision", "eval_dataset_name")
     if any(args.get(name) != training_args.get(name) for name in rows):
