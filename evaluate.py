@@ -57,7 +57,7 @@ from run_utils.arguments import (
     run_script,
 )
 from run_utils.environment import environment_record
-from run_utils.files import file_hash, lock_folder, write_json, write_text
+from run_utils.files import file_hash, lock_folder, read_json, write_json, write_text
 from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
 from run_utils.redaction import redact
 
@@ -376,12 +376,9 @@ class Finished(NamedTuple):
 
 def read_folder(folder):
     rows, in_training = predictions.read_rows(folder)
-    try:
-        environment = redact(dict(json.loads((folder / "environment.json").read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder} holds no evaluation that can be read: environment.json, {error}") from None
+    environment = redact(read_json(folder / "environment.json"))
     settings = redact(read_yaml(folder / "args.yaml"))
-    if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in PROMPT_FORMATS:
+    if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in [*PROMPT_FORMATS]:
         raise UserError(f"{folder / 'args.yaml'} names no systems, or a prompt format that is not here")
     answers = {}
     for prediction in predictions.read([path for path in [folder / "predictions.jsonl"] if path.exists()]):
@@ -397,8 +394,8 @@ def score_folder(folder, baseline=None):
     """Score the texts of a finished evaluation: scores.jsonl, metrics.json, report.html and the table."""
     finished = read_folder(folder)
     settings, step = finished.settings, finished.environment.get("adapter_step")
-    model = settings.get("model_name_or_path") or settings["endpoint_model"]
-    data = settings.get("eval_dataset_name") or settings["dataset_name"]
+    model = settings.get("model_name_or_path") or settings.get("endpoint_model")
+    data = settings.get("eval_dataset_name") or settings.get("dataset_name")
     evaluation = score_systems(
         {"": finished},
         baseline or settings.get("baseline"),

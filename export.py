@@ -18,7 +18,6 @@ if __name__ == "__main__":
     print("Loading PyTorch and transformers ...", file=sys.stderr)
 
 import contextlib
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +41,13 @@ from model_utils.model_card import (
     read_evaluation,
     write_card,
 )
-from run_utils.arguments import UserError, argument, parse_arguments, require, run_script
+from run_utils.arguments import UserError, argument, parse_arguments, require, run_script, say
 from run_utils.environment import published_name
+from run_utils.files import describe_free, lock_folder, naming_full_disk, read_json, write_json
 from run_utils.launch import start_accelerator
 
 COMPARED_ROWS = 8
+MAKE_ROOM = "make room, and the same command exports it"
 
 
 @dataclass
@@ -89,11 +90,20 @@ def main():
 def new_folder(path):
     """A folder under another name, which is `path` once all that happens within has gone well, and gone if not."""
     unfinished = path.with_name(f"incomplete-{path.name}")
+    marker = unfinished / ".unfinished_export"
     if unfinished.exists():
-        raise UserError(f"{unfinished} is there, perhaps of an export that was killed: remove it")
+        if not marker.exists():
+            raise UserError(
+                f"{unfinished} is there, and no export has left it: remove it, or choose another --output_dir"
+            )
+        lock_folder(unfinished)  # refused while that export is still at work
+        shutil.rmtree(unfinished)
     try:
         unfinished.mkdir(parents=True)
+        lock_folder(unfinished)
+        marker.touch()
         yield unfinished
+        marker.unlink()
         unfinished.rename(path)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -112,6 +122,9 @@ def write_merged(args, training_args, environment, folder):
     revision = training_args.get("model_revision") if not args.model_name_or_path else None
     tokenizer = load_tokenizer(model_path, revision, args.trust_remote_code)
     base = load_base_model(model_path, accelerator, revision, "none", args.trust_remote_code)
+    needed = sum(weight.numel() * weight.element_size() for weight in base.parameters())
+    if shutil.disk_usage(folder).free < needed:
+        say(f"Warning: the merged model needs {describe_free(folder, needed)}: make room while it is compared")
     model = load_adapter(base, args.adapter)
     if adapts_shared_weights(model):
         raise UserError(
@@ -139,16 +152,17 @@ def write_merged(args, training_args, environment, folder):
     except ValueError as error:
         raise UserError(f"{error}: serve the adapter itself") from None
     tokenizer.response_template = response_template(tokenizer)
-    tokenizer.save_pretrained(folder)
     merged.generation_config = GenerationConfig(
         do_sample=False,
         eos_token_id=sorted(end_tokens(merged, tokenizer) - {None}),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    merged.save_pretrained(folder)
     what = f"The adapter of step {environment.get('global_step')}, merged into its base in {args.dtype}."
-    describe(args, training_args, environment, folder, what, HOW_TO_LOAD_MERGED, "transformers")
+    with naming_full_disk(args.output_dir, needed, MAKE_ROOM):
+        tokenizer.save_pretrained(folder)
+        merged.save_pretrained(folder)
+        describe(args, training_args, environment, folder, what, HOW_TO_LOAD_MERGED, "transformers")
 
     written = weight_hashes(merged)
     del model, merged, base
@@ -171,12 +185,13 @@ def write_adapter(args, training_args, environment, folder):
             f"the base {base} is not on the hub: nobody else could load the adapter on it. Export the merged model"
         )
     source = Path(args.adapter)
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "adapter_config.json")
     config |= {"base_model_name_or_path": base, "revision": training_args.get("model_revision")}
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.copy(source / "adapter_model.safetensors", folder)
     what = f"A LoRA adapter in PEFT's format, after {environment.get('global_step')} optimizer steps of `train.py`."
-    describe(args, training_args, environment, folder, what, HOW_TO_LOAD_ADAPTER, "peft")
+    with naming_full_disk(args.output_dir, (source / "adapter_model.safetensors").stat().st_size, MAKE_ROOM):
+        write_json(folder / "adapter_config.json", config)
+        shutil.copy(source / "adapter_model.safetensors", folder)
+        describe(args, training_args, environment, folder, what, HOW_TO_LOAD_ADAPTER, "peft")
 
 
 def describe(args, training_args, environment, folder, what, loading, library):

@@ -29,6 +29,7 @@ import codecs
 import contextlib
 import hashlib
 import json
+import math
 import signal
 from collections import Counter
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ from model_utils.grammar import import_xgrammar
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, resolve_model
 from model_utils.self_checks import num_positions
 from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script, say
-from run_utils.files import file_hash, lock_folder, write_text
+from run_utils.files import describe_free, file_hash, is_full_disk, lock_folder, write_text
 from run_utils.launch import start_accelerator
 
 
@@ -298,7 +299,7 @@ def answer_file(args, system, requests):
         "adapter": file_hash(Path(args.adapter) / "adapter_model.safetensors") if args.adapter else None,
         **{name: getattr(args, name) for name in ("system", "constrained", "format", "max_new_tokens", "quantization")},
     }
-    done = open_partial(output, partial, identity)
+    done = open_partial(output, partial, identity, len(requests))
     todo = [index for index, request in enumerate(requests) if index not in done and request.row]
     results = done | {
         index: {"id": request.id, "error": request.error} for index, request in enumerate(requests) if not request.row
@@ -313,11 +314,20 @@ def answer_file(args, system, requests):
                 results[index] = {"id": requests[index].id} | as_result(reply, args.format) | left_out
                 file.write(json.dumps([index, results[index]]) + "\n")
                 file.flush()
+        write_text(output, "".join(as_line(results[index]) for index in sorted(results)))
     except Stopped as stopped:
         raise Stopped(
             stopped.number, f"{len(results)} of {len(requests)} rows are answered: the same command goes on"
         ) from None
-    write_text(output, "".join(as_line(results[index]) for index in sorted(results)))
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        characters = sum(len(as_line(result)) for result in results.values()) / max(1, len(results))
+        free = describe_free(output.parent, 2 * len(requests) * characters)  # both files are there for a moment
+        raise UserError(
+            f"--output {output} could not be written: it needs {free}; {len(results)} of {len(requests)} rows are answered: make "
+            "room, and the same command goes on"
+        ) from None
     partial.unlink()
     errors = sum("error" in result for result in results.values())
     misfits = sum("misfits" in result for result in results.values())
@@ -331,7 +341,7 @@ def answer_file(args, system, requests):
         )
 
 
-def open_partial(output, partial, identity):
+def open_partial(output, partial, identity, num_rows):
     """The answers of a run that was cut off, `{index: result}`. Raises UserError if the files are of another run."""
     try:
         if output.exists():
@@ -339,22 +349,26 @@ def open_partial(output, partial, identity):
         if not partial.exists() or partial.stat().st_size == 0:
             partial.write_text(json.dumps(identity) + "\n", encoding="utf-8")
         lock_folder(partial)
-        first, *lines = partial.read_text(encoding="utf-8").splitlines()
+        first, *lines = partial.read_text(encoding="utf-8").split("\n")
+        if lines and lines[-1]:  # cut short: what comes next is a line of its own
+            with partial.open("a", encoding="utf-8") as file:
+                file.write("\n")
         if json.loads(first) != identity:
             raise UserError(
                 f"{partial} has answers to other rows, or of another model or settings: remove it, or choose another --output"
             )
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{partial} cannot be read: remove it") from None
     done = {}
     for line in lines:
         try:
             index, result = json.loads(line)
-        except ValueError:  # cut short
+        except (ValueError, TypeError, RecursionError):  # cut short, or not ours
             continue
-        done[index] = result
+        if type(index) is int and 0 <= index < num_rows and isinstance(result, dict):
+            done[index] = result
     return done
 
 
@@ -372,7 +386,9 @@ def read_requests(path, tools):
     is read in part or not at all, with the number of its rows."""
     requests, notes = [], Counter()
     for number, (_, record) in enumerate(read_file(path), start=1):
-        row_id = record.get("id") if isinstance(record, dict) and record.get("id") is not None else number
+        row_id = record.get("id") if isinstance(record, dict) else None
+        if row_id is None or (isinstance(row_id, float) and not math.isfinite(row_id)):  # which is no JSON
+            row_id = number
         left_out = []
         try:
             request = as_request(record, tools)

@@ -33,7 +33,7 @@ from data_utils.batching import fingerprint, micro_batches
 from data_utils.dataset import prepare_data
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.readers import READERS
-from eval_utils.metrics import METRICS, Output, score, summarize
+from eval_utils.metrics import METRICS, Output, Task, score, summarize
 from model_utils.adapters import add_lora, describe_experts, expert_names, linear_layers
 from model_utils.flops import count_flops, dtype_census, peak_flops
 from model_utils.generation import generate, problem_with_slots
@@ -209,12 +209,12 @@ def main():
     )
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
+    run_on_main(accelerator, lambda: run.check_experiment(state))  # on main alone: PLACES may be others elsewhere
     if run.is_finished(last_step):
         accelerator.print(
             f"{run.output_dir} is finished: all {last_step} steps are done, the adapter is in {run.adapter_dir}"
         )
         return end_training(accelerator)
-    run_on_main(accelerator, lambda: run.check_experiment(state))  # on main alone: PLACES may be others elsewhere
 
     # Base model under a fresh adapter
     model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, args.trust_remote_code)
@@ -265,6 +265,7 @@ def main():
         accelerator, model, tokenizer, args, rows_to_generate(accelerator, args, data.eval_rows)
     )
     check_memory(accelerator, args, training, data, steps, loss_fn, completion_loss, generations)
+    run.check_disk(training)
     run.start(state, {"dropped_rows.json": data.dropped, "split.json": data.split})
     log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
     stop = StopRequest(accelerator, run.last_checkpoint)  # from here on signals wait for the end of a step
@@ -400,7 +401,7 @@ def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, stop):
     # In the rows' order: they finish in another one, which several processes change.
     outputs = [(eval_rows[place], text, finish) for place, text, finish in sorted(gather_object(mine))]
     model.train()
-    figures = summarize([score(Output(row, text, prompt_format, finish)) for row, text, finish in outputs])
+    figures = summarize([score(Output(Task(row), text, prompt_format, finish)) for row, text, finish in outputs])
     shown = [name for name, metric in METRICS.items() if name in figures and (metric.headline or name == "over_call")]
     samples = [(row.query, text, row.answers) for row, text, _ in outputs[:5]]
     return {name: figures[name][METRICS[name].kind] for name in shown}, samples

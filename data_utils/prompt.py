@@ -80,9 +80,10 @@ class PromptFormat(NamedTuple):
     parse: Callable[[str], object] = tool_calls.parse_answer
     # generated text -> whether generation may stop here. What follows must not change what `parse` makes of the text
     finished: Callable[[str], bool] = tool_calls.finished
-    # generated text -> whether a value has closed, so that `finished` is worth asking at every token from now on
+    # generated text -> whether a value has closed; if not where `closing` is true, `finished` never will be
     has_value: Callable[[str], bool] = tool_calls.has_value
-    closing: str = "]}"  # a token without any of these characters never closes a value: `has_value` is not asked
+    # () -> an object whose `add(text of the next token)` is whether `finished` is worth asking
+    closing: Callable[[], tool_calls.Closing] = tool_calls.Closing
 
 
 PROMPT_FORMATS = {

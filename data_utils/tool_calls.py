@@ -11,6 +11,10 @@ MAX_DEPTH = 64  # far beyond any real call, far below the parser's recursion lim
 END_TAG = "</answer>"
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one that never closes ends with the text
 _STRING_OR_END_TAG = re.compile(f"{_STRING.pattern}|{END_TAG}", re.DOTALL)
+_STRING_OR_BRACKET = re.compile(
+    rf"{_STRING.pattern}|[\[{{\]}}\\]", re.DOTALL
+)  # or a backslash, which only strings have
+_BLANK_OR_UNKNOWN = re.compile("[\\s\N{REPLACEMENT CHARACTER}]*")
 _OBJECT_OR_LIST_OF_OBJECTS = re.compile(r"\{|\[(?=\s*\{)")
 _FENCED_EMPTY_LIST = re.compile(r"\s*```\w*\s*\[\s*\]")
 
@@ -21,11 +25,12 @@ def parse_json(text):
     Python's own parser takes NaN, Infinity and 1e999, keeps the last of two equal keys and overflows its stack on deep
     nesting. Raises ValueError (json.JSONDecodeError among them).
     """
-    _check_depth(text)
+    check_depth(text)
     return _DECODER.decode(text)
 
 
-def _check_depth(text):
+def check_depth(text):
+    """Raises ValueError if the lists and objects of a JSON text nest deeper than MAX_DEPTH."""
     if text.count("[") + text.count("{") > MAX_DEPTH:  # else it cannot be deeper, and counting is quick
         depth = 0
         for character in re.findall(r"[\[{\]}]", _STRING.sub("", text)):
@@ -38,7 +43,7 @@ def _value_at(text, start):
     """The value that begins at `start`, as strictly as parse_json's, and where it ends. Raises ValueError, or RecursionError
     where brackets open without end."""
     value, end = _DECODER.raw_decode(text, start)
-    _check_depth(text[start:end])
+    check_depth(text[start:end])
     return value, end
 
 
@@ -99,11 +104,11 @@ def check_tool(tool):
         )
 
 
-# What a generated text says, and when enough of it has been seen. One rule: whatever `finished` cuts off changes no score.
+# The value of a generated text, and when enough of it is there. One rule: whatever `finished` cuts off changes no score.
 
 
 def opening_value(text):
-    """The list or object that `text` starts with, strictly parsed, and where it ends; None where it starts otherwise."""
+    """The list or object that `text` starts with, strictly parsed, and its end; None if it starts otherwise."""
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] not in ("[", "{"):
         return None
@@ -127,6 +132,43 @@ def finished(text):
         return False
     rest = text[opening[1] :].lstrip()
     return rest.startswith(END_TAG) or not END_TAG.startswith(rest)
+
+
+class Closing:
+    """When `finished` is worth asking of a text that grows by pieces: it reads the whole text, this each piece once.
+
+    Pieces are the texts of single tokens. Blanks between them may be missing, and a letter of several tokens is a U+FFFD
+    in each; brackets, quotes and backslashes are all there, in their order.
+    """
+
+    def __init__(self):
+        self.opened = self.in_string = self.escaped = False
+        self.depth = 0  # of the brackets that are open
+        self.rest_is_blank = True  # of the text after the value
+
+    def add(self, piece):
+        """Take the next piece; returns whether `finished` may be true from here on, and was not before."""
+        if not self.opened:
+            piece = piece[_BLANK_OR_UNKNOWN.match(piece).end() :]
+            if not piece:
+                return False
+            self.opened = True
+            self.depth = 0 if piece[0] in "[{" else math.inf  # otherwise it starts with no value: nothing closes
+        elif self.depth == 0:
+            self.rest_is_blank = self.rest_is_blank and not piece.strip()
+            return not self.rest_is_blank
+        for place, character in enumerate(piece):
+            if self.in_string:
+                self.in_string = self.escaped or character != '"'
+                self.escaped = character == "\\" and not self.escaped
+            elif character == '"':
+                self.in_string = True
+            else:
+                self.depth += (character in "[{") - (character in "]}")
+                if self.depth == 0:
+                    self.rest_is_blank = not piece[place + 1 :].strip()
+                    return True
+        return False
 
 
 def answer_text(text):
@@ -155,13 +197,47 @@ def lenient_value(text):
         return opening[0]
     if _FENCED_EMPTY_LIST.match(text):
         return []
-    for start in _OBJECT_OR_LIST_OF_OBJECTS.finditer(text):
+    spans = {}
+    for match in _OBJECT_OR_LIST_OF_OBJECTS.finditer(text):
+        start = match.start()
+        if start not in spans:
+            _add_spans(text, start, spans)
+        if not spans[start] or spans[start][1] > MAX_DEPTH:
+            continue
         try:
-            value, _ = _value_at(text, start.start())
+            value, _ = _DECODER.raw_decode(text[start : spans[start][0]])
         except ValueError:
             continue
-        except RecursionError:
-            break  # what follows is only the inside of this one, and trying all of it would take hours
         if isinstance(value, dict) or all(isinstance(element, dict) for element in value):
             return value
     return None
+
+
+def _add_spans(text, start, spans):
+    """Add `{place: (end, depth)}` of the bracket at `start` and of those within it; None for one that nothing closes.
+
+    Brackets known already are passed over: all starts of a text together read it about twice, since a place is either in a
+    string or not. (Trying to parse at each start reads what is open once for each bracket.)
+    """
+    open_places, depths, place = [], [], start
+    while match := _STRING_OR_BRACKET.search(text, place):
+        token, place = match[0], match.end()
+        if token[0] == '"':
+            continue
+        if token in "[{":
+            if match.start() not in spans:
+                open_places.append(match.start())
+                depths.append(1)
+                continue
+            if not spans[match.start()]:
+                break
+            place, depth = spans[match.start()]
+        elif token != "\\" and text[open_places[-1]] + token in ("[]", "{}"):
+            depth = depths.pop()
+            spans[open_places.pop()] = place, depth
+        else:
+            break
+        if not open_places:
+            return
+        depths[-1] = max(depths[-1], depth + 1)
+    spans.update(dict.fromkeys(open_places))

@@ -64,7 +64,7 @@ def functions_of(path):
             exec(compile(Path(path).read_bytes(), path, "exec"), module.__dict__)
         except OSError:
             raise
-        except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever the user's own code raises
             raise UserError(f"--tools {path}: {type(error).__name__}: {one_line(error)}") from None
         for name, value in vars(module).items():
             if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):

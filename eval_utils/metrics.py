@@ -22,18 +22,37 @@ from eval_utils.statistics import bootstrap_ratio, wilson_interval
 SCORING = "6"  # counted up when a definition below changes: figures of two versions are not to be compared
 
 
-class Output:
-    """A model's answer to one row: the text, the value that the row's prompt format parses from it, and gold.
-
-    finish: why generation stopped (Generation.finish). parsed: whether all of the text is one JSON value; value: this value, else
-    None. calls: the value if it is a list of calls, else None. gold: the list of calls wanted. tools: the tools on offer;
-    schemas: the JSON Schema of each tool's arguments, by its name.
+class Task:
+    """A row as the scores read it, once for all systems. gold: the list of calls wanted. tools: the tools on offer; schemas: the
+    JSON Schema of each tool's arguments, by its name. sources: see Sources. acceptable, required: those columns' values.
     """
 
-    def __init__(self, row, text, prompt_format, finish="end"):
-        self.row, self.text, self.finish = row, text, finish
+    def __init__(self, row):
+        self.row = row
         self.gold = json.loads(row.answers)
         self.tools = json.loads(row.tools)
+        self.acceptable = json.loads(row.acceptable) if row.acceptable else None
+        self.required = json.loads(row.required) if row.required else {}
+
+    @functools.cached_property
+    def schemas(self):
+        return {tool["name"]: tool_schema(tool) for tool in self.tools}
+
+    @functools.cached_property
+    def sources(self):
+        return Sources(self.row.query, self.tools)
+
+
+class Output:
+    """A model's answer to one Task: the text, and the value that the row's prompt format parses from it.
+
+    finish: why generation stopped (Generation.finish). parsed: whether all of the text is one JSON value; value: this value, else
+    None. calls: the value if it is a list of calls, else None.
+    """
+
+    def __init__(self, task, text, prompt_format, finish="end"):
+        self.task, self.gold, self.tools = task, task.gold, task.tools
+        self.text, self.finish = text, finish
         self.parsed = True
         try:
             self.value = prompt_format.parse(text)
@@ -45,9 +64,13 @@ class Output:
         except ValueError:
             self.calls = None
 
-    @functools.cached_property
+    @property
     def schemas(self):
-        return {tool["name"]: tool_schema(tool) for tool in self.tools}
+        return self.task.schemas
+
+    @property
+    def sources(self):
+        return self.task.sources
 
     @functools.cached_property
     def lenient(self):
@@ -67,10 +90,6 @@ class Output:
     @functools.cached_property
     def num_right_calls(self):
         return len(equal_calls(self.calls or [], self.gold))
-
-    @functools.cached_property
-    def sources(self):
-        return Sources(self.row.query, self.tools)
 
 
 # Headline
@@ -221,9 +240,8 @@ def missed_call(output):
 
 def acceptable_match(output):
     """Of the rows with a column `acceptable`: the Berkeley leaderboard's AST match, parallel calls matched as well as can be."""
-    if not output.row.acceptable:
-        return None
-    return ast_match(output.value, json.loads(output.row.acceptable), output.tools)
+    acceptable = output.task.acceptable
+    return None if acceptable is None else ast_match(output.value, acceptable, output.tools)
 
 
 # Diagnostics: pairs (numerator, denominator), summed over the rows.
@@ -266,10 +284,9 @@ def names_match(output):
 
 def required_coverage(output):
     """Of the required arguments of the tools called: those given."""
-    wanted = json.loads(output.row.required) if output.row.required else {}
     given = total = 0
     for call in known_calls(output):
-        required = wanted.get(call["name"], output.schemas[call["name"]]["required"])
+        required = output.task.required.get(call["name"], output.schemas[call["name"]]["required"])
         given += len(set(required) & call["arguments"].keys())
         total += len(required)
     return given, total

@@ -5,11 +5,13 @@ Each process appends to a file of its own, predictions-<process>.jsonl, which `m
 """
 
 import json
+import math
 from collections import Counter
 
-from data_utils.rows import Row
+from data_utils.rows import Row, names_by_tool
+from data_utils.tool_calls import check_calls, parse_json
 from run_utils.arguments import UserError
-from run_utils.files import write_text
+from run_utils.files import read_json, write_lines
 
 TRAINING_S = ("adapter_config.json", "split.json", "state.json")  # of these folders too, environment.json is one
 TRAINING_FACTS = ("tools_seen", "near_repeat")  # of a row, see write_rows
@@ -21,21 +23,25 @@ def check_folder(output_dir, identity):
 
     identity: all that the predictions depend on, as JSON values. Raises UserError where the folder holds others.
     """
-    environment = output_dir / "environment.json"
     check_no_training(output_dir)
-    try:
-        saved = dict(json.loads(environment.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        if found := [path.name for path in results_in(output_dir)]:
-            raise UserError(f"{output_dir} has files that no evaluation here has made: {', '.join(found)}") from None
+    if (output_dir / "environment.json").exists():
+        saved = read_json_or_empty(output_dir / "environment.json")
+    elif found := [path.name for path in results_in(output_dir)]:
+        raise UserError(f"{output_dir} has files that no evaluation here has made: {', '.join(found)}")
+    else:
         saved = identity
-    except (ValueError, TypeError):
-        saved = {}
     if any(saved.get(key) != value for key, value in identity.items()):
         raise UserError(
             f"{output_dir} holds an evaluation of another model, other rows or other settings: "
             "replace it with --overwrite_output_dir, or choose another --output_dir"
         )
+
+
+def read_json_or_empty(path):
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
 
 
 def check_no_training(output_dir):
@@ -49,10 +55,7 @@ def check_comparison_folder(output_dir):
     if (output_dir / "predictions.jsonl").exists() or parts(output_dir):
         raise UserError(f"{output_dir} holds an evaluation: name another --output_dir for the comparison")
     others = [path.name for path in (*results_in(output_dir), output_dir / "environment.json") if path.exists()]
-    try:
-        is_comparison = "evaluations" in dict(json.loads((output_dir / "metrics.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        is_comparison = False
+    is_comparison = "evaluations" in read_json_or_empty(output_dir / "metrics.json")
     if others and not (is_comparison and "environment.json" not in others):
         raise UserError(
             f"{output_dir} has files that no comparison has made: {', '.join(others)}; choose another --output_dir"
@@ -75,16 +78,37 @@ def read_rows(output_dir):
     """The rows of an evaluation and `in_training` as write_rows was given them. Raises UserError if there are none."""
     path = output_dir / "rows.jsonl"
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as file:
+            records = list(map(parse_json, file))
         if not records:
             raise ValueError("which is empty")
         in_training = {}
         for fact in TRAINING_FACTS:
             known = {record["id"]: record.pop(fact, None) for record in records}  # older files have no near_repeat
             in_training[fact] = None if None in known.values() else known
-        return [Row(**record) for record in records], in_training
+        rows = [Row(**record) for record in records]
+        for row in rows:
+            check_row(row)
+        return rows, in_training
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}") from None
+
+
+def check_row(row):
+    """Raises ValueError unless the row's columns are what the scores read."""
+    if not all(isinstance(value, str) for value in row):
+        raise ValueError(f"a column of row {row.id!r} is no text")
+    for tool in parse_json(row.tools):
+        if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+            raise ValueError(f"a tool of row {row.id!r} has no name")
+        parameters = tool.get("parameters") or {}
+        if not isinstance(parameters, dict) or not all(isinstance(spec, dict) for spec in parameters.values()):
+            raise ValueError(f"the tool {tool['name']!r} of row {row.id!r} is not in the flat form")
+    check_calls(parse_json(row.answers))
+    if row.acceptable:
+        parse_json(row.acceptable)
+    if row.required and not names_by_tool(parse_json(row.required)):
+        raise ValueError(f"the column 'required' of row {row.id!r} is not lists of names")
 
 
 def parts(output_dir):
@@ -99,11 +123,10 @@ def results_in(output_dir):
 
 def clear(output_dir):
     """Delete an earlier evaluation, and nothing else that lies in the folder; nothing at all where none of ours is there."""
+    path = output_dir / "environment.json"
     try:
-        is_evaluation = "rows_sha256" in json.loads((output_dir / "environment.json").read_text(encoding="utf-8"))
-    except OSError:
-        is_evaluation = False
-    except (ValueError, TypeError):  # damaged
+        is_evaluation = path.exists() and "rows_sha256" in read_json(path)
+    except UserError:  # damaged
         is_evaluation = not any((output_dir / name).exists() for name in TRAINING_S)
     if is_evaluation:
         for path in (*results_in(output_dir), output_dir / "environment.json"):
@@ -121,13 +144,16 @@ def read(paths):
     """Every whole prediction in the files; a line cut short by a kill is not one."""
     predictions = []
     for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                prediction = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(prediction, dict) and all(isinstance(prediction.get(key), str) for key in ("system", "id")):
-                predictions.append(scorable(prediction))
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    prediction = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(prediction, dict) and all(
+                    isinstance(prediction.get(key), str) for key in ("system", "id")
+                ):
+                    predictions.append(scorable(prediction))
     return predictions
 
 
@@ -135,11 +161,13 @@ def scorable(prediction):
     """The prediction with a value of its type in each field that the scores read. One whose text is no text, as earlier
     versions wrote of a server's unusual message, is broken: its text is empty, and it came as nothing."""
     text, finish, seconds, num_tokens = (prediction.get(key) for key in ("text", "finish", "seconds", "num_tokens"))
+    if not isinstance(prediction.get("came_as", ""), str):
+        del prediction["came_as"]
     return {
         **prediction,
         **({} if isinstance(text, str) else {"text": "", "came_as": "nothing", "choice": text}),
         "finish": finish if isinstance(finish, str) else "end",
-        "seconds": seconds if isinstance(seconds, int | float) else 0.0,
+        "seconds": seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else 0.0,
         "num_tokens": num_tokens if isinstance(num_tokens, int) else None,
     }
 
@@ -179,4 +207,4 @@ def merge(output_dir):
 
 def write(path, records):
     """Write JSON lines."""
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    write_lines(path, (json.dumps(record) + "\n" for record in records))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.systems import verdict_pair
 from eval_utils import predictions as prediction_files
-from eval_utils.metrics import METRICS, SCORING, Output, score, summarize
+from eval_utils.metrics import METRICS, SCORING, Output, Task, score, summarize
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, what_followed
 from eval_utils.predictions import describe_messages
 from eval_utils.statistics import flips, mcnemar, wilson_interval
@@ -50,14 +50,18 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
     PromptFormat of each system. in_training: see predictions.write_rows. baseline: see systems.verdict_pair.
     """
     first = first_of_equals(rows, predictions, prompt_formats)
+    tasks = [Task(row) for row in rows]
     outputs = {
-        key: [Output(row, by_id[row.id]["text"], prompt_formats[key], by_id[row.id]["finish"]) for row in rows]
+        key: [
+            Output(task, by_id[row.id]["text"], prompt_formats[key], by_id[row.id]["finish"])
+            for row, task in zip(rows, tasks, strict=True)
+        ]
         for key, by_id in predictions.items()
         if first[key] == key
     }
     scores = {key: [score(output) for output in of_system] for key, of_system in outputs.items()}
     tags = PROMPT_FORMATS["tags-1"]
-    gold = summarize([score(Output(row, row.answers, tags)) for row in rows])
+    gold = summarize([score(Output(task, task.row.answers, tags)) for task in tasks])
     verdict = verdict_pair(list(outputs), list(dict.fromkeys(first[key] for key in baseline)))
     figures = {
         "systems": {
@@ -74,10 +78,10 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
         "gold": {name: gold[name] for name in GOLDS_OWN if name in gold},
         "pairs": pairs(rows, scores, verdict),
         "near_repeats": near_repeats(rows, scores, in_training["near_repeat"]),
-        "slices": slices(rows, scores, in_training["tools_seen"]),
-        "worst_tools": worst_tools(rows, scores, verdict[1] if verdict else list(outputs)[-1]),
+        "slices": slices(tasks, scores, in_training["tools_seen"]),
+        "worst_tools": worst_tools(tasks, scores, verdict[1] if verdict else list(outputs)[-1]),
         "warnings": [
-            *warnings(rows, {key: outputs[first[key]] for key in predictions}, first),
+            *warnings(tasks, {key: outputs[first[key]] for key in predictions}, first),
             *(
                 line
                 for key, by_id in predictions.items()
@@ -156,8 +160,9 @@ def near_repeats(rows, scores, near_repeat):
     return {"count": len(parts[True]), "slice": found}
 
 
-def slices(rows, scores, seen):
+def slices(tasks, scores, seen):
     """Exact match by kind of row: `[{"title", "values": [{"value", "n", "figures": {system: rate}}]}]`."""
+    rows = [task.row for task in tasks]
     lengths = sorted(len(row.query) + len(row.tools) for row in rows)
     quarters = [lengths[len(lengths) * i // 4] for i in (1, 2, 3)] if len(lengths) >= 4 else []
 
@@ -166,18 +171,20 @@ def slices(rows, scores, seen):
         return f"{place + 1}. quarter" + (f", from {quarters[place - 1]:,}" if place else "")
 
     kinds = {
-        "number of calls wanted": lambda row: str(len(json.loads(row.answers))),
-        "number of tools on offer": lambda row: str(len(json.loads(row.tools))),
-        "length of query and tools, in characters": length,
-        "category": lambda row: row.category or None,
+        "number of calls wanted": [str(len(task.gold)) for task in tasks],
+        "number of tools on offer": [str(len(task.tools)) for task in tasks],
+        "length of query and tools, in characters": [length(row) for row in rows],
+        "category": [row.category or None for row in rows],
     }
     if seen is not None:
-        kinds["tools on offer"] = lambda row: "all seen in training" if seen[row.id] else "some never seen in training"
+        kinds["tools on offer"] = [
+            "all seen in training" if seen[row.id] else "some never seen in training" for row in rows
+        ]
     found = []
-    for title, kind in kinds.items():
+    for title, values in kinds.items():
         groups = defaultdict(list)
-        for place, row in enumerate(rows):
-            if (value := kind(row)) is not None:
+        for place, value in enumerate(values):
+            if value is not None:
                 groups[value].append(place)
         order = sorted(groups, key=lambda value: (not value.isdecimal(), int(value) if value.isdecimal() else 0, value))
         if len(groups) > 1:
@@ -194,23 +201,23 @@ def slice_figures(value, places, scores):
     return {"value": value, "n": len(places), "figures": figures}
 
 
-def worst_tools(rows, scores, judged, least=2, most=10):
+def worst_tools(tasks, scores, judged, least=2, most=10):
     """The tools that gold calls in at least two rows with the fewest exact matches of the judged system, worst first."""
     places = defaultdict(list)
-    for place, row in enumerate(rows):
-        for name in {call["name"] for call in json.loads(row.answers)}:
+    for place, task in enumerate(tasks):
+        for name in {call["name"] for call in task.gold}:
             places[name].append(place)
     groups = [slice_figures(name, of_tool, scores) for name, of_tool in places.items() if len(of_tool) >= least]
     groups.sort(key=lambda group: (group["figures"][judged.name]["rate"], -group["n"], group["value"]))
     return {"title": f"the tools that {judged.name} gets right least often", "values": groups[:most]}
 
 
-def warnings(rows, outputs, first):
+def warnings(tasks, outputs, first):
     """Lines about over-calls: an adapter that calls where its own base abstains, rightly.
 
     outputs: `{key: [Output]}` of all systems, first: the key under which the answers of each are shown.
     """
-    without = [place for place, row in enumerate(rows) if not json.loads(row.answers)]
+    without = [place for place, task in enumerate(tasks) if not task.gold]
     if not without:
         return ["No row here wants no call: whether a system still abstains where no tool fits is not measured."]
     lines = []

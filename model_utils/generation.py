@@ -100,7 +100,7 @@ class Answer:
         self.matcher = new_matcher(grammar, self.end_tokens - {None}) if grammar is not None else None
         self.on_token = on_token or (lambda answer: None)
         self.tokens = []
-        self.has_value = False
+        self.closing = prompt_format.closing()  # None once the text can never be finished
         self.finish = None
         self.seconds = 0.0
 
@@ -112,12 +112,14 @@ class Answer:
         self.tokens.append(token)
         if self.matcher is not None and not self.matcher.accept_token(token):  # no token at all was allowed
             raise UserError(f"no token of this tokenizer continues {self.text()!r} as the grammar of its tools wants")
-        # What is judged is the whole text, but only where the verdict may have changed: pieces alone lack spaces and letters.
-        if self.has_value or contains_any(self.tokenizer, token, self.prompt_format.closing):
+        # The whole text is judged, since pieces alone lack spaces and letters, but only if the verdict may have changed.
+        is_text = token != self.tokenizer.pad_token_id
+        if self.closing and is_text and self.closing.add(token_text(self.tokenizer, token)):
             text = self.text()
-            self.has_value = self.prompt_format.has_value(text)
-            if self.has_value and self.prompt_format.finished(text):
+            if self.prompt_format.finished(text):
                 self.finish = "closed"
+            elif not self.prompt_format.has_value(text):
+                self.closing = None
         if not self.finish and len(self.tokens) == self.budget:
             self.finish = "length"
         self.on_token(self)
@@ -131,8 +133,8 @@ class Answer:
 
 
 @functools.lru_cache(maxsize=2**18)
-def contains_any(tokenizer, token, characters):
-    return not set(characters).isdisjoint(decode_tokens(tokenizer, [token]))
+def token_text(tokenizer, token):
+    return decode_tokens(tokenizer, [token])
 
 
 def end_tokens(model, tokenizer):

@@ -1,14 +1,15 @@
 """The model card of an adapter and of an export: where it comes from, what it was measured at, how it is asked, what it cannot do."""
 
-import json
+import html
+import re
 from pathlib import Path
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from data_utils.prompt import PROMPT_FORMATS
+from run_utils.arguments import UserError, read_yaml, say
 from run_utils.environment import published_name
-from run_utils.files import file_hash
+from run_utils.files import file_hash, read_json
 
 TEMPLATE = """\
 ---
@@ -80,13 +81,13 @@ HEADLINE = {
 def write_card(folder, what, loading, args, environment, curves=(), evaluation=None, library="peft"):
     """Write README.md. args, environment: what read_adapter gives. curves: `(step, training loss, held-out loss)`, as read_curves gives them.
     evaluation: a metrics.json, parsed, of this adapter or export, or None."""
-    base = environment.get("base") or published_name(args["model_name_or_path"])
-    data = environment.get("data") or published_name(args["dataset_name"])
+    base = one_line(environment.get("base") or published_name(str(args["model_name_or_path"])))
+    data = one_line(environment.get("data") or published_name(str(args.get("dataset_name", "unknown"))))
     prompt_format = PROMPT_FORMATS[args["prompt_format"]]
     title = f"{base.split('/')[-1]} that calls tools"
     card_data = ModelCardData(
-        base_model=base if "/" in base else None,
-        datasets=[data] if "/" in data else None,
+        base_model=base if is_hub_id(base) else None,
+        datasets=[data] if is_hub_id(data) else None,
         library_name=library,
         pipeline_tag="text-generation",
         tags=["tool-calling", "function-calling", "lora"],
@@ -94,23 +95,23 @@ def write_card(folder, what, loading, args, environment, curves=(), evaluation=N
         eval_results=evaluation_results(evaluation, data) or None,
     )
     facts = {
-        "base": f"{base} at {args.get('model_revision') or 'main'}" if "/" in base else base,
-        "rows": " at ".join(filter(None, [data, args.get("dataset_revision")])),
+        "base": f"{base} at {args.get('model_revision') or 'main'}" if is_hub_id(base) else base,
+        "rows": f"{data} at {args['dataset_revision']}" if args.get("dataset_revision") else data,
         "step": environment.get("global_step"),
         "trained on": f"{precision(args.get('quantization'), environment.get('mixed_precision'))}, "
-        f"{environment.get('num_processes')} process(es), {', '.join(environment.get('gpus') or ['a CPU'])}",
+        f"{environment.get('num_processes')} process(es), {listed(environment.get('gpus') or 'a CPU')}",
         "versions": ", ".join(
             f"{name} {environment.get(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")
         ),
         **{name: args[name] for name in RECIPE if args.get(name) is not None},
-        "lora_target_modules": ", ".join(args.get("lora_target_modules") or ["all linear layers"]),
+        "lora_target_modules": listed(args.get("lora_target_modules") or "all linear layers"),
     }
     card = ModelCard.from_template(
         card_data,
         template_str=TEMPLATE,
-        title=title,
+        title=escaped(title),
         what=what,
-        facts=facts,
+        facts={name: escaped(value) for name, value in facts.items()},
         prompt=prompt_format.render("{query}", "{tools}"),
         loading=loading,
         evaluation=describe_evaluation(evaluation),
@@ -119,8 +120,25 @@ def write_card(folder, what, loading, args, environment, curves=(), evaluation=N
     card.save(Path(folder) / "README.md")
 
 
+def is_hub_id(name):
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def one_line(value):
+    return " ".join(str(value).split())
+
+
+def listed(value):
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def escaped(value):
+    """A value as Markdown that shows it as it is, on one line and in one cell: names come from other people's files."""
+    return html.escape(re.sub(r"[\\`*\[\]|]", r"\\\g<0>", one_line(value)), quote=False)
+
+
 def precision(quantization, mixed_precision):
-    dtype = {"no": "float32", "bf16": "bf16"}.get(mixed_precision, mixed_precision)
+    dtype = "float32" if mixed_precision == "no" else mixed_precision
     return f"a base in {dtype}" if quantization in (None, "none") else f"a base in {quantization}, computing in {dtype}"
 
 
@@ -142,6 +160,7 @@ def evaluation_results(evaluation, data):
 
 
 def describe_evaluation(evaluation):
+    """Markdown on a metrics.json, or on the lack of one."""
     if not evaluation:
         return "Not evaluated on the rows that training held out: `python evaluate.py --adapter DIR` does that."
     lines = [
@@ -155,9 +174,9 @@ def describe_evaluation(evaluation):
             else ""
             for name in HEADLINE
         ]
-        lines.append(f"| {system}, {figures['num_examples']} rows | {' | '.join(cells)} |")
+        lines.append(f"| {escaped(system)}, {figures['num_examples']} rows | {' | '.join(cells)} |")
     measured_on = precision(evaluation.get("quantization"), evaluation.get("mixed_precision"))
-    return "\n".join([*lines, "", f"Greedy decoding; measured on {measured_on}."])
+    return "\n".join([*lines, "", f"Greedy decoding; measured on {escaped(measured_on)}."])
 
 
 def describe_curves(curves, environment):
@@ -178,7 +197,11 @@ def read_curves(run, environment, most=8):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     last_step = environment.get("global_step")
-    if last_step is None or not (Path(run) / "logs").is_dir():
+    if not isinstance(last_step, int) or not (Path(run) / "logs").is_dir():
+        return []
+    files = [path for path in (Path(run) / "logs").rglob("*") if not path.is_dir()]
+    if not all(path.is_file() for path in files):  # a pipe would be waited for
+        say(f"The card has no curves: not all in {Path(run) / 'logs'} are files")
         return []
     events = EventAccumulator(str(Path(run) / "logs"), size_guidance={"scalars": 0})
     events.Reload()
@@ -200,15 +223,27 @@ def latest(losses, step):
     return losses[max(earlier)] if earlier else None
 
 
+def check_figures(metrics):
+    """For read_json: fails unless a metrics.json has the figures of a card."""
+    for figures in dict(metrics["systems"]).values():
+        for name in HEADLINE:
+            if figures.get(name):
+                _ = [100 * figures[name][key] + 0.0 for key in ("rate", "low", "high")]
+        _ = figures["num_examples"]
+
+
 def read_evaluation(adapter, training_args):
     """The figures of evaluation/ beside an adapter, where evaluate.py puts them, if they are of this adapter on the rows that its
     training held out; else None."""
     folder = Path(adapter).parent / "evaluation"
+    if not folder.exists():
+        return None
     try:
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        args = dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        environment = read_json(folder / "environment.json")
+        metrics = read_json(folder / "metrics.json", check_figures)
+        args = read_yaml(folder / "args.yaml")
+    except UserError as error:
+        say(f"The card has no evaluation: {error}")
         return None
     rows = ("dataset_name", "dataset_config_name", "dataset_revision", "eval_dataset_name")
     if any(args.get(name) != training_args.get(name) for name in rows):

@@ -17,8 +17,6 @@ file: the loop seeds every step from (seed, step, process).
 import atexit
 import contextlib
 import dataclasses
-import errno
-import json
 import math
 import os
 import re
@@ -28,15 +26,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from run_utils.arguments import UserError, as_yaml, say
-from run_utils.files import lock_folder, write_json, write_text
+from run_utils.arguments import UserError, as_yaml, read_yaml, say
+from run_utils.files import describe_free, is_full_disk, lock_folder, read_json, write_json, write_text
 from run_utils.launch import run_on_main
 
 WRITING_FAILS = (OSError, RuntimeError, SafetensorError)  # what a full disk is to Python, torch and safetensors
@@ -79,8 +76,8 @@ class RunState:
 
 
 def read_state(checkpoint):
-    """The RunState of a checkpoint's folder; raises ValueError, OSError or TypeError where it is not one, or of another step."""
-    saved = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    """The RunState of a checkpoint's folder; raises UserError, ValueError or TypeError if it is not one, or of another step."""
+    saved = read_json(checkpoint / "state.json")
     if "best_eval_loss" in saved:  # what best_value was called when there was no --best_metric
         saved["best_value"] = saved.pop("best_eval_loss")
     state = RunState(**saved)
@@ -90,6 +87,8 @@ def read_state(checkpoint):
         raise ValueError(f"state.json says step {state.global_step!r}")
     if not all(value is None or math.isfinite(value) for value in (state.loss_sum, state.eval_loss, state.best_value)):
         raise ValueError("state.json has a figure that is not finite")
+    if state.best_checkpoint is not None and not re.fullmatch(r"checkpoint-\d+", state.best_checkpoint):
+        raise ValueError(f"state.json names {state.best_checkpoint!r} as the best checkpoint")
     return state
 
 
@@ -114,8 +113,8 @@ def read_checkpoint(path):
         saved = Saved(
             path,
             read_state(path),
-            dict(yaml.safe_load((path / "args.yaml").read_text(encoding="utf-8"))),
-            dict(json.loads((path / "environment.json").read_text(encoding="utf-8"))),
+            read_yaml(path / "args.yaml"),
+            read_json(path / "environment.json"),
             PeftConfig.from_pretrained(path).to_dict(),
             load_file(path / "adapter_model.safetensors"),
             torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
@@ -127,7 +126,7 @@ def read_checkpoint(path):
             raise ValueError("no split.json")
         return saved
     except Exception as error:  # whatever a broken file makes json, yaml, safetensors and torch raise
-        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+        reason = str(error) if isinstance(error, ValueError | UserError) else type(error).__name__
         raise UserError(f"{path} cannot be read ({' '.join(reason.split())})") from None
 
 
@@ -163,8 +162,8 @@ def file_of_bad_rows(output_dir):
 
 def holds_run(output_dir):
     try:
-        return "lora_r" in dict(yaml.safe_load((output_dir / "args.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return "lora_r" in read_yaml(output_dir / "args.yaml")
+    except UserError:
         return False
 
 
@@ -184,9 +183,9 @@ class Run:
             return False
         state = self.saved.state
         try:
-            delivered = json.loads((self.adapter_dir / "environment.json").read_text(encoding="utf-8"))
-            return not state.evaluation_due and f"checkpoint-{delivered['global_step']}" == self.to_deliver(state)
-        except (OSError, ValueError, KeyError, TypeError):
+            delivered = read_json(self.adapter_dir / "environment.json")
+            return not state.evaluation_due and f"checkpoint-{delivered.get('global_step')}" == self.to_deliver(state)
+        except UserError:
             return False
 
     def to_deliver(self, state):
@@ -362,13 +361,22 @@ class Run:
         self.write_state(self.output_dir / f"checkpoint-{state.global_step}", state)
         self.delete_surplus(state)  # the best may be another one now
 
+    def check_disk(self, training):
+        """Print a line if the disk cannot hold the checkpoints that are kept, the next one, and adapter/."""
+        adapter = num_bytes(weights_of(training))
+        needed = 3 * adapter * (self.args.save_total_limit + 1) + adapter  # Adam keeps two moments of each weight
+        if shutil.disk_usage(self.output_dir).free < needed:
+            self.accelerator.print(
+                f"Warning: {self.args.save_total_limit} checkpoints and the next need {describe_free(self.output_dir, needed)}: "
+                "make room, or lower --save_total_limit"
+            )
+
     def describe_disk(self, error, needed):
         """Why nothing could be written, where `needed` bytes were to be."""
         if not self.output_dir.is_dir():
             return f"{self.output_dir} is gone"
-        free = shutil.disk_usage(self.output_dir).free
-        if free < needed or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return f"it needs about {needed / 2**20:,.1f} MiB and the disk has {free / 2**20:,.1f} MiB free"
+        if shutil.disk_usage(self.output_dir).free < needed or is_full_disk(error):
+            return f"it needs {describe_free(self.output_dir, needed)}"
         return " ".join(str(error).split()) or type(error).__name__
 
     def finish(self, training, state):

@@ -1,10 +1,15 @@
 """Files that are whole or not there, and folders that one process works in."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
+from data_utils.tool_calls import check_depth
 from run_utils.arguments import UserError
 
 try:
@@ -17,9 +22,15 @@ LOCKED = {}  # what this process holds: the open folder by its path
 
 def write_text(path, text):
     """A kill or a full disk leaves the old file or the new one."""
+    write_lines(path, [text])
+
+
+def write_lines(path, lines):
+    """The same of texts, each written as it comes."""
     unfinished = Path(f"{path}.incomplete")
     try:
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
         unfinished.replace(path)
     except (OSError, ValueError):  # a full disk, half a surrogate pair
         unfinished.unlink(missing_ok=True)
@@ -28,6 +39,53 @@ def write_text(path, text):
 
 def write_json(path, value):
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path, check=lambda value: None):
+    """The object in a JSON file of ours, which may be damaged or of another origin. Raises UserError, a line with the path and
+    the fault, if there is none, if it nests too deep, or if `check` meets another type, value or a missing key."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("not a file")
+        text = path.read_text(encoding="utf-8")
+        check_depth(text)
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+        check(value)
+        return value
+    except OSError as error:
+        reason = error.strerror
+    except KeyError as error:
+        reason = f"no {error} there"
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+    raise UserError(f"{path} cannot be read: {reason}")
+
+
+def is_full_disk(error):
+    """Whether an exception, perhaps of a library in another language, is a full disk or quota."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return getattr(error, "errno", None) in codes or (found is not None and int(found[1]) in codes)
+
+
+def describe_free(folder, needed):
+    """What `needed` bytes are beside the free space of a folder's disk, in words."""
+    return f"about {needed / 2**20:,.1f} MiB and the disk has {shutil.disk_usage(folder).free / 2**20:,.1f} MiB free"
+
+
+@contextlib.contextmanager
+def naming_full_disk(path, needed, remedy):
+    """Turn a full disk within into a UserError with the path, the `needed` bytes and the remedy."""
+    try:
+        yield
+    except Exception as error:  # safetensors has its own
+        if not is_full_disk(error):
+            raise
+        free = describe_free(Path(path).parent, needed)
+        raise UserError(f"{path} could not be written: it needs {free}; {remedy}") from None
 
 
 def file_hash(path):

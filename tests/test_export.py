@@ -269,7 +269,7 @@ def test_what_another_export_left_is_not_deleted(run_here, adapter, tmp_path):
     (tmp_path / "incomplete-export").mkdir()
     (tmp_path / "incomplete-export" / "notes.txt").write_text("mine")
     result = run_here(export, {"adapter": adapter, "output_dir": tmp_path / "export"})
-    assert result.code == 1 and "incomplete-export is there, perhaps of an export that was killed" in result.err
+    assert result.code == 1 and "incomplete-export is there, and no export has left it" in result.err
     assert (tmp_path / "incomplete-export" / "notes.txt").read_text() == "mine"
 
 

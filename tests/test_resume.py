@@ -40,6 +40,21 @@ def test_latest_on_a_finished_run_does_nothing(run_here, flags, finished):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"learning_rate": 3e-3}, "--learning_rate is 0.003"),
+        ({"lora_r": 3}, "--lora_r is 3"),
+        ({"seed": 7}, "--seed is 7"),
+        ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}, "the effective batch"),
+    ],
+)
+def test_a_finished_run_is_not_that_of_other_settings(run_here, flags, finished, change, named):
+    result = run_here(train, flags | change | {"resume_from_checkpoint": "latest"})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and named in line and "is finished" not in result.out
+
+
 def test_a_stopped_run_goes_on(run_here, train_here, flags, finished, tmp_path):
     part = flags | {"output_dir": tmp_path / "part"}
     train_here(part | {"stop_after_steps": 2})

@@ -1,17 +1,21 @@
 import json
+import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_utils.tool_calls import (
     MAX_DEPTH,
+    Closing,
     answer_text,
     check_calls,
     check_tool,
     finished,
+    has_value,
     json_equal,
     lenient_value,
+    opening_value,
     parse_json,
 )
 from data_utils.tool_formats import flat_tools
@@ -151,8 +155,58 @@ def test_true_is_not_one_at_any_depth():
     assert json_equal({"a": 5, "b": [1.0]}, {"b": [1], "a": 5.0}) and not json_equal([1, 2], [2, 1])
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 10_000, '{"a":[' * 350_000, '["' + "[" * 2_000_000, '["' + '\\"' * 10**6 + "\\"]
-)
+@pytest.mark.parametrize("text", ["[" * 10_000, '{"a":[' * 50_000, '["' + "[" * 2_000_000, '["' + '\\"' * 10**6 + "\\"])
 def test_texts_without_end_take_no_time(text):
     assert lenient_value(text) is None and not finished(text)
+
+
+PIECES = st.sampled_from(
+    ['[', ']', '{', '}', '"', '\\', '"a": ', '"b":', ', ', ',', '1', '1e999', 'NaN', ' ', '\n', 'x', '\u3000', 'é', '[{', '}]',
+     '{"a": 1}', '[{"a": 2}, {}]', '"[{"', '\\"', '</answer>', '</', '```json\n[]', '[' * (MAX_DEPTH - 1), '}' * MAX_DEPTH,
+     '{"a":' * MAX_DEPTH, '[{"a":' * 40 + '0' + '}]' * 40]
+)  # fmt: skip
+TEXTS = st.lists(PIECES, max_size=12).map("".join)
+
+
+def value_by_trying(text):
+    """lenient_value's definition, in quadratic time: strict parsing at one place after the other."""
+    if opening := opening_value(text):
+        return opening[0]
+    if re.match(r"\s*```\w*\s*\[\s*\]", text):
+        return []
+    for start in re.finditer(r"\{|\[(?=\s*\{)", text):
+        for end in re.finditer(r"[\]}]", text):  # at most one of them makes a value
+            try:
+                value = parse_json(text[start.start() : end.end()])
+            except ValueError:
+                continue
+            if isinstance(value, dict) or all(isinstance(element, dict) for element in value):
+                return value
+    return None
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_a_forgiving_parser_finds_the_first_value_that_a_strict_one_can_read_anywhere(text):
+    assert lenient_value(text) == value_by_trying(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PIECES, max_size=12))
+def test_reading_piece_by_piece_asks_where_a_text_becomes_finished(pieces):
+    closing, asked = Closing(), []
+    for place in range(len(pieces)):
+        text = "".join(pieces[: place + 1])
+        if (ask := closing.add(pieces[place].replace("\u3000", "\N{REPLACEMENT CHARACTER}"))) and not has_value(text):
+            assert not finished("".join(pieces))  # where no value has closed by then, none will
+            return
+        asked.append(ask)
+        if finished(text):
+            assert ask and not any(map(finished, ("".join(pieces[:end]) for end in range(place + 1))))
+            return
+
+
+def test_blanks_after_a_value_and_values_within_one_do_not_have_the_text_read_again():
+    for pieces in (["[]", *["\n"] * 50], ["[", *["{}", ","] * 50], ["no [", *["]", "["] * 50]):
+        closing = Closing()
+        assert sum(map(closing.add, pieces)) <= 1

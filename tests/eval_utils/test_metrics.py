@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_utils.rows import Row
 from data_utils.tool_calls import finished
 from eval_utils import metrics
-from eval_utils.metrics import METRICS, Metric, Output, summarize
+from eval_utils.metrics import METRICS, Metric, Output, Task, summarize
 
 TOOLS = [{"name": "f"}, {"name": "g"}]
 GOLD = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]
@@ -20,7 +20,7 @@ MARKED = [{"name": "f", "arguments": {"x": 'a "quoted" </answer> [] \\'}}]
 
 
 def score(text, gold):
-    return metrics.score(Output(Row("x", "q", json.dumps(TOOLS), json.dumps(gold)), text, TAGS))
+    return metrics.score(Output(Task(Row("x", "q", json.dumps(TOOLS), json.dumps(gold))), text, TAGS))
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,18 @@ def test_no_torch_is_needed_to_score():
 def test_what_a_schema_makes_equal(spec, given, gold, equal):
     tools = [{"name": "f", "parameters": {"x": spec}}]
     text, gold = (json.dumps([{"name": "f", "arguments": arguments}]) for arguments in (given, gold))
-    verdicts = metrics.score(Output(Row("x", "q", json.dumps(tools), gold), text, TAGS))
+    verdicts = metrics.score(Output(Task(Row("x", "q", json.dumps(tools), gold)), text, TAGS))
     assert verdicts["exact_schema_aware"] == equal and not verdicts["exact_match"]
 
 
 def test_names_of_arguments_in_two_normal_forms_of_unicode_are_equal_by_the_schema():
     tools = [{"name": "f", "parameters": {"\u00e9": {"type": "str"}}}]
     text, gold = (json.dumps([{"name": "f", "arguments": {name: "a"}}]) for name in ("e\u0301", "\u00e9"))
-    assert metrics.score(Output(Row("x", "q", json.dumps(tools), gold), text, TAGS))["exact_schema_aware"]
+    assert metrics.score(Output(Task(Row("x", "q", json.dumps(tools), gold)), text, TAGS))["exact_schema_aware"]
+
+
+def test_all_systems_answers_share_one_reading_of_the_tools():
+    task = Task(Row("x", "q", json.dumps(TOOLS), "[]"))
+    first, second = (Output(task, text, TAGS) for text in ("[]", "no"))
+    assert metrics.score(first) and metrics.score(second)
+    assert first.schemas is second.schemas and first.sources is second.sources

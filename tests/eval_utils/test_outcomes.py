@@ -12,7 +12,7 @@ from data_utils.prompt import to_json
 from data_utils.rows import Row
 from data_utils.tool_schema import conforms
 from demo.rows import generate_rows
-from eval_utils.metrics import METRICS, Output, score
+from eval_utils.metrics import METRICS, Output, Task, score
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, what_followed
 
 SPEC = {
@@ -31,7 +31,7 @@ GOLD = [ROME, OSLO]
 
 def scored(value, gold=GOLD, finish="end", tools=TOOLS, query="The weather in Rome for 5 days, and in Oslo?"):
     text = value if isinstance(value, str) else to_json(value)
-    return score(Output(Row("x", query, to_json(tools), to_json(gold)), text, TAGS, finish))
+    return score(Output(Task(Row("x", query, to_json(tools), to_json(gold))), text, TAGS, finish))
 
 
 def changed(path, value):
@@ -129,7 +129,7 @@ def test_diagnostics_count_calls_and_arguments():
 def test_the_required_column_and_acceptable_values_are_the_rows_own():
     row = Row("x", "q", to_json(TOOLS), to_json([OSLO]), acceptable='[{"weather": {"city": ["Oslo"], "days": [3, ""]}}]',
               required='{"weather": ["city", "days"]}')  # fmt: skip
-    scores = score(Output(row, '[{"name": "weather", "arguments": {"city": "oslo", "days": 3}}]', TAGS))
+    scores = score(Output(Task(row), '[{"name": "weather", "arguments": {"city": "oslo", "days": 3}}]', TAGS))
     assert scores["acceptable_match"] is True and scores["required_coverage"] == (2, 2)
     assert scored([OSLO])["acceptable_match"] is None
 
@@ -137,7 +137,7 @@ def test_the_required_column_and_acceptable_values_are_the_rows_own():
 def test_calls_are_told_from_abstentions_and_broken_outputs():
     row = Row("x", "q", to_json(TOOLS), to_json(GOLD))
     none = row._replace(answers="[]")
-    outputs = [Output(r, text, TAGS) for r in (row, none) for text in (to_json([OSLO]), "[]", "no", "{}")]
+    outputs = [Output(Task(r), text, TAGS) for r in (row, none) for text in (to_json([OSLO]), "[]", "no", "{}")]
     assert [kind_of_answer(output) for output in outputs[:4]] == ["calls", "abstains", "broken", "broken"]
     counts = {"calls": 1, "abstains": 1, "broken": 2}
     assert call_table(outputs) == {"gold_calls": counts, "gold_none": counts}
@@ -149,8 +149,8 @@ def test_calls_are_told_from_abstentions_and_broken_outputs():
 )
 def test_what_followed_the_value(after, name):
     row = Row("x", "q", "[]", "[]")
-    assert what_followed(Output(row, f"[] {after}", TAGS)) == name
-    assert what_followed(Output(row, f"Sure: [] {after}", TAGS)) == "no value"
+    assert what_followed(Output(Task(row), f"[] {after}", TAGS)) == name
+    assert what_followed(Output(Task(row), f"Sure: [] {after}", TAGS)) == "no value"
 
 
 def test_types_are_those_of_json_and_not_of_python():
@@ -166,7 +166,7 @@ def demo_rows():
 
 def test_gold_is_right_in_all_that_compares_with_gold(demo_rows):
     for row in demo_rows:
-        scores = score(Output(row, row.answers, TAGS))
+        scores = score(Output(Task(row), row.answers, TAGS))
         assert scores["outcome"] == "right" and all(scores[name] for name in RATES)
         for name, metric in METRICS.items():
             if metric.kind == "ratio":

@@ -10,7 +10,7 @@ from conftest import TAGS
 
 from data_utils.rows import Row
 from demo.rows import generate_rows
-from eval_utils.metrics import Output, score, wilson_interval
+from eval_utils.metrics import Output, Task, score, wilson_interval
 from eval_utils.report import (
     compare_calls,
     embed_json,
@@ -323,7 +323,7 @@ def test_the_page_pairs_calls_as_the_figures_do():
     value = [call("f", a=1, b=2, c=3, d=4), call("f", a=1, b=2, c=3)]
     states = [argument[0] for shown in compare_calls(gold, value) for argument in shown["arguments"]]
     assert states.count("equal") == 6
-    scores = score(Output(Row("x", "q", '[{"name": "f"}]', json.dumps(gold)), json.dumps(value), TAGS))
+    scores = score(Output(Task(Row("x", "q", '[{"name": "f"}]', json.dumps(gold))), json.dumps(value), TAGS))
     assert scores["argument_recall"] == (6, 7)
 
 

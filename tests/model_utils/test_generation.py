@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import ROOT, TAGS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_utils.batching import encode_prompts
@@ -105,3 +107,34 @@ def test_a_row_stops_at_its_value_its_budget_or_an_end_token(model, tokenizer, t
         reasons.append(answer.add(tokens[len(reasons)]))
     assert reasons[-1] == answer.finish == finish
     assert answer.text() == kept and len(answer.tokens) == len(reasons) - (finish == "end")
+
+
+PIECES = [
+    "[",
+    "]",
+    "{",
+    "}",
+    '"',
+    "\\",
+    '{"a": 1}',
+    ", ",
+    " ",
+    "\n",
+    "x",
+    "\u3000",
+    "é",
+    "😀",
+    "</answer>",
+    "</",
+    '[{"a": "]"}]',
+]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join))
+def test_a_row_is_closed_by_the_first_token_that_makes_its_text_finished(model, tokenizer, text):
+    tokens = tokenizer(text).input_ids
+    ends = [n for n in range(1, len(tokens) + 1) if TAGS.finished(tokenizer.decode(tokens[:n]))]
+    answer = Answer(0, len(tokens) + 1, model, tokenizer, TAGS)
+    added = next((n for n, token in enumerate(tokens, start=1) if answer.add(token)), None)
+    assert (added, answer.finish) == ((ends[0], "closed") if ends else (None, None))

@@ -1,0 +1,185 @@
+"""Files of ours that parse and are not what they were: damaged, edited, or of another program. One line names file and fault."""
+
+import errno
+import json
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval_utils import predictions
+from evaluate import read_folder
+from export import new_folder
+from infer import open_partial
+from model_utils.model_card import read_evaluation
+from run_utils.arguments import UserError
+from run_utils.checkpoints import holds_run, read_checkpoint
+from run_utils.files import naming_full_disk, read_json
+
+DAMAGED = {
+    "empty": b"",
+    "cut": b'{"a": 1',
+    "list": b"[]",
+    "number": b"5",
+    "null": b"null",
+    "text": b'"adapter"',
+    "no UTF-8": b'{"a": "\xff"}',
+    "deep": b"[" * 100_000,
+    "deep and closed": b'{"a":' * 300 + b"1" + b"}" * 300,
+    "long number": b'{"a": ' + b"9" * 10_000 + b"}",
+}
+ROW = {"id": "a", "query": "q", "tools": '[{"name": "f"}]', "answers": "[]"}
+PREDICTION = {"system": "prompted", "id": "a", "text": "[]", "finish": "end", "num_tokens": 1, "seconds": 0.1}
+ARGS = {"systems": ["prompted"], "prompt_format": "tags-1", "dataset_name": "d", "model_name_or_path": "m"}
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    folder = tmp_path / "run" / "evaluation"
+    folder.mkdir(parents=True)
+    for name, value in (
+        ("rows.jsonl", ROW),
+        ("predictions.jsonl", PREDICTION),
+        ("args.yaml", ARGS),
+        ("environment.json", {}),
+    ):
+        (folder / name).write_text(json.dumps(value) + "\n")
+    assert len(read_folder(folder).rows) == 1
+    return folder
+
+
+def problem(function, *arguments):
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_json_is_named(tmp_path, content):
+    (tmp_path / "state.json").write_bytes(content)
+    assert str(tmp_path / "state.json") in problem(read_json, tmp_path / "state.json")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_neither_a_pipe_nor_a_folder_is_read(tmp_path, make):
+    make(tmp_path / "state.json")
+    assert "not a file" in problem(read_json, tmp_path / "state.json")
+
+
+def test_a_file_that_is_not_there_and_a_key_that_is_missing_are_named(tmp_path):
+    assert "No such file" in problem(read_json, tmp_path / "state.json")
+    (tmp_path / "state.json").write_text("{}")
+    assert "no 'step' there" in problem(read_json, tmp_path / "state.json", lambda value: value["step"])
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "environment.json", "args.yaml"])
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_evaluation_is_refused_in_a_line(evaluation, name, content):
+    if (name, content) == ("args.yaml", DAMAGED["long number"]):
+        content = b"[]"
+    (evaluation / name).write_bytes(content)
+    assert name in problem(read_folder, evaluation)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"query": 5}, {"tools": "no"}, {"tools": "[1]"}, {"answers": "{}"}, {"answers": '[{"name": "f"}]'}, {"id": ["a"]},
+     {"acceptable": "["}, {"category": None}, {"more": 1}],
+)  # fmt: skip
+def test_a_row_that_cannot_be_scored_is_refused_in_a_line(evaluation, change):
+    (evaluation / "rows.jsonl").write_text(json.dumps(ROW | change))
+    assert "rows.jsonl" in problem(read_folder, evaluation)
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt_format": ["tags-1"]}, {"prompt_format": {"a": 1}}, {"systems": "prompted"}]
+)
+def test_settings_of_other_types_are_refused_in_a_line(evaluation, change):
+    (evaluation / "args.yaml").write_text(json.dumps(ARGS | change))
+    assert "args.yaml" in problem(read_folder, evaluation)
+
+
+FIELDS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from([*PREDICTION, "came_as"]), FIELDS))
+def test_a_prediction_of_any_types_can_be_scored_or_is_none(tmp_path_factory, fields):
+    path = tmp_path_factory.getbasetemp() / "predictions-0.jsonl"
+    path.write_text(json.dumps(PREDICTION | fields) + "\n" + json.dumps(PREDICTION))
+    read = predictions.read([path])
+    assert 1 <= len(read) <= 2 and read[-1] == PREDICTION
+    predictions.describe_messages("prompted", read)
+    for prediction in read:
+        assert isinstance(prediction["text"], str) and 0 * prediction["seconds"] == 0
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "environment.json", "args.yaml"])
+@pytest.mark.parametrize("content", [*DAMAGED.values(), b"{}", b'{"systems": 5}', b'{"systems": {"a": 5}}'])
+def test_a_damaged_evaluation_beside_an_adapter_is_left_out_of_its_card(evaluation, name, content):
+    (evaluation / "metrics.json").write_text('{"systems": {}}')
+    (evaluation / name).write_bytes(content)
+    adapter = evaluation.parent / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    assert read_evaluation(adapter, {"dataset_name": "d"}) is None
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_runs_and_results_are_no_runs_and_no_results(tmp_path, content):
+    for name in ("args.yaml", "environment.json", "metrics.json"):
+        (tmp_path / name).write_bytes(content)
+    assert not holds_run(tmp_path)
+    assert "another model" in problem(predictions.check_folder, tmp_path, {"rows": 1})
+    assert "no comparison has made" in problem(predictions.check_comparison_folder, tmp_path)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "state.json").write_bytes(content)
+    assert "state.json" in problem(read_checkpoint, tmp_path / "checkpoint-3")
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "null", "[0]", "[0, 5]", "[[0], {}]", "[true, {}]", "[7, {}]", "[-1, {}]", "[" * 100_000, '[0, {"id"']
+)
+def test_a_line_that_is_no_answer_is_asked_again(tmp_path, line):
+    partial = tmp_path / "calls.jsonl.partial"
+    partial.write_text('{"input": "x"}\n[1, {"id": "b"}]\n' + line)
+    assert open_partial(tmp_path / "calls.jsonl", partial, {"input": "x"}, 3) == {1: {"id": "b"}}
+    with partial.open("a") as file:
+        file.write('[2, {"id": "c"}]\n')
+    assert open_partial(tmp_path / "calls.jsonl", partial, {"input": "x"}, 3) == {1: {"id": "b"}, 2: {"id": "c"}}
+
+
+@pytest.mark.parametrize("first", ["5", "[]", "[" * 100_000, '{"input": "y"}'])
+def test_answers_of_unknown_origin_are_not_continued(tmp_path, first):
+    partial = tmp_path / "calls.jsonl.partial"
+    partial.write_text(first + "\n")
+    assert "remove it" in problem(open_partial, tmp_path / "calls.jsonl", partial, {"input": "x"}, 3)
+
+
+def test_a_killed_export_s_folder_goes_at_the_next_and_no_other_does(tmp_path):
+    left = tmp_path / "incomplete-export"
+    killed = new_folder(tmp_path / "export")
+    (killed.__enter__() / "model.safetensors").write_bytes(b"half")
+    with new_folder(tmp_path / "export") as folder:
+        assert [path.name for path in folder.iterdir()] == [".unfinished_export"]
+        (folder / "config.json").touch()
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["config.json"] and not left.exists()
+    left.mkdir()
+    (left / "notes.txt").write_text("of somebody")
+    assert "no export has left it" in problem(new_folder(tmp_path / "export").__enter__)
+    assert (left / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("I/O error: no space (os error 28)")])
+def test_a_full_disk_is_named_with_its_need_and_the_remedy(tmp_path, error):
+    def write():
+        with naming_full_disk(tmp_path / "export", 5 * 2**20, "make room, and the same command exports it"):
+            raise error
+
+    line = problem(write)
+    assert line.startswith(f"{tmp_path / 'export'} could not be written: it needs about 5.0 MiB and the disk has ")
+    assert line.endswith("MiB free; make room, and the same command exports it")
