@@ -3,7 +3,7 @@
 import functools
 import marshal
 
-from data_utils.tool_schema import JSON_TYPES, tool_schema
+from data_utils.tool_schema import JSON_TYPES, UNIONS, tool_schema
 
 PYTHON_TYPES = {
     "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "null": (type(None),), "object": (dict,),
@@ -24,9 +24,10 @@ def check_of(tool):
     schema = tool_schema(marshal.loads(tool))
     checks = {name: quick_check(inner) for name, inner in schema["properties"].items()}
     required, validator = set(schema["required"]), JSON_TYPES(schema)
+    is_plain = not any(key in schema for key in UNIONS)
 
     def check(arguments):
-        quickly = all(name in checks and checks[name](value) for name, value in arguments.items())
+        quickly = is_plain and all(name in checks and checks[name](value) for name, value in arguments.items())
         return (quickly and required <= arguments.keys()) or validator.is_valid(arguments)
 
     return check

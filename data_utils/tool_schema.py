@@ -61,22 +61,28 @@ def parse_type(kind):
 
 def parameter_schema(spec):
     """The JSON Schema of the values of a spec; not to be changed in place."""
-    schema, _ = parse_type(str(spec.get("type", "")))
-    if spec.keys() <= PLAIN_KEYS:
+    kinds = spec.get("type", "")
+    schema, _ = parse_type(" | ".join(map(str, kinds)) if isinstance(kinds, list) else str(kinds))
+    if spec.keys() <= PLAIN_KEYS and not isinstance(spec.get("required"), list):
         return schema
     for key in UNIONS:
         if members := alternatives(spec, key):
             schema = {key: [parameter_schema(member) for member in members]}
+    kinds = schema.get("anyOf", [schema])
+    if spec.get("nullable") is True and schema and {"type": "null"} not in kinds:
+        schema = {"anyOf": [*kinds, {"type": "null"}]}
     schema = with_parts(schema, spec)
-    if isinstance(spec.get("enum"), list) and spec["enum"]:
+    if "const" in spec:
+        schema = schema | {"enum": [spec["const"]]}
+    elif isinstance(spec.get("enum"), list) and spec["enum"]:
         schema = schema | {"enum": spec["enum"]}
     return schema
 
 
 def alternatives(spec, key):
-    """The specs at `anyOf` or `oneOf`. Members without a type are text for the model, such as `{"required": [...]}`."""
+    """The specs at `anyOf` or `oneOf`. Members without type and values are text for the model, such as `{"required": [...]}`."""
     members = specs_at(spec, key)
-    return members if all("type" in member for member in members) else []
+    return members if all(member.keys() & {"type", "const", "enum"} for member in members) else []
 
 
 def specs_at(spec, key):
@@ -89,9 +95,20 @@ def with_parts(schema, spec):
     if "anyOf" in schema:  # a grammar reads nothing beside it
         return schema | {"anyOf": [with_parts(member, spec) for member in schema["anyOf"]]}
     properties, others, items = spec.get("properties"), spec.get("additionalProperties"), spec.get("items")
+    required = spec.get("required")
+    if isinstance(required, list) and isinstance(properties, dict | None):  # as in JSON Schema
+        if required and properties is None and others is None:
+            others = True
+        undeclared = [name for name in required if isinstance(name, str) and name not in (properties or {})]
+        if undeclared:
+            properties = (properties or {}) | dict.fromkeys(undeclared, others if isinstance(others, dict) else {})
     has_properties = isinstance(properties, dict) and all(isinstance(inner, dict) for inner in properties.values())
     if schema.get("type", "object") == "object" and has_properties:
         named = object_schema(properties, others)
+        if isinstance(required, list):
+            named["required"] = [
+                name for name, inner in properties.items() if name in required or inner.get("required") is True
+            ]
         if not isinstance(others, dict) and "additionalProperties" in schema:  # Dict[str, int]
             named["additionalProperties"] = schema["additionalProperties"]
         return schema | named

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks.schema_oracle import differences, draw_parameters
+from data_utils.misfits import fit
 from data_utils.tool_formats import NotFlat, flat_tools
 from data_utils.tool_schema import call_problems, parameter_schema, tool_schema, type_schema
 
@@ -105,6 +106,44 @@ def test_calls_are_checked_as_the_schema_means(schema, fits, does_not):
         assert call_problems([{"name": "f", "arguments": {"a": value}}], tools) == []
     for value in does_not:
         assert call_problems([{"name": "f", "arguments": {"a": value}}], tools) != []
+
+
+@pytest.mark.parametrize("key", ["bare", "inputSchema", "wrapped"])
+@pytest.mark.parametrize(
+    ("spec", "fits", "does_not"),
+    [
+        ({"type": ["string", "null"]}, ["x", None], [1]),
+        ({"type": ["List[int]", "str"]}, ["x", [1]], [["x"], 1]),
+        ({"type": "integer", "nullable": True}, [1, None], ["x"]),
+        ({"type": ["integer", "null"], "nullable": True}, [1, None], ["x"]),
+        ({"type": "string", "const": "k"}, ["k"], ["x", 1]),
+        ({"const": 3}, [3], [4]),
+        ({"anyOf": [{"const": 1}, {"enum": ["a"]}]}, [1, "a"], [2]),
+        ({"type": "object", "properties": {"x": {"type": "string"}, "y": {"type": "string"}}, "required": ["x"]},
+         [{"x": "a"}, {"x": "a", "y": "b"}], [{"y": "b"}, {"x": 1}, {"x": "a", "z": 1}]),
+        ({"type": "object", "properties": {"x": {"type": "string"}}, "required": ["z"]}, [{"z": 1}], [{}, {"x": "a"}]),
+        ({"type": "object", "required": ["z"]}, [{"z": 1}, {"z": 1, "a": 2}], [{}]),
+        ({"type": "array", "items": {"type": "object", "properties": {"x": {"type": "int"}}, "required": []}}, [[{}]], [[{"x": "a"}]]),
+    ],
+)  # fmt: skip
+def test_specs_with_words_of_json_schema_have_their_meaning_there(key, spec, fits, does_not):
+    parameters = {"a": spec}
+    tool = {"name": "f", "parameters" if key != "inputSchema" else key: parameters}
+    tools = flat_tools([{"type": "function", "function": tool} if key == "wrapped" else tool]).tools
+    assert tools == [{"name": "f", "parameters": parameters}]
+    for value in fits:
+        assert call_problems([{"name": "f", "arguments": {"a": value}}], tools) == []
+    for value in does_not:
+        assert call_problems([{"name": "f", "arguments": {"a": value}}], tools) != []
+
+
+@pytest.mark.parametrize("union", ["anyOf", "oneOf"])
+def test_a_call_that_no_alternative_of_its_tool_allows_does_not_fit(union):
+    members = [{"properties": {name: {"type": "string"}}, "required": [name]} for name in "ab"]
+    tools = flat_tools([{"name": "f", "inputSchema": {"type": "object", union: members}}]).tools
+    for arguments in ({}, {"a": "x"}, {"a": "x", "b": "y"}):
+        calls = [{"name": "f", "arguments": arguments}]
+        assert fit(calls, tools) == (call_problems(calls, tools) == []) == (arguments == {"a": "x"})
 
 
 def test_what_does_not_fit_is_told_in_words():
