@@ -24,6 +24,7 @@ from data_utils.flat_spec import (
     flat_spec,
     read_arguments,
     refuse,
+    within,
 )
 from data_utils.prompt import to_json
 from data_utils.tool_calls import FLAT_FORM, MAX_DEPTH, check_tool, parse_json
@@ -39,12 +40,27 @@ UNREAD_ARGUMENT = f"is not read: arguments belong in a JSON Schema's properties,
 FLAT_KEYS = {"name", "description", "parameters"}
 WRAPPERS = {"function": "OpenAI", "toolSpec": "Bedrock", "tool_spec": "Bedrock"}
 DECLARATIONS = ("function_declarations", "functionDeclarations")
+# Keywords of JSON Schema that a tool of another format than xLAM's has no arguments of the name of: those with a schema, those with
+# schemas by name.
+SCHEMA_KEYWORDS = (
+    "additionalProperties",
+    "not",
+    "if",
+    "then",
+    "else",
+    "propertyNames",
+    "contains",
+    "unevaluatedProperties",
+)
+SCHEMAS_BY_NAME = ("$defs", "definitions", "patternProperties", "dependentSchemas")
+NOT_BESIDE = "required beside parameters is not read: put it into a JSON Schema"
 # Parts of the names of keys that hold no arguments, though their values may look like it.
 NO_ARGUMENTS = ("output", "return", "response", "result", "annotation", "meta", "example", "cache", "security", "execution")  # fmt: skip
 TABLES = {
     "flat_types": FLAT_TYPES, "plain_types": PLAIN_TYPES, "schema_keys": SCHEMA_KEYS, "wrappers": WRAPPERS, "unions": UNIONS,
     "declarations": DECLARATIONS, "unread_argument": UNREAD_ARGUMENT, "no_arguments": NO_ARGUMENTS, "no_meaning": NO_MEANING, "annotations": ANNOTATIONS,
     "not_flat": NOT_FLAT, "structure": STRUCTURE, "placed": PLACED, "of_the_tool": OF_THE_TOOL, "max_read": MAX_READ,
+    "schema_keywords": SCHEMA_KEYWORDS, "schemas_by_name": SCHEMAS_BY_NAME, "not_beside": NOT_BESIDE,
     "schema_cost": SCHEMA_COST, "max_depth": MAX_DEPTH, "max_steps": MAX_STEPS,
 }  # fmt: skip
 
@@ -92,6 +108,7 @@ def entries(value):
     """The tools in a parsed value, each with the name of its format if the object around it has one."""
     value = from_text(value)
     for key in ("result", "toolConfig", "tools", "functions"):
+        refuse_two_lists(value, ("toolConfig", "tools", "functions", *DECLARATIONS))
         if isinstance(value, dict) and key in value:
             value = from_text(value[key])
     if isinstance(value, dict) and any(key in value for key in DECLARATIONS):
@@ -99,11 +116,17 @@ def entries(value):
     if not isinstance(value, list):
         raise ValueError("not a list of tools")
     for tool in value:
-        declared = [key for key in DECLARATIONS if key in tool] if isinstance(tool, dict) else []
+        refuse_two_lists(tool, DECLARATIONS)
+        declared = [key for key in DECLARATIONS if tool.get(key) is not None] if isinstance(tool, dict) else []
         if declared and isinstance(tool[declared[0]], list):
             yield from ((function, "Gemini") for function in tool[declared[0]])
         else:
             yield tool, None
+
+
+def refuse_two_lists(value, keys):
+    if isinstance(value, dict) and len(given := [key for key in keys if value.get(key) is not None]) > 1:
+        raise NotFlat(f"two lists of tools: {', '.join(given)}")
 
 
 def from_text(value):
@@ -130,6 +153,14 @@ def has_specs(parameters):
     # An argument may be called "properties": its spec has texts in it, not specs.
     properties = parameters.get("properties")
     return properties is None or not all(isinstance(spec, dict) for spec in properties.values())
+
+
+def has_keywords(parameters):
+    """Whether an object has schemas at keywords of JSON Schema, rather than an argument's spec, which has texts in it."""
+    by_name = [parameters[key] for key in SCHEMAS_BY_NAME if isinstance(parameters.get(key), dict)]
+    return any(key in parameters for key in SCHEMA_KEYWORDS) or any(
+        all(isinstance(schema, dict) for schema in schemas.values()) for schemas in by_name
+    )
 
 
 def read_tool(tool, form, notes):
@@ -159,22 +190,29 @@ def read_tool(tool, form, notes):
             form, schema = name if form == "MCP" else form, schema[inner]
     if not isinstance(schema, dict):
         raise NotFlat(f"{where}: {key} must be an object")
+    required = function.get("required")
+    if isinstance(required, list) and (schema or required) and required != schema.get("required"):
+        raise NotFlat(f"{where}: {NOT_BESIDE}")
     if is_bare and has_specs(schema):
         form, flat = "xLAM", tool if keys or "parameters" not in tool else flat
     elif key in ("inputs", "args", "parameter_definitions") and has_specs(schema):
         flat |= read_arguments({"properties": schema, "required": required_names(schema, key)}, where, notes)
-    elif schema and has_specs(schema):
+    elif schema and has_specs(schema) and not has_keywords(schema):
+        for name, spec in schema.items():
+            refuse(within(where, name), *(word for word in ("$ref", "allOf", *NOT_FLAT) if word in spec))
         flat["parameters"] = schema
     elif isinstance(schema.get(VERBATIM), dict):
         flat = schema[VERBATIM]
     else:
         flat |= read_arguments(schema, where, notes)
-        if not any(flat.get(key) for key in ("parameters", "additionalProperties")):
+        if not flat.get("parameters"):
+            # Beside values of any name a text is a remark, an object may be an argument.
+            unread = dict if flat.get("additionalProperties") else dict | list | str
             known = (*PLACED, *ANNOTATIONS, *OF_THE_TOOL, "allOf", "$ref")
             odd = {key: value for key, value in schema.items() if key not in known and not key.startswith(("$", "x-"))}
             refuse(
                 where,
-                *(key for key, value in odd.items() if value and not isinstance(value, int | float)),
+                *(key for key, value in odd.items() if value and isinstance(value, unread)),
                 why=UNREAD_ARGUMENT,
             )
     check_tool(flat)

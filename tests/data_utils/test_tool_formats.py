@@ -94,6 +94,23 @@ def test_tools_of_any_format_become_the_same_flat_ones(value, name):
         ({"function": {"parameters": SCHEMA}}, "a tool must be an object with a name"),
         ({**BARE, "inputSchema": {"type": "string"}}, "tool f: its arguments are no object"),
         ({**BARE, "parameters": {"type": "object", "enum": [{}]}}, "tool f: enum cannot be said"),
+        ({**BARE, "parameters": PERSON, "required": ["n"]}, "tool f: required beside parameters is not read"),
+        (
+            {"function": {**BARE, "parameters": PERSON, "required": []}},
+            "tool f: required beside parameters is not read",
+        ),
+        ({**BARE, "inputSchema": PERSON, "required": []}, "tool f: required beside parameters is not read"),
+        ({**BARE, "args": PERSON, "required": ["n"]}, "tool f: required beside parameters is not read"),
+        ({**BARE, "parameters": {"properties": PERSON}, "required": ["n"]}, "required beside parameters is not read"),
+        ({**BARE, "inputSchema": {"a": {"$ref": "#/b"}, "b": {"type": "str"}}}, r"tool f, a: \$ref cannot be said"),
+        ({"function": {**BARE, "parameters": {"a": {"allOf": [], "not": {}}}}}, "tool f, a: allOf, not cannot be said"),
+        ({**BARE, "inputSchema": {"not": {"type": "string"}}}, "tool f: not cannot be said"),
+        ({**BARE, "inputSchema": {"additionalProperties": {"type": "int"}, "a": {"type": "int"}}}, "f: a is not read"),
+        ({**BARE, "inputSchema": {"$defs": {"A": {}}, "a": {"type": "int"}}}, "tool f: a is not read"),
+        (
+            {"functionDeclarations": [FUNCTION], "function_declarations": [{**FUNCTION, "name": "g"}]},
+            "two lists of tools: function_declarations, functionDeclarations",
+        ),
     ],
 )
 def test_a_tool_never_loses_its_arguments_in_silence(tool, message):
@@ -101,6 +118,39 @@ def test_a_tool_never_loses_its_arguments_in_silence(tool, message):
         flat_tools([tool])
     with pytest.raises(TemplateError, match=message):
         rendered([{"role": "user", "content": "q"}], [tool])
+
+
+@pytest.mark.parametrize(
+    ("schema", "flat"),
+    [
+        ({"additionalProperties": {"type": "string"}}, {"parameters": {}, "additionalProperties": {"type": "str"}}),
+        ({"$defs": {"A": {"type": "string"}}}, {"parameters": {}}),
+        ({"definitions": {"A": {"type": "string"}}}, {"parameters": {}}),
+        ({"definitions": {"type": "str", "description": "d"}}, None),
+    ],
+)
+@pytest.mark.parametrize("key", ["inputSchema", "input_schema", "wrapped"])
+def test_a_schema_s_keyword_is_no_argument(key, schema, flat):
+    tools = [{"name": "f", key: schema}]
+    if key == "wrapped":
+        tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    read = flat_tools(tools).tools
+    assert read == [{"name": "f", **(flat or {"parameters": schema})}]
+    assert rendered([{"role": "user", "content": "q"}], tools) == render_tags("q", to_json(read))
+
+
+@pytest.mark.parametrize("tool", [{**FUNCTION, "required": ["x"]}, {**BARE, "parameters": {}, "required": []}])
+def test_required_beside_parameters_is_read_if_it_changes_nothing(tool):
+    assert flat_tools([{"type": "function", "function": tool}]).left_out == []
+    rendered([{"role": "user", "content": "q"}], [{"type": "function", "function": tool}])
+
+
+@pytest.mark.parametrize(
+    "keys", [("tools", "functions"), ("functions", "functionDeclarations"), ("toolConfig", "tools")]
+)
+def test_two_lists_of_tools_are_refused(keys):
+    with pytest.raises(ValueError, match="two lists of tools: " + ", ".join(keys)):
+        flat_tools(dict.fromkeys(keys, [FUNCTION]))
 
 
 def test_what_a_tool_gives_back_is_not_its_arguments():
