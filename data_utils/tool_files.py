@@ -1,5 +1,6 @@
 """Tools from a file: JSON in any of the formats of tool_formats.py, or Python functions with types and docstrings."""
 
+import ast
 import contextlib
 import inspect
 import sys
@@ -53,28 +54,43 @@ def none_left(left_out):
 
 
 def functions_of(path):
-    """The public functions that a Python file defines, as OpenAI's functions, and a line for each that cannot be read. Runs the
-    file. Raises UserError if that fails."""
+    """The public functions that a Python file defines, as OpenAI's functions, and a line for each of them, and each callable
+    object, that cannot be read. A decorator's wrapper is read as the function in it. Runs the file. Raises UserError if that fails."""
     # Not imported: of two versions with one second and one size, an import would run the compiled first.
     module = types.ModuleType("tools_of_the_user")
     module.__file__ = str(path)
     functions, left_out = [], []
     with contextlib.redirect_stdout(sys.stderr), importable(module):  # stdout is for the calls
         try:
-            exec(compile(Path(path).read_bytes(), path, "exec"), module.__dict__)
+            tree = ast.parse(Path(path).read_bytes(), path)
+            exec(compile(tree, path, "exec"), module.__dict__)
         except OSError:
             raise
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever the user's own code raises
             raise UserError(f"--tools {path}: {type(error).__name__}: {one_line(error)}") from None
-        for name, value in vars(module).items():
-            if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):
-                try:
-                    functions.append(function_schema(value))
-                except Exception as error:  # of transformers, of pydantic, or of a type's own code
-                    left_out.append(f"function {name}: {one_line(error)}")
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        imported = {alias.asname or alias.name for node in imports for alias in node.names}
+        for name, value in list(vars(module).items()):
+            if name.startswith("_") or not (name in defined or (name not in imported and is_tool_object(value))):
+                continue
+            try:
+                function = inspect.unwrap(value)
+                if inspect.isfunction(function) and function.__module__ == module.__name__:
+                    functions.append(function_schema(function))
+                elif name in defined or not inspect.isfunction(function):
+                    left_out.append(f"{name}: not a plain function")
+            except Exception as error:  # of transformers, of pydantic, or of a type's own code
+                left_out.append(f"function {name}: {one_line(error)}")
     if not functions and not left_out:
         raise UserError(f"--tools {path} defines no public function")
     return functions, left_out
+
+
+def is_tool_object(value):
+    """Whether a value can be called and is neither a class, a type of typing's, nor built into Python."""
+    is_type = isinstance(value, type) or type(value).__module__ in ("typing", "typing_extensions", "types")
+    return callable(value) and not is_type and not inspect.isbuiltin(value)
 
 
 def one_line(error):

@@ -103,6 +103,31 @@ def test_a_function_that_cannot_be_read_is_named_and_the_others_are_kept(tmp_pat
     )
 
 
+def test_decorated_functions_are_read_and_objects_in_their_place_are_named(tmp_path):
+    code = """
+import functools
+from functools import cache
+from operator import add
+Ids, Name = list[int], typing.NewType("Name", str)
+class Tool:
+    def __init__(self, function): self.function = function
+class Called(Tool):
+    def __call__(self, x): return self.function(x)
+def logged(function):
+    \"\"\"A decorator.\"\"\"
+    return functools.wraps(function)(lambda *args, **kwargs: function(*args, **kwargs))
+_private = Called(print)
+"""
+    for decorator, name in (("@functools.cache", "f"), ("@logged", "g"), ("@Tool", "h"), ("@Called", "i")):
+        code += f"{decorator}\n" + function("x: int", name=name)
+    code += function("x: int", name="plain") + "part = functools.partial(plain, x=1)\n"
+    read = tools_of(tmp_path, code)
+    assert [tool["name"] for tool in read.tools] == ["f", "g", "plain"]
+    assert all(tool["parameters"] == {"x": {"description": "The x.", "type": "int"}} for tool in read.tools)
+    objects = [f"{name}: not a plain function" for name in ("h", "i", "part")]
+    assert read.left_out[1:] == objects and read.left_out[0].startswith("function logged: ")
+
+
 def test_functions_that_transformers_reads_are_as_transformers_reads_them(tmp_path):
     code = function(
         'a: int, b: Literal["x", "y"], c: list[str] | None = None, d: dict[str, float] = {}',

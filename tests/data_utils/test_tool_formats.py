@@ -150,7 +150,7 @@ def test_required_beside_parameters_is_read_if_it_changes_nothing(tool):
 )
 def test_two_lists_of_tools_are_refused(keys):
     with pytest.raises(ValueError, match="two lists of tools: " + ", ".join(keys)):
-        flat_tools(dict.fromkeys(keys, [FUNCTION]))
+        flat_tools({key: [FUNCTION] for key in keys})
 
 
 def test_what_a_tool_gives_back_is_not_its_arguments():
