@@ -83,14 +83,14 @@ def as_request(record, tools=None):
         listed, messages = guarded(name, read_conversation, layout, record, tools)
         while messages and messages[-1]["role"] == "assistant":  # the answer
             messages.pop()
-        if not any(message["role"] == "user" for message in messages):
+        if not is_asked(messages):
             raise BadRow("a conversation in which nobody asks")
         record = {**record, "query": render_messages(messages), "tools": listed}
     elif layout and record.get("function") is not None:
         record = guarded(name, from_leaderboard, {**record, "ground_truth": []})
     elif tools is not None and record.get("tools") is None:
         record = {**record, "tools": to_json(tools)}
-    if record.get("query") == "":
+    if isinstance(record.get("query"), str) and not record["query"].strip():
         raise BadRow("an empty query")
     return {key: record.get(key) for key in ("id", "query", "tools")} | {"answers": "[]"}
 
@@ -111,7 +111,7 @@ def turns_of(record, tools, messages):
         words = any(message["content"].strip() for message in turn)
         if not words and not any("tool_calls" in message for message in turn):
             raise BadRow("a turn of the assistant without words or calls")
-        if not any(message["role"] == "user" for message in messages[:start]):
+        if not is_asked(messages[:start]):
             notes.append(NO_QUESTION)
             continue
         if not is_trained(turn):
@@ -124,6 +124,14 @@ def turns_of(record, tools, messages):
     if not records and not notes:
         raise BadRow("a conversation without a turn of the assistant")
     return records, notes
+
+
+def is_asked(messages):
+    """Whether there is a user's message. Raises BadRow if all of them are blank."""
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    if questions and not any(map(str.strip, questions)):
+        raise BadRow("an empty query")
+    return bool(questions)
 
 
 def is_trained(turn):

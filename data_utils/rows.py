@@ -66,6 +66,8 @@ def read_row(record):
         except UnicodeEncodeError:  # half a surrogate pair
             raise BadRow(f"broken text in field '{column}'") from None
         values[column] = record[column] if column == "query" else json_field(record, column)
+    if not values["query"].strip():
+        raise BadRow("an empty query")
     extras = {column: record[column] for column in EXTRA_COLUMNS if isinstance(record.get(column), str)}
     for column in ("acceptable", "required"):
         value = json_field(extras, column) if extras.get(column) else None

@@ -392,6 +392,46 @@ def test_what_is_no_row_is_named(tmp_path, record, reason):
     assert names[0].startswith("line 2: {") or "id" in record
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "user", "text": "Rain?"}, "a message without content: it has role, text"),
+        ({"role": "user", "message": "Rain?"}, "a message without content: it has message, role"),
+        ({"role": "system", "instruction": "Be brief."}, "a message without content: it has instruction, role"),
+        ({"role": "user", "content": None, "text": "Rain?"}, "a message without content: it has role, text"),
+        ({"role": "tool", "tool_call_id": "c1", "output": "22"}, "a message without content: it has output, role, tool_call_id"),
+        ({"role": "tool", "content": "", "result": {"sky": "clear"}}, "a message without content: it has content, result, role"),
+        ({"role": "assistant", "text": "Rain."}, "a message without content: it has role, text"),
+        ({"role": "user", "content": "Rain?", "value": "Snow?"}, "a message with two contents: it has content, role, value"),
+    ],
+)  # fmt: skip
+def test_a_text_under_another_key_is_not_lost(tmp_path, message, reason):
+    messages = [QUESTION, message, {"role": "assistant", "content": "", "tool_calls": [weather("Rome")]}]
+    record = {"messages": messages, "tools": [WEATHER]}
+    assert read(tmp_path, record, max_bad_rows=1) == ([], [], [reason])
+    with pytest.raises(BadRow, match=reason):
+        as_request(record)
+
+
+def test_the_content_that_is_not_empty_is_read(tmp_path):
+    question = {"role": "user", "content": "", "value": "Rain?", "parts": [{"type": "text", "text": "Rain?"}]}
+    record = {"messages": [question, {"role": "assistant", "content": ROME}], "tools": [WEATHER]}
+    assert read(tmp_path, record) == ([[weather("Rome")]], ["Rain?"], [])
+
+
+@pytest.mark.parametrize("content", [None, "", " \n"])
+def test_an_empty_query_is_no_row(tmp_path, content):
+    for more in ([], [{"role": "system", "content": "Be brief."}]):
+        messages = [*more, {"role": "user", "content": content}, {"role": "assistant", "content": ROME}]
+        record = {"messages": messages, "tools": [WEATHER]}
+        assert read(tmp_path, record, max_bad_rows=1) == ([], [], ["an empty query"])
+        with pytest.raises(BadRow, match="an empty query"):
+            as_request(record)
+    if content is not None:
+        record = {"query": content, "tools": [WEATHER], "answers": [weather("Rome")]}
+        assert read(tmp_path, record, max_bad_rows=1) == ([], [], ["an empty query"])
+
+
 def rendered(messages, tools=()):
     (prompt,), _ = render_jinja_template(
         [messages], tools=list(tools), chat_template=CHAT_TEMPLATE, add_generation_prompt=True
@@ -430,7 +470,7 @@ CONVERSATIONS = {
     "a result that is an object": [{"role": "tool", "content": {"é": 1.0}}],
     "a result that is a list": [{"role": "tool", "content": [{"text": "a", "score": 1}]}],
     "an empty result": [{"role": "tool", "content": []}],
-    "no content": [{"role": "user", "content": None}, {"role": "tool"}],
+    "no content": [{"role": "user", "content": None}, {"role": "tool", "content": None}],
     "function_call": [{"role": "assistant", "content": None, "function_call": call(1)["function"]}, {"role": "function", "content": "7"}],
     "no arguments": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": None}, {"name": "f", "arguments": ""}]}],
     "numbers": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a":[1e5,-0,1.50,1E-7,12345678901234567890],"b":"\\ud83d\\ude00\\/"}'}]}],
