@@ -18,6 +18,9 @@ from data_utils.tool_formats import flat_tools
 from data_utils.written_calls import parse_value
 
 CONVERSATION = "x-conversation"  # the key, in a record that is a turn, of the name of its conversation
+OPENING = (
+    "x-opening"  # likewise, of what all records of one conversation have in common, if each holds it up to another turn
+)
 TOOL_COLUMNS = ("tools", "functions", "toolConfig")
 SYSTEM_COLUMNS = ("system", "systemInstruction", "system_instruction")
 LISTED_TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
@@ -101,6 +104,11 @@ def turns_of(record, tools, messages):
     name = record.get("id")
     if name in (None, ""):
         name = hashlib.sha256(json.dumps([messages, tools]).encode()).hexdigest()[:16]
+    opening = record.get("conversation_id")
+    if opening in (None, ""):
+        first = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
+        opening = hashlib.sha256(json.dumps([messages[: first + 1], tools]).encode()).hexdigest()[:16]
+    names = {CONVERSATION: str(name), OPENING: str(opening)}
     records, notes, end = [], [], 0
     for role, turn in itertools.groupby(messages, key=lambda message: message["role"]):
         turn = list(turn)
@@ -120,7 +128,7 @@ def turns_of(record, tools, messages):
         if words and calls:
             notes.append(WORDS_DROPPED)
         fields = {"query": render_messages(messages[:start]), "tools": tools, "answers": json.dumps(calls)}
-        records.append({"id": f"{name}/{start}", CONVERSATION: str(name), **fields})
+        records.append({"id": f"{name}/{start}", **names, **fields})
     if not records and not notes:
         raise BadRow("a conversation without a turn of the assistant")
     return records, notes

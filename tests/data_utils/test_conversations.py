@@ -16,7 +16,7 @@ from data_utils.conversations import as_request
 from data_utils.messages import read_messages
 from data_utils.prompt import render_messages, render_tags, to_json
 from data_utils.sources import load_rows
-from data_utils.split import split_rows
+from data_utils.split import set_apart, split_rows
 from run_utils.arguments import UserError
 
 CHAT_TEMPLATE = template_text("tags-1")
@@ -92,6 +92,45 @@ def test_a_conversation_stays_on_one_side_of_the_split(tmp_path, named, by):
     train, held_out, _ = split_rows(rows, 0.2, seed=1, by=by)
     assert len(train) >= 30 and 12 <= len(held_out) <= 15
     assert not {row.conversation for row in train} & {row.conversation for row in held_out}
+
+
+def turn_by_turn(numbers, **more):
+    """Conversations as files have them that hold one record for each turn, with all messages up to it."""
+    return [
+        {"messages": conversation(number)[:length], "tools": TOOLS} | {key: name(number, length) for key, name in more.items()}
+        for number in numbers
+        for length in (3, 5, 7)
+    ]  # fmt: skip
+
+
+WAYS_OF_NAMES = {
+    "no names": {},
+    "ids": {"id": lambda number, length: f"r{number}-{length}"},
+    "conversation_id": {"conversation_id": lambda number, length: number, "id": lambda number, length: f"r{number}-{length}"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS_OF_NAMES)
+def test_a_conversation_in_several_records_stays_on_one_side_of_the_split(tmp_path, way):
+    records = turn_by_turn(range(20), **WAYS_OF_NAMES[way])
+    if way == "conversation_id":  # a window, without the first question
+        records = [record | {"messages": record["messages"][-6:]} for record in records]
+        records[2::3] = [
+            record | {"messages": [record["messages"][-2], record["messages"][-1]]} for record in records[2::3]
+        ]
+    rows, _ = load_rows(str(write_jsonl(tmp_path / "rows.jsonl", records)))
+    train, held_out, _ = split_rows(rows, 0.2, seed=1)
+    assert len(train) >= 30 and len(held_out) >= 8
+    assert not {row.opening for row in train} & {row.opening for row in held_out}
+
+
+def test_a_conversation_of_the_evaluation_file_is_not_trained_on(tmp_path):
+    rows, _ = load_rows(str(write_jsonl(tmp_path / "rows.jsonl", turn_by_turn(range(6)))))
+    other = [{"id": "other", "messages": conversation(2)[:5], "tools": TOOLS}]
+    eval_rows, _ = load_rows(str(write_jsonl(tmp_path / "other.jsonl", other)))
+    train, _, neither = set_apart(rows, eval_rows, seed=1)
+    assert len(neither) == 3 and all("f of 2?" in row.query for row in neither)
+    assert len(train) == 15 and not any("f of 2?" in row.query for row in train)
 
 
 @pytest.mark.parametrize("place", ["file", "folder"])
