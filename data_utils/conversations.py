@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from data_utils.bad_rows import BadRow, json_field, keys_of, list_field, not_json
 from data_utils.leaderboard import from_leaderboard
-from data_utils.messages import read_messages
+from data_utils.messages import read_messages, role_of
 from data_utils.prompt import render_messages, to_json
+from data_utils.tool_calls import parse_json
 from data_utils.tool_formats import flat_tools
 from data_utils.written_calls import parse_value
 
@@ -220,17 +221,32 @@ def messages_in(column):
 
 
 def prompt_and_completion(record):
-    """TRL's, each a text or messages. An assistant's messages in the prompt are not trained on."""
-    prompt, completion = record["prompt"], record.get("completion")
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
+    """TRL's, each a text, messages, or the JSON text of messages. An assistant's messages in the prompt are not trained on."""
     prompt = [
-        {**message, "train": False} if message.get("role") == "assistant" else message
-        for message in list_field({"prompt": prompt}, "prompt")
+        {**message, "train": False} if role_of(message) == "assistant" else message
+        for message in text_or_messages(record, "prompt", "user")
     ]
-    return prompt + (list_field({"completion": completion}, "completion") if completion is not None else [])
+    return prompt + (
+        text_or_messages(record, "completion", "assistant") if record.get("completion") is not None else []
+    )
+
+
+def text_or_messages(record, column, role):
+    """The messages of a column, or one message of its text."""
+    if isinstance(record[column], str) and not is_text_of_messages(record[column]):
+        return [{"role": role, "content": record[column]}]
+    return list_field(record, column)
+
+
+def is_text_of_messages(text):
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return False
+    is_list = isinstance(value, list) and len(value) > 0
+    return is_list and all(
+        isinstance(message, dict) and ({"role", "from"} & {*message} or role_of(message)) for message in value
+    )
 
 
 BESIDE = (*TOOL_COLUMNS, *SYSTEM_COLUMNS)

@@ -25,9 +25,22 @@ READ_KEYS = ("tool_calls", "function_call", "tool_plan", *NOT_TRAINED)
 TELLING_KEY = re.compile(r"call|tool|function|(?:^|_)action|^train|^loss|weight|mask", re.IGNORECASE)
 CONTENT_KEYS = ("content", "value", "parts")
 OTHER_TEXTS = ("text", "message", "output", "result", "response")  # not read, and no row if there is no content
+# Lists of objects, or objects with a name, that hold no calls; others may.
+METADATA = (
+    "annotations",
+    "citations",
+    "logprobs",
+    "sources",
+    "reasoning_details",
+    "thinking_blocks",
+    "metadata",
+    "usage",
+    "author",
+)
 TEXT_TYPES = (None, "text", "input_text", "output_text")
 THOUGHT_TYPES = ("thinking", "redacted_thinking", "reasoning")
 CALL_KEYS = ("toolUse", "functionCall", "function_call")  # Bedrock, Gemini
+KNOWN_KEYS = (*READ_KEYS, *CONTENT_KEYS, *METADATA)
 KEPT_NULLS = ("tool_calls", *CONTENT_KEYS)
 RESULT_KEYS = ("toolResult", "functionResponse", "function_response")
 
@@ -44,7 +57,8 @@ def read_message(message, names):
     message = {key: value for key, value in message.items() if value is not None or key in KEPT_NULLS}
     role = message.get("role", message.get("from"))
     if role is None and message.get("type") in ITEMS:
-        role, message = ITEMS[message["type"]], {"content": [message]}
+        flags = {key: message[key] for key in NOT_TRAINED if key in message}
+        role, message = ITEMS[message["type"]], {"content": [message], **flags}
     if not isinstance(role, str):
         raise BadRow(f"a message without a role: it has {keys_of(message)}")
     if role not in ROLES:
@@ -66,6 +80,12 @@ def read_message(message, names):
     return read or [{"role": ROLES[role], "content": ""}]
 
 
+def role_of(message):
+    """The role that a message has among ours, or None."""
+    role = message.get("role") or message.get("from")
+    return ITEMS.get(message.get("type")) if role is None else ROLES.get(role)
+
+
 def content_of(message, role):
     """The value at the one of CONTENT_KEYS that is not empty, or an empty one. Raises BadRow."""
     given = [message[key] for key in CONTENT_KEYS if message.get(key) is not None]
@@ -83,6 +103,7 @@ def read_assistant(role, message, content, names):
     odd = [key for key in message if TELLING_KEY.search(key) and key not in READ_KEYS and message[key] not in empty]
     nested = [key for key, value in message.items() if isinstance(value, dict) and key not in READ_KEYS]
     odd += [key for key in nested if any(message[key].get(inner) for inner in ("tool_calls", "function_call"))]
+    odd += [key for key, value in message.items() if key not in KNOWN_KEYS and may_hold_calls(value)]
     if odd:
         raise BadRow(f"an assistant's message with {odd[0]!r}, which is not read")
     parts = list(read_content(content, "assistant"))
@@ -104,6 +125,13 @@ def read_assistant(role, message, content, names):
     if calls or message.get("tool_calls") is not None:
         read["tool_calls"] = calls
     return read if is_trained(message) else read | {"trained": False}
+
+
+def may_hold_calls(value):
+    """Whether a value is a list with objects, or an object with a name."""
+    if isinstance(value, dict):
+        return "name" in value or "toolName" in value
+    return isinstance(value, list) and any(isinstance(element, dict) for element in value)
 
 
 def is_trained(message):

@@ -277,6 +277,15 @@ def test_arguments_are_read_exactly_from_python_s_calls(tmp_path):
         ({"content": '```tool_code\nprint(weather("Rome"))\n```'}, "a call that is not read: ```tool_code"),
         ({"content": f"<|python_tag|>{ROME}; {OSLO}"}, "a call written in the text does not end: <|python_tag|>"),
         ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "a part of a message that is not text: image_url"),
+        ({"content": "I look.", "parts": [{"type": "tool-invocation", "toolInvocation": {"toolName": "weather", "args": {}}}]}, "a part of a message that is not text: tool-invocation"),
+        ({"content": "I look.", "parts": [{"functionCall": {"name": "weather", "args": {}}}]}, "a message with two contents: it has content, parts, role"),
+        ({"content": "I look.", "output": [{"type": "message"}]}, "an assistant's message with 'output', which is not read"),
+        ({"content": "I look.", "steps": [{"name": "weather", "args": {}}]}, "an assistant's message with 'steps', which is not read"),
+        ({"content": "I look.", "request": {"toolName": "weather", "args": {}}}, "an assistant's message with 'request', which is not read"),
+        ({"content": "<think>I will call <tool_call>" + ROME + "</tool_call> no wait. Clear."}, "a thought that does not end"),
+        ({"content": "<think>a</think><think>I call " + ROME}, "a thought that does not end"),
+        ({"content": " get_forecast(city='Rome')\n"}, "a call that is not read: get_forecast(city='Rome')"),
+        ({"content": "api.forecast( city = 'Rome', days=[1,\n2])"}, "a call that is not read: api.forecast("),
         ({"content": ROME, "weight": 0.5}, "an assistant's message whose weight is neither 0 nor 1"),
         ({"content": ROME, "train_detail": [[0, 1]]}, "an assistant's message with 'train_detail', which is not read"),
         ({"role": "critic", "content": "x"}, "a message of the role 'critic': read are system, developer, user, "),
@@ -313,6 +322,8 @@ def test_no_other_way_of_writing_a_call_is_words(tmp_path, text):
         "[1, 2]",
         "<think>I use <tool_call> not.</think>Clear.",
         "Use `f`.",
+        "<think>I call it.</think>Clear.",
+        "Clear (sky=blue), warm.",
         "[see (1)]x",
     ],
 )
@@ -361,6 +372,53 @@ def test_a_prompt_s_own_turns_are_not_trained_on(tmp_path):
     prompt = [QUESTION, {"role": "assistant", "content": "Where?"}, {"role": "user", "content": "In Rome."}]
     record = {"prompt": prompt, "completion": [{"role": "assistant", "content": ROME}], "tools": [WEATHER]}
     assert read(tmp_path, record)[0] == [[weather("Rome")]]
+
+
+def test_metadata_of_an_answer_is_left_out(tmp_path):
+    metadata = {
+        "annotations": [{"type": "url_citation"}],
+        "logprobs": {"content": [{"token": "a"}]},
+        "tags": ["a", 1],
+        "usage": {"n": 1},
+    }
+    record = answering(
+        {"role": "assistant", "content": "Clear.", "parts": [{"type": "text", "text": "Clear."}], **metadata}
+    )
+    assert read(tmp_path, record) == ([[]], ["Weather?"], [])
+
+
+EARLIER_TURNS = {
+    "assistant": {"role": "assistant", "tool_calls": [weather("Oslo")]},
+    "gpt": {"from": "gpt", "value": f"<tool_call>{OSLO}</tool_call>"},
+    "model": {"role": "model", "parts": [{"functionCall": {"name": "weather", "args": {"city": "Oslo"}}}]},
+    "tool_call": {"role": "tool_call", "content": OSLO},
+    "function_call": {"from": "function_call", "value": OSLO},
+    "Responses": {"type": "function_call", "call_id": "c", "name": "weather", "arguments": '{"city": "Oslo"}'},
+}
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+@pytest.mark.parametrize("role", EARLIER_TURNS)
+def test_a_prompt_s_calls_are_not_trained_on_whatever_their_role(tmp_path, role, as_text):
+    prompt = [
+        QUESTION,
+        EARLIER_TURNS[role],
+        {"role": "tool", "content": "cold"},
+        {"role": "user", "content": "In Rome?"},
+    ]
+    completion = [{"role": "assistant", "content": "", "tool_calls": [weather("Rome")]}]
+    if as_text:
+        prompt, completion = json.dumps(prompt), json.dumps(completion)
+    record = {"prompt": prompt, "completion": completion, "tools": [WEATHER]}
+    query = f"user: Weather?\nassistant: [{OSLO}]\ntool: cold\nuser: In Rome?"
+    assert read(tmp_path, record) == ([[weather("Rome")]], [query], [])
+    assert as_request(record)["query"] == query
+
+
+@pytest.mark.parametrize("text", ["[]", "[1]", '[{"city": "Rome"}]', '{"role": "user"}'])
+def test_a_prompt_that_is_another_json_text_is_the_query(tmp_path, text):
+    record = {"prompt": text, "completion": ROME, "tools": [WEATHER]}
+    assert read(tmp_path, record) == ([[weather("Rome")]], [text], [])
 
 
 RESULTS = {
