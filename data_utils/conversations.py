@@ -12,12 +12,16 @@ from typing import NamedTuple
 
 from data_utils.bad_rows import BadRow, json_field, keys_of, list_field, not_json
 from data_utils.leaderboard import from_leaderboard
-from data_utils.messages import read_messages
+from data_utils.messages import read_messages, role_of
 from data_utils.prompt import render_messages, to_json
+from data_utils.tool_calls import parse_json
 from data_utils.tool_formats import flat_tools
 from data_utils.written_calls import parse_value
 
 CONVERSATION = "x-conversation"  # the key, in a record that is a turn, of the name of its conversation
+OPENING = (
+    "x-opening"  # likewise, of what all records of one conversation have in common, if each holds it up to another turn
+)
 TOOL_COLUMNS = ("tools", "functions", "toolConfig")
 SYSTEM_COLUMNS = ("system", "systemInstruction", "system_instruction")
 LISTED_TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
@@ -83,14 +87,14 @@ def as_request(record, tools=None):
         listed, messages = guarded(name, read_conversation, layout, record, tools)
         while messages and messages[-1]["role"] == "assistant":  # the answer
             messages.pop()
-        if not any(message["role"] == "user" for message in messages):
+        if not is_asked(messages):
             raise BadRow("a conversation in which nobody asks")
         record = {**record, "query": render_messages(messages), "tools": listed}
     elif layout and record.get("function") is not None:
         record = guarded(name, from_leaderboard, {**record, "ground_truth": []})
     elif tools is not None and record.get("tools") is None:
         record = {**record, "tools": to_json(tools)}
-    if record.get("query") == "":
+    if isinstance(record.get("query"), str) and not record["query"].strip():
         raise BadRow("an empty query")
     return {key: record.get(key) for key in ("id", "query", "tools")} | {"answers": "[]"}
 
@@ -101,6 +105,11 @@ def turns_of(record, tools, messages):
     name = record.get("id")
     if name in (None, ""):
         name = hashlib.sha256(json.dumps([messages, tools]).encode()).hexdigest()[:16]
+    opening = record.get("conversation_id")
+    if opening in (None, ""):
+        first = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
+        opening = hashlib.sha256(json.dumps([messages[: first + 1], tools]).encode()).hexdigest()[:16]
+    names = {CONVERSATION: str(name), OPENING: str(opening)}
     records, notes, end = [], [], 0
     for role, turn in itertools.groupby(messages, key=lambda message: message["role"]):
         turn = list(turn)
@@ -111,7 +120,7 @@ def turns_of(record, tools, messages):
         words = any(message["content"].strip() for message in turn)
         if not words and not any("tool_calls" in message for message in turn):
             raise BadRow("a turn of the assistant without words or calls")
-        if not any(message["role"] == "user" for message in messages[:start]):
+        if not is_asked(messages[:start]):
             notes.append(NO_QUESTION)
             continue
         if not is_trained(turn):
@@ -120,10 +129,18 @@ def turns_of(record, tools, messages):
         if words and calls:
             notes.append(WORDS_DROPPED)
         fields = {"query": render_messages(messages[:start]), "tools": tools, "answers": json.dumps(calls)}
-        records.append({"id": f"{name}/{start}", CONVERSATION: str(name), **fields})
+        records.append({"id": f"{name}/{start}", **names, **fields})
     if not records and not notes:
         raise BadRow("a conversation without a turn of the assistant")
     return records, notes
+
+
+def is_asked(messages):
+    """Whether there is a user's message. Raises BadRow if all of them are blank."""
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    if questions and not any(map(str.strip, questions)):
+        raise BadRow("an empty query")
+    return bool(questions)
 
 
 def is_trained(turn):
@@ -204,17 +221,32 @@ def messages_in(column):
 
 
 def prompt_and_completion(record):
-    """TRL's, each a text or messages. An assistant's messages in the prompt are not trained on."""
-    prompt, completion = record["prompt"], record.get("completion")
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
+    """TRL's, each a text, messages, or the JSON text of messages. An assistant's messages in the prompt are not trained on."""
     prompt = [
-        {**message, "train": False} if message.get("role") == "assistant" else message
-        for message in list_field({"prompt": prompt}, "prompt")
+        {**message, "train": False} if role_of(message) == "assistant" else message
+        for message in text_or_messages(record, "prompt", "user")
     ]
-    return prompt + (list_field({"completion": completion}, "completion") if completion is not None else [])
+    return prompt + (
+        text_or_messages(record, "completion", "assistant") if record.get("completion") is not None else []
+    )
+
+
+def text_or_messages(record, column, role):
+    """The messages of a column, or one message of its text."""
+    if isinstance(record[column], str) and not is_text_of_messages(record[column]):
+        return [{"role": role, "content": record[column]}]
+    return list_field(record, column)
+
+
+def is_text_of_messages(text):
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return False
+    is_list = isinstance(value, list) and len(value) > 0
+    return is_list and all(
+        isinstance(message, dict) and ({"role", "from"} & {*message} or role_of(message)) for message in value
+    )
 
 
 BESIDE = (*TOOL_COLUMNS, *SYSTEM_COLUMNS)

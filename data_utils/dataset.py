@@ -67,9 +67,9 @@ def prepare_data(args, tokenizer, positions, process, report=None):
         train = tokenize(train_rows[: args.max_train_examples])
         held_out = tokenize(eval_rows[: args.max_eval_examples])
     dropped[f"longer than {max_length} tokens"] = [*train.too_long, *held_out.too_long]
-    dropped["in neither split: the row offers both held-out and other tools, or repeats a held-out row"] = [
-        row.id for row in in_neither
-    ]
+    dropped[
+        "in neither split: the row offers both held-out and other tools, or repeats a held-out row, or is of its conversation"
+    ] = [row.id for row in in_neither]
     if not train.examples:
         raise UserError(
             f"no training rows left of {len(rows)}: --eval_fraction {args.eval_fraction} holds out {len(eval_rows)}, "

@@ -23,9 +23,25 @@ NOT_TRAINED = ("weight", "train", "training", "trainable", "loss", "loss_weight"
 READ_KEYS = ("tool_calls", "function_call", "tool_plan", *NOT_TRAINED)
 # Keys of an assistant's message that may hold calls, or parts that are not to be trained on.
 TELLING_KEY = re.compile(r"call|tool|function|(?:^|_)action|^train|^loss|weight|mask", re.IGNORECASE)
+CONTENT_KEYS = ("content", "value", "parts")
+OTHER_TEXTS = ("text", "message", "output", "result", "response")  # not read, and no row if there is no content
+# Lists of objects, or objects with a name, that hold no calls; others may.
+METADATA = (
+    "annotations",
+    "citations",
+    "logprobs",
+    "sources",
+    "reasoning_details",
+    "thinking_blocks",
+    "metadata",
+    "usage",
+    "author",
+)
 TEXT_TYPES = (None, "text", "input_text", "output_text")
 THOUGHT_TYPES = ("thinking", "redacted_thinking", "reasoning")
 CALL_KEYS = ("toolUse", "functionCall", "function_call")  # Bedrock, Gemini
+KNOWN_KEYS = (*READ_KEYS, *CONTENT_KEYS, *METADATA)
+KEPT_NULLS = ("tool_calls", *CONTENT_KEYS)
 RESULT_KEYS = ("toolResult", "functionResponse", "function_response")
 
 
@@ -38,21 +54,21 @@ def read_message(message, names):
     """The one or more messages that a message is: a user's may hold the results of tools. Raises BadRow."""
     if not isinstance(message, dict):
         raise BadRow("a message that is not an object")
-    message = {key: value for key, value in message.items() if value is not None or key in ("tool_calls", "content")}
+    message = {key: value for key, value in message.items() if value is not None or key in KEPT_NULLS}
     role = message.get("role", message.get("from"))
     if role is None and message.get("type") in ITEMS:
-        role, message = ITEMS[message["type"]], {"content": [message]}
+        flags = {key: message[key] for key in NOT_TRAINED if key in message}
+        role, message = ITEMS[message["type"]], {"content": [message], **flags}
     if not isinstance(role, str):
         raise BadRow(f"a message without a role: it has {keys_of(message)}")
     if role not in ROLES:
         raise BadRow(f"a message of the role {role[:40]!r}: read are {', '.join(ROLES)}")
-    content = next((message[key] for key in ("content", "value", "parts") if message.get(key) is not None), None)
     if ROLES[role] == "assistant":
-        return [read_assistant(role, message, content, names)]
+        return [read_assistant(role, message, content_of(message, "assistant"), names)]
     if message.get("tool_calls") or message.get("function_call"):
         raise BadRow(f"a message of the role {role!r} with calls")
     read = []
-    for kind, value in read_content(content, ROLES[role]):
+    for kind, value in read_content(content_of(message, ROLES[role]), ROLES[role]):
         if kind == "call":
             raise BadRow(f"a message of the role {role!r} with calls")
         new_role = "tool" if kind == "result" else ROLES[role]
@@ -64,11 +80,30 @@ def read_message(message, names):
     return read or [{"role": ROLES[role], "content": ""}]
 
 
+def role_of(message):
+    """The role that a message has among ours, or None."""
+    role = message.get("role") or message.get("from")
+    return ITEMS.get(message.get("type")) if role is None else ROLES.get(role)
+
+
+def content_of(message, role):
+    """The value at the one of CONTENT_KEYS that is not empty, or an empty one. Raises BadRow."""
+    given = [message[key] for key in CONTENT_KEYS if message.get(key) is not None]
+    full = [value for value in given if value not in ("", [], {})]
+    if len(full) > 1 and any(list(read_content(value, role)) != list(read_content(full[0], role)) for value in full):
+        raise BadRow(f"a message with two contents: it has {keys_of(message)}")
+    missing = role != "assistant" and not any(key in message for key in CONTENT_KEYS)
+    if not full and (missing or any(message.get(key) for key in OTHER_TEXTS)):
+        raise BadRow(f"a message without content: it has {keys_of(message)}")
+    return next(iter(full or given), None)
+
+
 def read_assistant(role, message, content, names):
     empty = ("", [], {}, 0)
     odd = [key for key in message if TELLING_KEY.search(key) and key not in READ_KEYS and message[key] not in empty]
     nested = [key for key, value in message.items() if isinstance(value, dict) and key not in READ_KEYS]
     odd += [key for key in nested if any(message[key].get(inner) for inner in ("tool_calls", "function_call"))]
+    odd += [key for key, value in message.items() if key not in KNOWN_KEYS and may_hold_calls(value)]
     if odd:
         raise BadRow(f"an assistant's message with {odd[0]!r}, which is not read")
     parts = list(read_content(content, "assistant"))
@@ -90,6 +125,13 @@ def read_assistant(role, message, content, names):
     if calls or message.get("tool_calls") is not None:
         read["tool_calls"] = calls
     return read if is_trained(message) else read | {"trained": False}
+
+
+def may_hold_calls(value):
+    """Whether a value is a list with objects, or an object with a name."""
+    if isinstance(value, dict):
+        return "name" in value or "toolName" in value
+    return isinstance(value, list) and any(isinstance(element, dict) for element in value)
 
 
 def is_trained(message):

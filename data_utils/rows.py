@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from data_utils.bad_rows import BadRow, json_field
-from data_utils.conversations import CONVERSATION, as_records
+from data_utils.conversations import CONVERSATION, OPENING, as_records
 from data_utils.misfits import fit
 from data_utils.prompt import to_json
 from data_utils.tool_formats import flat_tools
@@ -36,6 +36,9 @@ class Row(NamedTuple):
     acceptable: str = ""
     required: str = ""
     conversation: str = ""  # alike for all turns of one conversation
+    opening: str = (
+        ""  # the record's `conversation_id`, or a hash of its tools and its messages up to the first question
+    )
 
     def tool_names(self):
         return {tool["name"] for tool in json.loads(self.tools)}
@@ -66,6 +69,8 @@ def read_row(record):
         except UnicodeEncodeError:  # half a surrogate pair
             raise BadRow(f"broken text in field '{column}'") from None
         values[column] = record[column] if column == "query" else json_field(record, column)
+    if not values["query"].strip():
+        raise BadRow("an empty query")
     extras = {column: record[column] for column in EXTRA_COLUMNS if isinstance(record.get(column), str)}
     for column in ("acceptable", "required"):
         value = json_field(extras, column) if extras.get(column) else None
@@ -82,9 +87,9 @@ def read_row(record):
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
         raise BadRow("a call to a tool that is not in its list")
     fingerprint = content_hash(**values)
-    conversation = record.get(CONVERSATION, "")
+    names = {"conversation": record.get(CONVERSATION, ""), "opening": record.get(OPENING, "")}
     row_id = fingerprint if record.get("id") in (None, "") else str(record["id"])
-    row = Row(row_id, values["query"], tools, answers, fingerprint, **extras, conversation=conversation)
+    row = Row(row_id, values["query"], tools, answers, fingerprint, **extras, **names)
     return row, values["answers"], read
 
 
@@ -109,6 +114,7 @@ def valid_rows(records):
     """The valid rows of `(place, record)` pairs, the bad ones as `{reason: [ids or places]}`, and a summary for describe_rows.
 
     A row with the content of an earlier one is left out and is not bad. One with the id alone of an earlier one is bad.
+    Records with one opening are one conversation.
     """
     rows, bad, ids, contents = [], defaultdict(list), set(), set()
     layouts, notes, without_calls, misfits, repeats = Counter(), Counter(), 0, [], []
@@ -146,6 +152,13 @@ def valid_rows(records):
             without_calls += not calls
             if not fit(calls, read.tools):
                 misfits.append((row.id, call_problems(calls, read.tools)[0]))
+    conversations = defaultdict(set)
+    for row in rows:
+        conversations[row.opening].add(row.conversation)
+    rows = [
+        row._replace(conversation=row.opening) if row.opening and len(conversations[row.opening]) > 1 else row
+        for row in rows
+    ]
     summary = {"layouts": dict(layouts), "without_calls": without_calls, "notes": dict(notes)}
     return rows, dict(bad), summary | {"misfits": [len(misfits), misfits[:2]], "repeats": [len(repeats), repeats[:2]]}
 

@@ -63,14 +63,18 @@ def same_conversation(row, other):
 
 def set_apart(rows, eval_rows, seed):
     """Like split_rows where the rows to evaluate come from another place: training rows, evaluation rows, both in the order of
-    their hash, and rows in neither, which repeat one to evaluate."""
+    their hash, and rows in neither, which repeat one to evaluate or are of its conversation."""
 
     def ordered(rows):
         return sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row.id}".encode()).digest())
 
-    held_out = {row.fingerprint for row in eval_rows}
-    train_rows = [row for row in ordered(rows) if row.fingerprint not in held_out]
-    return train_rows, ordered(eval_rows), [row for row in rows if row.fingerprint in held_out]
+    def is_held_out(row):
+        return row.fingerprint in contents or row.opening in openings
+
+    contents = {row.fingerprint for row in eval_rows}
+    openings = {row.opening for row in eval_rows} - {""}
+    train_rows = [row for row in ordered(rows) if not is_held_out(row)]
+    return train_rows, ordered(eval_rows), [row for row in rows if is_held_out(row)]
 
 
 def without_repeats(ordered, train_rows, eval_rows):

@@ -41,6 +41,7 @@ ARGUMENT_KEYS = ("arguments", "args", "parameters", "input")
 PYTHON_STRING = r'"(?:[^"\\]|\\.)*+"|' + r"'(?:[^'\\]|\\.)*+'"
 PYTHON_CALL = re.compile(r"\s*([^()\[\]{}\"'=,]*[^()\[\]{}\"'=,\s])\s*\(")
 PYTHON_LIST = re.compile(rf"\s*\[{PYTHON_CALL.pattern}.*\)\s*\]\s*", re.DOTALL)
+PYTHON_ALONE = re.compile(r"\s*[\w.]+\(\s*\w+\s*=.*\)\s*", re.DOTALL)  # of any name
 SEPARATOR = re.compile(r"\s*(?:,(?!\s*\])|\](?=\s*\Z))")
 
 
@@ -141,7 +142,9 @@ def split_calls(text, names):
         words, calls = read_forms(text)
     if not calls and PYTHON_LIST.fullmatch(text):
         words, calls = "", read_python_list(text)
-    if mark := MARKS.search(words) or mark_of_tool(words, names):
+    if "<think>" in words:  # a call in it may be a mere thought
+        raise BadRow("an assistant's text has a thought that does not end: <think> without </think>")
+    if mark := MARKS.search(words) or mark_of_tool(words, names) or PYTHON_ALONE.fullmatch(words):
         raise BadRow(f"an assistant's text holds a call that is not read: {mark[0].strip()[:40]}")
     if not calls:
         return thought + tag + text, []

@@ -16,7 +16,7 @@ from data_utils.conversations import as_request
 from data_utils.messages import read_messages
 from data_utils.prompt import render_messages, render_tags, to_json
 from data_utils.sources import load_rows
-from data_utils.split import split_rows
+from data_utils.split import set_apart, split_rows
 from run_utils.arguments import UserError
 
 CHAT_TEMPLATE = template_text("tags-1")
@@ -92,6 +92,45 @@ def test_a_conversation_stays_on_one_side_of_the_split(tmp_path, named, by):
     train, held_out, _ = split_rows(rows, 0.2, seed=1, by=by)
     assert len(train) >= 30 and 12 <= len(held_out) <= 15
     assert not {row.conversation for row in train} & {row.conversation for row in held_out}
+
+
+def turn_by_turn(numbers, **more):
+    """Conversations as files have them that hold one record for each turn, with all messages up to it."""
+    return [
+        {"messages": conversation(number)[:length], "tools": TOOLS} | {key: name(number, length) for key, name in more.items()}
+        for number in numbers
+        for length in (3, 5, 7)
+    ]  # fmt: skip
+
+
+WAYS_OF_NAMES = {
+    "no names": {},
+    "ids": {"id": lambda number, length: f"r{number}-{length}"},
+    "conversation_id": {"conversation_id": lambda number, length: number, "id": lambda number, length: f"r{number}-{length}"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS_OF_NAMES)
+def test_a_conversation_in_several_records_stays_on_one_side_of_the_split(tmp_path, way):
+    records = turn_by_turn(range(20), **WAYS_OF_NAMES[way])
+    if way == "conversation_id":  # a window, without the first question
+        records = [record | {"messages": record["messages"][-6:]} for record in records]
+        records[2::3] = [
+            record | {"messages": [record["messages"][-2], record["messages"][-1]]} for record in records[2::3]
+        ]
+    rows, _ = load_rows(str(write_jsonl(tmp_path / "rows.jsonl", records)))
+    train, held_out, _ = split_rows(rows, 0.2, seed=1)
+    assert len(train) >= 30 and len(held_out) >= 8
+    assert not {row.opening for row in train} & {row.opening for row in held_out}
+
+
+def test_a_conversation_of_the_evaluation_file_is_not_trained_on(tmp_path):
+    rows, _ = load_rows(str(write_jsonl(tmp_path / "rows.jsonl", turn_by_turn(range(6)))))
+    other = [{"id": "other", "messages": conversation(2)[:5], "tools": TOOLS}]
+    eval_rows, _ = load_rows(str(write_jsonl(tmp_path / "other.jsonl", other)))
+    train, _, neither = set_apart(rows, eval_rows, seed=1)
+    assert len(neither) == 3 and all("f of 2?" in row.query for row in neither)
+    assert len(train) == 15 and not any("f of 2?" in row.query for row in train)
 
 
 @pytest.mark.parametrize("place", ["file", "folder"])
@@ -238,6 +277,15 @@ def test_arguments_are_read_exactly_from_python_s_calls(tmp_path):
         ({"content": '```tool_code\nprint(weather("Rome"))\n```'}, "a call that is not read: ```tool_code"),
         ({"content": f"<|python_tag|>{ROME}; {OSLO}"}, "a call written in the text does not end: <|python_tag|>"),
         ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "a part of a message that is not text: image_url"),
+        ({"content": "I look.", "parts": [{"type": "tool-invocation", "toolInvocation": {"toolName": "weather", "args": {}}}]}, "a part of a message that is not text: tool-invocation"),
+        ({"content": "I look.", "parts": [{"functionCall": {"name": "weather", "args": {}}}]}, "a message with two contents: it has content, parts, role"),
+        ({"content": "I look.", "output": [{"type": "message"}]}, "an assistant's message with 'output', which is not read"),
+        ({"content": "I look.", "steps": [{"name": "weather", "args": {}}]}, "an assistant's message with 'steps', which is not read"),
+        ({"content": "I look.", "request": {"toolName": "weather", "args": {}}}, "an assistant's message with 'request', which is not read"),
+        ({"content": "<think>I will call <tool_call>" + ROME + "</tool_call> no wait. Clear."}, "a thought that does not end"),
+        ({"content": "<think>a</think><think>I call " + ROME}, "a thought that does not end"),
+        ({"content": " get_forecast(city='Rome')\n"}, "a call that is not read: get_forecast(city='Rome')"),
+        ({"content": "api.forecast( city = 'Rome', days=[1,\n2])"}, "a call that is not read: api.forecast("),
         ({"content": ROME, "weight": 0.5}, "an assistant's message whose weight is neither 0 nor 1"),
         ({"content": ROME, "train_detail": [[0, 1]]}, "an assistant's message with 'train_detail', which is not read"),
         ({"role": "critic", "content": "x"}, "a message of the role 'critic': read are system, developer, user, "),
@@ -274,6 +322,8 @@ def test_no_other_way_of_writing_a_call_is_words(tmp_path, text):
         "[1, 2]",
         "<think>I use <tool_call> not.</think>Clear.",
         "Use `f`.",
+        "<think>I call it.</think>Clear.",
+        "Clear (sky=blue), warm.",
         "[see (1)]x",
     ],
 )
@@ -322,6 +372,53 @@ def test_a_prompt_s_own_turns_are_not_trained_on(tmp_path):
     prompt = [QUESTION, {"role": "assistant", "content": "Where?"}, {"role": "user", "content": "In Rome."}]
     record = {"prompt": prompt, "completion": [{"role": "assistant", "content": ROME}], "tools": [WEATHER]}
     assert read(tmp_path, record)[0] == [[weather("Rome")]]
+
+
+def test_metadata_of_an_answer_is_left_out(tmp_path):
+    metadata = {
+        "annotations": [{"type": "url_citation"}],
+        "logprobs": {"content": [{"token": "a"}]},
+        "tags": ["a", 1],
+        "usage": {"n": 1},
+    }
+    record = answering(
+        {"role": "assistant", "content": "Clear.", "parts": [{"type": "text", "text": "Clear."}], **metadata}
+    )
+    assert read(tmp_path, record) == ([[]], ["Weather?"], [])
+
+
+EARLIER_TURNS = {
+    "assistant": {"role": "assistant", "tool_calls": [weather("Oslo")]},
+    "gpt": {"from": "gpt", "value": f"<tool_call>{OSLO}</tool_call>"},
+    "model": {"role": "model", "parts": [{"functionCall": {"name": "weather", "args": {"city": "Oslo"}}}]},
+    "tool_call": {"role": "tool_call", "content": OSLO},
+    "function_call": {"from": "function_call", "value": OSLO},
+    "Responses": {"type": "function_call", "call_id": "c", "name": "weather", "arguments": '{"city": "Oslo"}'},
+}
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+@pytest.mark.parametrize("role", EARLIER_TURNS)
+def test_a_prompt_s_calls_are_not_trained_on_whatever_their_role(tmp_path, role, as_text):
+    prompt = [
+        QUESTION,
+        EARLIER_TURNS[role],
+        {"role": "tool", "content": "cold"},
+        {"role": "user", "content": "In Rome?"},
+    ]
+    completion = [{"role": "assistant", "content": "", "tool_calls": [weather("Rome")]}]
+    if as_text:
+        prompt, completion = json.dumps(prompt), json.dumps(completion)
+    record = {"prompt": prompt, "completion": completion, "tools": [WEATHER]}
+    query = f"user: Weather?\nassistant: [{OSLO}]\ntool: cold\nuser: In Rome?"
+    assert read(tmp_path, record) == ([[weather("Rome")]], [query], [])
+    assert as_request(record)["query"] == query
+
+
+@pytest.mark.parametrize("text", ["[]", "[1]", '[{"city": "Rome"}]', '{"role": "user"}'])
+def test_a_prompt_that_is_another_json_text_is_the_query(tmp_path, text):
+    record = {"prompt": text, "completion": ROME, "tools": [WEATHER]}
+    assert read(tmp_path, record) == ([[weather("Rome")]], [text], [])
 
 
 RESULTS = {
@@ -392,6 +489,46 @@ def test_what_is_no_row_is_named(tmp_path, record, reason):
     assert names[0].startswith("line 2: {") or "id" in record
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "user", "text": "Rain?"}, "a message without content: it has role, text"),
+        ({"role": "user", "message": "Rain?"}, "a message without content: it has message, role"),
+        ({"role": "system", "instruction": "Be brief."}, "a message without content: it has instruction, role"),
+        ({"role": "user", "content": None, "text": "Rain?"}, "a message without content: it has role, text"),
+        ({"role": "tool", "tool_call_id": "c1", "output": "22"}, "a message without content: it has output, role, tool_call_id"),
+        ({"role": "tool", "content": "", "result": {"sky": "clear"}}, "a message without content: it has content, result, role"),
+        ({"role": "assistant", "text": "Rain."}, "a message without content: it has role, text"),
+        ({"role": "user", "content": "Rain?", "value": "Snow?"}, "a message with two contents: it has content, role, value"),
+    ],
+)  # fmt: skip
+def test_a_text_under_another_key_is_not_lost(tmp_path, message, reason):
+    messages = [QUESTION, message, {"role": "assistant", "content": "", "tool_calls": [weather("Rome")]}]
+    record = {"messages": messages, "tools": [WEATHER]}
+    assert read(tmp_path, record, max_bad_rows=1) == ([], [], [reason])
+    with pytest.raises(BadRow, match=reason):
+        as_request(record)
+
+
+def test_the_content_that_is_not_empty_is_read(tmp_path):
+    question = {"role": "user", "content": "", "value": "Rain?", "parts": [{"type": "text", "text": "Rain?"}]}
+    record = {"messages": [question, {"role": "assistant", "content": ROME}], "tools": [WEATHER]}
+    assert read(tmp_path, record) == ([[weather("Rome")]], ["Rain?"], [])
+
+
+@pytest.mark.parametrize("content", [None, "", " \n"])
+def test_an_empty_query_is_no_row(tmp_path, content):
+    for more in ([], [{"role": "system", "content": "Be brief."}]):
+        messages = [*more, {"role": "user", "content": content}, {"role": "assistant", "content": ROME}]
+        record = {"messages": messages, "tools": [WEATHER]}
+        assert read(tmp_path, record, max_bad_rows=1) == ([], [], ["an empty query"])
+        with pytest.raises(BadRow, match="an empty query"):
+            as_request(record)
+    if content is not None:
+        record = {"query": content, "tools": [WEATHER], "answers": [weather("Rome")]}
+        assert read(tmp_path, record, max_bad_rows=1) == ([], [], ["an empty query"])
+
+
 def rendered(messages, tools=()):
     (prompt,), _ = render_jinja_template(
         [messages], tools=list(tools), chat_template=CHAT_TEMPLATE, add_generation_prompt=True
@@ -430,7 +567,7 @@ CONVERSATIONS = {
     "a result that is an object": [{"role": "tool", "content": {"é": 1.0}}],
     "a result that is a list": [{"role": "tool", "content": [{"text": "a", "score": 1}]}],
     "an empty result": [{"role": "tool", "content": []}],
-    "no content": [{"role": "user", "content": None}, {"role": "tool"}],
+    "no content": [{"role": "user", "content": None}, {"role": "tool", "content": None}],
     "function_call": [{"role": "assistant", "content": None, "function_call": call(1)["function"]}, {"role": "function", "content": "7"}],
     "no arguments": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": None}, {"name": "f", "arguments": ""}]}],
     "numbers": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a":[1e5,-0,1.50,1E-7,12345678901234567890],"b":"\\ud83d\\ude00\\/"}'}]}],
