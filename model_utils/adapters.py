@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import psutil
 import torch
 import yaml
+from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash
@@ -18,6 +20,7 @@ from model_utils.self_checks import difference, num_positions, one_line, plain_l
 from run_utils.arguments import UserError
 from run_utils.launch import is_sharded
 
+FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names
 ROUTERS = {"router", "gate", "shared_expert_gate"}
 
 
@@ -171,7 +174,13 @@ def load_adapter(model, folder, texts=()):
     if environment["base_fingerprint"] != base_fingerprint(model):
         raise UserError(f"{folder} was trained on another base model than {model.name_or_path}")
     try:
-        model = PeftModel.from_pretrained(model, folder).eval()
+        shapes = tensor_shapes(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT warns of tensors that do not fit; refused below
+            model = PeftModel.from_pretrained(model, folder, ignore_mismatched_sizes=True).eval()
+            check_tensors(model, folder, shapes)
+    except (torch.OutOfMemoryError, UserError):
+        raise
     except Exception as error:  # whatever a broken file makes safetensors and peft raise
         raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
     quantized = getattr(model.get_base_model(), "hf_quantizer", None) is not None
@@ -181,6 +190,45 @@ def load_adapter(model, folder, texts=()):
     if merge.problem:
         raise UserError(f"merging {folder} into its base {merge.problem}: run it unmerged, with --merge_adapter false")
     return model
+
+
+def tensor_shapes(folder):
+    """`{name: shape}` of an adapter's file, by its header alone. UserError if a tensor does not hold floating-point numbers."""
+    path = Path(folder) / "adapter_model.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        if others := [name for name, tensor in tensors.items() if tensor.get_dtype() not in FLOATS]:
+            raise UserError(f"{path} does not hold floating-point numbers in {others[0]}: nothing of it is used")
+        return {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+
+
+def check_tensors(model, folder, shapes):
+    """Refuse, as UserError, an adapter whose file has other tensors than the PEFT model made for it, or weights that are not
+    finite. shapes: the file's, as tensor_shapes gives them.
+
+    The base's embedding and head may be in the file too, if they have an adapter: PEFT saves them by itself.
+    """
+    from peft import get_peft_model_state_dict  # late, as in add_lora
+
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    adapts_ends = any(hasattr(layer, "base_layer") for layer in ends)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a hint on saving them, which nothing does here
+        known = wanted | get_peft_model_state_dict(model, save_embedding_layers=adapts_ends)
+    known = {name: tuple(weight.shape) for name, weight in known.items()}
+    misfits = {
+        "does not have": sorted(wanted.keys() - shapes.keys()),
+        "has unknown tensors": sorted(shapes.keys() - known.keys()),
+        "has of another shape": sorted(name for name in known.keys() & shapes.keys() if known[name] != shapes[name]),
+    }
+    if any(misfits.values()):
+        problems = [f"{problem}: {len(names)}, {names[0]} first" for problem, names in misfits.items() if names]
+        raise UserError(
+            f"the tensors of {folder} are not those of its adapter_config.json on this base: the file {'; it '.join(problems)}"
+        )
+    if broken := [name for name, weight in wanted.items() if not weight.isfinite().all()]:
+        raise UserError(f"{folder} has {len(broken)} tensors whose numbers are not finite, {broken[0]} first")
 
 
 class Merge(NamedTuple):
