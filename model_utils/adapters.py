@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from model_utils.flops import num_weights
 from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
-from model_utils.self_checks import difference, num_positions, one_line, plain_logits, tolerance
+from model_utils.self_checks import difference, num_positions, one_line, plain_logits, reference_logits, tolerance
 from run_utils.arguments import UserError
 from run_utils.launch import is_sharded
 
@@ -276,7 +276,7 @@ def merge_adapter(model, texts):
     if fits_in_float32(model):
         for weight, _ in dtypes:
             weight.data = weight.data.float()
-    reference = all_logits(model, texts)
+    reference = reference_logits(model, texts)
     with model.disable_adapter():
         effect = difference(all_logits(model, texts), reference)
     allowed, dtype = tolerance(model, texts[0], reference[:1], effect), model.dtype

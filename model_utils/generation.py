@@ -38,6 +38,7 @@ from model_utils.self_checks import (
     pad,
     plain_logits,
     plain_transformers,
+    reference_logits,
     set_attention,
     tolerance,
     unwrapped,
@@ -169,7 +170,7 @@ def find_padding_problem(model, prompt_ids, budget):
     texts = [shortest, grown(longest, len(longest) + budget)]
     if len(texts[1]) > length_dependent_from(model.config):
         return True
-    reference = [plain_logits(model, [text])[0] for text in texts]
+    reference = reference_logits(model, texts)
     try:
         distance = difference(plain_logits(model, texts, "left"), reference)
     except torch.OutOfMemoryError:
@@ -280,7 +281,7 @@ def find_problem(model, prompt_ids, room):
     if room > (apart := length_dependent_from(model.config)):
         return f"rows beyond {apart} tokens move the rotary positions of all"
     texts = [grown(longest, room), shortest, shortest[: max(1, len(shortest) // 2)]]
-    reference = [plain_logits(model, [text])[0] for text in texts]
+    reference = reference_logits(model, texts)
     allowed = tolerance(model, shortest, reference[1:2])
     try:
         with slots_attention(model):

@@ -80,7 +80,8 @@ def choose_attention(model, requested, name, examples, compiled):
 
 def load_base_model(name, accelerator, revision=None, quantization="none", trust_remote_code=False):
     """The causal language model on this process's device, frozen, in bf16 or float32 as the Accelerator's precision
-    says; its linear layers in NF4 (double quantisation, QLoRA) or int8 if asked for. Its attention is transformers' own."""
+    says; its linear layers in NF4 (double quantisation, QLoRA) or int8 if asked for. Its attention is transformers' own.
+    UserError if it cannot be loaded or if its files lack weights; weights that the model does not use are left unread."""
     dtype = DTYPES[accelerator.mixed_precision]
     config = {
         "none": None,
@@ -95,19 +96,29 @@ def load_base_model(name, accelerator, revision=None, quantization="none", trust
         "int8": BitsAndBytesConfig(load_in_8bit=True),
     }[quantization]
     transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report on missing weights is a line of ours below
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             trust_remote_code=trust_remote_code,
             dtype=dtype,
             quantization_config=config,
             device_map={"": accelerator.device},
+            output_loading_info=True,
         )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, ImportError, KeyError, SafetensorError
         raise UserError(f"cannot load a model from {name}: {one_line(error)}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers; a tied head is not one
+        raise UserError(
+            f"{name} lacks {len(missing)} of its model's weights, {missing[0]} first: the files are incomplete, or of another "
+            "architecture than config.json names"
+        )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On a CPU, bitsandbytes repacks NF4 weights at the first evaluation and has no gradient through them then.

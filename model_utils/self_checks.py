@@ -124,6 +124,23 @@ def plain_logits(model, texts, padding_side="right", other_kernel=False):
     return [logits[row, [place[position] for position in kept]] for row, kept in enumerate(positions)]
 
 
+class NotFiniteError(UserError):
+    """A base that cannot be used in any way."""
+
+
+def reference_logits(model, texts):
+    """Plain logits of each text alone, which others are compared with: float32 [LAST, vocabulary] or fewer. Raises
+    NotFiniteError if they are NaN or infinite, as an adapter's weights are not."""
+    logits = [plain_logits(model, [text])[0] for text in texts]
+    for text, values in zip(texts, logits, strict=True):
+        if not values.isfinite().all():
+            raise NotFiniteError(
+                f"the base's logits are not finite on a text of {len(text)} tokens: {model.name_or_path} has weights that are "
+                f"NaN or infinite, or too large for {str(model.dtype).removeprefix('torch.')}"
+            )
+    return logits
+
+
 def difference(logits, reference):
     """How far two lists of logits are apart, the worst text's root mean square as a share of the spread of the reference."""
     worst = 0.0
@@ -170,17 +187,17 @@ def check_training_batches(model, name, examples):
     texts = sorted((example.input_ids for example in examples), key=len)
     longest, shortest = texts[-1], texts[0]
     try:
+        reference = reference_logits(model, [longest, shortest])
         check_isolation(model)
         apart = length_dependent_from(model.config)
         if apart < len(longest):
             raise UserError(f"examples beyond {apart} tokens move the rotary positions of all")
-        reference = [plain_logits(model, [text])[0] for text in (longest, shortest)]
         distance = difference(packed_logits(model, [longest, shortest]), reference)
         if not distance <= tolerance(model, shortest, reference[1:]):
             raise UserError(
                 f"a batch of {len(longest)} and {len(shortest)} tokens moves logits by {distance:.1e} of their spread"
             )
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, NotFiniteError):
         raise
     except Exception as error:  # what transformers and kernels raise that know that they cannot
         reason = error if isinstance(error, UserError) else one_line(error)
