@@ -34,7 +34,7 @@ from data_utils.dataset import prepare_data
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.readers import READERS
 from eval_utils.metrics import METRICS, Output, Task, score, summarize
-from model_utils.adapters import add_lora, describe_experts, expert_names, linear_layers
+from model_utils.adapters import adapter_record, add_lora, describe_experts, expert_names, linear_layers
 from model_utils.flops import count_flops, dtype_census, peak_flops
 from model_utils.generation import generate, problem_with_slots
 from model_utils.loading import (
@@ -239,6 +239,7 @@ def main():
         accelerator.print(f"LoRA leaves out {describe_experts(model, left_out)}")
     torch.manual_seed(args.seed)
     model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
+    run.environment["adapter"] = adapter_record(model)
     accelerator.print(f"Attention: {attention}")
     accelerator.print(f"LoRA on: {', '.join(args.lora_target_modules)}")
     accelerator.print("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))

@@ -1,7 +1,10 @@
 """The LoRA adapter: put on a base, read from its folder, and loaded on the base that it was trained on."""
 
 import contextlib
+import hashlib
 import json
+import math
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -10,18 +13,32 @@ from typing import NamedTuple
 import psutil
 import torch
 import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from model_utils.flops import num_weights
 from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
 from model_utils.self_checks import difference, num_positions, one_line, plain_logits, reference_logits, tolerance
-from run_utils.arguments import UserError
+from run_utils.arguments import UserError, say
+from run_utils.files import read_json
 from run_utils.launch import is_sharded
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names
 ROUTERS = {"router", "gate", "shared_expert_gate"}
+
+# Fields of an adapter_config.json. REFUSED are not trained here; they keep PEFT busy, import modules by name, or replace weights
+# of the base.
+WITHOUT_FUNCTION = {
+    *("base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version", "auto_mapping"),
+    *("megatron_core", "runtime_config"),
+}
+UNORDERED = {"target_modules", "target_parameters", "exclude_modules"}
+REFUSED = ("layer_replication", "modules_to_save", "layers_pattern", "trainable_token_indices", "megatron_config")
+UNRECORDED = (  # set by no train.py, whose older adapters have no record to compare with
+    *("use_rslora", "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
+    *("layers_to_transform",),
+)
 
 
 def linear_layers(model):
@@ -66,6 +83,8 @@ def add_lora(model, r, alpha, dropout, target_modules):
 
     from model_utils.fused_lora import fuse_lora
 
+    if r > (width := layer_width(model)):
+        raise UserError(f"--lora_r {r} is above the width of the model's layers, {width}: a lower one does the same")
     # Of a model that also sees or hears, only the decoder of text is trained: nothing else meets these rows.
     text_modules = {model.get_output_embeddings(), *text_decoder(model).modules()}
     elsewhere = [name for name, module in model.named_modules() if name and module not in text_modules]
@@ -117,8 +136,8 @@ def naming_adapter(adapter, flag):
 
 
 def read_adapter(folder):
-    """What train.py saved beside an adapter: its arguments and its environment, two dicts. Refuses, as UserError, a
-    folder without them and an adapter of a prompt format that is not here any more."""
+    """The arguments and the environment that train.py saved beside an adapter, two dicts. Refuses, as UserError, a folder
+    without them, an adapter of a prompt format that is not here any more, and one edited since (check_record)."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no adapter in {folder}: there is no such folder; train.py makes one")
@@ -130,7 +149,9 @@ def read_adapter(folder):
         args = dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8")))
         name = args.setdefault("prompt_format", environment.get("prompt_version"))  # the latter in older folders
         _ = environment["base_fingerprint"], args["model_name_or_path"]
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        if record := environment.get("adapter"):
+            _ = record["config_sha256"], record["tensors"].items()
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{folder} cannot be read: {one_line(error)}") from None
     if name not in PROMPT_FORMATS:
         raise UserError(
@@ -141,7 +162,112 @@ def read_adapter(folder):
             f"{folder} was trained on the prompt format {name}, which has been edited since: put it back in "
             "data_utils/prompt.py and give the edited one another name"
         )
+    check_record(folder, args, environment)
     return args, environment
+
+
+def read_config(folder):
+    """The fields of an adapter_config.json that change the function, as config_fields gives them. UserError if PEFT must not
+    read them."""
+    path = Path(folder) / "adapter_config.json"
+    fields = {}
+
+    def check(config):
+        fields.update(config_fields(config))
+        check_config(fields)
+
+    read_json(path, check)
+    return fields
+
+
+def config_fields(config):
+    """The fields of a LoRA configuration, a dict, that change the function; those empty or off count as absent."""
+    fields = {
+        name: sorted(value) if name in UNORDERED and isinstance(value, (list, set)) else value
+        for name, value in config.items()
+        if name not in WITHOUT_FUNCTION
+        and not (value is None or value is False or (isinstance(value, (list, dict, set)) and not value))
+    }
+    return json.loads(json.dumps(fields))  # tuples and enumerations as a file has them
+
+
+def check_config(fields):
+    """Raise ValueError on a configuration that is not plain LoRA on named layers; PEFT reads it after that alone."""
+    for name, value in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
+        if fields.get(name) != value:
+            raise ValueError(f"{name} must be {value}, not {fields.get(name)}")
+    if found := [name for name in REFUSED if name in fields]:
+        raise ValueError(f"{found[0]} is no part of LoRA on named layers")
+    # Any other text is a method that starts from changed weights of the base, which the file does not have.
+    if fields.get("init_lora_weights") not in (True, None, "gaussian"):
+        raise ValueError(f"init_lora_weights is {fields['init_lora_weights']}, which changes the base")
+    for name in UNORDERED & fields.keys():
+        if not isinstance(fields[name], list) or not all(isinstance(layer, str) for layer in fields[name]):
+            raise ValueError(f"{name} must be a list of names: regular expressions are not read")
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        if any(not re.fullmatch(r"[\w.]+", name) for name in fields.get(pattern, {})):
+            raise ValueError(f"the keys of {pattern} must be names: regular expressions are not read")
+    for rank in ranks(fields):
+        if type(rank) is not int or rank < 1:
+            raise ValueError(f"a rank must be a number above 0, not {rank}")
+    for alpha in (fields.get("lora_alpha"), *fields.get("alpha_pattern", {}).values()):
+        if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+            raise ValueError(f"an alpha must be a number above 0, not {alpha}")
+
+
+def ranks(fields):
+    return [fields.get("r"), *fields.get("rank_pattern", {}).values()]
+
+
+def layer_width(model):
+    """The width of the layers, above which no rank is of use."""
+    embedded = model.get_input_embeddings().weight.shape[-1]
+    return max(embedded, getattr(model.config.get_text_config(), "hidden_size", 0))
+
+
+def adapter_record(model):
+    """The adapter of a PEFT model as environment.json records it, a dict: a hash of its configuration, and its tensors' names and
+    shapes. UserError if such a configuration would not be loaded again."""
+    from peft import get_peft_model_state_dict  # late, as in add_lora
+
+    fields = config_fields(model.peft_config["default"].to_dict())
+    try:
+        check_config(fields)
+    except ValueError as error:
+        raise UserError(f"the LoraConfig of add_lora makes an adapter that would not be loaded: {error}") from None
+    trained = {name: weight for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
+    weights = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
+    return {
+        "config_sha256": config_hash(fields),
+        "tensors": {name: as_words(weight.shape) for name, weight in sorted(weights.items())},
+    }
+
+
+def config_hash(fields):
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def as_words(shape):
+    return "x".join(map(str, shape))
+
+
+def check_record(folder, args, environment):
+    """Refuse, as UserError, an adapter whose configuration or tensors are not those that train.py recorded. Returns what has
+    no record, in words: of an adapter from before, rank, alpha and modules are compared with its arguments alone."""
+    fields, path = read_config(folder), Path(folder) / "adapter_config.json"
+    if record := environment.get("adapter"):
+        if config_hash(fields) != record["config_sha256"]:
+            raise UserError(f"{path} has been edited since the training (environment.json has its hash): put it back")
+        compare_tensors(folder, tensor_shapes(folder), record["tensors"], record["tensors"], "that train.py saved")
+        return []
+    names = sorted([*fields.get("target_modules", []), *fields.get("target_parameters", [])])
+    recorded = {name: args.get(name) for name in ("lora_r", "lora_alpha", "lora_target_modules")}
+    for (name, value), found in zip(recorded.items(), (fields["r"], fields["lora_alpha"], names), strict=True):
+        value = sorted(set(value)) if isinstance(value, list) else value
+        if value is not None and value != found:
+            raise UserError(f"{path} is not the training's: {name} was {value} in args.yaml, here it is {found}")
+    unknown = [name for name, value in recorded.items() if value is None]
+    return unknown + [name for name in UNRECORDED if name in fields]
 
 
 def read_split(folder):
@@ -163,22 +289,28 @@ def read_split(folder):
 
 
 def load_adapter(model, folder, texts=()):
-    """The base under the adapter saved in `folder`. Refuses an adapter trained on another base.
+    """The base under the adapter saved in `folder`. Refuses, as UserError, an adapter trained on another base, and one whose
+    configuration or tensors are not the training's or do not fit the base.
 
     Merged into the base's weights, which is faster, if there are `texts` (int32 token ids) to compare the merged model on, and
     if the weights are neither quantised nor shared with a layer that has no adapter, as those of a tied head are.
     """
     from peft import PeftModel  # late, as in add_lora
 
-    _, environment = read_adapter(folder)
+    args, environment = read_adapter(folder)
     if environment["base_fingerprint"] != base_fingerprint(model):
         raise UserError(f"{folder} was trained on another base model than {model.name_or_path}")
+    if (rank := max(ranks(read_config(folder)))) > (width := layer_width(model)):
+        raise UserError(
+            f"{folder} has the rank {rank}, and the base's layers are {width} wide: adapter_config.json is damaged"
+        )
+    if unknown := check_record(folder, args, environment):
+        say(f"{folder} is from before train.py recorded what it saved: nothing verifies its {', '.join(unknown)}")
     try:
-        shapes = tensor_shapes(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT warns of tensors that do not fit; refused below
             model = PeftModel.from_pretrained(model, folder, ignore_mismatched_sizes=True).eval()
-            check_tensors(model, folder, shapes)
+            check_tensors(model, folder)
     except (torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # whatever a broken file makes safetensors and peft raise
@@ -193,18 +325,36 @@ def load_adapter(model, folder, texts=()):
 
 
 def tensor_shapes(folder):
-    """`{name: shape}` of an adapter's file, by its header alone. UserError if a tensor does not hold floating-point numbers."""
+    """`{name: shape}` of an adapter's file, by its header alone; shapes in words. UserError if the file cannot be read, or if a
+    tensor does not hold floating-point numbers."""
     path = Path(folder) / "adapter_model.safetensors"
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        if others := [name for name, tensor in tensors.items() if tensor.get_dtype() not in FLOATS]:
-            raise UserError(f"{path} does not hold floating-point numbers in {others[0]}: nothing of it is used")
-        return {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            shapes = {name: as_words(tensor.get_shape()) for name, tensor in tensors.items()}
+            others = [name for name, tensor in tensors.items() if tensor.get_dtype() not in FLOATS]
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
+    if others:
+        raise UserError(f"{path} does not hold floating-point numbers in {others[0]}: nothing of it is used")
+    return shapes
 
 
-def check_tensors(model, folder, shapes):
+def compare_tensors(folder, shapes, wanted, known, origin):
+    """Refuse, as UserError, an adapter's file whose tensors, `{name: shape}`, lack one of `wanted` or are not of `known`."""
+    misfits = {
+        "does not have": sorted(wanted.keys() - shapes.keys()),
+        "has unknown tensors": sorted(shapes.keys() - known.keys()),
+        "has of another shape": sorted(name for name in known.keys() & shapes.keys() if known[name] != shapes[name]),
+    }
+    if any(misfits.values()):
+        problems = [f"{problem}: {len(names)}, {names[0]} first" for problem, names in misfits.items() if names]
+        raise UserError(f"the tensors of {folder} are not those {origin}: the file {'; it '.join(problems)}")
+
+
+def check_tensors(model, folder):
     """Refuse, as UserError, an adapter whose file has other tensors than the PEFT model made for it, or weights that are not
-    finite. shapes: the file's, as tensor_shapes gives them.
+    finite.
 
     The base's embedding and head may be in the file too, if they have an adapter: PEFT saves them by itself.
     """
@@ -216,17 +366,8 @@ def check_tensors(model, folder, shapes):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a hint on saving them, which nothing does here
         known = wanted | get_peft_model_state_dict(model, save_embedding_layers=adapts_ends)
-    known = {name: tuple(weight.shape) for name, weight in known.items()}
-    misfits = {
-        "does not have": sorted(wanted.keys() - shapes.keys()),
-        "has unknown tensors": sorted(shapes.keys() - known.keys()),
-        "has of another shape": sorted(name for name in known.keys() & shapes.keys() if known[name] != shapes[name]),
-    }
-    if any(misfits.values()):
-        problems = [f"{problem}: {len(names)}, {names[0]} first" for problem, names in misfits.items() if names]
-        raise UserError(
-            f"the tensors of {folder} are not those of its adapter_config.json on this base: the file {'; it '.join(problems)}"
-        )
+    known = {name: as_words(weight.shape) for name, weight in known.items()}
+    compare_tensors(folder, tensor_shapes(folder), wanted, known, "of its adapter_config.json on this base")
     if broken := [name for name, weight in wanted.items() if not weight.isfinite().all()]:
         raise UserError(f"{folder} has {len(broken)} tensors whose numbers are not finite, {broken[0]} first")
 

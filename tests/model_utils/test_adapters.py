@@ -6,9 +6,10 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from model_utils.adapters import add_lora, load_adapter
+from model_utils.adapters import adapter_record, add_lora, load_adapter, read_adapter
 from model_utils.loading import base_fingerprint, load_base_model
 from run_utils.arguments import UserError
 
@@ -19,24 +20,30 @@ def tiny_base(tiny_model):
     return load_base_model(str(tiny_model), Accelerator(cpu=True))
 
 
+PLAIN = {"r": 4, "lora_alpha": 8, "target_modules": MODULES}
+
+
 @pytest.fixture
 def save_adapter(tiny_model, tmp_path):
-    """`save_adapter(modules, **saving)`: the folder that train.py would leave, with random weights in float32."""
+    """`save_adapter(recorded, saving, **config)`: the folder that train.py with such a LoraConfig would leave, with random
+    weights in float32; if not `recorded`, that of a train.py from before."""
 
-    def save(modules=MODULES, **saving):
+    def save(recorded=True, saving=False, **config):
         base = tiny_base(tiny_model)
-        fingerprint = base_fingerprint(base)
-        model = add_lora(base, 4, 8, 0.0, modules)
+        environment = {"base_fingerprint": base_fingerprint(base)}
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **PLAIN | config))
+        if recorded:
+            environment["adapter"] = adapter_record(model)
         torch.manual_seed(0)
         for weight in model.parameters():
             if weight.requires_grad:
                 torch.nn.init.normal_(weight, std=0.1)
         folder = tmp_path / "adapter"
-        model.save_pretrained(folder, **{"save_embedding_layers": False} | saving)
-        environment = {"base_fingerprint": fingerprint}
-        args = {"model_name_or_path": str(tiny_model), "prompt_format": "tags-1", "lora_r": 4, "lora_alpha": 8}
+        model.save_pretrained(folder, save_embedding_layers=saving)
+        args = {f"lora_{name.removeprefix('lora_')}": value for name, value in (PLAIN | config).items()}
+        args |= {"model_name_or_path": str(tiny_model), "prompt_format": "tags-1"}
         (folder / "environment.json").write_text(json.dumps(environment))
-        (folder / "args.yaml").write_text(yaml.safe_dump(args | {"lora_target_modules": modules}))
+        (folder / "args.yaml").write_text(yaml.safe_dump(args))
         return folder
 
     return save
@@ -83,9 +90,10 @@ TENSORS = {
 }
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("case", TENSORS)
-def test_an_adapter_whose_tensors_do_not_fit_is_refused_by_name(tiny_model, save_adapter, case):
-    folder = save_adapter()
+def test_an_adapter_whose_tensors_do_not_fit_is_refused_by_name(tiny_model, save_adapter, case, recorded):
+    folder = save_adapter(recorded)
     edit, reason = TENSORS[case]
     path = folder / "adapter_model.safetensors"
     save_file(edit(load_file(path)), path)
@@ -100,8 +108,88 @@ ON_EMBEDDING = [["embed_tokens", "q_proj"], ["embed_tokens", "lm_head"]]
 )
 def test_an_adapter_that_fits_moves_the_logits(tiny_model, save_adapter, modules, saving):
     """With the base's embedding in its file too, as PEFT saves it by itself."""
-    folder = save_adapter(modules, save_embedding_layers=saving)
+    folder = save_adapter(not saving, saving, target_modules=modules)
     ids = torch.arange(9)[None]
     with torch.no_grad():
         logits = tiny_base(tiny_model)(ids).logits
         assert (load_adapter(tiny_base(tiny_model), folder)(ids).logits - logits).std() > 0.01 * logits.std()
+
+
+def edit_json(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+EDITS = [
+    {"target_modules": ["q_proj"]}, {"lora_alpha": 80}, {"r": 8}, {"use_rslora": True}, {"use_dora": True},
+    {"fan_in_fan_out": True}, {"alpha_pattern": {"q_proj": 99}}, {"layers_to_transform": [0]}, {"exclude_modules": ["v_proj"]},
+    {"a_field_of_the_future": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_configuration_edited_after_the_training_is_refused(save_adapter, edit):
+    folder = save_adapter()
+    edit_json(folder / "adapter_config.json", **edit)
+    with pytest.raises(UserError, match="adapter_config.json has been edited since the training"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    "config", [{"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"layers_to_transform": [1]}]
+)
+def test_an_adapter_of_an_edited_train_py_loads(tiny_model, save_adapter, capsys, config):
+    folder = save_adapter(**config)
+    edit_json(folder / "adapter_config.json", base_model_name_or_path="some/base", lora_dropout=0.5, peft_version="9")
+    load_adapter(tiny_base(tiny_model), folder)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("edit", EDITS[:3])
+def test_an_adapter_without_a_record_is_compared_with_its_arguments(save_adapter, edit):
+    folder = save_adapter(recorded=False)
+    edit_json(folder / "adapter_config.json", **edit)
+    with pytest.raises(UserError, match=r"is not the training's: lora_\w+ was .* in args.yaml, here it is"):
+        read_adapter(folder)
+
+
+def test_what_nothing_verifies_is_named(tiny_model, save_adapter, capsys):
+    folder = save_adapter(recorded=False)
+    args = yaml.safe_load((folder / "args.yaml").read_text())
+    (folder / "args.yaml").write_text(yaml.safe_dump(without(args, "lora_alpha")))
+    edit_json(folder / "adapter_config.json", use_rslora=True)
+    load_adapter(tiny_base(tiny_model), folder)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("nothing verifies its lora_alpha, use_rslora")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"layer_replication": [[0, 2]] * 9}, {"modules_to_save": ["lm_head"]}, {"target_modules": "(.*.*)*proj"},
+        {"exclude_modules": ".*"}, {"rank_pattern": {"(.*)*x": 4}}, {"alpha_pattern": {"^q|k": 4}}, {"rank_pattern": [4]},
+        {"r": -1}, {"r": "4"}, {"r": None}, {"rank_pattern": {"q_proj": 0}}, {"lora_alpha": -8}, {"lora_alpha": float("nan")},
+        {"peft_type": "IA3"}, {"task_type": "SEQ_CLS"}, {"init_lora_weights": "pissa"}, {"target_modules": [["q_proj"]]},
+        {"megatron_config": {"x": 1}},
+    ],
+)  # fmt: skip
+def test_a_configuration_that_peft_must_not_read_is_refused_unread(save_adapter, edit):
+    folder = save_adapter(recorded=False)
+    edit_json(folder / "adapter_config.json", **edit)
+    with pytest.raises(UserError, match="adapter_config.json cannot be read: "):
+        read_adapter(folder)
+
+
+def test_a_rank_above_the_width_of_the_layers_is_refused_in_loading_and_training(tiny_model, save_adapter):
+    folder = save_adapter(recorded=False)
+    edit_json(folder / "adapter_config.json", r=10**9)
+    (folder / "args.yaml").write_text((folder / "args.yaml").read_text().replace("lora_r: 4", "lora_r: 1000000000"))
+    assert "has the rank 1000000000, and the base's layers are 64 wide" in refusal(tiny_model, folder)
+    with pytest.raises(UserError, match="--lora_r 65 is above the width of the model's layers, 64"):
+        add_lora(tiny_base(tiny_model), 65, 8, 0.0, MODULES)
+
+
+def test_train_py_records_what_it_saved(train_here, flags):
+    run = train_here(flags | {"max_train_steps": 1, "lora_target_modules": MODULES})
+    record = read_adapter(run / "adapter")[1]["adapter"]
+    saved = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert record["tensors"] == {name: "x".join(map(str, tensor.shape)) for name, tensor in saved.items()}
