@@ -72,7 +72,7 @@ def is_full_disk(error):
 
 
 def describe_free(folder, needed):
-    """What `needed` bytes are beside the free space of a folder's disk, in words."""
+    """`needed` bytes beside the free space of a folder's disk, in words."""
     return f"about {needed / 2**20:,.1f} MiB and the disk has {shutil.disk_usage(folder).free / 2**20:,.1f} MiB free"
 
 

@@ -1,6 +1,7 @@
 """export.py: what is served is what was measured."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -330,3 +331,21 @@ def test_plain_peft_loads_the_adapter_in_an_empty_folder_without_our_code(adapte
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
     )
     assert "True" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "[" * 100_000, '{"systems": {"adapter": {}}}'])
+def test_a_damaged_evaluation_beside_the_adapter_and_a_pipe_in_its_logs_stop_no_export(
+    run_here, adapter, tmp_path, content
+):
+    shutil.copytree(adapter.parent, tmp_path / "run")
+    os.mkfifo(tmp_path / "run" / "logs" / "events.out.tfevents.pipe")
+    (tmp_path / "run" / "evaluation").mkdir()
+    for name, text in (("environment.json", "{}"), ("args.yaml", "{}"), ("metrics.json", content)):
+        (tmp_path / "run" / "evaluation" / name).write_text(text)
+    result = run_here(
+        export, {"adapter": tmp_path / "run" / "adapter", "output_dir": tmp_path / "export", "dtype": "fp32"}
+    )
+    assert result.code == 0, result.err
+    assert "The card has no evaluation: " in result.err and "metrics.json cannot be read" in result.err
+    assert "The card has no curves: " in result.err
+    assert "Not evaluated on the rows" in (tmp_path / "export" / "README.md").read_text()

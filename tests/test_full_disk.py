@@ -67,3 +67,34 @@ def test_evaluation(tiny_model, rows_file, tmp_path, size):
     assert code_2 == "0\n", err_2
     lines = [json.loads(line) for line in (copied / "evaluation" / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == len({(line["system"], line["id"]) for line in lines}) == 2 * 84
+
+
+def test_export(train_here, flags, tmp_path):
+    """In the merged weights. The disk's first size is below that of the base, which is known before anything is merged."""
+    adapter = train_here(flags | {"max_train_steps": 1}) / "adapter"
+    disk, copied = tmp_path / "disk", tmp_path / "copy"
+    flags = {"adapter": adapter, "output_dir": disk / "export", "dtype": "fp32"}
+    (code, err, files), (code_2, err_2, _) = run_until_full_then_again("export.py", flags, disk, "300k", copied)
+    assert code == "1\n" and "Traceback" not in err and files == ""
+    *_, warning, line = err.strip().splitlines()
+    assert re.search(r"Warning: the merged model needs about (\S+) MiB and the disk has 0\.3 MiB free", warning)
+    assert re.fullmatch(
+        r"export.py: error: \S+/export could not be written: it needs about \S+ MiB and the disk has \S+ MiB free; make room, "
+        "and the same command exports it",
+        line,
+    )
+    assert code_2 == "0\n" and (copied / "export" / "model.safetensors").is_file(), err_2
+
+
+@pytest.mark.parametrize("size", ["8k", "20k"])
+def test_inference(tiny_model, rows_file, tmp_path, size):
+    """In the first answers, in later ones or in the output itself."""
+    disk, copied = tmp_path / "disk", tmp_path / "copy"
+    flags = {"model_name_or_path": tiny_model, "input": rows_file, "max_new_tokens": 20, "output": disk / "calls.jsonl"}
+    (code, err, _), (code_2, err_2, files_2) = run_until_full_then_again("infer.py", flags, disk, size, copied)
+    line = err.strip().splitlines()[-1]
+    said = r"infer.py: error: --output \S+ could not be written: it needs about \S+ MiB and .*; (\d+) of (\d+) rows are answered: .*"
+    answered, total = map(int, re.fullmatch(said, line).groups())
+    assert code == "1\n" and "Traceback" not in err and 0 < answered <= total
+    assert code_2 == "0\n" and ".partial" not in files_2 and ".incomplete" not in files_2, err_2
+    assert len((copied / "calls.jsonl").read_text().splitlines()) == total

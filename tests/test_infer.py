@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import infer
 from data_utils.prompt import PROMPT_FORMATS
+from data_utils.tool_calls import parse_json
 
 FLAT = {"name": "f", "description": "d", "parameters": {"x": {"type": "int"}}}
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
@@ -250,6 +251,14 @@ def test_rows_leave_out_tools_of_their_own_that_cannot_be_read(run_here, model_t
     assert result.code == 1 and "4 of the 5 rows have errors" in result.err.splitlines()[-1]
 
 
+def test_an_id_that_is_no_json_is_the_row_s_number(run_here, model_that_says, tools_file, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"id": NaN, "query": "q"}\n{"id": 0, "query": "q"}\n{"id": -Infinity}\n')
+    flags = {"model_name_or_path": model_that_says("[]"), "tools": tools_file, "input": tmp_path / "rows.jsonl"}
+    result = run_here(infer, flags | {"output": tmp_path / "calls.jsonl"})
+    assert result.code == 0, result.err
+    assert [parse_json(line)["id"] for line in (tmp_path / "calls.jsonl").read_text().splitlines()] == [1, 0, 3]
+
+
 @pytest.mark.slow
 def test_a_killed_file_goes_on_where_it_was(tiny_model, rows_file, tmp_path):
     flags = {"model_name_or_path": tiny_model, "input": rows_file, "output": tmp_path / "straight.jsonl", "max_new_tokens": 40,
@@ -445,6 +454,7 @@ def test_wrong_flags_are_told_before_anything_is_loaded(run_here, tools_file, tm
     ("code", "message"),
     [
         ("import sys\nsys.exit(0)", "SystemExit: 0"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("from __future__ import annotations\nimport dataclasses\nimport helper_of_mine\n@dataclasses.dataclass\nclass A:\n    x: int\n", "defines no public function"),
     ],
 )  # fmt: skip
