@@ -198,7 +198,7 @@ def main():
     positions = num_positions(load_config(model_path, args.model_revision, args.trust_remote_code))
     report = file_of_bad_rows(args.output_dir) if accelerator.is_main_process else None
     data = prepare_data(args, tokenizer, positions, accelerator, report)
-    accelerator.print(*data.summary, sep="\n")
+    accelerator.print("\n".join(data.summary))
     state = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
     check_alike(
         {
