@@ -42,21 +42,15 @@ from eval_utils.endpoint import complete
 from eval_utils.report import write_report
 from eval_utils.results import Evaluation, compare_systems, report_of, write_results
 from eval_utils.table import print_table
-from model_utils.adapters import load_adapter, naming_adapter, read_adapter, read_split
-from model_utils.generation import generate, generated_by
-from model_utils.grammar import accepts, import_xgrammar
+from model_utils.adapter_files import naming_adapter, read_adapter, read_split
+from model_utils.adapters import load_adapter
+from model_utils.generation import generate
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, resolve_model
-from run_utils.arguments import (
-    UserError,
-    argument,
-    as_yaml,
-    check_limits,
-    parse_arguments,
-    read_yaml,
-    require,
-    run_script,
-)
+from model_utils.slots import generated_by
+from model_utils.token_masks import accepts, import_xgrammar
+from run_utils.arguments import argument, as_yaml, check_limits, parse_arguments, read_yaml
 from run_utils.environment import environment_record
+from run_utils.errors import UserError, require, run_script
 from run_utils.files import file_hash, lock_folder, read_json, write_json, write_text
 from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
 from run_utils.redaction import redact

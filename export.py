@@ -31,18 +31,21 @@ from data_utils.batching import encode_prompts
 from data_utils.chat import TEMPLATES, chat_template, response_template
 from data_utils.prompt import PROMPT_FORMATS
 from demo.rows import generate_rows
-from model_utils.adapters import adapts_shared_weights, load_adapter, merge_adapter, naming_adapter, read_adapter
-from model_utils.generation import end_tokens, generate
-from model_utils.loading import load_base_model, load_tokenizer, resolve_model, weight_hashes
-from model_utils.model_card import (
+from eval_utils.model_card import (
     HOW_TO_LOAD_ADAPTER,
     HOW_TO_LOAD_MERGED,
     read_curves,
     read_evaluation,
     write_card,
 )
-from run_utils.arguments import UserError, argument, parse_arguments, require, run_script, say
+from model_utils.adapter_files import naming_adapter, read_adapter
+from model_utils.adapters import load_adapter
+from model_utils.generation import end_tokens, generate
+from model_utils.loading import load_base_model, load_tokenizer, resolve_model, weight_hashes
+from model_utils.merging import adapts_shared_weights, merge_adapter
+from run_utils.arguments import argument, parse_arguments
 from run_utils.environment import published_name
+from run_utils.errors import UserError, require, run_script, say
 from run_utils.files import describe_free, lock_folder, naming_full_disk, read_json, write_json
 from run_utils.launch import start_accelerator
 

@@ -47,12 +47,14 @@ from data_utils.tool_calls import check_calls, parse_json
 from data_utils.tool_files import none_left, read_tools
 from data_utils.tool_formats import flat_tools, openai_calls
 from data_utils.tool_schema import call_problems
-from model_utils.adapters import load_adapter, naming_adapter, read_adapter
+from model_utils.adapter_files import naming_adapter, read_adapter
+from model_utils.adapters import load_adapter
 from model_utils.generation import generate
-from model_utils.grammar import import_xgrammar
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, resolve_model
-from model_utils.self_checks import num_positions
-from run_utils.arguments import UserError, argument, check_limits, parse_arguments, require, run_script, say
+from model_utils.model_facts import num_positions
+from model_utils.token_masks import import_xgrammar
+from run_utils.arguments import argument, check_limits, parse_arguments
+from run_utils.errors import UserError, require, run_script, say
 from run_utils.files import describe_free, file_hash, is_full_disk, lock_folder, write_text
 from run_utils.launch import start_accelerator
 

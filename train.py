@@ -33,10 +33,11 @@ from data_utils.batching import fingerprint, micro_batches
 from data_utils.dataset import prepare_data
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.readers import READERS
-from eval_utils.metrics import METRICS, Output, Task, score, summarize
+from eval_utils.metrics import METRICS, score, summarize
+from eval_utils.outputs import Output, Task
 from model_utils.adapters import adapter_record, add_lora, describe_experts, expert_names, linear_layers
 from model_utils.flops import count_flops, dtype_census, peak_flops
-from model_utils.generation import generate, problem_with_slots
+from model_utils.generation import generate
 from model_utils.loading import (
     base_fingerprint,
     choose_attention,
@@ -46,13 +47,16 @@ from model_utils.loading import (
     resolve_model,
 )
 from model_utils.memory import check_memory
-from model_utils.self_checks import num_positions
+from model_utils.model_facts import num_positions
+from model_utils.slots import problem_with_slots
 from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_model, use_liger_kernels
-from run_utils.arguments import argument, check_limits, parse_arguments, require, run_script
-from run_utils.checkpoints import RunState, Training, file_of_bad_rows, open_run
+from run_utils.arguments import argument, check_limits, parse_arguments
+from run_utils.checkpoint import RunState, Training
 from run_utils.environment import environment_record, published_name
+from run_utils.errors import require, run_script
 from run_utils.launch import check_alike, end_training, is_sharded, run_on_main, start_accelerator
 from run_utils.progress import TrainingLog
+from run_utils.run import file_of_bad_rows, open_run
 
 BEST_METRICS = [name for name, metric in METRICS.items() if metric.headline and metric.kind == "rate"]
 

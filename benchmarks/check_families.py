@@ -32,7 +32,8 @@ import train
 from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
-from run_utils.arguments import ROOT, UserError
+from run_utils.arguments import ROOT
+from run_utils.errors import UserError
 
 NEW_TOKENS, ROWS = 12, 6
 SIZES = {

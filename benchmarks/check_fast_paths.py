@@ -44,7 +44,7 @@ from model_utils.attention import ISOLATED, isolated_attention
 from model_utils.cuda_graphs import use_cuda_graphs
 from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
 from model_utils.generation import generate
-from model_utils.self_checks import one_line
+from model_utils.model_facts import one_line
 from model_utils.speed import COMPILE, compile_layers, use_liger_kernels
 from train import completion_loss
 

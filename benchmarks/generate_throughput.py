@@ -23,7 +23,8 @@ from benchmarks.train_throughput import SHAPES, make_model, make_rows
 from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
-from model_utils.generation import generate, problem_with_slots
+from model_utils.generation import generate
+from model_utils.slots import problem_with_slots
 
 TAGS = PROMPT_FORMATS["tags-1"]
 

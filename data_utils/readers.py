@@ -12,7 +12,7 @@ from data_utils.conversations import LAYOUTS
 from data_utils.prompt import to_json
 from data_utils.rows import COLUMNS, EXTRA_COLUMNS
 from data_utils.written_calls import ARGUMENT_KEYS
-from run_utils.arguments import UserError, say
+from run_utils.errors import UserError, say
 
 
 def read_file(path):

@@ -7,12 +7,12 @@ import json
 import math
 import re
 
-MAX_DEPTH = 64  # far beyond any real call, far below the parser's recursion limit
+from run_utils.files import JSON_STRING, MAX_DEPTH, check_depth
+
 END_TAG = "</answer>"
-_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one that never closes ends with the text
-_STRING_OR_END_TAG = re.compile(f"{_STRING.pattern}|{END_TAG}", re.DOTALL)
+_STRING_OR_END_TAG = re.compile(f"{JSON_STRING.pattern}|{END_TAG}", re.DOTALL)
 _STRING_OR_BRACKET = re.compile(
-    rf"{_STRING.pattern}|[\[{{\]}}\\]", re.DOTALL
+    rf"{JSON_STRING.pattern}|[\[{{\]}}\\]", re.DOTALL
 )  # or a backslash, which only strings have
 _BLANK_OR_UNKNOWN = re.compile("[\\s\N{REPLACEMENT CHARACTER}]*")
 _OBJECT_OR_LIST_OF_OBJECTS = re.compile(r"\{|\[(?=\s*\{)")
@@ -27,16 +27,6 @@ def parse_json(text):
     """
     check_depth(text)
     return _DECODER.decode(text)
-
-
-def check_depth(text):
-    """Raises ValueError if the lists and objects of a JSON text nest deeper than MAX_DEPTH."""
-    if text.count("[") + text.count("{") > MAX_DEPTH:  # else it cannot be deeper, and counting is quick
-        depth = 0
-        for character in re.findall(r"[\[{\]}]", _STRING.sub("", text)):
-            depth += (character in "[{") - (character in "]}")
-            if depth > MAX_DEPTH:
-                raise ValueError(f"nested deeper than {MAX_DEPTH}")
 
 
 def _value_at(text, start):

@@ -15,7 +15,7 @@ from transformers.utils import TypeHintParsingException, get_json_schema
 from data_utils.prompt import to_json
 from data_utils.tool_calls import parse_json
 from data_utils.tool_formats import flat_tools
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 
 
 def read_tools(path):

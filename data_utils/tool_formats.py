@@ -7,28 +7,26 @@ chat_template.jinja has the rules of both files in Jinja, for servers, with the 
 from collections import Counter
 from typing import NamedTuple
 
-from data_utils.flat_spec import (
+from data_utils.flat_spec import OF_THE_TOOL, PLACED, flat_spec, read_arguments
+from data_utils.prompt import to_json
+from data_utils.schema_merge import (
     ANNOTATIONS,
     FLAT_TYPES,
     MAX_READ,
     MAX_STEPS,
     NO_MEANING,
     NOT_FLAT,
-    OF_THE_TOOL,
-    PLACED,
     SCHEMA_COST,
     STRUCTURE,
     VERBATIM,
     NotFlat,
     Reading,
-    flat_spec,
-    read_arguments,
     refuse,
     within,
 )
-from data_utils.prompt import to_json
-from data_utils.tool_calls import FLAT_FORM, MAX_DEPTH, check_tool, parse_json
+from data_utils.tool_calls import FLAT_FORM, check_tool, parse_json
 from data_utils.tool_schema import PLAIN_TYPES, UNIONS, is_required, parameter_schema, specs_at
+from run_utils.files import MAX_DEPTH
 
 # A tool has its arguments at one of these keys: a JSON Schema, or a spec for each argument. The format is named after it.
 SCHEMA_KEYS = {

@@ -5,7 +5,7 @@ import re
 
 import jsonschema
 
-from data_utils.tool_calls import MAX_DEPTH
+from run_utils.files import MAX_DEPTH
 
 PLAIN_TYPES = {
     "str": "string", "string": "string", "text": "string", "char": "string", "character": "string",

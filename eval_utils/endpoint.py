@@ -10,7 +10,7 @@ import re
 import time
 
 from data_utils.prompt import render_calls, to_json
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 from run_utils.redaction import address_secrets, hide, redact
 
 FINISH = {

@@ -4,92 +4,22 @@ To add a metric, add a line to METRICS: evaluate.py, the evaluations inside trai
 report take it from there, of evaluations that are finished already too (texts are kept, scores are not).
 """
 
-import functools
 import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from data_utils.tool_calls import check_calls, json_equal, lenient_value, opening_value, parse_json
-from data_utils.tool_schema import conforms, is_required, tool_schema
+from data_utils.tool_calls import check_calls, json_equal, parse_json
+from data_utils.tool_schema import conforms, is_required
 from eval_utils.ast_match import ast_match
-from eval_utils.grounding import Sources, leaf_values
-from eval_utils.matching import equal_calls, num_equal, pair_calls
+from eval_utils.grounding import leaf_values
+from eval_utils.matching import equal_calls, num_equal
 from eval_utils.outcomes import kind_of_answer, outcome
+from eval_utils.outputs import Output
 from eval_utils.statistics import bootstrap_ratio, wilson_interval
 
 SCORING = "6"  # counted up when a definition below changes: figures of two versions are not to be compared
-
-
-class Task:
-    """A row as the scores read it, once for all systems. gold: the list of calls wanted. tools: the tools on offer; schemas: the
-    JSON Schema of each tool's arguments, by its name. sources: see Sources. acceptable, required: those columns' values.
-    """
-
-    def __init__(self, row):
-        self.row = row
-        self.gold = json.loads(row.answers)
-        self.tools = json.loads(row.tools)
-        self.acceptable = json.loads(row.acceptable) if row.acceptable else None
-        self.required = json.loads(row.required) if row.required else {}
-
-    @functools.cached_property
-    def schemas(self):
-        return {tool["name"]: tool_schema(tool) for tool in self.tools}
-
-    @functools.cached_property
-    def sources(self):
-        return Sources(self.row.query, self.tools)
-
-
-class Output:
-    """A model's answer to one Task: the text, and the value that the row's prompt format parses from it.
-
-    finish: why generation stopped (Generation.finish). parsed: whether all of the text is one JSON value; value: this value, else
-    None. calls: the value if it is a list of calls, else None.
-    """
-
-    def __init__(self, task, text, prompt_format, finish="end"):
-        self.task, self.gold, self.tools = task, task.gold, task.tools
-        self.text, self.finish = text, finish
-        self.parsed = True
-        try:
-            self.value = prompt_format.parse(text)
-        except ValueError:
-            self.parsed, self.value = False, None
-        try:
-            check_calls(self.value)
-            self.calls = self.value
-        except ValueError:
-            self.calls = None
-
-    @property
-    def schemas(self):
-        return self.task.schemas
-
-    @property
-    def sources(self):
-        return self.task.sources
-
-    @functools.cached_property
-    def lenient(self):
-        """The value that a forgiving parser finds, for upper bounds: the parser of published figures is not known."""
-        return lenient_value(self.text)
-
-    @functools.cached_property
-    def opening(self):
-        return opening_value(self.text)
-
-    @functools.cached_property
-    def pairs(self):
-        """Calls beside gold calls of the same name (see pair_calls)."""
-        calls = self.calls or []
-        return [(calls[i], self.gold[j]) for i, j in pair_calls(calls, self.gold)]
-
-    @functools.cached_property
-    def num_right_calls(self):
-        return len(equal_calls(self.calls or [], self.gold))
 
 
 # Headline

@@ -10,7 +10,7 @@ from collections import Counter
 
 from data_utils.rows import Row, names_by_tool
 from data_utils.tool_calls import check_calls, parse_json
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 from run_utils.files import read_json, write_lines
 
 TRAINING_S = ("adapter_config.json", "split.json", "state.json")  # of these folders too, environment.json is one

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval_utils.metrics import METRICS
-from eval_utils.results import describe_near_repeats
+from eval_utils.slices import describe_near_repeats
 
 
 def print_table(evaluation):

@@ -1,44 +1,30 @@
 """The LoRA adapter: put on a base, read from its folder, and loaded on the base that it was trained on."""
 
-import contextlib
-import hashlib
-import json
-import math
-import re
 import warnings
-from collections import Counter
-from pathlib import Path
-from typing import NamedTuple
 
-import psutil
 import torch
-import yaml
-from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
-from data_utils.prompt import PROMPT_FORMATS, format_hash
+from model_utils.adapter_files import (
+    as_words,
+    check_config,
+    check_record,
+    compare_tensors,
+    config_fields,
+    config_hash,
+    ranks,
+    read_adapter,
+    read_config,
+    tensor_shapes,
+)
 from model_utils.flops import num_weights
 from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
-from model_utils.self_checks import difference, num_positions, one_line, plain_logits, reference_logits, tolerance
-from run_utils.arguments import UserError, say
-from run_utils.files import read_json
+from model_utils.merging import adapts_shared_weights, merge_adapter
+from model_utils.model_facts import num_positions, one_line
+from run_utils.errors import UserError, say
 from run_utils.launch import is_sharded
 
-FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names
 ROUTERS = {"router", "gate", "shared_expert_gate"}
-
-# Fields of an adapter_config.json. REFUSED are not trained here; they keep PEFT busy, import modules by name, or replace weights
-# of the base.
-WITHOUT_FUNCTION = {
-    *("base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version", "auto_mapping"),
-    *("megatron_core", "runtime_config"),
-}
-UNORDERED = {"target_modules", "target_parameters", "exclude_modules"}
-REFUSED = ("layer_replication", "modules_to_save", "layers_pattern", "trainable_token_indices", "megatron_config")
-UNRECORDED = (  # set by no train.py, whose older adapters have no record to compare with
-    *("use_rslora", "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
-    *("layers_to_transform",),
-)
 
 
 def linear_layers(model):
@@ -124,101 +110,6 @@ def add_lora(model, r, alpha, dropout, target_modules):
     return fuse_lora(model)
 
 
-@contextlib.contextmanager
-def naming_adapter(adapter, flag):
-    """Add to a UserError within that the value of `flag` comes from the arguments saved with an adapter, if there is one."""
-    try:
-        yield
-    except UserError as error:
-        if not adapter:
-            raise
-        raise UserError(f"{error}; it is named in {Path(adapter) / 'args.yaml'}, {flag} replaces it") from None
-
-
-def read_adapter(folder):
-    """The arguments and the environment that train.py saved beside an adapter, two dicts. Refuses, as UserError, a folder
-    without them, an adapter of a prompt format that is not here any more, and one edited since (check_record)."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no adapter in {folder}: there is no such folder; train.py makes one")
-    for name in ("adapter_config.json", "adapter_model.safetensors", "args.yaml", "environment.json"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there")
-    try:
-        environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
-        args = dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8")))
-        name = args.setdefault("prompt_format", environment.get("prompt_version"))  # the latter in older folders
-        _ = environment["base_fingerprint"], args["model_name_or_path"]
-        if record := environment.get("adapter"):
-            _ = record["config_sha256"], record["tensors"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} cannot be read: {one_line(error)}") from None
-    if name not in PROMPT_FORMATS:
-        raise UserError(
-            f"{folder} was trained on the prompt format {name}; data_utils/prompt.py has {', '.join(PROMPT_FORMATS)}"
-        )
-    if environment.get("prompt_sha256", format_hash(PROMPT_FORMATS[name])) != format_hash(PROMPT_FORMATS[name]):
-        raise UserError(
-            f"{folder} was trained on the prompt format {name}, which has been edited since: put it back in "
-            "data_utils/prompt.py and give the edited one another name"
-        )
-    check_record(folder, args, environment)
-    return args, environment
-
-
-def read_config(folder):
-    """The fields of an adapter_config.json that change the function, as config_fields gives them. UserError if PEFT must not
-    read them."""
-    path = Path(folder) / "adapter_config.json"
-    fields = {}
-
-    def check(config):
-        fields.update(config_fields(config))
-        check_config(fields)
-
-    read_json(path, check)
-    return fields
-
-
-def config_fields(config):
-    """The fields of a LoRA configuration, a dict, that change the function; those empty or off count as absent."""
-    fields = {
-        name: sorted(value) if name in UNORDERED and isinstance(value, (list, set)) else value
-        for name, value in config.items()
-        if name not in WITHOUT_FUNCTION
-        and not (value is None or value is False or (isinstance(value, (list, dict, set)) and not value))
-    }
-    return json.loads(json.dumps(fields))  # tuples and enumerations as a file has them
-
-
-def check_config(fields):
-    """Raise ValueError on a configuration that is not plain LoRA on named layers; PEFT reads it after that alone."""
-    for name, value in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
-        if fields.get(name) != value:
-            raise ValueError(f"{name} must be {value}, not {fields.get(name)}")
-    if found := [name for name in REFUSED if name in fields]:
-        raise ValueError(f"{found[0]} is no part of LoRA on named layers")
-    # Any other text is a method that starts from changed weights of the base, which the file does not have.
-    if fields.get("init_lora_weights") not in (True, None, "gaussian"):
-        raise ValueError(f"init_lora_weights is {fields['init_lora_weights']}, which changes the base")
-    for name in UNORDERED & fields.keys():
-        if not isinstance(fields[name], list) or not all(isinstance(layer, str) for layer in fields[name]):
-            raise ValueError(f"{name} must be a list of names: regular expressions are not read")
-    for pattern in ("rank_pattern", "alpha_pattern"):
-        if any(not re.fullmatch(r"[\w.]+", name) for name in fields.get(pattern, {})):
-            raise ValueError(f"the keys of {pattern} must be names: regular expressions are not read")
-    for rank in ranks(fields):
-        if type(rank) is not int or rank < 1:
-            raise ValueError(f"a rank must be a number above 0, not {rank}")
-    for alpha in (fields.get("lora_alpha"), *fields.get("alpha_pattern", {}).values()):
-        if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
-            raise ValueError(f"an alpha must be a number above 0, not {alpha}")
-
-
-def ranks(fields):
-    return [fields.get("r"), *fields.get("rank_pattern", {}).values()]
-
-
 def layer_width(model):
     """The width of the layers, above which no rank is of use."""
     embedded = model.get_input_embeddings().weight.shape[-1]
@@ -241,51 +132,6 @@ def adapter_record(model):
         "config_sha256": config_hash(fields),
         "tensors": {name: as_words(weight.shape) for name, weight in sorted(weights.items())},
     }
-
-
-def config_hash(fields):
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
-def as_words(shape):
-    return "x".join(map(str, shape))
-
-
-def check_record(folder, args, environment):
-    """Refuse, as UserError, an adapter whose configuration or tensors are not those that train.py recorded. Returns what has
-    no record, in words: of an adapter from before, rank, alpha and modules are compared with its arguments alone."""
-    fields, path = read_config(folder), Path(folder) / "adapter_config.json"
-    if record := environment.get("adapter"):
-        if config_hash(fields) != record["config_sha256"]:
-            raise UserError(f"{path} has been edited since the training (environment.json has its hash): put it back")
-        compare_tensors(folder, tensor_shapes(folder), record["tensors"], record["tensors"], "that train.py saved")
-        return []
-    names = sorted([*fields.get("target_modules", []), *fields.get("target_parameters", [])])
-    recorded = {name: args.get(name) for name in ("lora_r", "lora_alpha", "lora_target_modules")}
-    for (name, value), found in zip(recorded.items(), (fields["r"], fields["lora_alpha"], names), strict=True):
-        value = sorted(set(value)) if isinstance(value, list) else value
-        if value is not None and value != found:
-            raise UserError(f"{path} is not the training's: {name} was {value} in args.yaml, here it is {found}")
-    unknown = [name for name, value in recorded.items() if value is None]
-    return unknown + [name for name in UNRECORDED if name in fields]
-
-
-def read_split(folder):
-    """The rows that an adapter was trained on and those held out (see find_held_out); None of an adapter from before."""
-    path = Path(folder) / "split.json"
-    if not path.is_file():
-        return None
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-        held_out = dict(split["held_out"])
-        repeats = split.get("near_repeats")  # None: an adapter from before
-        return {
-            "trained": dict(split["trained"]),
-            "held_out": held_out,
-            "near_repeats": repeats and [row_id for row_id in repeats if row_id in held_out],
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 def load_adapter(model, folder, texts=()):
@@ -324,34 +170,6 @@ def load_adapter(model, folder, texts=()):
     return model
 
 
-def tensor_shapes(folder):
-    """`{name: shape}` of an adapter's file, by its header alone; shapes in words. UserError if the file cannot be read, or if a
-    tensor does not hold floating-point numbers."""
-    path = Path(folder) / "adapter_model.safetensors"
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
-            shapes = {name: as_words(tensor.get_shape()) for name, tensor in tensors.items()}
-            others = [name for name, tensor in tensors.items() if tensor.get_dtype() not in FLOATS]
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
-    if others:
-        raise UserError(f"{path} does not hold floating-point numbers in {others[0]}: nothing of it is used")
-    return shapes
-
-
-def compare_tensors(folder, shapes, wanted, known, origin):
-    """Refuse, as UserError, an adapter's file whose tensors, `{name: shape}`, lack one of `wanted` or are not of `known`."""
-    misfits = {
-        "does not have": sorted(wanted.keys() - shapes.keys()),
-        "has unknown tensors": sorted(shapes.keys() - known.keys()),
-        "has of another shape": sorted(name for name in known.keys() & shapes.keys() if known[name] != shapes[name]),
-    }
-    if any(misfits.values()):
-        problems = [f"{problem}: {len(names)}, {names[0]} first" for problem, names in misfits.items() if names]
-        raise UserError(f"the tensors of {folder} are not those {origin}: the file {'; it '.join(problems)}")
-
-
 def check_tensors(model, folder):
     """Refuse, as UserError, an adapter whose file has other tensors than the PEFT model made for it, or weights that are not
     finite.
@@ -370,82 +188,3 @@ def check_tensors(model, folder):
     compare_tensors(folder, tensor_shapes(folder), wanted, known, "of its adapter_config.json on this base")
     if broken := [name for name, weight in wanted.items() if not weight.isfinite().all()]:
         raise UserError(f"{folder} has {len(broken)} tensors whose numbers are not finite, {broken[0]} first")
-
-
-class Merge(NamedTuple):
-    """Distances from the logits of the unmerged adapter, as shares of their spread."""
-
-    effect: float  # of the base without the adapter
-    distance: float  # of the merged model, before its weights are rounded to the base's dtype
-    allowed: float  # of `distance`
-    rounding: float  # of the merged model after that; 0 if nothing is rounded
-    dtype: torch.dtype  # that `distance` was computed in
-
-    @property
-    def problem(self):
-        """The reason not to use the merged model, as the predicate of a sentence; None if there is none."""
-        if not self.distance <= self.allowed:
-            return (
-                f"moves logits by {self.distance:.1e} of their spread, beyond rounding ({self.allowed:.1e}); the adapter "
-                f"itself moves them by {self.effect:.1e}"
-            )
-        if not self.rounding <= max(self.effect / 2, self.allowed):
-            return (
-                f"loses it to rounding, which moves logits by {self.rounding:.1e} of their spread; the adapter itself moves "
-                f"them by {self.effect:.1e}"
-            )
-        return None
-
-    def __str__(self):
-        blind = "" if self.dtype == torch.float32 else ", for want of memory: one projection left out could pass"
-        return (
-            f"the adapter moves them by {self.effect:.1e} of their spread, merging it by {self.distance:.1e} (rounding: "
-            f"{self.allowed:.1e}), rounding the weights by {self.rounding:.1e}; compared in "
-            f"{str(self.dtype).removeprefix('torch.')}{blind}"
-        )
-
-
-def merge_adapter(model, texts):
-    """The base of a PEFT model with the adapter in its weights, in the dtypes that these had, and the Merge that the two are
-    compared by on `texts` (int32 token ids).
-
-    Both in float32, if memory allows: one projection left out can move logits in bf16 no further than rounding does. What
-    counts as rounding in float32 is a hundredth of what the adapter does, or what another attention kernel does if that is
-    more.
-    """
-    dtypes = [(weight, weight.dtype) for weight in model.parameters()]
-    if fits_in_float32(model):
-        for weight, _ in dtypes:
-            weight.data = weight.data.float()
-    reference = reference_logits(model, texts)
-    with model.disable_adapter():
-        effect = difference(all_logits(model, texts), reference)
-    allowed, dtype = tolerance(model, texts[0], reference[:1], effect), model.dtype
-    merged = model.merge_and_unload().eval()
-    distance = difference(all_logits(merged, texts), reference)
-    rounding = 0.0
-    if any(weight.dtype != before for weight, before in dtypes):
-        for weight, before in dtypes:
-            weight.data = weight.data.to(before).float()
-        rounding = difference(all_logits(merged, texts), reference)
-        for weight, before in dtypes:
-            weight.data = weight.data.to(before)
-    return merged, Merge(effect, distance, allowed, rounding, dtype)
-
-
-def all_logits(model, texts):
-    return [plain_logits(model, [text])[0] for text in texts]
-
-
-def fits_in_float32(model):
-    """Whether the memory that is free on the model's device holds its weights in float32, with half as much to spare."""
-    more = sum(weight.numel() * (4 - weight.element_size()) for weight in model.parameters())
-    on_gpu = model.device.type == "cuda"
-    return 1.5 * more < (torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available)
-
-
-def adapts_shared_weights(model):
-    """Whether a weight under an adapter's layer has another layer that uses it too."""
-    users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    layers = [module.base_layer for module in model.modules() if hasattr(module, "base_layer")]
-    return any(users[id(parameter)] > 1 for layer in layers for parameter in layer.parameters())

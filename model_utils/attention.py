@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 
 try:
     from torch.nn.attention.varlen import varlen_attn  # torch's own flash attention: no package is needed

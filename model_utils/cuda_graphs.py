@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from data_utils.batching import num_tokens
 from model_utils.attention import ISOLATED, has_varlen_kernel
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 from run_utils.launch import raise_anywhere
 
 PADDING = 256  # tokens; half of it is wasted on average, and a run meets (largest - smallest) / PADDING sizes

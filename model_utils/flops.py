@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from model_utils.loading import expert_parameters, text_decoder
-from model_utils.self_checks import unwrapped
+from model_utils.model_facts import unwrapped
 
 # Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; the longest matching name counts.
 PEAK_BF16_FLOPS = {

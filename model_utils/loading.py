@@ -8,8 +8,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from model_utils.attention import ISOLATED, has_varlen_kernel
-from model_utils.self_checks import check_training_batches, check_vocabulary, one_line, set_attention
-from run_utils.arguments import ROOT, UserError, say
+from model_utils.model_facts import one_line, set_attention
+from model_utils.self_checks import check_training_batches, check_vocabulary
+from run_utils.arguments import ROOT
+from run_utils.errors import UserError, say
 from run_utils.launch import check_hub_access, is_sharded
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision

@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import is_liger_kernel_available
 
-from model_utils.self_checks import one_line
-from run_utils.arguments import UserError
+from model_utils.model_facts import one_line
+from run_utils.errors import UserError
 from run_utils.launch import is_sharded
 
 # Random numbers are PyTorch's own: else kernels would draw those of dropout's masks anew wherever they read them.

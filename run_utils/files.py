@@ -9,14 +9,15 @@ import re
 import shutil
 from pathlib import Path
 
-from data_utils.tool_calls import check_depth
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
+MAX_DEPTH = 64  # far beyond any real call, far below the parser's recursion limit
+JSON_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one that never closes ends with the text
 LOCKED = {}  # what this process holds: the open folder by its path
 
 
@@ -108,3 +109,13 @@ def lock_folder(folder):
         os.close(handle)
         return
     LOCKED[folder] = handle
+
+
+def check_depth(text):
+    """Raises ValueError if the lists and objects of a JSON text nest deeper than MAX_DEPTH."""
+    if text.count("[") + text.count("{") > MAX_DEPTH:  # else it cannot be deeper, and counting is quick
+        depth = 0
+        for character in re.findall(r"[\[{\]}]", JSON_STRING.sub("", text)):
+            depth += (character in "[{") - (character in "]}")
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH}")

@@ -13,7 +13,7 @@ from accelerate.utils import GradientAccumulationPlugin, gather_object
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from run_utils.arguments import SECONDS_OF_LAST_MESSAGES, UserError, say
+from run_utils.errors import SECONDS_OF_LAST_MESSAGES, UserError, say
 
 
 def start_accelerator(dtype, may_shard=False, alone=False):

@@ -13,7 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from run_utils.arguments import UserError, say
+from run_utils.errors import UserError, say
 from run_utils.redaction import redact
 
 

@@ -25,7 +25,7 @@ import train
 from data_utils.prompt import PROMPT_FORMATS
 from demo.model import build_tokenizer
 from demo.rows import generate_rows
-from run_utils import arguments
+from run_utils import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = PROMPT_FORMATS["tags-1"]
@@ -117,7 +117,7 @@ def run_here(capsys, monkeypatch):
         capsys.readouterr()
         code = 0
         try:
-            arguments.run_script(module.main)
+            errors.run_script(module.main)
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()

@@ -23,7 +23,7 @@ from eval_utils.metrics import METRICS, Metric
 from model_utils import generation
 from model_utils.adapters import load_adapter
 from model_utils.loading import load_base_model
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 
 NEW_TOKENS = 24
 

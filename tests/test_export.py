@@ -30,8 +30,8 @@ from data_utils.tool_formats import openai_tools
 from demo.rows import generate_rows
 from model_utils.adapters import load_adapter
 from model_utils.loading import load_base_model
-from run_utils.arguments import UserError
 from run_utils.environment import published_name
+from run_utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 

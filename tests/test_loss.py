@@ -15,7 +15,7 @@ from data_utils.sources import load_rows
 from model_utils.adapters import add_lora
 from model_utils.loading import load_base_model
 from model_utils.self_checks import check_training_batches
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 from run_utils.signals import SIGNALS, StopRequest
 from train import completion_loss, evaluate_loss
 

@@ -23,7 +23,8 @@ import evaluate
 import train
 from model_utils.adapters import add_lora, linear_layers
 from model_utils.flops import count_flops
-from run_utils import checkpoints, progress
+from run_utils import progress
+from run_utils import run as run_folder
 
 
 @pytest.fixture
@@ -169,9 +170,9 @@ def test_a_last_step_before_the_checkpoint_is_refused_in_one_line(run_here, flag
 def test_a_kill_while_later_checkpoints_are_set_aside_leaves_a_run_that_ends_earlier(
     run_here, flags, finished, monkeypatch
 ):
-    one = checkpoints.set_aside
+    one = run_folder.set_aside
     monkeypatch.setattr(
-        checkpoints, "set_aside", lambda path: one(path) if path.name.endswith("4") else raise_full_disk(one)
+        run_folder, "set_aside", lambda path: one(path) if path.name.endswith("4") else raise_full_disk(one)
     )
     result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-1"})
     assert result.code == 1 and "No space left on device" in result.err

@@ -17,7 +17,7 @@ from data_utils.messages import read_messages
 from data_utils.prompt import render_messages, render_tags, to_json
 from data_utils.sources import load_rows
 from data_utils.split import set_apart, split_rows
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 
 CHAT_TEMPLATE = template_text("tags-1")
 TOOLS = [

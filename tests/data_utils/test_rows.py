@@ -15,7 +15,7 @@ from data_utils.sources import load_rows
 from data_utils.split import split_rows
 from data_utils.tool_schema import call_problems
 from demo.rows import generate_rows
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 from run_utils.launch import check_hub_access
 
 GOOD = generate_rows(60, seed=3)

@@ -19,7 +19,7 @@ from data_utils.readers import read_file
 from data_utils.rows import valid_rows
 from data_utils.sources import load_rows, pack, unpack
 from demo.rows import generate_rows
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 
 GOOD = generate_rows(20, seed=3)
 LISTS = [{**row, "tools": json.loads(row["tools"]), "answers": json.loads(row["answers"])} for row in GOOD]

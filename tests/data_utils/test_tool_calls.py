@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_utils.tool_calls import (
-    MAX_DEPTH,
     Closing,
     answer_text,
     check_calls,
@@ -19,6 +18,7 @@ from data_utils.tool_calls import (
     parse_json,
 )
 from data_utils.tool_formats import flat_tools
+from run_utils.files import MAX_DEPTH
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from transformers.utils import get_json_schema
 
 from data_utils.tool_files import read_tools
 from data_utils.tool_formats import flat_tools
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 
 TYPES = """
 import dataclasses, datetime, decimal, enum, typing, uuid

@@ -18,7 +18,7 @@ import evaluate
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.rows import Row
 from eval_utils.endpoint import complete
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 
 # Each prompt names what its requests get, one word a try, the last word from then on: a status, or "slow", "hang", "cut", "page",
 # "refused" (with the key), "repeat" (the key), or "choice" and its JSON.

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from data_utils.rows import Row
 from data_utils.tool_calls import finished
 from eval_utils import metrics
-from eval_utils.metrics import METRICS, Metric, Output, Task, summarize
+from eval_utils.metrics import METRICS, Metric, summarize
+from eval_utils.outputs import Output, Task
 
 TOOLS = [{"name": "f"}, {"name": "g"}]
 GOLD = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]

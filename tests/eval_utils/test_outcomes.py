@@ -12,8 +12,9 @@ from data_utils.prompt import to_json
 from data_utils.rows import Row
 from data_utils.tool_schema import conforms
 from demo.rows import generate_rows
-from eval_utils.metrics import METRICS, Output, Task, score
+from eval_utils.metrics import METRICS, score
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, what_followed
+from eval_utils.outputs import Output, Task
 
 SPEC = {
     "city": {"type": "str", "description": "a city"},

@@ -10,7 +10,8 @@ from conftest import TAGS
 
 from data_utils.rows import Row
 from demo.rows import generate_rows
-from eval_utils.metrics import Output, Task, score, wilson_interval
+from eval_utils.metrics import score, wilson_interval
+from eval_utils.outputs import Output, Task
 from eval_utils.report import (
     compare_calls,
     embed_json,

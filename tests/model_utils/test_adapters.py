@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from model_utils.adapters import adapter_record, add_lora, load_adapter, read_adapter
+from model_utils.adapter_files import read_adapter
+from model_utils.adapters import adapter_record, add_lora, load_adapter
 from model_utils.loading import base_fingerprint, load_base_model
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 
 MODULES = ["q_proj", "v_proj", "down_proj"]
 

@@ -13,9 +13,10 @@ import infer
 from benchmarks.check_families import FAMILIES, SIZES, build
 from data_utils.batching import encode_prompts, tokenize_rows
 from data_utils.sources import load_rows
-from model_utils.generation import generate, generated_by
+from model_utils.generation import generate
 from model_utils.loading import choose_attention
-from run_utils.arguments import UserError
+from model_utils.slots import generated_by
+from run_utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

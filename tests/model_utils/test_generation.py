@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_utils.batching import encode_prompts
 from data_utils.sources import load_rows
-from model_utils.generation import PREFILL_TOKENS, Answer, generate, plan_groups
+from model_utils.generation import Answer, generate
+from model_utils.slots import PREFILL_TOKENS, plan_groups
 
 BASE = ROOT / "demo" / "base"  # a random model says one token over and over, whatever came before
 

@@ -15,10 +15,11 @@ from data_utils.sources import load_rows
 from data_utils.tool_calls import check_calls
 from data_utils.tool_schema import call_problems, conforms
 from demo.rows import generate_rows
-from model_utils import generation, grammar
+from model_utils import generation, token_masks
 from model_utils.generation import generate
-from model_utils.grammar import TERMINALS, TokenMasks, compile_grammar, new_matcher, value_rule
-from run_utils.arguments import UserError
+from model_utils.grammar import TERMINALS, value_rule
+from model_utils.token_masks import TokenMasks, compile_grammar, new_matcher
+from run_utils.errors import UserError
 
 BASE = ROOT / "demo" / "base"
 ROWS = 12
@@ -445,7 +446,7 @@ def test_equal_lists_of_tools_share_a_grammar(tokenizer):
 
 def test_a_missing_package_is_named(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "xgrammar", None)
-    grammar.compiled.cache_clear()
-    grammar.compiler.cache_clear()
+    token_masks.compiled.cache_clear()
+    token_masks.compiler.cache_clear()
     with pytest.raises(UserError, match="pip install xgrammar$"):
         compile_grammar(tokenizer, len(tokenizer), [])

@@ -13,7 +13,7 @@ from data_utils.batching import tokenize_rows
 from data_utils.sources import load_rows
 from model_utils.generation import generate
 from model_utils.loading import choose_attention, load_base_model, load_tokenizer
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 
 NORM = "model.layers.1.input_layernorm.weight"
 

@@ -15,7 +15,8 @@ import train
 from evaluate import EvaluationArguments
 from export import ExportArguments
 from infer import InferenceArguments
-from run_utils.arguments import UsageError, parse_arguments
+from run_utils.arguments import parse_arguments
+from run_utils.errors import UsageError
 from train import TrainingArguments
 
 

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_utils import predictions
+from eval_utils.model_card import read_evaluation
 from evaluate import read_folder
 from export import new_folder
 from infer import open_partial
-from model_utils.model_card import read_evaluation
-from run_utils.arguments import UserError
-from run_utils.checkpoints import holds_run, read_checkpoint
+from run_utils.checkpoint import read_checkpoint
+from run_utils.errors import UserError
 from run_utils.files import naming_full_disk, read_json
+from run_utils.run import holds_run
 
 DAMAGED = {
     "empty": b"",

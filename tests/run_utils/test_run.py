@@ -2,7 +2,7 @@
 
 import pytest
 
-from run_utils.checkpoints import RunState
+from run_utils.checkpoint import RunState
 
 
 @pytest.mark.parametrize(

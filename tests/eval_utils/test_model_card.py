@@ -6,7 +6,7 @@ import markdown
 import pytest
 from huggingface_hub import ModelCard
 
-from model_utils.model_card import write_card
+from eval_utils.model_card import write_card
 
 ARGS = {"model_name_or_path": "some/base", "dataset_name": "some/rows", "prompt_format": "tags-1"}
 HOSTILE = [

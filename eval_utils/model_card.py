@@ -7,8 +7,9 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from data_utils.prompt import PROMPT_FORMATS
-from run_utils.arguments import UserError, read_yaml, say
+from run_utils.arguments import read_yaml
 from run_utils.environment import published_name
+from run_utils.errors import UserError, say
 from run_utils.files import file_hash, read_json
 
 TEMPLATE = """\

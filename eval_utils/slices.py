@@ -1,0 +1,90 @@
+"""Exact match by kind of row, by tool, and with and without queries that nearly repeat a training query."""
+
+from collections import defaultdict
+
+from eval_utils.statistics import wilson_interval
+
+
+def near_repeats(rows, scores, near_repeat):
+    """`{"count", "slice"}`: how many rows' queries nearly repeat a training query (see data_utils/split.py), and exact match with and
+    without them. The slice is None if all rows are such or none is; the whole is None if it is not known."""
+    if near_repeat is None:
+        return None
+    parts = {True: [], False: []}
+    for place, row in enumerate(rows):
+        parts[near_repeat[row.id]].append(place)
+    found = None
+    if parts[True] and parts[False]:
+        places = {
+            "all rows": range(len(rows)),
+            "without near-repeats": parts[False],
+            "near-repeats alone": parts[True],
+        }
+        title = "queries that nearly repeat a training query, but for case, blanks, numbers or names"
+        found = {"title": title, "values": [slice_figures(value, part, scores) for value, part in places.items()]}
+    return {"count": len(parts[True]), "slice": found}
+
+
+def slices(tasks, scores, seen):
+    """Exact match by kind of row: `[{"title", "values": [{"value", "n", "figures": {system: rate}}]}]`."""
+    rows = [task.row for task in tasks]
+    lengths = sorted(len(row.query) + len(row.tools) for row in rows)
+    quarters = [lengths[len(lengths) * i // 4] for i in (1, 2, 3)] if len(lengths) >= 4 else []
+
+    def length(row):
+        place = sum(len(row.query) + len(row.tools) >= limit for limit in quarters)
+        return f"{place + 1}. quarter" + (f", from {quarters[place - 1]:,}" if place else "")
+
+    kinds = {
+        "number of calls wanted": [str(len(task.gold)) for task in tasks],
+        "number of tools on offer": [str(len(task.tools)) for task in tasks],
+        "length of query and tools, in characters": [length(row) for row in rows],
+        "category": [row.category or None for row in rows],
+    }
+    if seen is not None:
+        kinds["tools on offer"] = [
+            "all seen in training" if seen[row.id] else "some never seen in training" for row in rows
+        ]
+    found = []
+    for title, values in kinds.items():
+        groups = defaultdict(list)
+        for place, value in enumerate(values):
+            if value is not None:
+                groups[value].append(place)
+        order = sorted(groups, key=lambda value: (not value.isdecimal(), int(value) if value.isdecimal() else 0, value))
+        if len(groups) > 1:
+            found.append({"title": title, "values": [slice_figures(v, groups[v], scores) for v in order]})
+    return found
+
+
+def slice_figures(value, places, scores):
+    figures = {}
+    for key, of_system in scores.items():
+        k, n = sum(of_system[place]["exact_match"] for place in places), len(places)
+        low, high = wilson_interval(k, n)
+        figures[key.name] = {"k": k, "n": n, "rate": k / n, "low": low, "high": high}
+    return {"value": value, "n": len(places), "figures": figures}
+
+
+def worst_tools(tasks, scores, judged, least=2, most=10):
+    """The tools that gold calls in at least two rows with the fewest exact matches of the judged system, worst first."""
+    places = defaultdict(list)
+    for place, task in enumerate(tasks):
+        for name in {call["name"] for call in task.gold}:
+            places[name].append(place)
+    groups = [slice_figures(name, of_tool, scores) for name, of_tool in places.items() if len(of_tool) >= least]
+    groups.sort(key=lambda group: (group["figures"][judged.name]["rate"], -group["n"], group["value"]))
+    return {"title": f"the tools that {judged.name} gets right least often", "values": groups[:most]}
+
+
+def describe_near_repeats(evaluation):
+    """A sentence; None if near-repeats are not known."""
+    found = evaluation.figures["near_repeats"]
+    if found is None:
+        return None
+    line = f"{found['count']} of {len(evaluation.rows)} queries equal a training query but for case, blanks, numbers or names"
+    if not found["slice"]:
+        return f"{line}."
+    _, without, _ = found["slice"]["values"]
+    rates = ", ".join(f"{system} {100 * figure['rate']:.2f} %" for system, figure in without["figures"].items())
+    return f"{line}. Exact match on the other {without['n']}: {rates}."

@@ -1,0 +1,69 @@
+"""What a model is, read from its configuration: positions, attention, token ids as a batch."""
+
+import math
+
+import numpy as np
+import torch
+from transformers.utils import logging as transformers_logging
+
+
+def one_line(error):
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' * (len(text) > 300)}"
+
+
+def unwrapped(model):
+    """The transformers model inside a PEFT model, with the adapter's layers in it; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def num_positions(config):
+    """How many tokens the model has positions for, prompt and answer together; infinity where it needs none."""
+    text_config = config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "max_seq_len"):  # the latter is MPT's
+        value = getattr(text_config, name, None)
+        if isinstance(value, int) and value > 0:
+            # Scaled rotary positions reach further, whether the number above says so (as in Llama 3) or not (as in Vicuna).
+            rope = rope_parameters(config)
+            return max(value, int((rope.get("original_max_position_embeddings") or value) * (rope.get("factor") or 1)))
+    return math.inf
+
+
+def rope_parameters(config):
+    return getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+
+
+def length_dependent_from(config):
+    """From how many tokens on a text's rotary positions move those of its neighbours in a batch, and of itself as it grows, by
+    the variants that depend on the longest position; infinity in other models. By the configuration, since in bf16 the shift
+    may be no larger than rounding."""
+    rope = rope_parameters(config)
+    if rope.get("rope_type") not in ("dynamic", "longrope"):
+        return math.inf
+    text_config = config.get_text_config(decoder=True)
+    return rope.get("original_max_position_embeddings") or text_config.max_position_embeddings
+
+
+def set_attention(model, implementation):
+    """Switch the attention implementation and return the one in force: models of an older make keep their own."""
+    base = unwrapped(model)
+    if base.config._attn_implementation != implementation:
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # it warns of models that keep their own
+        try:
+            base.set_attn_implementation(implementation)
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+    return base.config._attn_implementation
+
+
+def pad(texts, side, device):
+    """Token ids (int32 arrays) as one batch, padded at the "left" or the "right": ids and mask, int64 [texts, longest]."""
+    width = max(map(len, texts))
+    ids = torch.zeros(len(texts), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        place = slice(width - len(text), width) if side == "left" else slice(len(text))
+        ids[row, place] = torch.from_numpy(text.astype(np.int64))
+        mask[row, place] = 1
+    return ids.to(device), mask.to(device)
