@@ -16,47 +16,43 @@ import os
 import sys
 import time
 
+from data_utils.prompt import encodes
+from data_utils.tool_files import read_tools_and_say
+from model_utils.replies import as_line, as_result, as_text
+
 STARTED = time.perf_counter()
 
-from run_utils.signals import Stopped, exit_at_once, handle_signals
+from run_utils.signals import exit_at_once, handle_signals
 
 if __name__ == "__main__":
     handle_signals(exit_at_once)  # until run_script has its own
     if os.environ.get("RANK", "0") == "0":
         print("Loading PyTorch and transformers ...", file=sys.stderr)
 
-import codecs
 import contextlib
+import dataclasses
 import hashlib
-import json
-import math
+import itertools
 import signal
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from data_utils.batching import encode_prompts
-from data_utils.conversations import as_request
 from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
-from data_utils.readers import read_file
-from data_utils.rows import Row, validate
-from data_utils.tool_calls import check_calls, parse_json
-from data_utils.tool_files import none_left, read_tools
-from data_utils.tool_formats import flat_tools, openai_calls
-from data_utils.tool_schema import call_problems
-from model_utils.adapter_files import naming_adapter, read_adapter
-from model_utils.adapters import load_adapter
-from model_utils.generation import generate
-from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, resolve_model
-from model_utils.model_facts import num_positions
+from data_utils.requests import read_requests
+from model_utils.adapter_files import read_adapter
+from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
+from model_utils.replies import replies
+from model_utils.systems import open_systems
 from model_utils.token_masks import import_xgrammar
 from run_utils.arguments import argument, check_limits, parse_arguments
 from run_utils.errors import UserError, require, run_script, say
-from run_utils.files import describe_free, file_hash, is_full_disk, lock_folder, write_text
+from run_utils.files import describe_free, is_full_disk, write_text
+from run_utils.journal import append, open_journal
 from run_utils.launch import start_accelerator
+from run_utils.signals import Stopped
 
 
 @dataclass
@@ -116,120 +112,62 @@ def main():
     if args.constrained:
         import_xgrammar()
     libraries = time.perf_counter() - STARTED
-    system = load_system(args)
+    adapter = read_adapter(args.adapter) if args.adapter else None
+    systems = load_systems(args, adapter)
+    name, system = next(systems)
     say(f"Loaded in {time.perf_counter() - STARTED:.1f} s, of which libraries took {libraries:.1f}")
-    if args.input:
-        answer_file(args, system, requests)
+    if args.compare:
+        compare(args, itertools.chain([(name, system)], systems), tools)
+    elif args.input:
+        answer_file(args, system, requests, adapter)
     elif args.interactive:
         converse(args, system, tools)
-    elif args.compare:
-        compare(args, system, tools)
     else:
-        reply = system.reply(args.query, tools)
+        reply = reply_to(system, args.query, tools)
         if reply.calls is None:
             print(reply.text, file=sys.stderr)
             raise UserError(f"the output above is not a list of calls to these tools: {reply.problem}")
         print(as_text(reply.calls, args.format))
-        report_misfits(reply, args.strict)
+        for sentence in reply.misfits:
+            say(sentence)
+        if args.strict and reply.misfits:
+            raise UserError("the calls do not fit the tools, and --strict is set")
 
 
-class Reply(NamedTuple):
-    text: str  # as generated
-    calls: list | None  # None if the text is no list of calls
-    problem: str  # the reason if it is none
-    misfits: list  # a sentence for each misfit of calls and tools
+class Question(NamedTuple):
+    query: str
+    tools: str  # JSON
 
 
-class System:
-    """A loaded model with its prompt format: it answers."""
-
-    def __init__(self, args, model, tokenizer, prompt_format):
-        self.args, self.model, self.tokenizer, self.prompt_format = args, model, tokenizer, prompt_format
-        self.positions = num_positions(model.config)
-
-    def prompt(self, query, tools):
-        return self.prompt_format.render(query, to_json(tools))
-
-    def answer(self, requests, batch_tokens=1, on_token=None):
-        """`(index, Reply)` of each `(query, tools)`, in the order in which they finish."""
-        prompts = [self.prompt(query, tools) for query, tools in requests]
-        settings = (
-            self.tokenizer,
-            self.prompt_format,
-            prompts,
-            self.args.max_new_tokens,
-            batch_tokens,
-            [tools for _, tools in requests] if self.args.constrained else None,
-            on_token,
-        )
-        for index, generation in generate(self.model, *settings):
-            yield index, self.read(generation, prompts[index], requests[index][1])
-
-    def reply(self, query, tools, on_token=None):
-        ((_, reply),) = self.answer([(query, tools)], on_token=on_token)
-        return reply
-
-    def read(self, generation, prompt, tools):
-        if generation.finish == "too_long":
-            (ids,) = encode_prompts(self.tokenizer, [prompt])
-            problem = f"the prompt has {len(ids)} tokens and the model {self.positions} positions: offer fewer tools"
-            return Reply("", None, problem, [])
-        try:
-            calls = self.prompt_format.parse(generation.text)
-            check_calls(calls)
-        except ValueError as error:
-            problem = str(error)
-            if generation.finish == "length":
-                by_budget = generation.num_tokens == self.args.max_new_tokens
-                limit = (
-                    f"--max_new_tokens {self.args.max_new_tokens}"
-                    if by_budget
-                    else f"the model's {self.positions} positions"
-                )
-                problem = f"cut off at {limit}"
-            return Reply(generation.text, None, problem, [])
-        return Reply(generation.text, calls, "", call_problems(calls, tools))
-
-
-def load_system(args):
-    """The System of --system; with --compare the adapter's base (see `compare`)."""
-    training_args = read_adapter(args.adapter)[0] if args.adapter else {}
-    model_name = args.model_name_or_path or training_args["model_name_or_path"]
-    own_base = model_name == training_args.get("model_name_or_path")
-    from_adapter = args.adapter if not args.model_name_or_path else None
-    revision = args.model_revision or (training_args.get("model_revision") if own_base else None)
-    quantization = args.quantization or training_args.get("quantization", "none")
-    name = training_args.get("prompt_format", args.prompt_format or "tags-1")
-    require(args.prompt_format in (None, name), f"{args.adapter} was trained with --prompt_format {name}")
-    prompt_format = PROMPT_FORMATS["raw" if args.system == "raw" and not args.compare else name]
-
+def load_systems(args, adapter):
+    """`(name, System)` of --system, or of all with --compare. The base is loaded at once, an adapter when it is asked for."""
+    own_format = adapter.prompt_format if adapter else args.prompt_format or "tags-1"
+    require(args.prompt_format in (None, own_format), f"{args.adapter} was trained with --prompt_format {own_format}")
     accelerator = start_accelerator(args.dtype, alone=True)
-    with naming_adapter(from_adapter, "--model_name_or_path"):
-        model_path = resolve_model(model_name)
-    tokenizer = load_tokenizer(model_path, revision, args.trust_remote_code)
-    model = load_base_model(model_path, accelerator, revision, quantization, args.trust_remote_code)
-    if args.system == "adapter" and not args.compare:
-        model = put_on_adapter(args, model, tokenizer, prompt_format)
-    return System(args, model, tokenizer, prompt_format)
+    source = model_source(args, adapter)
+    tokenizer, base = load_tokenizer(source), load_base_model(source, accelerator)
+    for name, system in open_systems(
+        ["raw", "prompted"] + ["adapter"] * bool(adapter) if args.compare else [args.system],
+        base,
+        tokenizer,
+        prompt_format=own_format,
+        adapter=adapter,
+        merge=args.merge_adapter,
+        max_new_tokens=args.max_new_tokens,
+        batch_tokens=args.batch_tokens if args.input else 1,
+    ):
+        yield name, dataclasses.replace(system, grammar=args.constrained)
 
 
-def put_on_adapter(args, model, tokenizer, prompt_format):
-    # A merged adapter must answer as the unmerged one: compared on a text that needs no query.
-    text = prompt_format.render("Which tools are there?", "[]") + prompt_format.completion("[]")
-    return load_adapter(model, args.adapter, encode_prompts(tokenizer, [text]) if args.merge_adapter else ())
+def reply_to(system, query, tools, on_token=None):
+    ((_, reply),) = replies(system, [Question(query, to_json(tools))], on_token)
+    return reply
 
 
-def compare(args, base, tools):
-    """The answers of the base on the raw prompt and on the trained one, and of the adapter, each under its name on stdout."""
-    systems = ["raw", "prompted"] + ["adapter"] * bool(args.adapter)
-    for name in systems:
-        system = base
-        if name == "raw":
-            system = System(args, base.model, base.tokenizer, PROMPT_FORMATS["raw"])
-        elif name == "adapter":
-            model = put_on_adapter(args, base.model, base.tokenizer, base.prompt_format)
-            system = System(args, model, base.tokenizer, base.prompt_format)
-        reply = system.reply(args.query, tools)
+def compare(args, systems, tools):
+    """Print each system's answer under its name: the base's on the raw prompt and on the training's, and the adapter's."""
+    for name, system in systems:
+        reply = reply_to(system, args.query, tools)
         print(f"{name}:")
         print(f"  {reply.text.strip()}" if reply.calls is None else f"  {as_text(reply.calls, args.format)}")
         for sentence in [f"no list of calls: {reply.problem}"] if reply.calls is None else reply.misfits:
@@ -280,7 +218,7 @@ def answer_and_show(args, system, query, tools):
             print(text[shown:], end="", flush=True)
             shown = len(text)
 
-    reply = system.reply(query, tools, on_token=show)
+    reply = reply_to(system, query, tools, show)
     print()
     if args.format == "openai" and reply.calls is not None:
         print(as_text(reply.calls, args.format))
@@ -288,34 +226,34 @@ def answer_and_show(args, system, query, tools):
         say(f"({sentence})")
 
 
-def answer_file(args, system, requests):
-    """Answer the rows of --input: a line in --output each, in their order. A kill loses no answer: the same command goes on.
+def answer_file(args, system, requests, adapter):
+    """Answer the rows of --input: a line in --output for each, in their order. A kill loses no answer: the same command goes on.
 
-    requests: a Request for each row. A line of --output names those of its tools that were left out.
+    requests: a Request for each row. A line of --output names the row's tools that were left out.
     """
     output, partial = Path(args.output), Path(f"{args.output}.partial")
     identity = {
         "input": hashlib.sha256(repr(requests).encode()).hexdigest(),
         "base_fingerprint": base_fingerprint(system.model),
         "prompt": format_hash(system.prompt_format),
-        "adapter": file_hash(Path(args.adapter) / "adapter_model.safetensors") if args.adapter else None,
+        "adapter": adapter.sha256 if adapter else None,
         **{name: getattr(args, name) for name in ("system", "constrained", "format", "max_new_tokens", "quantization")},
     }
-    done = open_partial(output, partial, identity, len(requests))
-    todo = [index for index, request in enumerate(requests) if index not in done and request.row]
-    results = done | {
-        index: {"id": request.id, "error": request.error} for index, request in enumerate(requests) if not request.row
-    }
-    asked = [(requests[index].row.query, json.loads(requests[index].row.tools)) for index in todo]
+    if output.exists():
+        raise UserError(f"--output {output} is there already: remove it, or choose another")
+    results = {index: {"id": row.id, "error": row.error} for index, row in enumerate(requests) if not row.row}
+    results |= earlier_answers(partial, identity, len(requests))
+    todo = [index for index in range(len(requests)) if index not in results]
+
+    def answers():
+        for place, reply in replies(system, [requests[index].row for index in todo]):
+            index = todo[place]
+            left_out = {"left_out": requests[index].left_out} if requests[index].left_out else {}
+            results[index] = {"id": requests[index].id} | as_result(reply, args.format) | left_out
+            yield index, results[index]
+
     try:
-        with partial.open("a", encoding="utf-8") as file:
-            progress = tqdm(system.answer(asked, args.batch_tokens), total=len(todo), unit="row")
-            for place, reply in progress:
-                index = todo[place]
-                left_out = {"left_out": requests[index].left_out} if requests[index].left_out else {}
-                results[index] = {"id": requests[index].id} | as_result(reply, args.format) | left_out
-                file.write(json.dumps([index, results[index]]) + "\n")
-                file.flush()
+        append(partial, tqdm(answers(), total=len(todo), unit="row"))
         write_text(output, "".join(as_line(results[index]) for index in sorted(results)))
     except Stopped as stopped:
         raise Stopped(
@@ -343,126 +281,14 @@ def answer_file(args, system, requests):
         )
 
 
-def open_partial(output, partial, identity, num_rows):
-    """The answers of a run that was cut off, `{index: result}`. Raises UserError if the files are of another run."""
-    try:
-        if output.exists():
-            raise UserError(f"--output {output} is there already: remove it, or choose another")
-        if not partial.exists() or partial.stat().st_size == 0:
-            partial.write_text(json.dumps(identity) + "\n", encoding="utf-8")
-        lock_folder(partial)
-        first, *lines = partial.read_text(encoding="utf-8").split("\n")
-        if lines and lines[-1]:  # cut short: what comes next is a line of its own
-            with partial.open("a", encoding="utf-8") as file:
-                file.write("\n")
-        if json.loads(first) != identity:
-            raise UserError(
-                f"{partial} has answers to other rows, or of another model or settings: remove it, or choose another --output"
-            )
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{partial} cannot be read: remove it") from None
-    done = {}
-    for line in lines:
-        try:
-            index, result = json.loads(line)
-        except (ValueError, TypeError, RecursionError):  # cut short, or not ours
-            continue
-        if type(index) is int and 0 <= index < num_rows and isinstance(result, dict):
-            done[index] = result
-    return done
-
-
-class Request(NamedTuple):
-    """A record of --input."""
-
-    id: object  # its own, or its number in the file
-    row: Row | None
-    error: str  # the reason if there is no row
-    left_out: list[str]  # a line for each of its tools that cannot be read
-
-
-def read_requests(path, tools):
-    """A Request for each record of a file in any of the layouts of rows, with or without answers; on stderr a line for each tool that
-    is read in part or not at all, with the number of its rows."""
-    requests, notes = [], Counter()
-    for number, (_, record) in enumerate(read_file(path), start=1):
-        row_id = record.get("id") if isinstance(record, dict) else None
-        if row_id is None or (isinstance(row_id, float) and not math.isfinite(row_id)):  # which is no JSON
-            row_id = number
-        left_out = []
-        try:
-            request = as_request(record, tools)
-            with contextlib.suppress(ValueError, TypeError):  # of no list of tools: `validate` names the reason
-                read = flat_tools(parse_json(request["tools"]), keep_going=True)
-                request["tools"], left_out = to_json(read.tools), read.left_out
-                notes.update(set(read.notes))
-            if left_out and not read.tools:
-                raise ValueError(none_left(left_out))
-            requests.append(Request(row_id, validate(request), "", left_out))
-        except ValueError as error:
-            requests.append(Request(row_id, None, str(error), left_out))
-        notes.update({f"left out: {reason}" for reason in left_out})
-    if not requests:
-        raise UserError(f"--input {path} has no rows")
-    for note, rows in notes.most_common(MAX_NOTES):
-        say(f"{path}: {note} ({rows} row{'s' * (rows > 1)})")
-    if len(notes) > MAX_NOTES:
-        say(f"{path}: {len(notes) - MAX_NOTES} more such lines")
-    return requests
-
-
-MAX_NOTES = 20
-
-
-def as_result(reply, form):
-    if reply.calls is None:
-        return {"error": reply.problem, "text": reply.text}
-    calls = {"tool_calls": openai_calls(reply.calls)} if form == "openai" else {"calls": reply.calls}
-    return calls | ({"misfits": reply.misfits} if reply.misfits else {})
-
-
-def as_line(result):
-    """A line of --output: in UTF-8, or with escapes if there is half a surrogate pair."""
-    text = to_json(result)
-    return (text if encodes(text) else json.dumps(result)) + "\n"
-
-
-def report_misfits(reply, strict):
-    for sentence in reply.misfits:
-        say(sentence)
-    if strict and reply.misfits:
-        raise UserError("the calls do not fit the tools, and --strict is set")
-
-
-def as_text(calls, form):
-    """The calls as JSON in UTF-8 or, if stdout cannot hold it, in ASCII."""
-    value = openai_calls(calls) if form == "openai" else calls
-    utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
-    return to_json(value) if utf8 and encodes(to_json(value)) else json.dumps(value)
-
-
-def encodes(text):
-    """Whether a text can be written: half a surrogate pair, alone in a string, cannot."""
-    try:
-        return text.encode() is not None
-    except UnicodeEncodeError:
-        return False
-
-
-def read_tools_and_say(path, strict):
-    """The tools of a file, in the flat form; on stderr their format, and a line for each that is read in part or not at all."""
-    read = read_tools(path)
-    if read.format != "xLAM":
-        say(f"{path}: {len(read.tools)} tools, read as {read.format}'s")
-    for note in read.notes:
-        say(f"{path}: {note}")
-    for reason in read.left_out:
-        say(f"{path}: left out: {reason}")
-    if strict and read.left_out:
-        raise UserError(f"--tools {path}: {len(read.left_out)} tools are left out, and --strict is set")
-    return read.tools
+def earlier_answers(partial, identity, num_rows):
+    """`{index: result}` of a run that was cut off."""
+    answers = {}
+    for record in open_journal(partial, identity):
+        match record:
+            case [index, dict(result)] if type(index) is int and 0 <= index < num_rows:
+                answers[index] = result
+    return answers
 
 
 if __name__ == "__main__":

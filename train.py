@@ -33,6 +33,7 @@ from data_utils.batching import fingerprint, micro_batches
 from data_utils.dataset import prepare_data
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.readers import READERS
+from demo.rows import GENERATORS
 from eval_utils.metrics import METRICS, score, summarize
 from eval_utils.outputs import Output, Task
 from model_utils.adapters import adapter_record, add_lora, describe_experts, expert_names, linear_layers
@@ -44,7 +45,7 @@ from model_utils.loading import (
     load_base_model,
     load_config,
     load_tokenizer,
-    resolve_model,
+    model_source,
 )
 from model_utils.memory import check_memory
 from model_utils.model_facts import num_positions
@@ -197,11 +198,11 @@ def main():
     run = open_run(args, accelerator)  # looks at the output folder, writes nothing yet
 
     # Rows -> prompt -> tokens -> optimizer steps
-    model_path = resolve_model(args.model_name_or_path)
-    tokenizer = load_tokenizer(model_path, args.model_revision, args.trust_remote_code)
-    positions = num_positions(load_config(model_path, args.model_revision, args.trust_remote_code))
+    source = model_source(args)
+    tokenizer = load_tokenizer(source)
+    positions = num_positions(load_config(source))
     report = file_of_bad_rows(args.output_dir) if accelerator.is_main_process else None
-    data = prepare_data(args, tokenizer, positions, accelerator, report)
+    data = prepare_data(args, tokenizer, positions, accelerator, report=report, generators=GENERATORS)
     accelerator.print("\n".join(data.summary))
     state = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
     check_alike(
@@ -221,7 +222,7 @@ def main():
         return end_training(accelerator)
 
     # Base model under a fresh adapter
-    model = load_base_model(model_path, accelerator, args.model_revision, args.quantization, args.trust_remote_code)
+    model = load_base_model(source, accelerator)
     attention = choose_attention(
         model, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
     )

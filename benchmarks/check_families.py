@@ -32,6 +32,7 @@ import train
 from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
+from demo.rows import GENERATORS
 from run_utils.arguments import ROOT
 from run_utils.errors import UserError
 
@@ -145,7 +146,7 @@ def check(name, work_dir):
     if failure := run_script(evaluate, flags | {"systems": [system]} | ({"adapter": adapter} if adapter else {})):
         return trains, failure, ""
     predictions = [json.loads(line) for line in (run / "evaluation" / "predictions.jsonl").read_text().splitlines()]
-    rows = {row.id: row for row in load_rows("demo")[0]}
+    rows = {row.id: row for row in load_rows("demo", generators=GENERATORS)[0]}
     prompts = [TAGS.render(rows[p["id"]].query, rows[p["id"]].tools) for p in predictions]
     wanted = plain_texts(folder, adapter, tokenizer, prompts)
     pairs = [(prediction["text"], want) for prediction, want in zip(predictions, wanted, strict=True)]

@@ -40,6 +40,7 @@ from benchmarks.train_throughput import ROOT, SHAPES, TARGETS, make_model, make_
 from data_utils.batching import TrainingData, tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
+from demo.rows import GENERATORS
 from model_utils.attention import ISOLATED, isolated_attention
 from model_utils.cuda_graphs import use_cuda_graphs
 from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
@@ -245,7 +246,7 @@ def main():
     def num_different_texts():
         """Of 32 rows in a few slots, free and, if xgrammar is there, two in three held to the grammar of their tools."""
         demo = AutoModelForCausalLM.from_pretrained(ROOT / "demo" / "base", dtype=torch.float32).eval()
-        rows = load_rows("demo")[0][:32]
+        rows = load_rows("demo", generators=GENERATORS)[0][:32]
         prompts = [TAGS.render(row.query, row.tools) for row in rows]
         choices = {"generation": None}
         if importlib.util.find_spec("xgrammar"):
@@ -253,7 +254,7 @@ def main():
         total = 0
         for name, tools in choices.items():
             on_cpu, here = (
-                dict(generate(demo.to(device), tokenizer, TAGS, prompts, 64, 4096, tools))
+                dict(generate(demo.to(device), tokenizer, TAGS, prompts, 64, batch_tokens=4096, tools=tools))
                 for device in ("cpu", accelerator.device)
             )
             different = sum(on_cpu[i].text != here[i].text for i in range(32))

@@ -31,17 +31,16 @@ class Data(NamedTuple):
         return [example.input_ids[: example.prompt_length] for example in self.eval_examples or self.train.examples]
 
 
-def prepare_data(args, tokenizer, positions, process, report=None):
+def prepare_data(args, tokenizer, positions, process, *, report=None, generators=None):
     """Load the rows, split them, tokenise them and put them in order.
 
     args: train.py's. positions: the number of tokens that the model can read. process: an Accelerator, or anything with its
     `num_processes`, `process_index` and `main_process_first`. report: a file for the names of all bad rows if they are too many.
-    Raises UserError.
+    generators: as load_rows takes them. Raises UserError.
     """
     # Rows
-    rows, dropped = load_rows(
-        args.dataset_name, args.dataset_revision, args.max_bad_rows, args.dataset_config_name, report
-    )
+    load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, report=report, generators=generators)
+    rows, dropped = load(args.dataset_name, args.dataset_revision, config_name=args.dataset_config_name)
     summary = []
     if dropped:
         count = sum(map(len, dropped.values()))
@@ -54,7 +53,7 @@ def prepare_data(args, tokenizer, positions, process, report=None):
 
     # Split
     if args.eval_dataset_name:
-        other_rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows, report=report)
+        other_rows, _ = load(args.eval_dataset_name)
         train_rows, eval_rows, in_neither = set_apart(rows, other_rows, args.seed)
     else:
         train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)

@@ -12,12 +12,9 @@ from huggingface_hub import DatasetCard, constants, snapshot_download
 from data_utils import cache
 from data_utils.readers import READERS, accepted_beside, warn_of_json_columns
 from data_utils.rows import Row, describe_bad_rows, describe_rows, valid_rows
-from demo.rows import generate_rows
 from run_utils.errors import UserError, say
 from run_utils.files import write_json
 from run_utils.launch import check_hub_access
-
-DEMO_ROWS = 4000
 
 
 class File(NamedTuple):
@@ -25,15 +22,16 @@ class File(NamedTuple):
     name: str  # in its repository; `path` may be a download or an unpacked copy with another name
 
 
-def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None, report=None):
+def load_rows(dataset_name, revision=None, max_bad_rows=0.01, *, config_name=None, report=None, generators=None):
     """The valid rows of a data set, in its order, and the bad ones as `{reason: [ids]}`.
 
-    `dataset_name` is a file that READERS has a reader for, a folder in the hub's layout, `demo`, `demo_unseen`, or a hub id;
+    `dataset_name` is a file that READERS has a reader for, a folder in the hub's layout, a hub id, or a name of `generators`,
+    `{name: function that returns records}`, such as the demo's;
     `config_name` is its configuration where there are several. Large data sets are validated once and then read from the
     cache. More bad rows than `max_bad_rows` (a share of all rows below 1, a count from 1 on) raise UserError, as do no valid
     rows at all; `report` is then a file for the names of all bad rows. Prints how the rows were read.
     """
-    source = find_source(dataset_name, revision, config_name)
+    source = find_source(dataset_name, revision, config_name, generators or {})
     try:
         rows, bad, summary = valid_rows(number(source)) if isinstance(source, list) else validate_or_load(source)
     except UserError:
@@ -58,18 +56,18 @@ def load_rows(dataset_name, revision=None, max_bad_rows=0.01, config_name=None, 
     return rows, bad
 
 
-def find_source(dataset_name, revision=None, config_name=None):
-    """The demo's records as a list, or a data set's Files as a tuple."""
+def find_source(dataset_name, revision, config_name, generators):
+    """A generator's records as a list, or a data set's Files as a tuple."""
     path = Path(dataset_name)
     on_hub = dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/"))
     named_as_file = path.suffix.lower() in READERS
-    is_demo = dataset_name in ("demo", "demo_unseen")  # the latter: tools that no row of the former offers
-    if not is_demo and (path.is_dir() or (on_hub and not path.is_file() and not named_as_file)):
+    is_made = dataset_name in generators
+    if not is_made and (path.is_dir() or (on_hub and not path.is_file() and not named_as_file)):
         return find_hub_files(dataset_name, revision, config_name)
     if config_name:
         raise UserError(f"--dataset_config_name is for a data set on the hub or a folder, not for {dataset_name}")
-    if is_demo:
-        return generate_rows(DEMO_ROWS, seed=0, unseen_tools=dataset_name == "demo_unseen")
+    if is_made:
+        return generators[dataset_name]()
     if path.is_file() and not named_as_file:
         raise UserError(f"{dataset_name}: unsupported file type; what is read is {', '.join(READERS)}")
     if named_as_file:

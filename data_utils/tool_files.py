@@ -15,7 +15,7 @@ from transformers.utils import TypeHintParsingException, get_json_schema
 from data_utils.prompt import to_json
 from data_utils.tool_calls import parse_json
 from data_utils.tool_formats import flat_tools
-from run_utils.errors import UserError
+from run_utils.errors import UserError, say
 
 
 def read_tools(path):
@@ -153,3 +153,17 @@ def importable(module):
         sys.path.pop(0)
         del sys.modules[module.__name__]
         typing.TypedDict = typed_dict
+
+
+def read_tools_and_say(path, strict):
+    """The tools of a file, in the flat form; on stderr their format, and a line for each that is read in part or not at all."""
+    read = read_tools(path)
+    if read.format != "xLAM":
+        say(f"{path}: {len(read.tools)} tools, read as {read.format}'s")
+    for note in read.notes:
+        say(f"{path}: {note}")
+    for reason in read.left_out:
+        say(f"{path}: left out: {reason}")
+    if strict and read.left_out:
+        raise UserError(f"--tools {path}: {len(read.left_out)} tools are left out, and --strict is set")
+    return read.tools

@@ -14,6 +14,7 @@ from demo.language import make_calls, say, variable_parameters
 from demo.world import Tool
 
 IRRELEVANT_SHARE = 0.08
+NUM_ROWS = 4000  # of each of the demo's data sets
 
 
 class Task(NamedTuple):
@@ -27,6 +28,13 @@ class Task(NamedTuple):
 def generate_rows(count: int, seed: int, unseen_tools: bool = False) -> list[dict]:
     """The first `count` rows of a seed, with the tools for training or with tools that training never shows."""
     return [make_row(index, seed, unseen_tools) for index in range(count)]
+
+
+# By data set, as load_rows takes them. No row of `demo` offers a tool of `demo_unseen`.
+GENERATORS = {
+    "demo": lambda: generate_rows(NUM_ROWS, seed=0),
+    "demo_unseen": lambda: generate_rows(NUM_ROWS, seed=0, unseen_tools=True),
+}
 
 
 def make_row(index: int, seed: int, unseen: bool) -> dict:

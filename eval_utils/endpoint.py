@@ -8,8 +8,10 @@ import json
 import os
 import re
 import time
+from dataclasses import dataclass
 
-from data_utils.prompt import render_calls, to_json
+from data_utils.prompt import PromptFormat, render_calls, to_json
+from data_utils.tool_formats import openai_tools
 from run_utils.errors import UserError
 from run_utils.redaction import address_secrets, hide, redact
 
@@ -65,6 +67,28 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
                 yield index, hide(outcome, secrets) | {"seconds": last - since}
         finally:
             runner.run(requests.stop())
+
+
+@dataclass
+class Endpoint:
+    """A system behind an OpenAI-compatible server (see `complete`).
+
+    as_chat: the query is sent as a chat with OpenAI's tools, and not as the prompt format's text.
+    """
+
+    url: str
+    model: str
+    prompt_format: PromptFormat
+    max_new_tokens: int
+    as_chat: bool = False
+
+    def answer(self, rows):
+        """`(index, completion)` of each Row."""
+        if self.as_chat:
+            prompts = [(row.query, openai_tools(json.loads(row.tools))) for row in rows]
+        else:
+            prompts = [self.prompt_format.render(row.query, row.tools) for row in rows]
+        return complete(self.url, self.model, prompts, self.max_new_tokens)
 
 
 def import_openai():

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.systems import verdict_pair
-from eval_utils import predictions as prediction_files
+from eval_utils.folder import describe_messages
 from eval_utils.metrics import METRICS, SCORING, score, summarize
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, what_followed
 from eval_utils.outputs import Output, Task
-from eval_utils.predictions import describe_messages
 from eval_utils.slices import describe_near_repeats, near_repeats, slices, worst_tools
 from eval_utils.statistics import flips, mcnemar
-from run_utils.files import write_json
+from run_utils.files import write_json, write_json_lines
 
 TONES = {"right": "good", "order only": "neutral"}  # of outcomes; the others are bad
 GOLDS_OWN = ("no_hallucination", "required_coverage", "schema_conformity", "hallucinated_values", "acceptable_match")
@@ -49,7 +48,7 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
     """The scores, the values and the figures of systems on the same rows.
 
     rows: Rows. predictions: `{SystemKey: {row id: prediction}}`, a prediction a line of predictions.jsonl. prompt_formats: the
-    PromptFormat of each system. in_training: see predictions.write_rows. baseline: see systems.verdict_pair.
+    PromptFormat of each system. in_training: see folder.write_rows. baseline: see systems.verdict_pair.
     """
     first = first_of_equals(rows, predictions, prompt_formats)
     tasks = [Task(row) for row in rows]
@@ -169,7 +168,7 @@ def warnings(tasks, outputs, first):
 def write_results(folder, evaluation):
     """scores.jsonl and metrics.json. The latter first: it shows whose the others are."""
     write_json(folder / "metrics.json", {"scoring": SCORING, **evaluation.figures, **evaluation.record})
-    prediction_files.write(
+    write_json_lines(
         folder / "scores.jsonl",
         (
             {"id": row.id, "system": key.name, **row_scores}

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -13,45 +14,52 @@ from safetensors import SafetensorError, safe_open
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from model_utils.model_facts import one_line
 from run_utils.errors import UserError
-from run_utils.files import read_json
+from run_utils.files import file_hash, read_json
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names
-
-
 # Fields of an adapter_config.json. REFUSED are not trained here; they keep PEFT busy, import modules by name, or replace weights
 # of the base.
 WITHOUT_FUNCTION = {
     *("base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version", "auto_mapping"),
     *("megatron_core", "runtime_config"),
 }
-
-
 UNORDERED = {"target_modules", "target_parameters", "exclude_modules"}
-
-
 REFUSED = ("layer_replication", "modules_to_save", "layers_pattern", "trainable_token_indices", "megatron_config")
-
-
 UNRECORDED = (  # set by no train.py, whose older adapters have no record to compare with
     *("use_rslora", "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
     *("layers_to_transform",),
 )
 
 
-@contextlib.contextmanager
-def naming_adapter(adapter, flag):
-    """Add to a UserError within that the value of `flag` comes from the arguments saved with an adapter, if there is one."""
-    try:
-        yield
-    except UserError as error:
-        if not adapter:
-            raise
-        raise UserError(f"{error}; it is named in {Path(adapter) / 'args.yaml'}, {flag} replaces it") from None
+class Adapter(NamedTuple):
+    """An adapter that train.py saved: its folder, the training's arguments, and environment.json."""
+
+    folder: Path
+    args: dict
+    environment: dict
+
+    @property
+    def prompt_format(self):
+        """A name of PROMPT_FORMATS."""
+        return self.args["prompt_format"]
+
+    @property
+    def sha256(self):
+        """Of the weights' file."""
+        return file_hash(self.folder / "adapter_model.safetensors")
+
+    @contextlib.contextmanager
+    def named_in(self, flag):
+        """Add to a UserError within that the value of `flag` comes from the adapter's args.yaml."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{error}; it is named in {self.folder / 'args.yaml'}, {flag} replaces it") from None
 
 
 def read_adapter(folder):
-    """The arguments and the environment that train.py saved beside an adapter, two dicts. Refuses, as UserError, a folder
-    without them, an adapter of a prompt format that is not here any more, and one edited since (check_record)."""
+    """The Adapter in a folder. Refuses, as UserError, a folder of another kind, an adapter of a prompt format that is not here
+    any more, and one edited since the training (check_record)."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no adapter in {folder}: there is no such folder; train.py makes one")
@@ -77,7 +85,7 @@ def read_adapter(folder):
             "data_utils/prompt.py and give the edited one another name"
         )
     check_record(folder, args, environment)
-    return args, environment
+    return Adapter(folder, args, environment)
 
 
 def read_config(folder):
@@ -158,24 +166,6 @@ def check_record(folder, args, environment):
             raise UserError(f"{path} is not the training's: {name} was {value} in args.yaml, here it is {found}")
     unknown = [name for name, value in recorded.items() if value is None]
     return unknown + [name for name in UNRECORDED if name in fields]
-
-
-def read_split(folder):
-    """The rows that an adapter was trained on and those held out (see find_held_out); None of an adapter from before."""
-    path = Path(folder) / "split.json"
-    if not path.is_file():
-        return None
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-        held_out = dict(split["held_out"])
-        repeats = split.get("near_repeats")  # None: an adapter from before
-        return {
-            "trained": dict(split["trained"]),
-            "held_out": held_out,
-            "near_repeats": repeats and [row_id for row_id in repeats if row_id in held_out],
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 def tensor_shapes(folder):

@@ -13,7 +13,6 @@ from model_utils.adapter_files import (
     config_fields,
     config_hash,
     ranks,
-    read_adapter,
     read_config,
     tensor_shapes,
 )
@@ -134,16 +133,17 @@ def adapter_record(model):
     }
 
 
-def load_adapter(model, folder, texts=()):
-    """The base under the adapter saved in `folder`. Refuses, as UserError, an adapter trained on another base, and one whose
-    configuration or tensors are not the training's or do not fit the base.
+def load_adapter(model, adapter, *, merge_checked_on=None):
+    """The base under an Adapter. Refuses, as UserError, an adapter trained on another base, and one whose tensors do not fit
+    the base.
 
-    Merged into the base's weights, which is faster, if there are `texts` (int32 token ids) to compare the merged model on, and
-    if the weights are neither quantised nor shared with a layer that has no adapter, as those of a tied head are.
+    merge_checked_on: texts (int32 token ids) on which the merged model is compared with the unmerged one. With them the adapter
+    is merged into the base's weights, which is faster, unless these are quantised or shared with a layer that has no adapter,
+    as those of a tied head are.
     """
     from peft import PeftModel  # late, as in add_lora
 
-    args, environment = read_adapter(folder)
+    folder, args, environment = adapter
     if environment["base_fingerprint"] != base_fingerprint(model):
         raise UserError(f"{folder} was trained on another base model than {model.name_or_path}")
     if (rank := max(ranks(read_config(folder)))) > (width := layer_width(model)):
@@ -162,9 +162,10 @@ def load_adapter(model, folder, texts=()):
     except Exception as error:  # whatever a broken file makes safetensors and peft raise
         raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
     quantized = getattr(model.get_base_model(), "hf_quantizer", None) is not None
-    if quantized or not len(texts) or adapts_shared_weights(model):
+    if quantized or merge_checked_on is None or adapts_shared_weights(model):
         return model
-    model, merge = merge_adapter(model, [text[: min(len(text), num_positions(model.config))] for text in texts])
+    positions = num_positions(model.config)
+    model, merge = merge_adapter(model, [text[: min(len(text), positions)] for text in merge_checked_on])
     if merge.problem:
         raise UserError(f"merging {folder} into its base {merge.problem}: run it unmerged, with --merge_adapter false")
     return model

@@ -42,7 +42,7 @@ class Generation(NamedTuple):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, batch_tokens, tools=None, on_token=None):
+def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, *, batch_tokens, tools=None, on_token=None):
     """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which rows finish.
 
     The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at any of the model's end tokens, or

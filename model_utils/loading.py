@@ -1,7 +1,9 @@
 """The one place that loads a tokenizer and a base model, quantises it, and chooses its attention."""
 
+import contextlib
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -17,6 +19,31 @@ from run_utils.launch import check_hub_access, is_sharded
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
 
 
+class ModelSource(NamedTuple):
+    """A base model's origin."""
+
+    path: str  # a folder or a hub id
+    revision: str | None = None
+    quantization: str = "none"
+    trust_remote_code: bool = False
+
+
+def model_source(args, adapter=None):
+    """The base that a script's arguments name, else the one that the Adapter was trained on: with the adapter's own revision
+    if it is the same base, and the training's quantisation unless the arguments have one. UserError if it is out of reach."""
+    trained_with = adapter.args if adapter else {}
+    name = args.model_name_or_path or trained_with["model_name_or_path"]
+    is_own = name == trained_with.get("model_name_or_path")
+    with adapter.named_in("--model_name_or_path") if is_own else contextlib.nullcontext():
+        path = resolve_model(name)
+    return ModelSource(
+        path,
+        args.model_revision or (trained_with.get("model_revision") if is_own else None),
+        args.quantization or trained_with.get("quantization", "none"),
+        args.trust_remote_code,
+    )
+
+
 def resolve_model(name):
     """The path or hub id that `transformers` loads: `demo` is the embedded model; a hub id must be within reach."""
     if name == "demo":
@@ -28,23 +55,25 @@ def resolve_model(name):
     return name
 
 
-# A model's own Python code runs where --trust_remote_code says so, and nowhere else: transformers would ask on the terminal.
+def options(source):
+    # A model's own Python code runs with --trust_remote_code alone: without a choice, transformers asks on the terminal.
+    return {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
 
 
-def load_config(name, revision=None, trust_remote_code=False):
+def load_config(source):
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(source.path, **options(source))
     except Exception as error:  # transformers raises OSError, ValueError, KeyError
-        raise UserError(f"cannot load a model from {name}: {one_line(error)}") from None
+        raise UserError(f"cannot load a model from {source.path}: {one_line(error)}") from None
 
 
-def load_tokenizer(name, revision=None, trust_remote_code=False):
+def load_tokenizer(source):
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError and what tokenizers raises
-        raise UserError(f"cannot load a tokenizer from {name}: {one_line(error)}") from None
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **options(source))
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, tokenizers its own
+        raise UserError(f"cannot load a tokenizer from {source.path}: {one_line(error)}") from None
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {name} has no end-of-sequence token: generations could not stop")
+        raise UserError(f"the tokenizer of {source.path} has no end-of-sequence token: generations could not stop")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -80,7 +109,7 @@ def choose_attention(model, requested, name, examples, compiled):
     raise problem
 
 
-def load_base_model(name, accelerator, revision=None, quantization="none", trust_remote_code=False):
+def load_base_model(source, accelerator):
     """The causal language model on this process's device, frozen, in bf16 or float32 as the Accelerator's precision
     says; its linear layers in NF4 (double quantisation, QLoRA) or int8 if asked for. Its attention is transformers' own.
     UserError if it cannot be loaded or if its files lack weights; weights that the model does not use are left unread."""
@@ -96,15 +125,14 @@ def load_base_model(name, accelerator, revision=None, quantization="none", trust
             bnb_4bit_quant_storage=dtype if is_sharded() else torch.uint8,
         ),
         "int8": BitsAndBytesConfig(load_in_8bit=True),
-    }[quantization]
+    }[source.quantization]
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report on missing weights is a line of ours below
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            source.path,
+            **options(source),
             dtype=dtype,
             quantization_config=config,
             device_map={"": accelerator.device},
@@ -113,23 +141,23 @@ def load_base_model(name, accelerator, revision=None, quantization="none", trust
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, ImportError, KeyError, SafetensorError
-        raise UserError(f"cannot load a model from {name}: {one_line(error)}") from None
+        raise UserError(f"cannot load a model from {source.path}: {one_line(error)}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
     if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers; a tied head is not one
         raise UserError(
-            f"{name} lacks {len(missing)} of its model's weights, {missing[0]} first: the files are incomplete, or of another "
+            f"{source.path} lacks {len(missing)} of its model's weights, {missing[0]} first: the files are incomplete, or of another "
             "architecture than config.json names"
         )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On a CPU, bitsandbytes repacks NF4 weights at the first evaluation and has no gradient through them then.
             module.support_avx512bf16_for_cpu = False
-    experts = [weight for _, _, weight in expert_parameters(model)] if quantization != "none" else []
+    experts = [weight for _, _, weight in expert_parameters(model)] if source.quantization != "none" else []
     if experts:
         size = sum(weight.numel() * weight.element_size() for weight in experts) / 2**30
         say(
-            f"{quantization} is for linear layers: the experts stay in {str(dtype).removeprefix('torch.')}, {size:.2f} GiB"
+            f"{source.quantization} is for linear layers: the experts stay in {str(dtype).removeprefix('torch.')}, {size:.2f} GiB"
         )
     return model.requires_grad_(False).eval()
 

@@ -3,21 +3,25 @@
 import json
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data_utils.prompt import PromptFormat
+from data_utils.example_rows import example_rows, example_texts
+from data_utils.prompt import PROMPT_FORMATS, PromptFormat
+from data_utils.systems import SYSTEMS
+from model_utils.adapters import load_adapter
 from model_utils.generation import generate
+from model_utils.token_masks import accepts
 
 
 @dataclass
 class System:
     """Answers requests by greedy decoding.
 
-    max_new_tokens: of each answer. batch_tokens: the tokens of the cache of keys and values, new ones included. grammar: whether
-    each answer keeps to the grammar of its request's tools.
+    model: transformers' or PEFT's. max_new_tokens: of each answer. batch_tokens: of the cache of keys and values, new ones
+    included. grammar: whether an answer keeps to the grammar of its request's tools.
     """
 
-    model: object  # a transformers or PEFT model
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
     max_new_tokens: int
@@ -29,14 +33,36 @@ class System:
 
         requests: Rows, or anything else with a `query` and `tools` (JSON). on_token: called with an Answer after each token.
         """
-        prompts = [self.prompt_format.render(request.query, request.tools) for request in requests]
         return generate(
             self.model,
             self.tokenizer,
             self.prompt_format,
-            prompts,
+            [self.prompt_format.render(request.query, request.tools) for request in requests],
             max_new_tokens=self.max_new_tokens,
             batch_tokens=self.batch_tokens,
             tools=[json.loads(request.tools) for request in requests] if self.grammar else None,
             on_token=on_token,
         )
+
+    def can_generate(self, row):
+        """Whether the grammar of a row's tools has the row's own answers."""
+        vocab_size = self.model.config.get_text_config().vocab_size
+        text = self.prompt_format.completion(row.answers)
+        return accepts(self.tokenizer, vocab_size, json.loads(row.tools), text)
+
+
+def open_systems(names, base, tokenizer, *, prompt_format, adapter=None, merge=True, **decoding):
+    """`(name, System)` of each name of SYSTEMS but servers': those of the base first, since merging changes the base itself.
+
+    prompt_format: a name of PROMPT_FORMATS, for systems without one of their own. adapter: an Adapter. merge: into the base's
+    weights, after a comparison on two example rows. decoding: System's max_new_tokens and batch_tokens.
+    """
+    adapted = None
+    for name in sorted(names, key=lambda name: SYSTEMS[name].adapter):
+        kind = SYSTEMS[name]
+        system_format = PROMPT_FORMATS[kind.prompt or prompt_format]
+        if kind.adapter and adapted is None:
+            texts = example_texts(tokenizer, system_format, example_rows()[:2]) if merge else None
+            adapted = load_adapter(base, adapter, merge_checked_on=texts)
+        model = adapted if kind.adapter else base
+        yield name, System(model, tokenizer, system_format, grammar=kind.grammar, **decoding)

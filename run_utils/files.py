@@ -42,6 +42,10 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def write_json_lines(path, records):
+    write_lines(path, (json.dumps(record) + "\n" for record in records))
+
+
 def read_json(path, check=lambda value: None):
     """The object in a JSON file of ours, which may be damaged or of another origin. Raises UserError, a line with the path and
     the fault, if there is none, if it nests too deep, or if `check` meets another type, value or a missing key."""
@@ -119,3 +123,27 @@ def check_depth(text):
             depth += (character in "[{") - (character in "]}")
             if depth > MAX_DEPTH:
                 raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+
+@contextlib.contextmanager
+def new_folder(path):
+    """A folder under another name, which is `path` once all that happens within has gone well, and gone if not."""
+    unfinished = path.with_name(f"incomplete-{path.name}")
+    marker = unfinished / ".unfinished_export"
+    if unfinished.exists():
+        if not marker.exists():
+            raise UserError(
+                f"{unfinished} is there, and no export has left it: remove it, or choose another --output_dir"
+            )
+        lock_folder(unfinished)  # refused while that export is still at work
+        shutil.rmtree(unfinished)
+    try:
+        unfinished.mkdir(parents=True)
+        lock_folder(unfinished)
+        marker.touch()
+        yield unfinished
+        marker.unlink()
+        unfinished.rename(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

@@ -8,7 +8,7 @@ from conftest import ROOT
 import evaluate
 from data_utils.sources import load_rows
 from demo.corpus import documents
-from demo.rows import generate_rows
+from demo.rows import GENERATORS, generate_rows
 from demo.world import unseen_tools
 
 
@@ -18,7 +18,7 @@ def test_rows_are_a_function_of_the_seed():
 
 @pytest.mark.parametrize("name", ["demo", "demo_unseen"])
 def test_rows_are_valid_varied_and_answerable(name):
-    rows, bad = load_rows(name)
+    rows, bad = load_rows(name, generators=GENERATORS)
     assert not bad and len(rows) == 4000
     calls = [json.loads(row.answers) for row in rows]
     assert {len(each) for each in calls} == {0, 1, 2, 3, 4}
@@ -29,7 +29,7 @@ def test_rows_are_valid_varied_and_answerable(name):
 
 
 def test_unseen_tools_are_unseen():
-    names = set().union(*(row.tool_names() for row in load_rows("demo")[0]))
+    names = set().union(*(row.tool_names() for row in load_rows("demo", generators=GENERATORS)[0]))
     unseen = {tool.name for tool in unseen_tools()}
     assert unseen and not names & unseen
     corpus = documents("a test")

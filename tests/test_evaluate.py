@@ -19,10 +19,12 @@ from data_utils.batching import tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS, PromptFormat
 from data_utils.sources import load_rows
 from data_utils.split import find_held_out, split_rows
+from eval_utils import comparison, endpoint
 from eval_utils.metrics import METRICS, Metric
-from model_utils import generation
+from model_utils import generation, systems
+from model_utils.adapter_files import read_adapter
 from model_utils.adapters import load_adapter
-from model_utils.loading import load_base_model
+from model_utils.loading import ModelSource, load_base_model
 from run_utils.errors import UserError
 
 NEW_TOKENS = 24
@@ -93,7 +95,7 @@ def test_the_published_figures_stand_beside_their_own_model_and_data(
 ):
     flags |= {"systems": ["raw"], "num_examples": 2, "max_new_tokens": 1}
     for shown in (False, True):
-        monkeypatch.setattr(evaluate, "PUBLISHED_FOR", (str(tiny_model), str(rows_file) if shown else "other rows"))
+        monkeypatch.setattr(comparison, "PUBLISHED_FOR", (str(tiny_model), str(rows_file) if shown else "other rows"))
         result = run_here(evaluate, flags)
         assert ("80.20" in result.out) == shown, result.err
 
@@ -106,7 +108,7 @@ def test_a_finished_evaluation_is_scored_again_without_a_model(run_here, flags, 
     for name in before:
         (folder / name).unlink()
     monkeypatch.setattr(evaluate, "load_base_model", None)
-    monkeypatch.setattr(evaluate, "load_rows", None)
+    monkeypatch.setattr(evaluate, "held_out_rows", None)
     result = run_here(evaluate, {"rescore": folder})
     assert result.code == 0 and "adapter" in result.out, result.err
     assert {name: (folder / name).read_text() for name in before} == before
@@ -254,9 +256,9 @@ def test_backups_of_predictions_and_folders_of_training_are_left_alone(run_here,
 
 def test_an_adapter_is_merged_once_for_all_systems_that_use_it(run_here, flags, monkeypatch):
     loads = []
-    monkeypatch.setattr(evaluate, "load_adapter", lambda *args: loads.append(args) or load_adapter(*args))
+    monkeypatch.setattr(systems, "load_adapter", lambda *args, **kw: loads.append(args) or load_adapter(*args, **kw))
     monkeypatch.setattr(evaluate, "import_xgrammar", lambda: None)
-    monkeypatch.setattr(evaluate, "accepts", lambda *args: False)
+    monkeypatch.setattr(systems, "accepts", lambda *args: False)
     monkeypatch.setattr(generation, "compile_grammar", lambda *args: None)
     flags |= {"systems": ["adapter", "constrained_adapter"], "num_examples": 6}
     result = run_here(evaluate, flags)
@@ -275,7 +277,7 @@ def test_what_a_server_says_is_evaluated_without_a_model_here(run_here, rows_fil
         for index, prompt in enumerate(prompts):
             yield index, {"text": answers[prompt], "num_tokens": None, "finish": "end", "seconds": 0.5}
 
-    monkeypatch.setattr(evaluate, "complete", complete)
+    monkeypatch.setattr(endpoint, "complete", complete)
     flags = {"endpoint": "http://localhost:1/v1", "endpoint_model": "m", "dataset_name": rows_file, "eval_fraction": 1,
              "systems": ["endpoint"], "output_dir": tmp_path / "e"}  # fmt: skip
     result = run_here(evaluate, flags)
@@ -487,7 +489,11 @@ def test_an_adapter_on_a_tied_head_is_not_merged(run_here, train_here, tiny_mode
         "max_seq_length": 2048, "lora_target_modules": ["lm_head", "q_proj"], "eval_generate_examples": 4,
     }  # fmt: skip
     adapter = train_here(flags) / "adapter"
-    model = load_adapter(load_base_model(tiny_model, Accelerator(cpu=True)), adapter, [np.arange(30, dtype=np.int32)])
+    model = load_adapter(
+        load_base_model(ModelSource(tiny_model), Accelerator(cpu=True)),
+        read_adapter(adapter),
+        merge_checked_on=[np.arange(30, dtype=np.int32)],
+    )
     assert isinstance(model, PeftModel)
 
 
@@ -498,9 +504,9 @@ def test_a_merge_that_changes_what_the_model_says_is_refused(tiny_model, adapter
     weights = load_file(copy / "adapter_model.safetensors")
     name = "base_model.model.model.layers.0.self_attn.o_proj.lora_{}.weight"
     a, b = (torch.randn(weights[name.format(part)].shape) for part in "AB")
-    base = load_base_model(tiny_model, Accelerator(cpu=True))
+    base = load_base_model(ModelSource(tiny_model), Accelerator(cpu=True))
     scaling = read_args(copy)["lora_alpha"] / read_args(copy)["lora_r"]
     base.model.layers[0].self_attn.o_proj.weight.copy_(1e6 * scaling * b @ a)
     save_file(weights | {name.format("A"): a, name.format("B"): -1e6 * b}, copy / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"moves logits by .*--merge_adapter false"):
-        load_adapter(base, copy, [np.arange(30, dtype=np.int32)])
+        load_adapter(base, read_adapter(copy), merge_checked_on=[np.arange(30, dtype=np.int32)])

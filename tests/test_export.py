@@ -28,8 +28,9 @@ from data_utils.chat import chat_template
 from data_utils.sources import load_rows
 from data_utils.tool_formats import openai_tools
 from demo.rows import generate_rows
+from model_utils.adapter_files import read_adapter
 from model_utils.adapters import load_adapter
-from model_utils.loading import load_base_model
+from model_utils.loading import ModelSource, load_base_model
 from run_utils.environment import published_name
 from run_utils.errors import UserError
 
@@ -86,7 +87,7 @@ def test_its_evaluation_is_the_adapter_s(run_here, exported, adapter, tmp_path):
         "max_new_tokens": 40,
     }
     assert run_here(evaluate, flags).code == 0
-    of_export = {"model_name_or_path": exported, "dataset_name": evaluate.read_adapter(adapter)[0]["dataset_name"], "systems": "prompted",
+    of_export = {"model_name_or_path": exported, "dataset_name": read_adapter(adapter).args["dataset_name"], "systems": "prompted",
                  "num_examples": 4, "output_dir": tmp_path / "of_export", "max_new_tokens": 40}  # fmt: skip
     assert run_here(evaluate, of_export).code == 0
     texts = [
@@ -183,9 +184,9 @@ def test_a_merge_in_bf16_that_leaves_out_a_projection_is_refused(
     assert result.code == 1 and "nothing is exported" in result.err
     assert list(tmp_path.iterdir()) == []
     AcceleratorState._reset_state(reset_partial_state=True)
-    base = load_base_model(tiny_model, Accelerator(cpu=True, mixed_precision="bf16"))
+    base = load_base_model(ModelSource(tiny_model), Accelerator(cpu=True, mixed_precision="bf16"))
     with pytest.raises(UserError, match=r"moves logits by .*--merge_adapter false"):
-        load_adapter(base, early_adapter, [np.arange(30, dtype=np.int32)])
+        load_adapter(base, read_adapter(early_adapter), merge_checked_on=[np.arange(30, dtype=np.int32)])
 
 
 def test_a_whole_merge_in_bf16_is_exported_with_the_adapters_own_effect(run_here, early_adapter, tmp_path):

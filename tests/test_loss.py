@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from data_utils.batching import Example, collate, tokenize_rows
 from data_utils.sources import load_rows
 from model_utils.adapters import add_lora
-from model_utils.loading import load_base_model
+from model_utils.loading import ModelSource, load_base_model
 from model_utils.self_checks import check_training_batches
 from run_utils.errors import UserError
 from run_utils.signals import SIGNALS, StopRequest
@@ -191,7 +191,7 @@ def test_nf4_gradients_are_those_of_the_dequantised_base(tiny_model, examples):
     """Also after a pass without gradients, after which bitsandbytes would have none through its weights on some CPUs."""
     gradients = []
     for dequantise in (False, True):
-        model = load_base_model(tiny_model, Accelerator(cpu=True), quantization="nf4")
+        model = load_base_model(ModelSource(tiny_model, quantization="nf4"), Accelerator(cpu=True))
         check_training_batches(model, "tiny", examples)
         model = model.dequantize() if dequantise else model
         torch.manual_seed(0)

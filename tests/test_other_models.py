@@ -22,7 +22,7 @@ from data_utils.sources import load_rows
 from data_utils.tool_formats import openai_tools
 from demo.rows import generate_rows
 from model_utils.adapters import linear_layers
-from model_utils.loading import load_tokenizer
+from model_utils.loading import ModelSource, load_tokenizer
 
 pytestmark = pytest.mark.slow
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -119,7 +119,7 @@ def check_the_export(folder, exported, adapter, rows_file):
     """transformers and PEFT alone: the chat template's ids are training's, and the merged model says what the adapter says."""
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     peer = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32)
-    tokenizer, trained_with = AutoTokenizer.from_pretrained(exported), load_tokenizer(folder)
+    tokenizer, trained_with = AutoTokenizer.from_pretrained(exported), load_tokenizer(ModelSource(folder))
     for row in load_rows(str(rows_file))[0][:4]:
         messages, tools = [{"role": "user", "content": row.query}], openai_tools(json.loads(row.tools))
         ids = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, return_dict=False)

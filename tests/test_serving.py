@@ -18,6 +18,7 @@ import export
 from data_utils.sources import load_rows
 from data_utils.tool_formats import openai_tools
 from data_utils.written_calls import flat_calls
+from demo.rows import GENERATORS
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +75,7 @@ def test_a_server_s_calls_are_those_that_evaluation_generates(run_here, exported
 
     # What the client of such a server sees, at once and streamed
     client = openai.OpenAI(base_url=server, api_key="none")
-    rows = {row.id: row for row in load_rows("demo")[0]}
+    rows = {row.id: row for row in load_rows("demo", generators=GENERATORS)[0]}
     row_id = next(row_id for row_id, text in texts["prompted"].items() if text.startswith("[{") and text.endswith("}]"))
     request = {
         "model": str(exported),

@@ -79,11 +79,11 @@ import os, sys, torch
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 from model_utils.adapters import add_lora, linear_layers
-from model_utils.loading import load_base_model
+from model_utils.loading import ModelSource, load_base_model
 from model_utils.speed import prepare_model
 from run_utils.launch import end_training, start_accelerator
 accelerator = start_accelerator("fp32", may_shard=True)
-model = load_base_model(sys.argv[1], accelerator, quantization=sys.argv[2])
+model = load_base_model(ModelSource(sys.argv[1], quantization=sys.argv[2]), accelerator)
 model = add_lora(model, 4, 8, 0.0, linear_layers(model))
 whole = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
 model = prepare_model(accelerator, model, cuda_graphs=False)

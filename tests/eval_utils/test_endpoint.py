@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, command_line, launch, read_args
@@ -17,7 +16,7 @@ from conftest import ROOT, command_line, launch, read_args
 import evaluate
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.rows import Row
-from eval_utils.endpoint import complete
+from eval_utils.endpoint import Endpoint, complete
 from run_utils.errors import UserError
 
 # Each prompt names what its requests get, one word a try, the last word from then on: a status, or "slow", "hang", "cut", "page",
@@ -408,9 +407,9 @@ def test_a_folder_with_a_text_that_is_none_is_read(url, tmp_path, run_here, text
 def test_seconds_are_shared_by_the_processes_at_work(url):
     """So those of all rows add up to the time that the processes took, not to as many times of it."""
     rows = [Row(str(i), f"query {i}", "[]", "[]") for i in range(64)]
-    args = SimpleNamespace(endpoint=url, endpoint_model="m", endpoint_api="completions", max_new_tokens=4)
+    system = Endpoint(url, "m", PROMPT_FORMATS["raw"], 4)
     start = time.perf_counter()
-    said = list(evaluate.predict(None, None, PROMPT_FORMATS["raw"], rows, "endpoint", args, at_work=4))
+    said = list(evaluate.predict("endpoint", system, rows, processes=4))
     assert len(said) == 64 and 0 < sum(each["seconds"] for each in said) <= (time.perf_counter() - start) / 4
 
 

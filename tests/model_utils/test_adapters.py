@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from model_utils.adapter_files import read_adapter
 from model_utils.adapters import adapter_record, add_lora, load_adapter
-from model_utils.loading import base_fingerprint, load_base_model
+from model_utils.loading import ModelSource, base_fingerprint, load_base_model
 from run_utils.errors import UserError
 
 MODULES = ["q_proj", "v_proj", "down_proj"]
 
 
 def tiny_base(tiny_model):
-    return load_base_model(str(tiny_model), Accelerator(cpu=True))
+    return load_base_model(ModelSource(str(tiny_model)), Accelerator(cpu=True))
 
 
 PLAIN = {"r": 4, "lora_alpha": 8, "target_modules": MODULES}
@@ -52,7 +52,7 @@ def save_adapter(tiny_model, tmp_path):
 
 def refusal(tiny_model, folder):
     with pytest.raises(UserError) as caught:
-        load_adapter(tiny_base(tiny_model), folder)
+        load_adapter(tiny_base(tiny_model), read_adapter(folder))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -113,7 +113,9 @@ def test_an_adapter_that_fits_moves_the_logits(tiny_model, save_adapter, modules
     ids = torch.arange(9)[None]
     with torch.no_grad():
         logits = tiny_base(tiny_model)(ids).logits
-        assert (load_adapter(tiny_base(tiny_model), folder)(ids).logits - logits).std() > 0.01 * logits.std()
+        assert (
+            load_adapter(tiny_base(tiny_model), read_adapter(folder))(ids).logits - logits
+        ).std() > 0.01 * logits.std()
 
 
 def edit_json(path, **fields):
@@ -141,7 +143,7 @@ def test_a_configuration_edited_after_the_training_is_refused(save_adapter, edit
 def test_an_adapter_of_an_edited_train_py_loads(tiny_model, save_adapter, capsys, config):
     folder = save_adapter(**config)
     edit_json(folder / "adapter_config.json", base_model_name_or_path="some/base", lora_dropout=0.5, peft_version="9")
-    load_adapter(tiny_base(tiny_model), folder)
+    load_adapter(tiny_base(tiny_model), read_adapter(folder))
     assert capsys.readouterr().err == ""
 
 
@@ -158,7 +160,7 @@ def test_what_nothing_verifies_is_named(tiny_model, save_adapter, capsys):
     args = yaml.safe_load((folder / "args.yaml").read_text())
     (folder / "args.yaml").write_text(yaml.safe_dump(without(args, "lora_alpha")))
     edit_json(folder / "adapter_config.json", use_rslora=True)
-    load_adapter(tiny_base(tiny_model), folder)
+    load_adapter(tiny_base(tiny_model), read_adapter(folder))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("nothing verifies its lora_alpha, use_rslora")
 
@@ -191,6 +193,6 @@ def test_a_rank_above_the_width_of_the_layers_is_refused_in_loading_and_training
 
 def test_train_py_records_what_it_saved(train_here, flags):
     run = train_here(flags | {"max_train_steps": 1, "lora_target_modules": MODULES})
-    record = read_adapter(run / "adapter")[1]["adapter"]
+    record = read_adapter(run / "adapter").environment["adapter"]
     saved = load_file(run / "adapter" / "adapter_model.safetensors")
     assert record["tensors"] == {name: "x".join(map(str, tensor.shape)) for name, tensor in saved.items()}

@@ -73,7 +73,7 @@ def constrained(model, tokenizer, rows):
 
 
 def say(model, tokenizer, prompts, tools=None, batch_tokens=50_000, new_tokens=NEW_TOKENS):
-    return dict(generate(model, tokenizer, TAGS, prompts, new_tokens, batch_tokens, tools))
+    return dict(generate(model, tokenizer, TAGS, prompts, new_tokens, batch_tokens=batch_tokens, tools=tools))
 
 
 def check_answer(text, tools):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from data_utils.batching import tokenize_rows
 from data_utils.sources import load_rows
 from model_utils.generation import generate
-from model_utils.loading import choose_attention, load_base_model, load_tokenizer
+from model_utils.loading import ModelSource, choose_attention, load_base_model, load_tokenizer
 from run_utils.errors import UserError
 
 NORM = "model.layers.1.input_layernorm.weight"
@@ -28,7 +28,7 @@ def load_edited(tiny_model, tmp_path):
         save_file(edit(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | config))
-        return load_base_model(str(folder), Accelerator(cpu=True))
+        return load_base_model(ModelSource(str(folder)), Accelerator(cpu=True))
 
     return load
 
@@ -69,9 +69,9 @@ def test_a_tied_head_and_weights_of_no_use_are_no_fault(load_edited):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_base_whose_logits_are_not_finite_is_refused_before_anything_long(load_edited, tiny_model, rows_file, value):
-    tokenizer, rows = load_tokenizer(tiny_model), load_rows(str(rows_file))[0][:3]
+    tokenizer, rows = load_tokenizer(ModelSource(tiny_model)), load_rows(str(rows_file))[0][:3]
     model = load_edited(lambda tensors: tensors | {NORM: torch.full_like(tensors[NORM], value)})
     with pytest.raises(UserError, match="^the base's logits are not finite on a text of"):
         choose_attention(model, "auto", "tiny", tokenize_rows(tokenizer, TAGS, rows, 4096).examples, False)
     with pytest.raises(UserError, match="^the base's logits are not finite on a text of"):
-        list(generate(model, tokenizer, TAGS, [TAGS.render(rows[0].query, rows[0].tools)], 4, 8192))
+        list(generate(model, tokenizer, TAGS, [TAGS.render(rows[0].query, rows[0].tools)], 4, batch_tokens=8192))

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval_utils import predictions
+from eval_utils.comparison import read_folder
+from eval_utils.folder import check_comparison_folder, check_folder, describe_messages, read_predictions
 from eval_utils.model_card import read_evaluation
-from evaluate import read_folder
-from export import new_folder
-from infer import open_partial
+from infer import earlier_answers
 from run_utils.checkpoint import read_checkpoint
 from run_utils.errors import UserError
-from run_utils.files import naming_full_disk, read_json
+from run_utils.files import naming_full_disk, new_folder, read_json
+from run_utils.journal import append
 from run_utils.run import holds_run
 
 DAMAGED = {
@@ -112,9 +112,9 @@ FIELDS = (
 def test_a_prediction_of_any_types_can_be_scored_or_is_none(tmp_path_factory, fields):
     path = tmp_path_factory.getbasetemp() / "predictions-0.jsonl"
     path.write_text(json.dumps(PREDICTION | fields) + "\n" + json.dumps(PREDICTION))
-    read = predictions.read([path])
+    read = read_predictions(path)
     assert 1 <= len(read) <= 2 and read[-1] == PREDICTION
-    predictions.describe_messages("prompted", read)
+    describe_messages("prompted", read)
     for prediction in read:
         assert isinstance(prediction["text"], str) and 0 * prediction["seconds"] == 0
 
@@ -135,8 +135,8 @@ def test_damaged_runs_and_results_are_no_runs_and_no_results(tmp_path, content):
     for name in ("args.yaml", "environment.json", "metrics.json"):
         (tmp_path / name).write_bytes(content)
     assert not holds_run(tmp_path)
-    assert "another model" in problem(predictions.check_folder, tmp_path, {"rows": 1})
-    assert "no comparison has made" in problem(predictions.check_comparison_folder, tmp_path)
+    assert "another model" in problem(check_folder, tmp_path, {"rows": 1})
+    assert "no comparison has made" in problem(check_comparison_folder, tmp_path)
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "state.json").write_bytes(content)
     assert "state.json" in problem(read_checkpoint, tmp_path / "checkpoint-3")
@@ -148,17 +148,16 @@ def test_damaged_runs_and_results_are_no_runs_and_no_results(tmp_path, content):
 def test_a_line_that_is_no_answer_is_asked_again(tmp_path, line):
     partial = tmp_path / "calls.jsonl.partial"
     partial.write_text('{"input": "x"}\n[1, {"id": "b"}]\n' + line)
-    assert open_partial(tmp_path / "calls.jsonl", partial, {"input": "x"}, 3) == {1: {"id": "b"}}
-    with partial.open("a") as file:
-        file.write('[2, {"id": "c"}]\n')
-    assert open_partial(tmp_path / "calls.jsonl", partial, {"input": "x"}, 3) == {1: {"id": "b"}, 2: {"id": "c"}}
+    assert earlier_answers(partial, {"input": "x"}, 3) == {1: {"id": "b"}}
+    append(partial, [[2, {"id": "c"}]])
+    assert earlier_answers(partial, {"input": "x"}, 3) == {1: {"id": "b"}, 2: {"id": "c"}}
 
 
 @pytest.mark.parametrize("first", ["5", "[]", "[" * 100_000, '{"input": "y"}'])
 def test_answers_of_unknown_origin_are_not_continued(tmp_path, first):
     partial = tmp_path / "calls.jsonl.partial"
     partial.write_text(first + "\n")
-    assert "remove it" in problem(open_partial, tmp_path / "calls.jsonl", partial, {"input": "x"}, 3)
+    assert "remove it" in problem(earlier_answers, partial, {"input": "x"}, 3)
 
 
 def test_a_killed_export_s_folder_goes_at_the_next_and_no_other_does(tmp_path):

@@ -1,21 +1,76 @@
-"""predictions.jsonl: each system's answer to each row, a line each. Texts without a verdict: scores are made when the file is read,
-so that a new metric applies to old answers.
+"""An evaluation's folder: rows, each system's answer to each row, and where they come from.
 
-Each process appends to a file of its own, predictions-<process>.jsonl, which `merge` gathers in predictions.jsonl.
+rows.jsonl              the rows, so that a finished evaluation is read without model and data set
+predictions.jsonl       a line for each system and row: texts without a verdict. Scores are made when it is read, so that a
+                        new metric applies to old answers
+predictions-0.jsonl     the answers of one process, until all are done
+args.yaml, environment.json    the arguments, and all that the answers depend on
+scores.jsonl, metrics.json, report.html    see comparison.py
 """
 
-import json
+import functools
 import math
 from collections import Counter
+from pathlib import Path
 
 from data_utils.rows import Row, names_by_tool
 from data_utils.tool_calls import check_calls, parse_json
+from run_utils import journal
+from run_utils.arguments import as_yaml
 from run_utils.errors import UserError
-from run_utils.files import read_json, write_lines
+from run_utils.files import lock_folder, read_json, write_json, write_json_lines, write_text
 
 TRAINING_S = ("adapter_config.json", "split.json", "state.json")  # of these folders too, environment.json is one
 TRAINING_FACTS = ("tools_seen", "near_repeat")  # of a row, see write_rows
 RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")  # made once the predictions are there
+
+
+class EvaluationFolder:
+    """The folder of an evaluation that runs. Each process appends to a file of its own.
+
+    identity: all that the answers depend on, as JSON values. process: an Accelerator.
+    """
+
+    def __init__(self, path, identity, process):
+        self.path, self.identity, self.process = Path(path), identity, process
+
+    def prepare(self, args, rows, in_training, record):
+        """Lock the folder and write what the evaluation is about; on the main process. Raises UserError if it holds anything
+        but the same evaluation. in_training: see write_rows. record: for environment.json, the identity among it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock_folder(self.path)
+            if args.overwrite_output_dir:
+                clear(self.path)
+            check_folder(self.path, self.identity)
+            write_json(self.path / "environment.json", record)  # first: it shows whose the others are
+            write_text(self.path / "args.yaml", as_yaml(args))
+            write_rows(self.path, rows, in_training)
+            merge(self.path)
+        except OSError as error:
+            raise UserError(f"--output_dir {self.path} cannot be written: {error.strerror}") from None
+
+    @functools.cached_property
+    def answered(self):
+        """(system, row id) of the answers that were there at the start. Read from the merged file alone: the parts are already
+        growing if another process is ahead of this one."""
+        return {(p["system"], p["id"]) for p in read_predictions(self.path / "predictions.jsonl")}
+
+    def rows_to_answer(self, system, rows):
+        """This process's share of the rows without an answer, and the number of processes that have one."""
+        left = [row for row in rows if (system, row.id) not in self.answered]
+        left = sorted(left, key=lambda row: -len(row.query) - len(row.tools))  # an even share of long rows each
+        share = left[self.process.process_index :: self.process.num_processes]
+        return share, min(self.process.num_processes, len(left))
+
+    def append(self, predictions):
+        """Write predictions (dicts) as they come."""
+        journal.append(self.path / f"predictions-{self.process.process_index}.jsonl", predictions)
+
+    def close(self, record):
+        """Gather the processes' answers, once all have theirs; on the main process. record: as in `prepare`."""
+        merge(self.path)
+        write_json(self.path / "environment.json", record)
 
 
 def check_folder(output_dir, identity):
@@ -68,7 +123,7 @@ def write_rows(output_dir, rows, in_training):
     in_training: facts about the rows and the training rows, each `{row id: bool}`, or None if unknown. "tools_seen": all tools of
     the row were on offer in training; "near_repeat": its query nearly repeats a training query.
     """
-    write(
+    write_json_lines(
         output_dir / "rows.jsonl",
         (row._asdict() | {fact: known and known[row.id] for fact, known in in_training.items()} for row in rows),
     )
@@ -133,28 +188,12 @@ def clear(output_dir):
             path.unlink()
 
 
-def append(file, predictions):
-    """Write predictions (dicts) to an open file as they come, each whole on the disk before the next."""
-    for prediction in predictions:
-        file.write(json.dumps(prediction) + "\n")
-        file.flush()
-
-
-def read(paths):
-    """Every whole prediction in the files; a line cut short by a kill is not one."""
-    predictions = []
-    for path in paths:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    prediction = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(prediction, dict) and all(
-                    isinstance(prediction.get(key), str) for key in ("system", "id")
-                ):
-                    predictions.append(scorable(prediction))
-    return predictions
+def read_predictions(path):
+    """Every whole prediction of a file; none if there is no file."""
+    if not path.exists():
+        return []
+    records = [record for record in journal.read(path) if isinstance(record, dict)]
+    return [scorable(record) for record in records if all(isinstance(record.get(key), str) for key in ("system", "id"))]
 
 
 def scorable(prediction):
@@ -193,18 +232,13 @@ def describe_messages(system, predictions):
 
 
 def merge(output_dir):
-    """Gather the processes' files in predictions.jsonl, each prediction once; returns them."""
+    """Gather the processes' files in predictions.jsonl, each prediction once."""
     merged = output_dir / "predictions.jsonl"
     predictions = {
         (prediction["system"], prediction["id"]): prediction
-        for prediction in read([path for path in (merged, *parts(output_dir)) if path.exists()])
+        for path in (merged, *parts(output_dir))
+        for prediction in read_predictions(path)
     }
-    write(merged, predictions.values())
+    write_json_lines(merged, predictions.values())
     for part in parts(output_dir):
         part.unlink()
-    return list(predictions.values())
-
-
-def write(path, records):
-    """Write JSON lines."""
-    write_lines(path, (json.dumps(record) + "\n" for record in records))

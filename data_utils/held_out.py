@@ -1,0 +1,101 @@
+"""The rows of an evaluation: those that an adapter's training held out, known by their content."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from data_utils.sources import load_rows
+from data_utils.split import find_held_out, split_rows
+from run_utils.errors import UserError
+
+
+def read_split(folder):
+    """The rows that an adapter was trained on and those held out (see find_held_out); None of an adapter from before."""
+    path = Path(folder) / "split.json"
+    if not path.is_file():
+        return None
+    try:
+        split = json.loads(path.read_text(encoding="utf-8"))
+        held_out = dict(split["held_out"])
+        repeats = split.get("near_repeats")  # None: an adapter from before
+        return {
+            "trained": dict(split["trained"]),
+            "held_out": held_out,
+            "near_repeats": repeats and [row_id for row_id in repeats if row_id in held_out],
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def held_out_rows(args, adapter=None, generators=None):
+    """The rows that evaluate.py's arguments ask for, and facts about them: each `{row id: bool}`, or None if unknown.
+
+    "tools_seen": all tools of the row were on offer in training. "near_repeat": the row's query nearly repeats a training query.
+    generators: as load_rows takes them. Raises UserError if there are no such rows.
+    """
+    split = read_split(adapter.folder) if adapter else None
+    is_own = adapter and args.dataset_name == adapter.args.get("dataset_name")
+    with adapter.named_in("--dataset_name") if is_own else contextlib.nullcontext():
+        rows, _ = load_rows(
+            args.dataset_name,
+            args.dataset_revision,
+            args.max_bad_rows,
+            config_name=args.dataset_config_name,
+            generators=generators,
+        )
+        trained_tools = tools_seen(rows, split)
+        if args.eval_dataset_name:
+            rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows, generators=generators)
+    rows = choose_rows(rows, args, adapter, split)[: args.num_examples]
+    if not rows:
+        raise UserError(f"no rows are held out of {args.dataset_name} at --eval_fraction {args.eval_fraction}")
+    return rows, {
+        "tools_seen": trained_tools and {row.id: row.tool_names() <= trained_tools for row in rows},
+        "near_repeat": find_near_repeats(rows, split),
+    }
+
+
+def choose_rows(rows, args, adapter, split):
+    """The rows that the adapter's training held out, or those of another split or data set if the arguments name one. Refuses
+    rows that were trained on, and held-out rows that the data set does not have any more."""
+    trained_with = adapter.args if adapter else {}
+    own_split = all(getattr(args, name) == trained_with.get(name) for name in ("eval_fraction", "seed", "eval_split"))
+    if split and own_split:
+        held_out, gone = find_held_out(rows, split)
+        if gone and (held_out or args.dataset_name == trained_with["dataset_name"]):
+            raise UserError(
+                f"{len(gone)} of the {len(split['held_out'])} rows that {adapter.folder} held out are not in "
+                f"{args.dataset_name} any more: {shorten(gone)}; name the data set as it was with --dataset_name, or "
+                "one of other rows to evaluate with --eval_fraction 1"
+            )
+        if not gone:
+            return held_out
+    _, held_out, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+    trained = set(split["trained"].values()) if split else ()
+    if known := [row.id for row in held_out if row.fingerprint in trained]:
+        raise UserError(
+            f"{len(known)} of the {len(held_out)} rows asked for are rows that {adapter.folder} was trained on: "
+            f"{shorten(known)}; leave out --eval_fraction, --seed and --eval_split to evaluate those that it held out"
+        )
+    return held_out
+
+
+def shorten(ids):
+    return ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)
+
+
+def tools_seen(rows, split):
+    """The names of the tools on offer in the rows that an adapter was trained on; None if they are not known."""
+    trained = set(split["trained"].values()) if split else set()
+    return set().union(*(row.tool_names() for row in rows if row.fingerprint in trained)) or None
+
+
+def find_near_repeats(rows, split):
+    """`{row id: whether its query nearly repeats one trained on}`, by content; None if training has not seen all of these
+    rows."""
+    if not split or split["near_repeats"] is None:
+        return None
+    if {row.fingerprint for row in rows} - set(split["held_out"].values()):
+        return None
+    repeats = {split["held_out"][row_id] for row_id in split["near_repeats"]}
+    return {row.id: row.fingerprint in repeats for row in rows}

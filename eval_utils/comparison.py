@@ -1,0 +1,136 @@
+"""Finished evaluations, read from their folders and scored: scores.jsonl, metrics.json, report.html and the table."""
+
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+from data_utils.prompt import PROMPT_FORMATS
+from data_utils.systems import SYSTEMS, SystemKey
+from eval_utils.folder import TRAINING_FACTS, check_comparison_folder, read_predictions, read_rows
+from eval_utils.report import write_report
+from eval_utils.results import Evaluation, compare_systems, report_of, write_results
+from eval_utils.table import print_table
+from run_utils.arguments import read_yaml
+from run_utils.errors import UserError, require
+from run_utils.files import lock_folder, read_json
+from run_utils.redaction import redact
+
+# The reference article's figures in %, on its own model and data. Their parser and their prompt are not known.
+PUBLISHED_FOR = ("Qwen/Qwen3-4B-Base", "Salesforce/xlam-function-calling-60k")
+PUBLISHED = {
+    "published: base": {"json_valid": 63.37, "exact_match": 0.0, "tools_exist": 63.37},
+    "published: LoRA": {"json_valid": 100.0, "exact_match": 80.2, "tools_exist": 100.0},
+}
+
+
+class Finished(NamedTuple):
+    """A finished evaluation, read from its folder."""
+
+    rows: list
+    in_training: dict  # see folder.write_rows
+    answers: dict  # {system: {row id: prediction}}, in the order of the tables
+    settings: dict  # args.yaml
+    environment: dict
+
+    def prompt_format(self, system):
+        return PROMPT_FORMATS[SYSTEMS[system].prompt or self.settings["prompt_format"]]
+
+
+def read_folder(folder):
+    rows, in_training = read_rows(folder)
+    environment = redact(read_json(folder / "environment.json"))
+    settings = redact(read_yaml(folder / "args.yaml"))
+    if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in [*PROMPT_FORMATS]:
+        raise UserError(f"{folder / 'args.yaml'} names no systems, or a prompt format that is not here")
+    answers = {}
+    for prediction in read_predictions(folder / "predictions.jsonl"):
+        answers.setdefault(prediction["system"], {})[prediction["id"]] = prediction
+    wanted = [system for system in SYSTEMS if system in settings["systems"]]
+    for system in wanted:
+        if missing := [row.id for row in rows if row.id not in answers.get(system, {})]:
+            raise UserError(f"{folder} is not finished: {len(missing)} of {len(rows)} rows of {system} are missing")
+    return Finished(rows, in_training, {system: answers[system] for system in wanted}, settings, environment)
+
+
+def score_folder(folder, baseline=None):
+    """Score the texts of a finished evaluation: scores.jsonl, metrics.json, report.html and the table."""
+    if folder.is_dir():
+        lock_folder(folder)
+    finished = read_folder(folder)
+    settings, step = finished.settings, finished.environment.get("adapter_step")
+    model = settings.get("model_name_or_path") or settings.get("endpoint_model")
+    data = settings.get("eval_dataset_name") or settings.get("dataset_name")
+    evaluation = score_systems(
+        {"": finished},
+        baseline or settings.get("baseline"),
+        title=f"{model} on {data}, held-out rows",
+        subtitle=f"prompt format {settings['prompt_format']}" + f"; adapter of step {step}" * (step is not None),
+        published=PUBLISHED if (model, data) == PUBLISHED_FOR else {},
+        record=finished.environment,
+    )
+    write_evaluation(folder, evaluation)
+
+
+def compare_folders(folders, output_dir, baseline=None):
+    """The same for the systems of several finished evaluations of the same rows; a base with the same answers in two stands once."""
+    folders, output_dir = list(map(Path, folders)), Path(output_dir)
+    require(len({folder.resolve() for folder in folders}) == len(folders), "--compare names a folder twice")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock_folder(output_dir)
+    check_comparison_folder(output_dir)
+    evaluations = dict(zip(short_names(folders), map(read_folder, folders), strict=True))
+    first, *others = evaluations.values()
+    for folder, finished in zip(folders[1:], others, strict=True):
+        if finished.rows != first.rows:
+            pairs = itertools.zip_longest(first.rows, finished.rows)
+            other = next((a.id for a, b in pairs if a != b and a), finished.rows[-1].id)
+            raise UserError(f"{folder} is of other rows than {folders[0]}, from row {other} on")
+    labels = {folder.resolve(): label for folder, label in zip(folders, evaluations, strict=True)}
+    evaluation = score_systems(
+        evaluations,
+        labels.get(Path(baseline).resolve(), baseline) if baseline else None,
+        title=f"{len(folders)} evaluations of the same rows",
+        subtitle=", ".join(evaluations),
+        published={},
+        record={"evaluations": {label: finished.environment for label, finished in evaluations.items()}},
+    )
+    write_evaluation(output_dir, evaluation)
+
+
+def short_names(folders):
+    """The part of each path that the others do not share: runs/a/evaluation and runs/b/evaluation are a and b."""
+    paths = [list(folder.resolve().parts) for folder in folders]
+    for end in (0, -1):
+        while all(len(path) > 1 for path in paths) and len({path[end] for path in paths}) == 1:
+            for path in paths:
+                path.pop(end)
+    return ["/".join(path) for path in paths]
+
+
+def score_systems(evaluations, baseline, **about):
+    """The systems of `{label: Finished}`, all of the same rows, as one Evaluation. baseline: as in --baseline. about: its other
+    fields."""
+    rows = next(iter(evaluations.values())).rows
+    answers = {
+        SystemKey(label, system): by_id
+        for label, finished in evaluations.items()
+        for system, by_id in finished.answers.items()
+    }
+    formats = {key: evaluations[key.label].prompt_format(key.system) for key in answers}
+    named = [key for key in answers if key.name == baseline] or [key for key in answers if key.label == baseline]
+    require(named or not baseline, f"--baseline names {', '.join(key.name for key in answers)}, not {baseline}")
+    # Adapters may have been trained on different rows: a fact about one need not hold for all.
+    adapted = [finished.in_training for finished in evaluations.values() if finished.settings.get("adapter")]
+    in_training = {
+        fact: adapted[0][fact] if adapted and all(facts[fact] == adapted[0][fact] for facts in adapted) else None
+        for fact in TRAINING_FACTS
+    }
+    results = compare_systems(rows, answers, formats, in_training, named)
+    return Evaluation(rows, answers, *results, **about)
+
+
+def write_evaluation(folder, evaluation):
+    write_results(folder, evaluation)
+    write_report(folder / "report.html", report_of(evaluation))
+    print_table(evaluation)
+    print(f"Report, every row in it: {folder / 'report.html'}   Figures: {folder / 'metrics.json'}")

@@ -1,0 +1,67 @@
+"""A generated text as calls, or the reason if it is none."""
+
+import codecs
+import json
+import sys
+from typing import NamedTuple
+
+from data_utils.batching import encode_prompts
+from data_utils.prompt import encodes, to_json
+from data_utils.tool_calls import check_calls
+from data_utils.tool_formats import openai_calls
+from data_utils.tool_schema import call_problems
+from model_utils.model_facts import num_positions
+
+
+class Reply(NamedTuple):
+    text: str  # as generated
+    calls: list | None  # None if the text is no list of calls
+    problem: str  # the reason if it is none
+    misfits: list  # a sentence for each misfit of calls and tools
+
+
+def replies(system, requests, on_token=None):
+    """`(index, Reply)` of each request to a System, in the order in which they finish."""
+    for index, generation in system.answer(requests, on_token):
+        yield index, read_reply(system, requests[index], generation)
+
+
+def read_reply(system, request, generation):
+    """The Reply in a Generation."""
+    positions = num_positions(system.model.config)
+    if generation.finish == "too_long":
+        prompt = system.prompt_format.render(request.query, request.tools)
+        (ids,) = encode_prompts(system.tokenizer, [prompt])
+        problem = f"the prompt has {len(ids)} tokens and the model {positions} positions: offer fewer tools"
+        return Reply("", None, problem, [])
+    try:
+        calls = system.prompt_format.parse(generation.text)
+        check_calls(calls)
+    except ValueError as error:
+        problem = str(error)
+        if generation.finish == "length":
+            by_budget = generation.num_tokens == system.max_new_tokens
+            limit = f"--max_new_tokens {system.max_new_tokens}" if by_budget else f"the model's {positions} positions"
+            problem = f"cut off at {limit}"
+        return Reply(generation.text, None, problem, [])
+    return Reply(generation.text, calls, "", call_problems(calls, json.loads(request.tools)))
+
+
+def as_result(reply, form):
+    if reply.calls is None:
+        return {"error": reply.problem, "text": reply.text}
+    calls = {"tool_calls": openai_calls(reply.calls)} if form == "openai" else {"calls": reply.calls}
+    return calls | ({"misfits": reply.misfits} if reply.misfits else {})
+
+
+def as_line(result):
+    """A line of --output: in UTF-8, or with escapes if there is half a surrogate pair."""
+    text = to_json(result)
+    return (text if encodes(text) else json.dumps(result)) + "\n"
+
+
+def as_text(calls, form):
+    """The calls as JSON in UTF-8 or, if stdout cannot hold it, in ASCII."""
+    value = openai_calls(calls) if form == "openai" else calls
+    utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+    return to_json(value) if utf8 and encodes(to_json(value)) else json.dumps(value)

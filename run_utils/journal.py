@@ -1,0 +1,48 @@
+"""Journals: JSON lines that are appended as results come, and read again after a kill."""
+
+import json
+
+from run_utils.errors import UserError
+from run_utils.files import lock_folder
+
+
+def append(path, records):
+    """Write records (JSON values) behind those of a file as they come, each whole on the disk before the next is asked for."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read() != b"\n":  # a kill cut the last line short
+                file.write(b"\n")
+        for record in records:
+            file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+
+
+def read(path):
+    """The records of a journal's whole lines. A line that a kill cut short is none."""
+    records = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                records.append(json.loads(line))
+            except (ValueError, RecursionError):
+                continue
+    return records
+
+
+def open_journal(path, identity):
+    """The records of a locked journal that begins with `identity`, a dict of all that its records depend on. A new journal has
+    none. Raises UserError if the journal is another identity's."""
+    try:
+        path.touch()
+        lock_folder(path)
+        first, *records = read(path) or [None]
+        if path.stat().st_size == 0:
+            append(path, [identity])
+        elif first != identity:
+            raise UserError(
+                f"{path} has answers to other rows, or of another model or settings: remove it, or choose another --output"
+            )
+        return records
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
