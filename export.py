@@ -12,6 +12,7 @@ merged model is compared with the adapter on the base, unmerged, and the folder 
 import sys
 
 from run_utils.files import new_folder
+from run_utils.hub import push
 from run_utils.signals import exit_at_once, handle_signals
 
 if __name__ == "__main__":
@@ -23,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import GenerationConfig
 
 from data_utils.chat import TEMPLATES, chat_template, response_template
@@ -178,19 +177,6 @@ def describe(adapter, folder, what, loading, library):
     curves = read_curves(adapter.folder.parent, adapter.environment)
     evaluation = read_evaluation(adapter.folder, adapter.args)
     write_card(folder, what, loading, adapter.args, adapter.environment, curves, evaluation, library)
-
-
-def push(folder, repo_id):
-    """Upload a folder; UserError with the hub's reason where that fails. The folder stays."""
-    try:
-        HfApi().create_repo(repo_id, private=True, exist_ok=True)
-        HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{folder} is complete, but could not be uploaded to {repo_id} ({type(error).__name__}): {reason}"
-        ) from None
-    print(f"On the hub: {HfApi().endpoint}/{repo_id}")
 
 
 if __name__ == "__main__":

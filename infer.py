@@ -18,7 +18,8 @@ import time
 
 from data_utils.prompt import encodes
 from data_utils.tool_files import read_tools_and_say
-from model_utils.replies import as_line, as_result, as_text
+from model_utils.answer_file import answer_file
+from model_utils.replies import as_text
 
 STARTED = time.perf_counter()
 
@@ -31,17 +32,15 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-from tqdm import tqdm
+from typing import Literal
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
 from data_utils.requests import read_requests
+from data_utils.rows import Row
 from model_utils.adapter_files import read_adapter
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
 from model_utils.replies import replies
@@ -49,10 +48,7 @@ from model_utils.systems import open_systems
 from model_utils.token_masks import import_xgrammar
 from run_utils.arguments import argument, check_limits, parse_arguments
 from run_utils.errors import UserError, require, run_script, say
-from run_utils.files import describe_free, is_full_disk, write_text
-from run_utils.journal import append, open_journal
 from run_utils.launch import start_accelerator
-from run_utils.signals import Stopped
 
 
 @dataclass
@@ -119,7 +115,12 @@ def main():
     if args.compare:
         compare(args, itertools.chain([(name, system)], systems), tools)
     elif args.input:
-        answer_file(args, system, requests, adapter)
+        identity = {
+            "base_fingerprint": base_fingerprint(system.model),
+            "prompt": format_hash(system.prompt_format),
+            "adapter": adapter.sha256 if adapter else None,
+        }
+        answer_file(args, system, requests, identity)
     elif args.interactive:
         converse(args, system, tools)
     else:
@@ -132,11 +133,6 @@ def main():
             say(sentence)
         if args.strict and reply.misfits:
             raise UserError("the calls do not fit the tools, and --strict is set")
-
-
-class Question(NamedTuple):
-    query: str
-    tools: str  # JSON
 
 
 def load_systems(args, adapter):
@@ -160,7 +156,7 @@ def load_systems(args, adapter):
 
 
 def reply_to(system, query, tools, on_token=None):
-    ((_, reply),) = replies(system, [Question(query, to_json(tools))], on_token)
+    ((_, reply),) = replies(system, [Row("", query, to_json(tools), "[]")], on_token)
     return reply
 
 
@@ -170,7 +166,7 @@ def compare(args, systems, tools):
         reply = reply_to(system, args.query, tools)
         print(f"{name}:")
         print(f"  {reply.text.strip()}" if reply.calls is None else f"  {as_text(reply.calls, args.format)}")
-        for sentence in [f"no list of calls: {reply.problem}"] if reply.calls is None else reply.misfits:
+        for sentence in reply.remarks:
             print(f"  ({sentence})")
 
 
@@ -222,73 +218,8 @@ def answer_and_show(args, system, query, tools):
     print()
     if args.format == "openai" and reply.calls is not None:
         print(as_text(reply.calls, args.format))
-    for sentence in [f"no list of calls: {reply.problem}"] if reply.calls is None else reply.misfits:
+    for sentence in reply.remarks:
         say(f"({sentence})")
-
-
-def answer_file(args, system, requests, adapter):
-    """Answer the rows of --input: a line in --output for each, in their order. A kill loses no answer: the same command goes on.
-
-    requests: a Request for each row. A line of --output names the row's tools that were left out.
-    """
-    output, partial = Path(args.output), Path(f"{args.output}.partial")
-    identity = {
-        "input": hashlib.sha256(repr(requests).encode()).hexdigest(),
-        "base_fingerprint": base_fingerprint(system.model),
-        "prompt": format_hash(system.prompt_format),
-        "adapter": adapter.sha256 if adapter else None,
-        **{name: getattr(args, name) for name in ("system", "constrained", "format", "max_new_tokens", "quantization")},
-    }
-    if output.exists():
-        raise UserError(f"--output {output} is there already: remove it, or choose another")
-    results = {index: {"id": row.id, "error": row.error} for index, row in enumerate(requests) if not row.row}
-    results |= earlier_answers(partial, identity, len(requests))
-    todo = [index for index in range(len(requests)) if index not in results]
-
-    def answers():
-        for place, reply in replies(system, [requests[index].row for index in todo]):
-            index = todo[place]
-            left_out = {"left_out": requests[index].left_out} if requests[index].left_out else {}
-            results[index] = {"id": requests[index].id} | as_result(reply, args.format) | left_out
-            yield index, results[index]
-
-    try:
-        append(partial, tqdm(answers(), total=len(todo), unit="row"))
-        write_text(output, "".join(as_line(results[index]) for index in sorted(results)))
-    except Stopped as stopped:
-        raise Stopped(
-            stopped.number, f"{len(results)} of {len(requests)} rows are answered: the same command goes on"
-        ) from None
-    except OSError as error:
-        if not is_full_disk(error):
-            raise
-        characters = sum(len(as_line(result)) for result in results.values()) / max(1, len(results))
-        free = describe_free(output.parent, 2 * len(requests) * characters)  # both files are there for a moment
-        raise UserError(
-            f"--output {output} could not be written: it needs {free}; {len(results)} of {len(requests)} rows are answered: make "
-            "room, and the same command goes on"
-        ) from None
-    partial.unlink()
-    errors = sum("error" in result for result in results.values())
-    misfits = sum("misfits" in result for result in results.values())
-    say(
-        f"{len(results)} rows in {output}: {len(results) - errors} with calls, {misfits} of which do not fit their tools; {errors} errors"
-    )
-    faulty = sum(bool({"error", "misfits", "left_out"} & result.keys()) for result in results.values())
-    if args.strict and faulty:
-        raise UserError(
-            f"{faulty} of the {len(results)} rows have errors, calls that do not fit or tools left out, and --strict is set"
-        )
-
-
-def earlier_answers(partial, identity, num_rows):
-    """`{index: result}` of a run that was cut off."""
-    answers = {}
-    for record in open_journal(partial, identity):
-        match record:
-            case [index, dict(result)] if type(index) is int and 0 <= index < num_rows:
-                answers[index] = result
-    return answers
 
 
 if __name__ == "__main__":

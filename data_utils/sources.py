@@ -14,7 +14,7 @@ from data_utils.readers import READERS, accepted_beside, warn_of_json_columns
 from data_utils.rows import Row, describe_bad_rows, describe_rows, valid_rows
 from run_utils.errors import UserError, say
 from run_utils.files import write_json
-from run_utils.launch import check_hub_access
+from run_utils.hub import check_hub_access
 
 
 class File(NamedTuple):

@@ -19,6 +19,11 @@ class Reply(NamedTuple):
     problem: str  # the reason if it is none
     misfits: list  # a sentence for each misfit of calls and tools
 
+    @property
+    def remarks(self):
+        """Sentences about the reply, for people."""
+        return [f"no list of calls: {self.problem}"] if self.calls is None else self.misfits
+
 
 def replies(system, requests, on_token=None):
     """`(index, Reply)` of each request to a System, in the order in which they finish."""
@@ -45,19 +50,6 @@ def read_reply(system, request, generation):
             problem = f"cut off at {limit}"
         return Reply(generation.text, None, problem, [])
     return Reply(generation.text, calls, "", call_problems(calls, json.loads(request.tools)))
-
-
-def as_result(reply, form):
-    if reply.calls is None:
-        return {"error": reply.problem, "text": reply.text}
-    calls = {"tool_calls": openai_calls(reply.calls)} if form == "openai" else {"calls": reply.calls}
-    return calls | ({"misfits": reply.misfits} if reply.misfits else {})
-
-
-def as_line(result):
-    """A line of --output: in UTF-8, or with escapes if there is half a surrogate pair."""
-    text = to_json(result)
-    return (text if encodes(text) else json.dumps(result)) + "\n"
 
 
 def as_text(calls, form):

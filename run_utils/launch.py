@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, gather_object
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from run_utils.errors import SECONDS_OF_LAST_MESSAGES, UserError, say
 
@@ -120,34 +118,6 @@ def end_training(accelerator):
     # A group that is left while a thread of its own waits for Python's lock waits for that thread, with the lock held.
     time.sleep(SECONDS_OF_LAST_MESSAGES if accelerator.num_processes > 1 else 0)
     accelerator.end_training()
-
-
-def check_hub_access(repo_id, repo_type, revision=None):
-    """One quick question to the hub before anything is downloaded; raises UserError with the hub client's own reason.
-
-    Without it an unreachable hub costs half a minute of retries. In offline mode (HF_HUB_OFFLINE=1) the cache is used
-    and nobody is asked.
-    """
-    if constants.is_offline_mode():
-        return
-    try:
-        HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, timeout=10)
-        HfApi().auth_check(repo_id, repo_type=repo_type)
-    except GatedRepoError as error:
-        raise UserError(
-            f"{repo_id} is gated: accept its conditions at {constants.ENDPOINT}/{'datasets/' * (repo_type == 'dataset')}"
-            f"{repo_id}, then `hf auth login` or set HF_TOKEN ({type(error).__name__})"
-        ) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"no {repo_type} {repo_id}{f' at revision {revision}' * bool(revision)} on the hub, or it is private and "
-            f"needs `hf auth login` ({type(error).__name__}); for a local folder or file give its path"
-        ) from None
-    except Exception as error:  # the transport's own errors have no public class in common
-        raise UserError(
-            f"cannot reach {constants.ENDPOINT} for {repo_id} ({type(error).__name__}); "
-            "if it is in the local cache already, set HF_HUB_OFFLINE=1"
-        ) from None
 
 
 def raise_anywhere(problem):

@@ -16,7 +16,7 @@ from data_utils.split import split_rows
 from data_utils.tool_schema import call_problems
 from demo.rows import generate_rows
 from run_utils.errors import UserError
-from run_utils.launch import check_hub_access
+from run_utils.hub import check_hub_access
 
 GOOD = generate_rows(60, seed=3)
 EMPTY_SUMMARY = {"layouts": {}, "without_calls": 0, "misfits": [0, []], "repeats": [0, []], "notes": {}}

@@ -1,0 +1,53 @@
+"""The Hugging Face hub: whether it can be reached, and uploads."""
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from run_utils.errors import UserError
+
+
+def push(folder, repo_id):
+    """Upload a folder; UserError with the hub's reason where that fails. The folder stays."""
+    try:
+        HfApi().create_repo(repo_id, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{folder} is complete, but could not be uploaded to {repo_id} ({type(error).__name__}): {reason}"
+        ) from None
+    print(f"On the hub: {HfApi().endpoint}/{repo_id}")
+
+
+def check_hub_access(repo_id, repo_type, revision=None):
+    """One quick question to the hub before anything is downloaded; raises UserError with the hub client's own reason.
+
+    Without it an unreachable hub costs half a minute of retries. In offline mode (HF_HUB_OFFLINE=1) the cache is used
+    and nobody is asked.
+    """
+    if constants.is_offline_mode():
+        return
+    try:
+        HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, timeout=10)
+        HfApi().auth_check(repo_id, repo_type=repo_type)
+    except GatedRepoError as error:
+        raise UserError(
+            f"{repo_id} is gated: accept its conditions at {constants.ENDPOINT}/{'datasets/' * (repo_type == 'dataset')}"
+            f"{repo_id}, then `hf auth login` or set HF_TOKEN ({type(error).__name__})"
+        ) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"no {repo_type} {repo_id}{f' at revision {revision}' * bool(revision)} on the hub, or it is private and "
+            f"needs `hf auth login` ({type(error).__name__}); for a local folder or file give its path"
+        ) from None
+    except Exception as error:  # the transport's own errors have no public class in common
+        raise UserError(
+            f"cannot reach {constants.ENDPOINT} for {repo_id} ({type(error).__name__}); "
+            "if it is in the local cache already, set HF_HUB_OFFLINE=1"
+        ) from None
