@@ -31,11 +31,11 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.sources import load_rows
 from data_utils.split import find_held_out, split_rows
 from data_utils.systems import SYSTEMS, SystemKey
+from data_utils.tokens import encode_prompts
 from data_utils.tool_formats import openai_tools
 from eval_utils import predictions
 from eval_utils.endpoint import complete

@@ -27,9 +27,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import GenerationConfig
 
-from data_utils.batching import encode_prompts
 from data_utils.chat import TEMPLATES, chat_template, response_template
 from data_utils.prompt import PROMPT_FORMATS
+from data_utils.tokens import encode_prompts
 from demo.rows import generate_rows
 from eval_utils.model_card import (
     HOW_TO_LOAD_ADAPTER,

@@ -38,11 +38,11 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from data_utils.batching import encode_prompts
 from data_utils.conversations import as_request
 from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
 from data_utils.readers import read_file
 from data_utils.rows import Row, validate
+from data_utils.tokens import encode_prompts
 from data_utils.tool_calls import check_calls, parse_json
 from data_utils.tool_files import none_left, read_tools
 from data_utils.tool_formats import flat_tools, openai_calls

@@ -14,7 +14,6 @@ from data_utils.batching import (
     Example,
     TrainingData,
     collate,
-    encode_prompts,
     epoch_order,
     fingerprint,
     mark_supervised,
@@ -25,6 +24,7 @@ from data_utils.batching import (
 from data_utils.prompt import to_json
 from data_utils.rows import Row
 from data_utils.sources import load_rows
+from data_utils.tokens import encode_prompts
 from demo.model import build_tokenizer
 
 
