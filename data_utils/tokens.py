@@ -8,6 +8,7 @@ import tokenizers
 
 from data_utils import cache
 from data_utils.tool_calls import json_equal
+from run_utils.errors import UserError
 
 
 def encode(tokenizer, texts):
@@ -32,6 +33,20 @@ def encode_prompts(tokenizer, prompts):
 
 def wants_bos(tokenizer):
     return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+
+
+def token_offsets(tokenizer, text):
+    """The first character, and one past the last, of each token of a text, tokenised as `encode` does.
+
+    Tokens of one character have the same offsets. Raises UserError for a slow tokenizer.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"LOSS_MASK in data_utils/supervision.py needs the tokens' offsets, which the slow tokenizer "
+            f"{type(tokenizer).__name__} does not have: set it to completion_only"
+        )
+    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    return encoding["offset_mapping"]
 
 
 class Encoded(NamedTuple):
