@@ -286,9 +286,9 @@ def main():
         log.start_step()
         torch.manual_seed(step_seed(args.seed, state.global_step, accelerator.process_index))
         step = data.train[state.global_step]
-        # The sum of the loss is divided by the completion tokens of the whole step, on all processes: every token weighs
-        # the same, however the step is cut into micro-batches. Processes are averaged: multiply by their number.
-        scale = accelerator.num_processes / step.num_completion_tokens
+        # The sum of the loss is divided by the tokens' weights of the whole step, on all processes: a token counts by its
+        # weight, however the step is cut into micro-batches. Processes are averaged: multiply by their number.
+        scale = accelerator.num_processes / step.weight_sum
         loss_sum = torch.zeros((), device=accelerator.device)
         for batch, is_last_batch in step:
             with gradient_sync(accelerator, model, is_last_batch):
@@ -346,19 +346,22 @@ def set_up_passes(args, model, accelerator):
     return functools.partial(completion_loss, cross_entropy=torch.compile(cross_entropy, **COMPILE))
 
 
-def cross_entropy(logits, labels):
-    return F.cross_entropy(logits.float(), labels, reduction="sum")
+def cross_entropy(logits, labels, weights):
+    """Cross-entropy of each token times its weight, summed. Weights of 1 are None."""
+    if weights is None:
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+    return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
 
 
 def completion_loss(model, batch, device, cross_entropy=cross_entropy):
-    """Cross-entropy of the supervised tokens of a collated micro-batch, summed; the head runs on these alone.
+    """Weighted cross-entropy of the supervised tokens of a collated micro-batch, summed; the head runs on these alone.
 
     `use_cache=False` saves memory, and more: with a cache, examples of a padding-free batch see each other.
     """
     batch = send_to_device(batch, device, non_blocking=True)
-    labels = batch.pop("labels")
+    labels, weights = batch.pop("labels"), batch.pop("loss_weights")
     logits = model(**batch, use_cache=False).logits[0]
-    return cross_entropy(logits, labels)
+    return cross_entropy(logits, labels, weights)
 
 
 def evaluate(accelerator, model, tokenizer, args, data, log, state, stop):
@@ -380,7 +383,7 @@ def evaluate(accelerator, model, tokenizer, args, data, log, state, stop):
 
 @torch.no_grad()
 def evaluate_loss(accelerator, model, examples, batch_size, stop):
-    """Mean cross-entropy of all supervised tokens of `examples`: each token weighs the same, whatever the batches."""
+    """Mean cross-entropy of the supervised tokens of `examples`, by their weights: whatever the batches, it is the same."""
     model.eval()
     loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
     batches = micro_batches(examples, batch_size, accelerator.num_processes, accelerator.process_index)
@@ -390,7 +393,7 @@ def evaluate_loss(accelerator, model, examples, batch_size, stop):
             break
         loss_sum += completion_loss(model, batch, accelerator.device)
     model.train()
-    return accelerator.reduce(loss_sum).item() / sum(example.completion_length for example in examples)
+    return accelerator.reduce(loss_sum).item() / sum(example.weight_sum for example in examples)
 
 
 def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, stop):

@@ -29,9 +29,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 import evaluate
 import train
-from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
+from data_utils.tokens import encode_prompts
 from demo.rows import GENERATORS
 from run_utils.arguments import ROOT
 from run_utils.errors import UserError

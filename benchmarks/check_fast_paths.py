@@ -174,7 +174,7 @@ def main():
         loss = 0.0
         for batch in data[k].micro_batches:
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-                micro_loss = completion_loss(model, batch, accelerator.device) / data[k].num_completion_tokens
+                micro_loss = completion_loss(model, batch, accelerator.device) / data[k].weight_sum
             micro_loss.backward()
             loss += micro_loss.item()
         return loss, torch.cat([p.grad.flatten().float() for p in model.parameters() if p.requires_grad])

@@ -20,9 +20,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.train_throughput import SHAPES, make_model, make_rows
-from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
+from data_utils.tokens import encode_prompts
 from model_utils.generation import generate
 from model_utils.slots import problem_with_slots
 

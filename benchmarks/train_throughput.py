@@ -269,7 +269,7 @@ def run_trl(args, model_dir, settings):
             [
                 {
                     "input_ids": example.input_ids.tolist(),
-                    "completion_mask": [0] * example.prompt_length + [1] * example.completion_length,
+                    "completion_mask": example.loss_weights.astype(int).tolist(),
                 }
                 for example in examples
             ]

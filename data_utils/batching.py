@@ -4,56 +4,31 @@ import hashlib
 import heapq
 import math
 import time
-import unicodedata
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import tokenizers
 import torch
 
 from data_utils import cache
-from data_utils.tool_calls import json_equal
+from data_utils.supervision import LOSS_MASK, loss_weights
+from data_utils.tokens import encode_or_load, encode_texts
 
 
 class Example(NamedTuple):
     row_id: str
     input_ids: np.ndarray  # int32 [tokens]: prompt, completion, end of sequence
     prompt_length: int  # in tokens
+    loss_weights: np.ndarray  # float32 [tokens]: the weight of predicting each token; 0 for the first
 
     @property
-    def supervised_from(self):
-        """The first token that has a loss. For a loss on the whole sequence return 1 (no token predicts the first)."""
-        return self.prompt_length
-
-    @property
-    def completion_length(self):
+    def num_supervised(self):
         """The number of tokens that have a loss."""
-        return len(self.input_ids) - self.supervised_from
+        return int(np.count_nonzero(self.loss_weights))
 
-
-def encode(tokenizer, texts):
-    """Token ids of each text, int32 arrays. Text that spells a special token stays text: rows cannot forge one."""
-    arrays = []
-    for start in range(0, len(texts), 1000):  # as lists, the ids of a whole data set would take gigabytes
-        ids = tokenizer(
-            texts[start : start + 1000],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-        )["input_ids"]
-        arrays += [np.array(text_ids, dtype=np.int32) for text_ids in ids]
-    return arrays
-
-
-def encode_prompts(tokenizer, prompts):
-    """Prompt ids exactly as training sees them: with the beginning-of-sequence token of models that expect one."""
-    prefix = np.array([tokenizer.bos_token_id] if wants_bos(tokenizer) else [], dtype=np.int32)
-    return [np.concatenate([prefix, ids]) for ids in encode(tokenizer, prompts)]
-
-
-def wants_bos(tokenizer):
-    return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    @property
+    def weight_sum(self):
+        return float(self.loss_weights.sum(dtype=np.float64))
 
 
 class Tokenized(NamedTuple):
@@ -63,11 +38,11 @@ class Tokenized(NamedTuple):
     unknown_prompts: list  # ids of rows with the tokenizer's unknown token in the prompt
 
 
-def tokenize_rows(tokenizer, prompt_format, rows, max_length):
-    """Rows as Tokenized, in their order.
+def tokenize_rows(tokenizer, prompt_format, rows, max_length, *, loss_mask=LOSS_MASK):
+    """Rows as Tokenized, in their order. loss_mask: a name of supervision.LOSS_MASKS.
 
     Prompt and completion are tokenised apart, so that the ids of the prompt are those that inference feeds. Large data
-    sets are tokenised once and then read from the cache.
+    sets are tokenised once and then read from the cache, which has no weights: these are made at each start.
     """
     prompts = [prompt_format.render(row.query, row.tools) for row in rows]
     completions = [prompt_format.completion(row.answers) for row in rows]
@@ -77,108 +52,57 @@ def tokenize_rows(tokenizer, prompt_format, rows, max_length):
         encoded = encode_or_load(tokenizer, prompt_format, prompts, completions)
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     examples, too_long = [], {}
-    for row, prompt, completion in zip(rows, encoded.prompts, encoded.completions, strict=True):
+    for row, prompt, text, completion in zip(rows, encoded.prompts, completions, encoded.completions, strict=True):
         if (length := len(prompt) + len(completion) + 1) > max_length:
             too_long[row.id] = length
         else:
-            examples.append(Example(row.id, np.concatenate([prompt, completion, end]), len(prompt)))
+            weights = loss_weights(tokenizer, prompt, text, completion, loss_mask)
+            examples.append(Example(row.id, np.concatenate([prompt, completion, end]), len(prompt), weights))
     lost, unknown = ([rows[index].id for index in indices] for indices in (encoded.lost, encoded.unknown))
     return Tokenized(examples, too_long, lost, unknown)
 
 
-class Encoded(NamedTuple):
-    prompts: list  # int32 arrays
-    completions: list
-    lost: np.ndarray  # int64: which completions do not come back
-    unknown: np.ndarray  # int64: which prompts have the unknown token
-
-
-def encode_texts(tokenizer, prompt_format, prompts, completions):
-    prompt_ids, completion_ids = encode_prompts(tokenizer, prompts), encode(tokenizer, completions)
-    pairs = zip(completions, completion_ids, strict=True)
-    lost = [index for index, pair in enumerate(pairs) if not comes_back(tokenizer, prompt_format, *pair)]
-    start, unknown = int(wants_bos(tokenizer)), []
-    if tokenizer.unk_token_id is not None:
-        unknown = [index for index, ids in enumerate(prompt_ids) if (ids[start:] == tokenizer.unk_token_id).any()]
-    return Encoded(prompt_ids, completion_ids, *(np.array(indices, dtype=np.int64) for indices in (lost, unknown)))
-
-
-def comes_back(tokenizer, prompt_format, completion, ids):
-    """Whether these ids, generated, are read as the value of their completion. Strings are compared in NFC."""
-    if tokenizer.eos_token_id in ids:
-        return False  # generation ends at it
-    text = decode_answer(tokenizer, ids.tolist())
-    if text == completion:
-        return True
-    try:
-        return json_equal(*(prompt_format.parse(unicodedata.normalize("NFC", one)) for one in (text, completion)))
-    except ValueError:
-        return False
-
-
-def decode_answer(tokenizer, tokens):
-    """The text of generated tokens: padding has none."""
-    padding = tokenizer.pad_token_id  # a look-up by name: not for each token
-    return decode_tokens(tokenizer, [token for token in tokens if token != padding])
-
-
-def decode_tokens(tokenizer, tokens):
-    """Their text. Tokens of an embedding larger than the vocabulary have none; a tokenizer in Python would raise at them."""
-    if not tokenizer.is_fast:
-        tokens = [token for token in tokens if token < len(tokenizer)]
-    return tokenizer.decode(tokens)
-
-
-def encode_or_load(tokenizer, prompt_format, prompts, completions):
-    specials = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id
-    versions = tokenizers.__version__, *specials, tokenizer("").input_ids
-    texts = (tokenizer.backend_tokenizer.to_str(), repr(versions), *prompts, *completions)
-    file = cache.file_of("tokens", (text.encode() for text in texts))
-    if stored := cache.load(file):
-        arrays = (np.split(stored[f"{part}_ids"], stored[f"{part}_ends"][:-1]) for part in ("prompt", "completion"))
-        return Encoded(*arrays, stored["lost"], stored["unknown"])
-    encoded = encode_texts(tokenizer, prompt_format, prompts, completions)
-    kept = {"lost": encoded.lost, "unknown": encoded.unknown}
-    for part, arrays in ("prompt", encoded.prompts), ("completion", encoded.completions):
-        kept[f"{part}_ids"] = np.concatenate(arrays)
-        kept[f"{part}_ends"] = np.cumsum([len(ids) for ids in arrays])
-    cache.save(file, kept)
-    return encoded
-
-
 def fingerprint(examples):
-    """A hash of every token and its supervision, to notice on resume that the data is not the same any more."""
+    """A hash of every token and its weight, to notice on resume that the data or the loss mask is another one."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(f"{example.row_id} {example.supervised_from} ".encode())
+        digest.update(f"{example.row_id} {example.prompt_length} ".encode())
         digest.update(example.input_ids.tobytes())
+        digest.update(example.loss_weights.tobytes())
     return digest.hexdigest()
 
 
-def collate(examples, supervised=True):
-    """Examples end to end as one padding-free sequence, ready for `model(**batch)` but for `labels`.
+def pack(sequences):
+    """Token ids (int32 arrays) end to end as one padding-free sequence, ready for `model(**batch)`.
 
-    input_ids, position_ids: int64 [1, tokens]; positions restart at 0 with each example, from which the attention
-    kernel isolates them. cu_seq_lens_q: int32 [examples + 1], where each example starts and the last one ends, and
-    max_length_q, the longest, for kernels that are told so. logits_to_keep: int64 [completion tokens], the positions that
-    predict a completion token: the head runs on these alone. labels: int64 [completion tokens], the tokens they predict.
-    Without `supervised` the last two are empty, and the loss and its gradients are zero.
+    input_ids, position_ids: int64 [1, tokens]; positions restart at 0 with each sequence, from which the attention
+    kernel isolates them. cu_seq_lens_q: int32 [sequences + 1], the first token of each sequence and the end of the last.
+    max_length_q: the length of the longest, for kernels that need it.
     """
-    lengths = [len(example.input_ids) for example in examples]
-    input_ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)
-    starts = np.cumsum([0, *lengths[:-1]])
-    targets = [
-        np.arange(start + example.supervised_from, start + length) if supervised else np.arange(0)
-        for example, start, length in zip(examples, starts, lengths, strict=True)
-    ]
-    targets = np.concatenate(targets)
+    lengths = [len(sequence) for sequence in sequences]
     return {
-        "input_ids": torch.from_numpy(input_ids)[None],
+        "input_ids": torch.from_numpy(np.concatenate(sequences).astype(np.int64))[None],
         "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
         "cu_seq_lens_q": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         "max_length_q": max(lengths),
-        "logits_to_keep": torch.from_numpy(targets - 1),
-        "labels": torch.from_numpy(input_ids[targets]),
+    }
+
+
+def collate(examples, supervised=True):
+    """`pack` of the examples with their supervision: a micro-batch for train.py's `completion_loss`.
+
+    logits_to_keep: int64 [supervised tokens], the positions that predict a token whose weight is not 0: the head runs on
+    these alone. labels: int64 [supervised tokens], the tokens they predict. loss_weights: float32 [supervised tokens], or
+    None if all are 1. Without `supervised` there are no such tokens, and the loss and its gradients are zero.
+    """
+    batch = pack([example.input_ids for example in examples])
+    weights = np.concatenate([example.loss_weights for example in examples])
+    targets = torch.from_numpy(np.flatnonzero(weights if supervised else []))
+    weights = torch.from_numpy(weights)[targets]
+    return batch | {
+        "logits_to_keep": targets - 1,
+        "labels": batch["input_ids"][0, targets],
+        "loss_weights": None if (weights == 1).all() else weights,
     }
 
 
@@ -211,13 +135,13 @@ def micro_batches(examples, batch_size, num_processes=1, process_index=0):
 
 def largest_chunks(chunks):
     """The two micro-batches (lists of examples) that take the most memory: of most tokens, for the layers, and of most
-    completion tokens, for the head."""
+    supervised tokens, for the head."""
     chunks = [chunk for chunk in chunks if chunk]
     if not chunks:
         return []
     return [
         max(chunks, key=num_tokens),
-        max(chunks, key=lambda chunk: sum(example.completion_length for example in chunk)),
+        max(chunks, key=lambda chunk: sum(example.num_supervised for example in chunk)),
     ]
 
 
@@ -231,7 +155,8 @@ class OptimizerStep:
 
     micro_batches: list
     num_tokens: int  # of all processes
-    num_completion_tokens: int  # of all processes: what the loss is divided by
+    num_supervised: int  # tokens, of all processes
+    weight_sum: float  # of these tokens: the loss is divided by it
     row_ids: list  # of all processes
     seconds: float  # that making it took
 
@@ -279,7 +204,8 @@ class TrainingData:
         return OptimizerStep(
             micro_batches(examples, self.batch_size, self.num_processes, self.process_index),
             sum(len(example.input_ids) for example in examples),
-            sum(example.completion_length for example in examples),
+            sum(example.num_supervised for example in examples),
+            sum(example.weight_sum for example in examples),
             [example.row_id for example in examples],
             time.perf_counter() - start,
         )
@@ -291,7 +217,8 @@ def epoch_order(num_examples, seed, epoch):
 
 
 def mark_supervised(tokenizer, example):
-    """The example as the model reads it, its supervised span between ⟦ and ⟧."""
-    before = tokenizer.decode(example.input_ids[: example.supervised_from])
-    supervised = tokenizer.decode(example.input_ids[example.supervised_from :])
-    return f"{before}⟦{supervised}⟧"
+    """The example as the model reads it, its supervised spans between ⟦ and ⟧."""
+    supervised = example.loss_weights != 0
+    starts = [0, *np.flatnonzero(np.diff(supervised)) + 1]
+    texts = [tokenizer.decode(ids.tolist()) for ids in np.split(example.input_ids, starts[1:])]
+    return "".join(f"⟦{text}⟧" if supervised[start] else text for start, text in zip(starts, texts, strict=True))

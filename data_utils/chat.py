@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from data_utils.batching import encode_prompts, wants_bos
 from data_utils.prompt import PROMPT_FORMATS, to_json
+from data_utils.tokens import encode_prompts, wants_bos
 from data_utils.tool_formats import TABLES
 
 TEMPLATES = {"tags-1": Path(__file__).with_name("chat_template.jinja")}  # by prompt format

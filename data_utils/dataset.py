@@ -4,11 +4,12 @@ import functools
 import math
 from typing import NamedTuple
 
-from data_utils.batching import TrainingData, decode_answer, encode, mark_supervised, tokenize_rows
+from data_utils.batching import TrainingData, mark_supervised, tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS, check_format
 from data_utils.rows import describe_bad_rows
 from data_utils.sources import load_rows
 from data_utils.split import near_repeats, set_apart, split_rows
+from data_utils.tokens import decode_answer, encode
 from run_utils.errors import UserError
 
 MAX_LOST_ANSWERS = 0.01  # share of all answers; a larger one stops the run

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from data_utils.batching import encode_prompts
+from data_utils.tokens import encode_prompts
 
 FILE = Path(__file__).with_name("example_rows.json")
 

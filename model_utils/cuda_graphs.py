@@ -3,7 +3,7 @@
 At eight examples a step a fast GPU finishes its kernels before the CPU has launched them. A CUDA graph is launched whole,
 but has fixed shapes and addresses. So micro-batches are padded to multiples of PADDING tokens, the padding as one more
 example without supervision, and each size has a graph of its own. The head and the loss stay outside, on the
-completion tokens alone. Gradients are filled past autograd, where DDP does not see them: speed.gradient_sync takes its place.
+supervised tokens alone. Gradients are filled past autograd, where DDP does not see them: speed.gradient_sync takes its place.
 """
 
 import contextlib

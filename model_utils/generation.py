@@ -16,7 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from data_utils.batching import decode_answer, decode_tokens, encode_prompts
+from data_utils.tokens import decode_answer, decode_tokens, encode_prompts
 from model_utils.model_facts import length_dependent_from, num_positions, one_line, pad, unwrapped
 from model_utils.self_checks import (
     check_vocabulary,

@@ -5,8 +5,8 @@ import json
 import sys
 from typing import NamedTuple
 
-from data_utils.batching import encode_prompts
 from data_utils.prompt import encodes, to_json
+from data_utils.tokens import encode_prompts
 from data_utils.tool_calls import check_calls
 from data_utils.tool_formats import openai_calls
 from data_utils.tool_schema import call_problems

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
-from data_utils.batching import Example, collate
+from data_utils.batching import pack
 from model_utils.model_facts import length_dependent_from, one_line, pad, rope_parameters, set_attention, unwrapped
 from run_utils.errors import UserError
 
@@ -159,11 +159,10 @@ def check_isolation(model):
 @torch.no_grad()
 def packed_logits(model, texts):
     """Logits at the last positions of each text, as training sees them: end to end in one padding-free batch."""
-    batch = collate([Example("", text, max(1, len(text) - LAST)) for text in texts])
+    batch = pack(texts)
     ends = batch["cu_seq_lens_q"][1:].tolist()
     positions = [range(end - min(LAST, len(text)), end) for end, text in zip(ends, texts, strict=True)]
     batch["logits_to_keep"] = torch.tensor([position for places in positions for position in places])
-    del batch["labels"]
     logits = model(**send_to_device(batch, model.device), use_cache=False).logits[0].float()
     return list(logits.split([len(places) for places in positions]))
 

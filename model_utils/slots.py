@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers.cache_utils import Cache
 
-from data_utils.batching import Example, collate
+from data_utils.batching import pack
 from model_utils.attention import ISOLATED
 from model_utils.cuda_graphs import capturing
 from model_utils.model_facts import length_dependent_from, num_positions, one_line, set_attention, unwrapped
@@ -179,9 +179,7 @@ class Slots:
     @torch.compiler.set_stance("force_eager")
     def prefill(self, slots, prompts):
         """Read a prompt (int32 token ids) into each of `slots`; returns `{slot: first new token}`."""
-        batch = collate([Example("", ids, len(ids)) for ids in prompts], supervised=False)
-        del batch["labels"]
-        batch = send_to_device(batch, self.model.device)
+        batch = send_to_device(pack(prompts), self.model.device)
         here = torch.tensor(slots, device=self.model.device)
         lengths = batch["cu_seq_lens_q"].diff().long()
         batch["logits_to_keep"] = lengths.cumsum(0) - 1

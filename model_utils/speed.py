@@ -24,7 +24,7 @@ def use_liger_kernels(model):
         raise UserError("--liger_kernel needs a package that is not here: pip install liger-kernel")
     from transformers.integrations.liger import apply_liger_kernel  # late: it imports peft
 
-    # The head's loss is ours: it runs on the completion tokens alone.
+    # The head's loss is ours: it runs on the supervised tokens alone.
     apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
 

@@ -36,7 +36,8 @@ class RunState:
     data_fingerprint: str = ""
     effective_batch: int = 0  # examples an optimizer step
     loss_sum: float = 0.0  # since the last log entry
-    completion_tokens: int = 0  # likewise
+    weight_sum: float = 0.0  # likewise: the loss is loss_sum / weight_sum
+    completion_tokens: int = 0  # likewise: those with a weight
     eval_loss: float | None = None  # of this step, where it has been evaluated
     evaluation_due: bool = False  # a signal came before this step's evaluation was done
     best_value: float | None = None  # by --best_metric
@@ -66,7 +67,10 @@ def read_state(checkpoint):
     step = checkpoint_step(checkpoint)
     if not all(type(value) is int and value >= 0 for value in whole) or state.global_step != step:
         raise ValueError(f"state.json says step {state.global_step!r}")
-    if not all(value is None or math.isfinite(value) for value in (state.loss_sum, state.eval_loss, state.best_value)):
+    if not all(
+        value is None or math.isfinite(value)
+        for value in (state.loss_sum, state.weight_sum, state.eval_loss, state.best_value)
+    ):
         raise ValueError("state.json has a figure that is not finite")
     if state.best_checkpoint is not None and not re.fullmatch(r"checkpoint-\d+", state.best_checkpoint):
         raise ValueError(f"state.json names {state.best_checkpoint!r} as the best checkpoint")

@@ -28,7 +28,7 @@ class TrainingLog:
         self.run, self.args, self.accelerator = run, run.args, run.accelerator
         self.state, self.last_step = state, last_step
         self.steps_per_epoch, self.flops = steps_per_epoch, flops
-        self.pending = []  # (global step, completion tokens, row ids, loss and gradient norm as a tensor)
+        self.pending = []  # (global step, supervised tokens, their weights, row ids, loss and gradient norm as a tensor)
         self.is_main = self.accelerator.is_main_process
         self.writer = self.profiler = None
         self.on_terminal = sys.stdout.isatty()
@@ -48,7 +48,7 @@ class TrainingLog:
     def start_entry(self):
         """The sums that the speed of the next entry comes from: of the steps of this process alone, after a resume too. The loss
         is the mean over all steps since the last entry: its sums are in the RunState, which checkpoints keep."""
-        self.num_steps, self.num_tokens, self.num_completion_tokens = 0, 0, 0
+        self.num_steps, self.num_tokens, self.num_supervised = 0, 0, 0
         self.seconds, self.data_seconds = 0.0, 0.0
 
     @contextlib.contextmanager
@@ -67,11 +67,11 @@ class TrainingLog:
         """Take note of an optimizer step: loss_sum of this process, grad_norm of all, a learning rate for each of the
         optimizer's parameter groups."""
         results = torch.stack([self.accelerator.reduce(loss_sum), grad_norm])
-        self.pending.append((self.state.global_step, step.num_completion_tokens, step.row_ids, results))
+        self.pending.append((self.state.global_step, step.num_supervised, step.weight_sum, step.row_ids, results))
         self.learning_rates = learning_rates
         self.num_steps += 1
         self.num_tokens += step.num_tokens
-        self.num_completion_tokens += step.num_completion_tokens
+        self.num_supervised += step.num_supervised
         self.data_seconds += step.seconds
         self.seconds += time.perf_counter() - self.step_started
         self.progress.update()
@@ -82,16 +82,17 @@ class TrainingLog:
     def read_losses(self):
         """Add the losses of the steps since the last time to the RunState; UserError where one is not finite."""
         start = time.perf_counter()
-        for global_step, num_completion_tokens, row_ids, results in self.pending:
+        for global_step, num_supervised, weight_sum, row_ids, results in self.pending:
             loss_sum, self.grad_norm = results.tolist()
             if not (math.isfinite(loss_sum) and math.isfinite(self.grad_norm)):
                 raise UserError(
-                    f"step {global_step} has loss {loss_sum / num_completion_tokens} and gradient norm "
+                    f"step {global_step} has loss {loss_sum / weight_sum} and gradient norm "
                     f"{self.grad_norm}; its rows: {', '.join(row_ids)}; "
                     f"{self.run.last_good()}"
                 )
             self.state.loss_sum += loss_sum
-            self.state.completion_tokens += num_completion_tokens
+            self.state.weight_sum += weight_sum
+            self.state.completion_tokens += num_supervised
         self.pending.clear()
         self.seconds += time.perf_counter() - start
 
@@ -102,7 +103,7 @@ class TrainingLog:
             f"learning_rate_{index}" if index else "learning_rate": lr for index, lr in enumerate(self.learning_rates)
         }
         metrics = {
-            "loss": state.loss_sum / state.completion_tokens,
+            "loss": state.loss_sum / state.weight_sum,
             **rates,
             "grad_norm": self.grad_norm,
             "tokens_per_second": self.num_tokens / self.seconds,
@@ -112,7 +113,7 @@ class TrainingLog:
             "epoch": state.global_step / self.steps_per_epoch,
         }
         if self.flops.peak:
-            measured = self.num_tokens, self.num_completion_tokens, self.seconds
+            measured = self.num_tokens, self.num_supervised, self.seconds
             metrics["mfu"] = self.flops.utilization(*measured)
             metrics["hfu"] = self.flops.hardware_utilization(*measured)
         self.add_scalars("train", metrics)
@@ -122,7 +123,7 @@ class TrainingLog:
         if not self.on_terminal:
             left = (self.last_step - state.global_step) * self.seconds / self.num_steps
             self.print(f"loss {loss:.4f}  lr {lr}  {speed:,.0f} tok/s  {left / 60:.1f} min left")
-        state.loss_sum, state.completion_tokens = 0.0, 0
+        state.loss_sum, state.weight_sum, state.completion_tokens = 0.0, 0.0, 0
         self.start_entry()
 
     def write_evaluation(self, metrics, samples):

@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import evaluate
 import export
-from data_utils.batching import encode_prompts
 from data_utils.chat import chat_template
 from data_utils.sources import load_rows
+from data_utils.tokens import encode_prompts
 from data_utils.tool_formats import openai_tools
 from demo.rows import generate_rows
 from model_utils.adapter_files import read_adapter

@@ -10,7 +10,7 @@ from conftest import ROOT, TAGS, first_moments, launch, values
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, Qwen3NextConfig, Qwen3NextForCausalLM
 
-from data_utils.batching import Example, collate, tokenize_rows
+from data_utils.batching import Example, collate, pack, tokenize_rows
 from data_utils.sources import load_rows
 from model_utils.adapters import add_lora
 from model_utils.loading import ModelSource, load_base_model
@@ -53,13 +53,40 @@ def test_loss_and_gradients_are_those_of_transformers_own_labels(peer, model, ex
     expected = peer(**padded(examples)).loss
     expected.backward()
     gradients = [parameter.grad for parameter in peer.parameters()]
-    num_tokens = sum(example.completion_length for example in examples)
-    loss = completion_loss(model, collate(examples), model.device) / num_tokens
+    weight_sum = sum(example.weight_sum for example in examples)
+    loss = completion_loss(model, collate(examples), model.device) / weight_sum
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
     model.zero_grad()
+
+
+def test_a_token_counts_by_its_weight(peer, model, examples, stop):
+    """By transformers' logits and PyTorch's cross-entropy, token by token; weights of 0 to 2 on prompts and completions."""
+    rng = np.random.default_rng(0)
+    weighted = [
+        example._replace(loss_weights=np.float32([0, *rng.choice([0, 0, 0.5, 1, 2], len(example.input_ids) - 1)]))
+        for example in examples
+    ]
+    loss_sum = 0
+    peer.zero_grad()
+    for example in weighted:
+        ids = torch.from_numpy(example.input_ids).long()
+        losses = torch.nn.functional.cross_entropy(peer(ids[None]).logits[0, :-1], ids[1:], reduction="none")
+        loss_sum += (losses * torch.from_numpy(example.loss_weights[1:])).sum()
+    expected = loss_sum / sum(example.loss_weights.sum() for example in weighted)
+    expected.backward()
+    gradients = [parameter.grad for parameter in peer.parameters()]
+    weight_sum = sum(example.weight_sum for example in weighted)
+    for chunk in (weighted[:2], weighted[2:]):
+        (completion_loss(model, collate(chunk), model.device) / weight_sum).backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    model.zero_grad()
+    for batch_size in (2, 16):
+        loss = evaluate_loss(Accelerator(cpu=True), model, weighted, batch_size, stop)
+        assert loss == pytest.approx(expected.item(), rel=2e-6)
 
 
 def test_a_micro_batch_without_supervision_is_harmless(model, examples):
@@ -81,16 +108,14 @@ def test_examples_of_a_batch_do_not_see_each_other(tiny_model, examples, attn_im
     edited = first._replace(input_ids=(first.input_ids + 7) % 900)
 
     def logits(*batch):
-        inputs = collate(batch)
-        inputs.pop("labels")
         with torch.no_grad():
-            return model(**inputs, use_cache=False).logits[0]
+            return model(**pack([example.input_ids for example in batch]), use_cache=False).logits[0]
 
     before, after = logits(first, second, third), logits(edited, second, third)
-    own = first.completion_length
+    own = len(first.input_ids)
     assert not torch.equal(before[:own], after[:own])
     assert torch.equal(before[own:], after[own:])
-    torch.testing.assert_close(before[-third.completion_length :], logits(third), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(before[-len(third.input_ids) :], logits(third), rtol=1e-5, atol=1e-5)
 
 
 def test_a_kernel_that_mixes_examples_is_refused(tiny_model, examples):
@@ -128,7 +153,8 @@ def test_a_model_without_isolation_is_refused():
     torch.manual_seed(0)
     model = Qwen3NextForCausalLM(config).eval()
     with pytest.raises(UserError, match="lets examples of one batch see each other"):
-        check_training_batches(model, "linear", [Example("", np.arange(n, dtype=np.int32), 5) for n in (20, 30)])
+        texts = [np.arange(length, dtype=np.int32) for length in (20, 30)]
+        check_training_batches(model, "linear", [Example("", text, 5, np.ones_like(text)) for text in texts])
 
 
 def test_gradients_are_equal_however_a_step_is_cut_up(train_here, flags, tmp_path):

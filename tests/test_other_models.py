@@ -17,8 +17,8 @@ import export
 import infer
 import train
 from benchmarks.check_families import build
-from data_utils.batching import encode_prompts
 from data_utils.sources import load_rows
+from data_utils.tokens import encode_prompts
 from data_utils.tool_formats import openai_tools
 from demo.rows import generate_rows
 from model_utils.adapters import linear_layers

@@ -21,6 +21,7 @@ from transformers import Qwen3ForCausalLM
 
 import evaluate
 import train
+from data_utils.supervision import LOSS_MASKS
 from model_utils.adapters import add_lora, linear_layers
 from model_utils.flops import count_flops
 from run_utils import progress
@@ -439,6 +440,13 @@ def test_changed_rows_are_noticed(run_here, flags, finished, rows_file, monkeypa
     finally:
         rows_file.write_text(original)
     assert result.code == 1 and "the training rows, their tokens or what the loss is on are not those" in result.err
+
+
+def test_another_loss_mask_is_noticed(run_here, flags, finished, monkeypatch):
+    monkeypatch.setattr(train, "load_base_model", None)
+    monkeypatch.setitem(LOSS_MASKS, "completion_only", LOSS_MASKS["values_only"])
+    result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
+    assert result.code == 1 and "what the loss is on are not those" in result.err
 
 
 def test_a_checkpoint_cannot_run_code(run_here, flags, finished, tmp_path):

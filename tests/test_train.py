@@ -19,6 +19,7 @@ import train
 from data_utils.batching import collate, tokenize_rows
 from data_utils.sources import load_rows
 from data_utils.split import split_rows
+from data_utils.supervision import LOSS_MASKS
 from train import completion_loss, step_seed
 
 
@@ -41,7 +42,7 @@ def test_only_the_adapter_moves_and_plain_peft_reads_it(train_here, flags, tiny_
     examples = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), TAGS, eval_rows, 2048).examples
     with torch.no_grad():
         loss = completion_loss(model, collate(examples), model.device).item()
-    loss /= sum(example.completion_length for example in examples)
+    loss /= sum(example.num_supervised for example in examples)
     assert curve(output_dir, "eval/loss") == [(3, pytest.approx(loss, rel=1e-5))]
 
 
@@ -99,6 +100,18 @@ def test_a_logged_loss_is_the_mean_over_the_tokens_since_the_last(train_here, fl
     expected = (losses * tokens).view(2, 3).sum(1) / tokens.view(2, 3).sum(1)
     torch.testing.assert_close(values(third, "train/loss"), expected, rtol=1e-6, atol=0)
     assert values(third, "train/completion_tokens").tolist() == tokens.view(2, 3).sum(1).tolist()
+
+
+def test_the_loss_is_a_weighted_mean_and_tokens_stay_counts(train_here, flags, tmp_path, monkeypatch):
+    """Weights of a half all over leave losses, gradients and counts as they are."""
+    flags |= {"max_train_steps": 2, "warmup_ratio": 0}
+    ones = train_here(flags | {"output_dir": tmp_path / "ones"})
+    completion_only = LOSS_MASKS["completion_only"]
+    monkeypatch.setitem(LOSS_MASKS, "completion_only", lambda *texts: completion_only(*texts) / 2)
+    halves = train_here(flags | {"output_dir": tmp_path / "halves"})
+    for tag in ("train/loss", "train/grad_norm", "eval/loss"):
+        torch.testing.assert_close(values(halves, tag), values(ones, tag), rtol=2e-6, atol=0)
+    assert curve(halves, "train/completion_tokens") == curve(ones, "train/completion_tokens")
 
 
 def test_gradients_are_clipped_once_a_step_by_their_global_norm(train_here, flags, tmp_path):

@@ -43,7 +43,7 @@ def test_twenty_steps_in_lockstep_with_trl(train_here, flags, tiny_model, tmp_pa
             [
                 {
                     "input_ids": example.input_ids.tolist(),
-                    "completion_mask": [0] * example.prompt_length + [1] * example.completion_length,
+                    "completion_mask": example.loss_weights.astype(int).tolist(),
                 }
                 for example in ordered
             ]

@@ -14,7 +14,6 @@ from data_utils.batching import (
     Example,
     TrainingData,
     collate,
-    encode_prompts,
     epoch_order,
     fingerprint,
     mark_supervised,
@@ -25,6 +24,7 @@ from data_utils.batching import (
 from data_utils.prompt import to_json
 from data_utils.rows import Row
 from data_utils.sources import load_rows
+from data_utils.tokens import encode_prompts
 from demo.model import build_tokenizer
 
 
@@ -39,7 +39,8 @@ def rows(rows_file):
 
 
 def example(prompt, completion, row_id="x"):
-    return Example(row_id, np.array(prompt + completion, dtype=np.int32), len(prompt))
+    weights = np.repeat(np.float32([0, 1]), [len(prompt), len(completion)])
+    return Example(row_id, np.array(prompt + completion, dtype=np.int32), len(prompt), weights)
 
 
 def test_ids_are_prompt_then_completion_then_end(tokenizer, rows):
@@ -190,10 +191,22 @@ def test_collate_to_the_letter():
     assert batch.pop("max_length_q") == 5
     assert batch["logits_to_keep"].tolist() == [2, 3, 5, 6, 7]
     assert batch["labels"].tolist() == [13, 0, 21, 22, 0]
+    assert batch.pop("loss_weights") is None  # all are 1
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
     empty = collate([example([10, 11, 12], [13, 0])], supervised=False)
     assert empty["logits_to_keep"].tolist() == empty["labels"].tolist() == []
-    assert empty["logits_to_keep"].dtype == torch.int64
+    assert empty["logits_to_keep"].dtype == torch.int64 and empty["loss_weights"] is None
+
+
+def test_only_tokens_with_a_weight_are_supervised_and_keep_it():
+    first, second = example([10, 11], [12, 13, 0]), example([20], [21, 0])
+    weighted = first._replace(loss_weights=np.float32([0, 0.25, 0, 0, 2]))
+    batch = collate([weighted, second])
+    assert batch["labels"].tolist() == [11, 0, 21, 0] and batch["logits_to_keep"].tolist() == [0, 3, 5, 6]
+    assert batch["loss_weights"].tolist() == [0.25, 2, 1, 1] and batch["loss_weights"].dtype == torch.float32
+    step = TrainingData([weighted, second], 0, 1, 2)[0]
+    assert (step.num_tokens, step.num_supervised, step.weight_sum) == (8, 4, 4.25)
+    assert fingerprint([weighted]) != fingerprint([first])
 
 
 def test_the_supervised_span_is_marked(tokenizer, rows):
@@ -262,7 +275,7 @@ def test_counts_are_those_of_all_processes():
     for index in range(2):
         step = TrainingData(examples, 0, 1, 3, 2, index)[0]
         assert step.num_tokens == sum(len(got.input_ids) for got in examples)
-        assert step.num_completion_tokens == sum(got.completion_length for got in examples)
+        assert step.num_supervised == step.weight_sum == sum(i + 1 for i in range(6))
 
 
 def test_chunks_are_what_the_micro_batches_hold():

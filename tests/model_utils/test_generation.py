@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_utils.batching import encode_prompts
 from data_utils.sources import load_rows
+from data_utils.tokens import encode_prompts
 from model_utils.generation import Answer, generate
 from model_utils.slots import PREFILL_TOKENS, plan_groups
 

@@ -16,13 +16,14 @@ from train import TrainingArguments
 def test_the_largest_micro_batches_of_the_steps_to_come_are_found(process_index):
     rng = np.random.default_rng(0)
     examples = [
-        Example(str(i), np.zeros(rng.integers(10, 100), dtype=np.int32), int(rng.integers(1, 9))) for i in range(61)
+        Example(str(i), np.zeros(length, dtype=np.int32), 9, rng.integers(0, 2, length).astype(np.float32))
+        for i, length in enumerate(rng.integers(10, 100, 61))
     ]
     data = TrainingData(examples, 7, 3, 2, num_processes=2, process_index=process_index)
-    most_tokens, most_completions = largest_chunks(data.chunks(range(4, 13)))  # over an epoch's end
+    most_tokens, most_supervised = largest_chunks(data.chunks(range(4, 13)))  # over an epoch's end
     batches = [batch for step in range(4, 13) for batch in data[step].micro_batches]
     assert sum(len(example.input_ids) for example in most_tokens) == max(b["input_ids"].shape[1] for b in batches)
-    assert sum(example.completion_length for example in most_completions) == max(len(b["labels"]) for b in batches)
+    assert sum(example.num_supervised for example in most_supervised) == max(len(b["labels"]) for b in batches)
 
 
 @pytest.mark.parametrize("memory_runs_out", [False, True])
@@ -31,7 +32,7 @@ def test_a_trial_leaves_no_gradient_behind(memory_runs_out):
     model = torch.nn.Linear(3, 1)
     model.device = torch.device("cpu")
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-    examples = [Example("x", np.arange(5, dtype=np.int32), 2)]
+    examples = [Example("x", np.arange(5, dtype=np.int32), 2, np.float32([0, 0, 1, 1, 1]))]
     seen = []
 
     def loss_fn(model, batch, device):
