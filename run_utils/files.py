@@ -119,3 +119,11 @@ def check_depth(text):
             depth += (character in "[{") - (character in "]}")
             if depth > MAX_DEPTH:
                 raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+
+def encodes(text):
+    """Whether a text can be written: half a surrogate pair, alone in a string, cannot."""
+    try:
+        return text.encode() is not None
+    except UnicodeEncodeError:
+        return False
