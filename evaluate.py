@@ -11,42 +11,18 @@ killed evaluation continues where it was), then scores.jsonl, metrics.json and r
 in eval_utils/metrics.py.
 """
 
-import os
-import sys
-
 from run_utils.signals import exit_at_once, handle_signals
 
 if __name__ == "__main__":
     handle_signals(exit_at_once)  # until run_script has its own
-    if os.environ.get("RANK", "0") == "0":
-        print("Loading PyTorch and transformers ...", file=sys.stderr)
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
-from data_utils.held_out import held_out_rows
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.systems import SYSTEMS
-from demo.rows import GENERATORS
-from eval_utils.comparison import compare_folders, score_folder
-from eval_utils.endpoint import Endpoint
-from eval_utils.folder import EvaluationFolder
-from model_utils.adapter_files import read_adapter
-from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
-from model_utils.slots import generated_by
-from model_utils.systems import open_systems
-from model_utils.token_masks import import_xgrammar
 from run_utils.arguments import argument, check_limits, parse_arguments
-from run_utils.environment import environment_record
-from run_utils.errors import require, run_script
-from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
-from run_utils.redaction import redact
+from run_utils.errors import require, run_script, say
 
 
 @dataclass
@@ -57,32 +33,32 @@ class EvaluationArguments:
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint")
     systems: list[str] | None = argument(None, f"Of {', '.join(SYSTEMS)}; by default raw, prompted and adapter")
 
-    rescore: str | None = argument(None, "Folder of a finished evaluation to score again, without a model")
-    compare: list[str] | None = argument(None, "Folders of finished evaluations of the same rows, to set side by side")
+    rescore: str | None = argument(None, "Folder of an evaluation to score again, without a model")
+    compare: list[str] | None = argument(None, "Folders of evaluations of the same rows, side by side")
     baseline: str | None = argument(
         None,
-        "What the report's first sentence compares with: a system's name as in the table, such as 'prompted' or 'run_a: adapter', "
-        "or one of the folders of --compare; by default the prompted base, with --compare the first adapter",
+        "Of the report's first sentence: a system of the table, or a folder of --compare; by default prompted, or the "
+        "first adapter",
     )
 
     model_name_or_path: str | None = argument(
-        None, "By default the adapter's base", group="Model and rows: by default the adapter's own", inherited=None
+        None, group="Model and rows, by default the adapter's own", inherited=None
     )
     model_revision: str | None = argument(None, inherited=None)
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
     quantization: Literal["none", "nf4", "int8"] | None = argument(None, inherited="none")
     prompt_format: Literal[*PROMPT_FORMATS] | None = argument(
-        None, "Of the base alone; an adapter's own is the one that it was trained on", inherited="tags-1"
+        None, "Of the base alone; an adapter has its own", inherited="tags-1"
     )
-    dataset_name: str | None = argument(None, "By default the data set of the training", inherited=None)
-    eval_dataset_name: str | None = argument(None, "Where the training had its rows to evaluate from", inherited=None)
+    dataset_name: str | None = argument(None, inherited=None)
+    eval_dataset_name: str | None = argument(None, inherited=None)
     dataset_config_name: str | None = argument(None, inherited=None)
     dataset_revision: str | None = argument(None, inherited=None)
     max_bad_rows: float | None = argument(None, inherited=0.01, at_least=0)
-    seed: int | None = argument(None, "Of the split; by default the training's", inherited=42)
+    seed: int | None = argument(None, inherited=42)
     eval_fraction: float | None = argument(
         None,
-        "By default the training's; 1 takes all rows, of a data set not trained on",
+        "1 takes all rows, of a data set not trained on",
         inherited=0.05,
         above=0,
         at_most=1,
@@ -95,11 +71,11 @@ class EvaluationArguments:
     )
     endpoint_model: str | None = argument(None, "The name of the model there")
     endpoint_api: Literal["completions", "chat"] = argument(
-        "completions", "The tag prompt as text, or the query as a chat with OpenAI's tools"
+        "completions", "The tag prompt, or a chat with OpenAI's tools"
     )
 
     merge_adapter: bool = argument(
-        True, "Into weights that are neither quantised nor shared: faster, and checked", group="Generation"
+        True, "Into weights neither quantised nor shared: faster, checked", group="Generation"
     )
     dtype: Literal["auto", "bf16", "fp32"] = argument("auto", "auto: bf16 on CUDA, fp32 on a CPU")
     max_new_tokens: int = argument(512, above=0)
@@ -130,8 +106,37 @@ class EvaluationArguments:
         require(len(set(self.systems)) == len(self.systems), "--systems names a system twice")
 
 
-def main():
-    args = parse_arguments(EvaluationArguments, __doc__, "demo_evaluate.yaml")
+def parse():
+    return parse_arguments(EvaluationArguments, __doc__, "demo_evaluate.yaml")
+
+
+if __name__ == "__main__":
+    args = run_script(parse)  # --help and a wrong flag end here: the imports below take seconds
+    say("Loading PyTorch and transformers ...")
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_utils.held_out import held_out_rows
+from demo.rows import GENERATORS
+from eval_utils.comparison import compare_folders, score_folder
+from eval_utils.endpoint import Endpoint
+from eval_utils.folder import EvaluationFolder
+from model_utils.adapter_files import read_adapter
+from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
+from model_utils.slots import generated_by
+from model_utils.systems import open_systems
+from model_utils.token_masks import import_xgrammar
+from run_utils.environment import environment_record
+from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
+from run_utils.redaction import redact
+
+
+def main(args):
     if args.rescore:
         return score_folder(Path(args.rescore), args.baseline)
     if args.compare:
@@ -249,4 +254,4 @@ def predict(name, system, rows, processes):
 
 
 if __name__ == "__main__":
-    run_script(main, if_stopped="what is predicted is kept: the same command goes on")
+    run_script(lambda: main(args), if_stopped="what is predicted is kept: the same command goes on")

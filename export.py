@@ -9,40 +9,16 @@ the prompt that training rendered from `messages` and `tools`, greedy decoding w
 merged model is compared with the adapter on the base, unmerged, and the folder with the merged model.
 """
 
-import sys
-
-from run_utils.files import new_folder
-from run_utils.hub import push
 from run_utils.signals import exit_at_once, handle_signals
 
 if __name__ == "__main__":
     handle_signals(exit_at_once)  # until run_script has its own
-    print("Loading PyTorch and transformers ...", file=sys.stderr)
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from transformers import GenerationConfig
-
-from data_utils.chat import TEMPLATES, chat_template, response_template
-from data_utils.example_rows import example_rows, example_texts
-from data_utils.prompt import PROMPT_FORMATS
-from eval_utils.model_card import HOW_TO_LOAD_ADAPTER, HOW_TO_LOAD_MERGED, read_curves, read_evaluation, write_card
-from model_utils.adapter_files import read_adapter
-from model_utils.adapters import load_adapter
-from model_utils.generation import end_tokens
-from model_utils.loading import ModelSource, load_base_model, load_tokenizer, model_source, weight_hashes
-from model_utils.merging import adapts_shared_weights, merge_adapter
-from model_utils.systems import System
 from run_utils.arguments import argument, parse_arguments
-from run_utils.environment import published_name
 from run_utils.errors import UserError, require, run_script, say
-from run_utils.files import describe_free, naming_full_disk, read_json, write_json
-from run_utils.launch import start_accelerator
-
-MAKE_ROOM = "make room, and the same command exports it"
 
 
 @dataclass
@@ -68,8 +44,38 @@ class ExportArguments:
         )
 
 
-def main():
-    args = parse_arguments(ExportArguments, __doc__, "demo_export.yaml")
+def parse():
+    return parse_arguments(ExportArguments, __doc__, "demo_export.yaml")
+
+
+if __name__ == "__main__":
+    args = run_script(parse)  # --help and a wrong flag end here: the imports below take seconds
+    say("Loading PyTorch and transformers ...")
+
+import shutil
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from data_utils.chat import TEMPLATES, chat_template, response_template
+from data_utils.example_rows import example_rows, example_texts
+from data_utils.prompt import PROMPT_FORMATS
+from eval_utils.model_card import HOW_TO_LOAD_ADAPTER, HOW_TO_LOAD_MERGED, read_curves, read_evaluation, write_card
+from model_utils.adapter_files import read_adapter
+from model_utils.adapters import load_adapter
+from model_utils.generation import end_tokens
+from model_utils.loading import ModelSource, load_base_model, load_tokenizer, model_source, weight_hashes
+from model_utils.merging import adapts_shared_weights, merge_adapter
+from model_utils.systems import System
+from run_utils.environment import published_name
+from run_utils.files import describe_free, naming_full_disk, new_folder, read_json, write_json
+from run_utils.hub import push
+from run_utils.launch import start_accelerator
+
+MAKE_ROOM = "make room, and the same command exports it"
+
+
+def main(args):
     adapter = read_adapter(args.adapter)
     output_dir = Path(args.output_dir)
     if output_dir.exists():
@@ -180,4 +186,4 @@ def describe(adapter, folder, what, loading, library):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: main(args))

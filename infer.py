@@ -12,14 +12,7 @@ An output that is not a list of calls ends with exit code 1. Calls that do not f
 left out, have a line on stderr each; with --strict they end with exit code 1 too.
 """
 
-import os
-import sys
 import time
-
-from data_utils.prompt import encodes
-from data_utils.tool_files import read_tools_and_say
-from model_utils.answer_file import answer_file
-from model_utils.replies import as_text
 
 STARTED = time.perf_counter()
 
@@ -27,28 +20,15 @@ from run_utils.signals import exit_at_once, handle_signals
 
 if __name__ == "__main__":
     handle_signals(exit_at_once)  # until run_script has its own
-    if os.environ.get("RANK", "0") == "0":
-        print("Loading PyTorch and transformers ...", file=sys.stderr)
 
-import contextlib
-import dataclasses
-import itertools
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
-from data_utils.requests import read_requests
-from data_utils.rows import Row
-from model_utils.adapter_files import read_adapter
-from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
-from model_utils.replies import replies
-from model_utils.systems import open_systems
-from model_utils.token_masks import import_xgrammar
 from run_utils.arguments import argument, check_limits, parse_arguments
 from run_utils.errors import UserError, require, run_script, say
-from run_utils.launch import start_accelerator
+from run_utils.files import encodes
 
 
 @dataclass
@@ -56,28 +36,24 @@ class InferenceArguments:
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
     query: str | None = argument(None, "What the tools should be called for")
     tools: str | None = argument(None, "JSON or Python file with the tools, or - for JSON on stdin")
-    input: str | None = argument(
-        None, "File of rows with queries and, unless --tools has them, tools: see docs/formats.md"
-    )
-    output: str | None = argument(None, "JSON lines: the calls, or the error, of each row of --input")
+    input: str | None = argument(None, "Rows with queries and, unless --tools has them, tools")
+    output: str | None = argument(None, "JSON lines: calls, or the error, of each row of --input")
     interactive: bool = argument(False, "Ask again and again; the model is loaded once")
     compare: bool = argument(False, "Answer by the base on both prompts too, and show all")
     constrained: bool = argument(False, "Hold answers to a grammar of the tools, by xgrammar")
-    strict: bool = argument(False, "Exit code 1 if calls do not fit the tools, or a tool is left out")
+    strict: bool = argument(False, "Exit code 1 if calls misfit the tools, or a tool is left out")
     format: Literal["xlam", "openai"] = argument("xlam", "A list of calls, or OpenAI's tool_calls")
     max_new_tokens: int = argument(512, above=0)
     batch_tokens: int = argument(65536, "Of --input: tokens in the cache", above=0)
 
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint", group="Model")
-    system: Literal["raw", "prompted", "adapter"] | None = argument(None, "adapter where one is given, else prompted")
+    system: Literal["raw", "prompted", "adapter"] | None = argument(None, "adapter if given, else prompted")
     model_name_or_path: str | None = argument(None, "By default the adapter's base")
     model_revision: str | None = argument(None)
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
-    prompt_format: Literal[*PROMPT_FORMATS] | None = argument(
-        None, "Of the base alone: tags-1 by default. An adapter knows its own"
-    )
+    prompt_format: Literal[*PROMPT_FORMATS] | None = argument(None, "Of the base alone; an adapter has its own")
     quantization: Literal["none", "nf4", "int8"] | None = argument(None, "By default the adapter's, or none")
-    merge_adapter: bool = argument(True, "Into weights that are neither quantised nor shared: faster, and checked")
+    merge_adapter: bool = argument(True, "Into weights neither quantised nor shared: faster, checked")
     dtype: Literal["auto", "bf16", "fp32"] = argument("auto", "auto: bf16 on CUDA, fp32 on a CPU")
 
     def __post_init__(self):
@@ -101,8 +77,33 @@ class InferenceArguments:
         require(not (self.compare and self.constrained), "--compare shows what is said freely: leave out --constrained")
 
 
-def main():
-    args = parse_arguments(InferenceArguments, __doc__, "demo_infer.yaml")
+def parse():
+    return parse_arguments(InferenceArguments, __doc__, "demo_infer.yaml")
+
+
+if __name__ == "__main__":
+    args = run_script(parse)  # --help and a wrong flag end here: the imports below take seconds
+    say("Loading PyTorch and transformers ...")
+
+import contextlib
+import dataclasses
+import itertools
+import signal
+import sys
+
+from data_utils.requests import read_requests
+from data_utils.rows import Row
+from data_utils.tool_files import read_tools_and_say
+from model_utils.adapter_files import read_adapter
+from model_utils.answer_file import answer_file
+from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
+from model_utils.replies import as_text, replies
+from model_utils.systems import open_systems
+from model_utils.token_masks import import_xgrammar
+from run_utils.launch import start_accelerator
+
+
+def main(args):
     tools = read_tools_and_say(args.tools, args.strict) if args.tools else None
     requests = read_requests(args.input, tools) if args.input else None
     if args.constrained:
@@ -223,4 +224,4 @@ def answer_and_show(args, system, query, tools):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: main(args))

@@ -9,55 +9,22 @@ The defaults are the reference experiment's; `main` is the run, from top to bott
 batches are in data_utils/, the model and its fast paths in model_utils/, the metrics in eval_utils/.
 """
 
-import sys
-
 from run_utils.signals import Stopped, StopRequest, exit_at_once, handle_signals
 
 if __name__ == "__main__":
-    handle_signals(exit_at_once)  # while the libraries load
+    handle_signals(exit_at_once)  # until run_script has its own
 
-import functools
-import itertools
-import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from accelerate.utils import gather_object, send_to_device
-from tqdm import tqdm
-
-from data_utils.batching import fingerprint, micro_batches
-from data_utils.dataset import prepare_data
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.readers import READERS
 from demo.rows import GENERATORS
 from eval_utils.metrics import METRICS, score, summarize
-from eval_utils.outputs import Output, Task
-from model_utils.adapters import adapter_record, add_lora, describe_experts, expert_names, linear_layers
-from model_utils.flops import count_flops, dtype_census, peak_flops
-from model_utils.generation import generate
-from model_utils.loading import (
-    base_fingerprint,
-    choose_attention,
-    load_base_model,
-    load_config,
-    load_tokenizer,
-    model_source,
-)
-from model_utils.memory import check_memory
-from model_utils.model_facts import num_positions
-from model_utils.slots import problem_with_slots
-from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_model, use_liger_kernels
 from run_utils.arguments import argument, check_limits, parse_arguments
-from run_utils.checkpoint import RunState, Training
-from run_utils.environment import environment_record, published_name
-from run_utils.errors import require, run_script
-from run_utils.launch import check_alike, end_training, is_sharded, run_on_main, start_accelerator
-from run_utils.progress import TrainingLog
-from run_utils.run import file_of_bad_rows, open_run
+from run_utils.errors import require, run_script, say
+from run_utils.launch_file import is_sharded
 
 BEST_METRICS = [name for name, metric in METRICS.items() if metric.headline and metric.kind == "rate"]
 
@@ -73,14 +40,12 @@ class TrainingArguments:
         "Salesforce/xlam-function-calling-60k",
         f"Hub id, file ({', '.join(READERS)}), folder in the hub's layout, or 'demo'",
     )
-    dataset_config_name: str | None = argument(None, "Where a data set has several configurations")
+    dataset_config_name: str | None = argument(None)
     dataset_revision: str | None = argument(None)
     prompt_format: Literal[*PROMPT_FORMATS] = argument("tags-1", "One of those in data_utils/prompt.py")
-    eval_dataset_name: str | None = argument(
-        None, "Rows to evaluate on, likewise, instead of rows held out of --dataset_name"
-    )
+    eval_dataset_name: str | None = argument(None, "Rows to evaluate on instead of rows held out")
     eval_fraction: float = argument(0.05, "Share of the valid rows held out", at_least=0, below=1)
-    eval_split: Literal["random", "tools"] = argument("random", "tools: no tool of a held-out row occurs in training")
+    eval_split: Literal["random", "tools"] = argument("random", "tools: training has no tool of a held-out row")
     max_bad_rows: float = argument(
         0.01, "Bad rows allowed: a share below 1, a count from 1 on", at_least=0, free_on_resume=True
     )
@@ -113,46 +78,33 @@ class TrainingArguments:
     lora_r: int = argument(32, group="LoRA", above=0)
     lora_alpha: int = argument(64, above=0)
     lora_dropout: float = argument(0.05, at_least=0, below=1)
-    lora_target_modules: list[str] | None = argument(
-        None, "By default all linear layers of the decoder, experts included: of Qwen3, the seven projections"
-    )
+    lora_target_modules: list[str] | None = argument(None, "By default the decoder's linear layers and its experts")
 
     quantization: Literal["none", "nf4", "int8"] = argument("nf4", group="Memory and speed")
     gradient_checkpointing: bool = argument(True, free_on_resume=True)
     attn_implementation: Literal["auto", "isolated", "sdpa", "eager"] = argument("auto", free_on_resume=True)
     liger_kernel: bool = argument(False, "Liger's RoPE, RMSNorm and SwiGLU; without compilation", free_on_resume=True)
-    torch_compile: bool = argument(
-        False, "Compile the layers: takes minutes at the start, then trains faster", free_on_resume=True
-    )
-    cuda_graphs: bool = argument(
-        False,
-        "Launch all layers of a micro-batch as one CUDA graph: for a fast GPU and small micro-batches",
-        free_on_resume=True,
-    )
+    torch_compile: bool = argument(False, "Compile the layers: minutes at the start, then faster", free_on_resume=True)
+    cuda_graphs: bool = argument(False, "All layers as one CUDA graph, for small micro-batches", free_on_resume=True)
 
     logging_steps: int = argument(
-        10, "Optimizer steps", group="Logging, evaluation, checkpoints", above=0, free_on_resume=True
+        10, group="Logging, evaluation, checkpoints, in optimizer steps", above=0, free_on_resume=True
     )
-    eval_steps: int = argument(100, "Optimizer steps", above=0, free_on_resume=True)
+    eval_steps: int = argument(100, above=0, free_on_resume=True)
     eval_generate_examples: int = argument(
-        0, "Held-out rows to generate calls for and score at each evaluation", at_least=0, free_on_resume=True
+        0, "Held-out rows to generate calls for at each evaluation", at_least=0, free_on_resume=True
     )
     best_metric: Literal["eval_loss", *BEST_METRICS] = argument(
-        "eval_loss",
-        "What the best checkpoint is best in, of equals the latest; all but eval_loss need --eval_generate_examples",
+        "eval_loss", "All but eval_loss need --eval_generate_examples"
     )
-    save_steps: int = argument(100, "Optimizer steps", above=0, free_on_resume=True)
+    save_steps: int = argument(100, above=0, free_on_resume=True)
     save_total_limit: int = argument(
-        3, "How many checkpoints to keep; the newest and the best are always kept", above=0, free_on_resume=True
+        3, "Checkpoints to keep; always the newest and the best", above=0, free_on_resume=True
     )
     final_adapter: Literal["last", "best"] = argument(
-        "last",
-        "The step whose adapter goes to adapter/: the last, or the one that is best by --best_metric",
-        free_on_resume=True,
+        "last", "The step whose adapter goes to adapter/", free_on_resume=True
     )
-    profile_steps: str | None = argument(
-        None, "5:7 writes a trace of steps 5 to 7, for Perfetto, to profile/ in --output_dir", free_on_resume=True
-    )
+    profile_steps: str | None = argument(None, "5:7 traces steps 5 to 7 for Perfetto, in profile/", free_on_resume=True)
 
     def __post_init__(self):
         check_limits(self)
@@ -186,13 +138,55 @@ class TrainingArguments:
         require(steps and int(steps[1]) <= int(steps[2]), f"--profile_steps must be like 5:7, not {self.profile_steps}")
 
 
+def parse():
+    return parse_arguments(TrainingArguments, __doc__, "demo.yaml")
+
+
+if __name__ == "__main__":
+    args = run_script(parse)  # --help and a wrong flag end here: the imports below take seconds
+    say("Loading PyTorch and transformers ...")
+
+import functools
+import itertools
+import math
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import gather_object, send_to_device
+from tqdm import tqdm
+
+from data_utils.batching import fingerprint, micro_batches
+from data_utils.dataset import prepare_data
+from eval_utils.outputs import Output, Task
+from model_utils.adapters import adapter_record, add_lora, describe_experts, expert_names, linear_layers
+from model_utils.flops import count_flops, dtype_census, peak_flops
+from model_utils.generation import generate
+from model_utils.loading import (
+    base_fingerprint,
+    choose_attention,
+    load_base_model,
+    load_config,
+    load_tokenizer,
+    model_source,
+)
+from model_utils.memory import check_memory
+from model_utils.model_facts import num_positions
+from model_utils.slots import problem_with_slots
+from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_model, use_liger_kernels
+from run_utils.checkpoint import RunState, Training
+from run_utils.environment import environment_record, published_name
+from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
+from run_utils.progress import TrainingLog
+from run_utils.run import file_of_bad_rows, open_run
+
 # What each machine may call otherwise; the base and the rows are compared by content.
 PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
 GENERATED_TOKENS = 256  # at most, in an evaluation inside training
 
 
-def main():
-    args = parse_arguments(TrainingArguments, __doc__, "demo.yaml")
+def main(args):
     accelerator = start_accelerator(args.dtype, may_shard=True)
     check_alike({f"--{name}": value for name, value in vars(args).items() if name not in PLACES})
     run = open_run(args, accelerator)  # looks at the output folder, writes nothing yet
@@ -435,4 +429,4 @@ def step_seed(seed, step, process_index):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: main(args))

@@ -97,7 +97,7 @@ def run_script(module, flags):
     sys.argv = [f"{module.__name__}.py", *line]
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            module.main()
+            module.main(module.parse())
     except UserError as error:
         return str(error)
     except Exception as error:

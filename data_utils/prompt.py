@@ -114,11 +114,3 @@ def format_hash(prompt_format):
         '[{"name": "f", "arguments": {}}]'
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def encodes(text):
-    """Whether a text can be written: half a surrogate pair, alone in a string, cannot."""
-    try:
-        return text.encode() is not None
-    except UnicodeEncodeError:
-        return False

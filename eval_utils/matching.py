@@ -1,14 +1,15 @@
 """One way to pair calls with gold's, for the metrics, the outcomes, the leaderboard's match and the report's page."""
 
-import numpy as np
-from scipy.optimize import linear_sum_assignment
-
 from data_utils.tool_calls import json_equal
 
 
 def best_pairs(weights):
     """Pairs (i, j), each i and each j in one at most, whose sum of `weights[i][j]` is the largest (scipy's
     linear_sum_assignment). Weights are at least 0, and two of weight 0 are no pair. Sorted by i."""
+    # Late: they load for a second, and train.py's arguments name the metrics.
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+
     weights = np.asarray(weights, dtype=float)
     if weights.size == 0:
         return []

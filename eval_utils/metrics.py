@@ -17,7 +17,6 @@ from eval_utils.grounding import leaf_values
 from eval_utils.matching import equal_calls, num_equal
 from eval_utils.outcomes import kind_of_answer, outcome
 from eval_utils.outputs import Output
-from eval_utils.statistics import bootstrap_ratio, wilson_interval
 
 SCORING = "6"  # counted up when a definition below changes: figures of two versions are not to be compared
 
@@ -290,6 +289,9 @@ def summarize(scores):
     """The figures of many outputs' scores, by metric: of a rate `{"k", "n", "rate", "low", "high"}` with its Wilson interval, of a
     ratio `{"k", "n", "ratio", "low", "high"}` with its interval by bootstrap_ratio, of a mean `{"n", "mean"}`, of a count
     `{"n", "count"}`. A row that does not parse is a miss, never an exclusion; a metric that no row is about is left out."""
+    # Late: it imports scipy, which loads for a second, and train.py's arguments name the metrics.
+    from eval_utils.statistics import bootstrap_ratio, wilson_interval
+
     kinds = {name: metric.kind for name, metric in METRICS.items()}
     kinds |= {f"lenient_{name}": "rate" for name, metric in METRICS.items() if metric.lenient}
     figures = {}

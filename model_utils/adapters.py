@@ -21,7 +21,7 @@ from model_utils.loading import base_fingerprint, expert_parameters, text_decode
 from model_utils.merging import adapts_shared_weights, merge_adapter
 from model_utils.model_facts import num_positions, one_line
 from run_utils.errors import UserError, say
-from run_utils.launch import is_sharded
+from run_utils.launch_file import is_sharded
 
 ROUTERS = {"router", "gate", "shared_expert_gate"}
 

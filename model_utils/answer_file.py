@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_utils.prompt import encodes, to_json
+from data_utils.prompt import to_json
 from data_utils.tool_formats import openai_calls
 from model_utils.replies import replies
 from run_utils.errors import UserError, say
-from run_utils.files import describe_free, is_full_disk, write_text
+from run_utils.files import describe_free, encodes, is_full_disk, write_text
 from run_utils.journal import append, open_journal
 from run_utils.signals import Stopped
 

@@ -15,7 +15,7 @@ from model_utils.self_checks import check_training_batches, check_vocabulary
 from run_utils.arguments import ROOT
 from run_utils.errors import UserError, say
 from run_utils.hub import check_hub_access
-from run_utils.launch import is_sharded
+from run_utils.launch_file import is_sharded
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
 

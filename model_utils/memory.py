@@ -10,7 +10,8 @@ import torch
 
 from data_utils.batching import TrainingData, collate, largest_chunks, share_out
 from model_utils.cuda_graphs import use_cuda_graphs
-from run_utils.launch import is_sharded, raise_anywhere
+from run_utils.launch import raise_anywhere
+from run_utils.launch_file import is_sharded
 
 
 def check_memory(accelerator, args, training, data, steps, loss_fn, eval_loss_fn, generations):

@@ -5,12 +5,13 @@ import json
 import sys
 from typing import NamedTuple
 
-from data_utils.prompt import encodes, to_json
+from data_utils.prompt import to_json
 from data_utils.tokens import encode_prompts
 from data_utils.tool_calls import check_calls
 from data_utils.tool_formats import openai_calls
 from data_utils.tool_schema import call_problems
 from model_utils.model_facts import num_positions
+from run_utils.files import encodes
 
 
 class Reply(NamedTuple):

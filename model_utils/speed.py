@@ -12,7 +12,7 @@ from transformers.utils import is_liger_kernel_available
 
 from model_utils.model_facts import one_line
 from run_utils.errors import UserError
-from run_utils.launch import is_sharded
+from run_utils.launch_file import is_sharded
 
 # Random numbers are PyTorch's own: else kernels would draw those of dropout's masks anew wherever they read them.
 COMPILE = {"dynamic": True, "options": {"fallback_random": True}}

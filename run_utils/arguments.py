@@ -5,11 +5,14 @@ import dataclasses
 import difflib
 import math
 import operator
+import shutil
 import sys
+import textwrap
+import types
+import typing
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser
 
 from run_utils.errors import UsageError, require, say
 from run_utils.redaction import redact
@@ -18,41 +21,92 @@ ROOT = Path(__file__).resolve().parent.parent
 # About this invocation, not about the experiment: never written to args.yaml, so that it can be passed to --config.
 INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
+TRUTH = {"yes": True, "true": True, "t": True, "y": True, "1": True}
+TRUTH |= {"no": False, "false": False, "f": False, "n": False, "0": False}
 
 
-def argument(default=dataclasses.MISSING, help=None, *, group=None, free_on_resume=False, **options):
-    """A field of a script's dataclass: one flag, with all that is to know about it.
+def argument(default, help="", *, group=None, free_on_resume=False, **options):
+    """A field of a script's dataclass: one flag, with its help and rules.
 
     group: the heading of --help that starts with this flag. free_on_resume: a resumed run may change it without becoming
     another experiment. options: limits on its value (above, at_least, below, at_most; see check_limits), and `inherited`,
     which evaluate.py reads.
     """
     metadata = {"help": help, "group": group, "free_on_resume": free_on_resume, **options}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of the examples, and shows defaults."""
+class ArgumentParser(argparse.ArgumentParser):
+    """The fields of a dataclass as flags, by the rules of transformers' HfArgumentParser, whose import takes seconds.
 
-
-class OneLineParser(HfArgumentParser):
-    """HfArgumentParser whose --help has the dataclass's groups, and whose errors are one line that names their recipe."""
+    A field has a default and is a `str`, `int`, `float`, `bool`, `Literal` of texts or `list[str]`, with or without `| None`.
+    An error is a UsageError of one line, which begins with `source`.
+    """
 
     source = ""
-    group = None
 
-    def add_argument(self, *flags, **options):
-        metadata = {name: options.pop(name, None) for name in ("group", "free_on_resume", "inherited", *LIMITS)}
-        if metadata["group"]:
-            self.group = self.add_argument_group(metadata["group"])
-        if self.group is None:
-            return super().add_argument(*flags, **options)
-        return self.group.add_argument(*flags, **options)
+    def __init__(self, arguments_class, description):
+        super().__init__(description=description, allow_abbrev=False)
+        self.fields = dataclasses.fields(arguments_class)
+        for field in self.fields:
+            options = value_options(field.type)
+            self.add_argument(*spellings(field.name), default=field.default, **options)
+            if field.default is True:
+                self.add_argument(*spellings(f"no_{field.name}"), dest=field.name, action="store_false")
 
     def error(self, message):
         raise UsageError(f"{self.source}{message} (see --help)")
+
+    def format_help(self):
+        """Each flag once, in the dataclass's groups. Flags without a help text share lines."""
+        width = shutil.get_terminal_size((100, 24)).columns
+        lines, can_grow = [self.description.strip(), "", LEGEND], False
+        for field in self.fields:
+            if field.metadata["group"]:
+                lines, can_grow = [*lines, "", f"{field.metadata['group']}:"], False
+            choices = value_options(field.type).get("choices", ())
+            values = [shown(field.default), *(choice for choice in choices if choice != field.default)]
+            flag, values = f"  --{field.name}", f"[{' | '.join(values)}]"
+            if field.metadata["help"]:
+                line = f"{flag:<31} {field.metadata['help']} {values}"
+                lines += textwrap.wrap(line, width, subsequent_indent=" " * 32, break_on_hyphens=False)
+            elif can_grow and len(f"{lines[-1]} {flag} {values}") <= width:
+                lines[-1] += f" {flag} {values}"
+            else:
+                lines.append(f"{flag} {values}")
+            can_grow = not field.metadata["help"]
+        return "\n".join(lines) + "\n"
+
+
+LEGEND = "Flags, in brackets the default and then the other choices; --flag alone is --flag true:"
+
+
+def spellings(name):
+    return dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+
+
+def value_options(kind):
+    """argparse's options for the values of a field's type."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # `X | None`
+        kind = next(member for member in typing.get_args(kind) if member is not types.NoneType)
+    if kind is bool:
+        return {"type": truth, "nargs": "?", "const": True}
+    if typing.get_origin(kind) is typing.Literal:
+        return {"choices": typing.get_args(kind)}
+    if typing.get_origin(kind) is list:
+        return {"type": str, "nargs": "+"}
+    return {"type": kind}
+
+
+def truth(text):
+    if text.lower() not in TRUTH:
+        expected = "yes/no, true/false, t/f, y/n, 1/0 (case insensitive)"
+        raise argparse.ArgumentTypeError(f"Truthy value expected: got {text} but expected one of {expected}.")
+    return TRUTH[text.lower()]
+
+
+def shown(default):
+    return "not set" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def parse_arguments(arguments_class, description, demo_recipe, argv=None):
@@ -63,13 +117,7 @@ def parse_arguments(arguments_class, description, demo_recipe, argv=None):
     recipes/) is the recipe. Raises UsageError.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = OneLineParser(
-        arguments_class,
-        description=description,
-        usage="%(prog)s [--flag value ...]",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = ArgumentParser(arguments_class, description)
     recipe = parser.parse_known_args(argv)[0].config
     known = {field.name for field in dataclasses.fields(arguments_class)}
     named = {word.split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
@@ -82,13 +130,11 @@ def parse_arguments(arguments_class, description, demo_recipe, argv=None):
         parser.parse_args(recipe_argv)  # its own pass, so that its errors name the file
         parser.source = ""
         argv = [*recipe_argv, *argv]
-    arguments, unknown = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
+    values, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = {f"--{name}" for name in known}
         raise UsageError(f"unknown argument {unknown[0]}{closest(unknown[0], flags)} (see --help)")
-    return arguments
+    return arguments_class(**vars(values))
 
 
 def check_limits(arguments):

@@ -30,7 +30,7 @@ class UsageError(UserError):
 
 
 def run_script(main, if_stopped=""):
-    """Run `main`; turn what the user can put right into one line on stderr and an exit code: 1, 2 or 128 + signal.
+    """Returns `main()`; turns what the user can put right into one line on stderr and an exit code: 1, 2 or 128 + signal.
 
     if_stopped: what to say after a signal or a full disk.
     """
@@ -41,7 +41,7 @@ def run_script(main, if_stopped=""):
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     restore_signals = handle_signals(raise_stopped)
     try:
-        main()
+        return main()
     except UserError as error:
         code, message = (2 if isinstance(error, UsageError) else 1), f"{name}: error: {error}"
     except Stopped as stopped:
@@ -66,8 +66,6 @@ def run_script(main, if_stopped=""):
             code, message = 1, f"{name}: error: lost another process, or the network failed ({cause}): {again}"
         else:
             raise
-    else:
-        return
     finally:
         restore_signals()
     is_main = os.environ.get("RANK", "0") == "0"

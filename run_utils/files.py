@@ -147,3 +147,11 @@ def new_folder(path):
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def encodes(text):
+    """Whether a text can be written: half a surrogate pair, alone in a string, cannot."""
+    try:
+        return text.encode() is not None
+    except UnicodeEncodeError:
+        return False

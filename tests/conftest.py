@@ -117,7 +117,7 @@ def run_here(capsys, monkeypatch):
         capsys.readouterr()
         code = 0
         try:
-            errors.run_script(module.main)
+            errors.run_script(lambda: module.main(module.parse()))
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()

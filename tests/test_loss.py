@@ -186,7 +186,7 @@ def test_gradients_are_equal_however_a_step_is_cut_up(train_here, flags, tmp_pat
     script = tmp_path / "without_graphs.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n"
-        "train.check_memory = lambda *args, **kwargs: None\ntrain.main()\n"
+        "train.check_memory = lambda *args, **kwargs: None\ntrain.main(train.parse())\n"
     )
     runs["two processes, no DDP"] = tmp_path / "by_hand"
     by_hand = both | {"cuda_graphs": True, "gradient_checkpointing": False, "output_dir": tmp_path / "by_hand"}

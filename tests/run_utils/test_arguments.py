@@ -4,20 +4,31 @@ import dataclasses
 import importlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import yaml
 from conftest import ROOT, launch
+from transformers import HfArgumentParser
 
 import train
 from evaluate import EvaluationArguments
 from export import ExportArguments
 from infer import InferenceArguments
-from run_utils.arguments import parse_arguments
+from run_utils.arguments import ArgumentParser, parse_arguments, value_options
 from run_utils.errors import UsageError
 from train import TrainingArguments
+
+SCRIPTS = {
+    "train": TrainingArguments,
+    "evaluate": EvaluationArguments,
+    "infer": InferenceArguments,
+    "export": ExportArguments,
+}
 
 
 def parse(*argv):
@@ -83,18 +94,113 @@ def test_what_is_named_is_never_taken_for_nothing():
     assert args == defaults
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "infer", "export"])
-def test_help_has_the_groups_and_the_examples_as_they_are_written(script, capsys, monkeypatch):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_has_the_examples_as_they_are_written_and_each_flag_once_with_its_default(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.argv", [f"{script}.py", "--help"])
     module = importlib.import_module(script)
-    with pytest.raises(SystemExit):
-        module.main()
+    with pytest.raises(SystemExit) as stop:
+        module.parse()
+    assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert module.__doc__.strip() in shown
-    arguments = next(value for name, value in vars(module).items() if name.endswith("Arguments"))
-    groups = [field.metadata["group"] for field in dataclasses.fields(arguments) if field.metadata["group"]]
+    fields = dataclasses.fields(SCRIPTS[script])
+    groups = [field.metadata["group"] for field in fields if field.metadata["group"]]
     assert len(groups) >= 1 and all(f"\n{group}:\n" in shown for group in groups)
-    assert "free_on_resume" not in shown
+    flags = re.findall(r"(?:^  |\]   )--(\w+)[^[]*\[([^]]*)(?=\])", shown, flags=re.MULTILINE)
+    defaults = [(name, " ".join(values.split()).split(" | ")[0]) for name, values in flags]
+    in_words = {"None": "not set", "True": "true", "False": "false"}
+    assert defaults == [(field.name, in_words.get(str(field.default), str(field.default))) for field in fields]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_parses_before_it_loads_its_libraries(script):
+    heavy = {"torch", "transformers", "datasets", "scipy", "accelerate"}
+    code = (
+        f"import runpy, sys\nsys.argv = ['{script}.py', '--help']\n"
+        f"try:\n    runpy.run_path('{script}.py', run_name='__main__')\n"
+        f"except SystemExit as stop:\n    print(stop.code, {heavy} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 set()", done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_names_its_recipe_and_what_it_waits_for_and_stops_at_once_meanwhile(script):
+    process = subprocess.Popen([sys.executable, f"{script}.py"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    lines = [process.stderr.readline(), process.stderr.readline()]
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert lines[0].startswith("No model, data or --config named: running the embedded demo, recipes/demo")
+    assert lines[1] == "Loading PyTorch and transformers ...\n"
+    assert process.stderr.read() == f"{script}.py: stopped by SIGTERM\n"
+
+
+class Oracle(HfArgumentParser):
+    """Of a copy of the dataclass: transformers changes the types of the fields that it reads."""
+
+    def __init__(self, arguments_class):
+        fields = [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(arguments_class)]
+        super().__init__(dataclasses.make_dataclass("Arguments", fields), allow_abbrev=False)
+
+    def error(self, message):
+        raise UsageError(f"{message} (see --help)")
+
+
+PARSERS = {script: (Oracle(fields), ArgumentParser(fields, "")) for script, fields in SCRIPTS.items()}
+FITTING = {int: ("1", "-1", "007"), float: ("0.5", "-1", "1e-3", "nan"), str: ("a=b", "1", "-1", "two words", "")}
+WILD = ("", "-", "--", "true", "nan", "none", "1.5", "stray", "--stray")
+
+
+@st.composite
+def command_lines(draw):
+    """A script and flags of it, of which one in three may be misspelt or have values of another kind or number."""
+    script = draw(st.sampled_from(sorted(SCRIPTS)))
+    words = []
+    for field in draw(st.lists(st.sampled_from(dataclasses.fields(SCRIPTS[script])), min_size=1, max_size=4)):
+        options = value_options(field.type)
+        fitting = options.get("choices") or FITTING.get(options["type"], ("true", "No", "y", "0", "F"))
+        least, most = {"?": (0, 1), "+": (1, 3)}.get(options.get("nargs"), (1, 1))
+        values = draw(st.lists(st.sampled_from(fitting), min_size=least, max_size=most))
+        name = field.name
+        if field.default is True and draw(st.booleans()):
+            name, values = f"no_{name}", []
+        if draw(st.sampled_from(range(3))) == 2:
+            name = draw(st.sampled_from([name, name[:-1], f"no_{name}"]))
+            values = draw(st.sampled_from([[], *([word] for word in WILD), *([word, "stray"] for word in WILD)]))
+        flag = "--" + draw(st.sampled_from([name, name.replace("_", "-")]))
+        words += [f"{flag}={values[0]}", *values[1:]] if values and draw(st.booleans()) else [flag, *values]
+    return script, words
+
+
+@hypothesis.settings(max_examples=300)
+@hypothesis.given(command_lines())
+@hypothesis.example(("evaluate", ["--systems"]))
+@hypothesis.example(("train", ["--no_torch_compile"]))
+@hypothesis.example(("train", ["--no-gradient-checkpointing=true"]))
+def test_flags_are_read_as_transformers_reads_them(line):
+    """HfArgumentParser gives the same values, the same unknown words, and the same message of what is wrong."""
+    script, words = line
+    expected, found = (outcome(parser, words) for parser in PARSERS[script])
+    assert found == expected
+
+
+def outcome(parser, words):
+    try:
+        values, unknown = parser.parse_known_args(words)
+    except UsageError as error:
+        return str(error)
+    return repr(vars(values)), unknown  # as texts: nan is not itself
+
+
+def test_values_reach_the_dataclass_as_transformers_gives_them():
+    words = shlex.split(
+        "--dataset-name rows.jsonl --seed 7 --learning_rate 2e-4 --no_gradient_checkpointing --torch_compile yes "
+        "--lora_target_modules q_proj v_proj --max_train_steps=3 --lr-scheduler-type linear"
+    )
+    (expected,) = PARSERS["train"][0].parse_args_into_dataclasses(words, look_for_args_file=False)
+    assert vars(parse(*words)) == vars(expected)
+    assert (expected.torch_compile, expected.gradient_checkpointing, expected.max_train_steps) == (True, False, 3)
 
 
 def test_nothing_named_is_the_demo_and_anything_named_is_not(capsys):
