@@ -312,7 +312,7 @@ def test_an_adapter_is_evaluated_and_called_in_the_format_that_it_was_trained_in
         train.TrainingArguments,
         evaluate.EvaluationArguments,
     ):  # choices were made of the table at import
-        monkeypatch.setitem(arguments.__annotations__, "prompt_format", str)
+        monkeypatch.setattr(arguments.__dataclass_fields__["prompt_format"], "type", str)
     flags = {
         "model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": tmp_path / "run", "quantization": "none",
         "gradient_checkpointing": False, "max_train_steps": 1, "max_seq_length": 2048, "prompt_format": "short",
