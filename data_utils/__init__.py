@@ -1,1 +1,1 @@
-"""What a row is on its way to the model and back: sources, rows, prompt, batches, calls. No model code here."""
+"""The path of the data: sources, rows, prompts, batches, calls. No model code."""

@@ -1,4 +1,4 @@
-"""Rows that cannot be read, and values of records as strictly parsed JSON."""
+"""Errors of unreadable rows, and strictly parsed JSON values of records."""
 
 import json
 
@@ -7,7 +7,8 @@ from data_utils.tool_calls import parse_json
 
 
 class BadRow(ValueError):
-    """A row that cannot be read: the reason, one text for all rows of a kind, and perhaps the place of the fault in this row."""
+    """An unreadable row. reason: one text for all rows with this fault. place: the fault's place in
+    the row."""
 
     def __init__(self, reason, place=""):
         super().__init__(f"{reason} ({place})" if place else reason)
@@ -15,10 +16,10 @@ class BadRow(ValueError):
 
 
 def not_json(where, error):
-    """The BadRow of a text that is no JSON, with the parser's own reason and column."""
+    """The BadRow of invalid JSON, with the parser's reason and position."""
     if not isinstance(error, json.JSONDecodeError):
         return BadRow(f"broken JSON in {where}: {error}")
-    text = error.doc.rstrip()  # a line's own end is no second line
+    text = error.doc.rstrip()  # a trailing newline is not a second line
     end = min(error.pos, len(text))
     line = text.count("\n", 0, end) + 1
     return BadRow(
@@ -28,7 +29,8 @@ def not_json(where, error):
 
 
 def json_field(record, column):
-    """The value of a record's field: parsed from its text, or as strictly if it is a value already. Raises BadRow."""
+    """The JSON value of a record's field, parsed from text or checked as strictly. Raises
+    BadRow."""
     value = record[column]
     try:
         return parse_json(value if isinstance(value, str) else to_json(value))

@@ -1,8 +1,7 @@
-"""Validated rows and their tokens on disk, so that only the first run over 60,000 rows waits for them.
+"""Validated rows and their tokens on disk, so that only the first run over 60,000 rows waits.
 
-A file's name is a hash of everything that determines its content, the code of this folder included: an edited prompt, other rows or
-another tokenizer never find an old file.
-"""
+A file's name is a hash of everything that determines its content, including the code of this
+folder: an edited prompt, other rows or another tokenizer get a new file."""
 
 import hashlib
 import os
@@ -12,11 +11,11 @@ from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-FROM_ROWS = 2000  # fewer are ready in a second
+FROM_ROWS = 2000  # fewer rows are ready in a second
 
 
 def file_of(kind, ingredients):
-    """The path of the arrays that `ingredients`, each bytes, determine."""
+    """The path of the arrays that `ingredients` (each bytes) determine."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -26,7 +25,7 @@ def file_of(kind, ingredients):
 
 
 def load(path):
-    """The arrays given to `save`, by name, or None if there are none."""
+    """The arrays given to `save`, by name, or None if the file is missing or broken."""
     try:
         return load_file(path)
     except (OSError, SafetensorError):
@@ -34,7 +33,7 @@ def load(path):
 
 
 def save(path, arrays):
-    """Keep arrays by name. A full or read-only disk costs the cache and nothing else."""
+    """Save arrays by name. A full or read-only disk costs only the cache."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The prompt and its answer as a conversation with tools, for servers: what an exported tokenizer carries."""
+"""Chat templates and response templates for servers. Export saves them with the tokenizer."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from data_utils.tool_formats import TABLES
 
 TEMPLATES = {"tags-1": Path(__file__).with_name("chat_template.jinja")}  # by prompt format
 
-# JSON as the regex module's recursive patterns; `call` is what training writes.
+# JSON as recursive patterns of the regex module. `call` is a call as training writes it.
 JSON = r"""(?(DEFINE)
 (?P<text>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+")
 (?P<object>\{\s*+(?:(?&text)\s*+:(?&value)(?:,\s*+(?&text)\s*+:(?&value))*+)?\})
@@ -20,14 +20,18 @@ CALL = r'\{\s*+"name"\s*+:\s*+"(?P<name>[^"\\\x00-\x1f]*+)"\s*+,\s*+"arguments"\
 
 
 def template_text(name):
-    """The chat template of a prompt format, with the tables of data_utils/tool_formats.py written before its macros."""
+    """The chat template of a prompt format, with the tables of data_utils/tool_formats.py in
+    front."""
     tables = "".join(f"{{%- set {table} = {to_json(value)} -%}}\n" for table, value in TABLES.items())
     return tables + TEMPLATES[name].read_text(encoding="utf-8")
 
 
 def chat_template(tokenizer, name):
-    """The chat template of a prompt format, whose token ids are training's: after a BOS where training had one, and the blank
-    that SentencePiece puts before a text but not behind a BOS. ValueError for a tokenizer that neither suits."""
+    """The chat template of a prompt format, which gives the token ids of training.
+
+    It starts with a BOS if training used one, and adds the space that SentencePiece puts before a
+    text but not after a BOS. Raises ValueError if the token ids differ both with and without the
+    space."""
     template = template_text(name)
     messages = [{"role": "user", "content": "Is it raining in Rome?"}]
     (wanted,) = encode_prompts(tokenizer, [PROMPT_FORMATS[name].render(messages[0]["content"], "[]")])
@@ -37,12 +41,14 @@ def chat_template(tokenizer, name):
         )
         if ids == wanted.tolist():
             return start + template
-    raise ValueError("the tokenizer reads the prompt in a chat template otherwise than training did")
+    raise ValueError("the tokenizer encodes a chat template's prompt differently than training did")
 
 
 def response_template(tokenizer):
-    """How `tokenizer.parse_response` and `transformers serve` read an answer: a whole list of calls as `tool_calls`, their arguments
-    as the model wrote them; anything else, an empty list or one cut short too, as `content`."""
+    """How `tokenizer.parse_response` and `transformers serve` read an answer.
+
+    A complete list of calls becomes `tool_calls`, with the arguments as the model wrote them. Any
+    other text, such as an empty or truncated list, becomes `content`."""
     end = tokenizer.eos_token
     whole_list = rf"(?=(?&call)(?:\s*+,\s*+(?&call))*+\s*+\]\s*+(?:{re.escape(end)})?+\s*+$)"
     return {
@@ -50,11 +56,11 @@ def response_template(tokenizer):
         "start_anchor": "<answer>\n",
         "fields": {
             "tool_calls": {
-                # The first call where all of the list is well formed, each further one right behind the comma before it.
+                # The first call needs a well-formed list. Each further call follows a comma.
                 "open_pattern": rf"{JSON}(?:^\s*+\[\s*+{whole_list}|(?<=\}}\s*,\s*)\G){CALL}",
                 "close_pattern": r"\}\s*+(?:,\s*+|\])",
                 "repeats": True,
-                "content": "text",  # nothing: all is in the pattern's groups
+                "content": "text",  # empty: the groups of the patterns hold everything
                 "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}},
             },
             "content": {"close": end, "content": "text"},

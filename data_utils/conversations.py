@@ -1,7 +1,8 @@
-"""Other people's rows as rows of ours: conversations in the layouts of public data sets and vendors, and the leaderboard's questions.
+"""Records in public layouts as xLAM records: conversations of data sets and vendors, and the
+leaderboard's questions.
 
-LAYOUTS is the table of them. To read another one, add what recognises it and what it becomes; messages.py reads the messages.
-"""
+LAYOUTS is the table of layouts. To read another layout, add its columns and a function that returns
+its messages. messages.py reads the messages."""
 
 import hashlib
 import itertools
@@ -18,10 +19,10 @@ from data_utils.tool_calls import parse_json
 from data_utils.tool_formats import flat_tools
 from data_utils.written_calls import parse_value
 
-CONVERSATION = "x-conversation"  # the key, in a record that is a turn, of the name of its conversation
-OPENING = (
-    "x-opening"  # likewise, of what all records of one conversation have in common, if each holds it up to another turn
-)
+# Keys of a record that is one turn: its conversation's name, and an id that all records of one
+# conversation share, even if each record holds the conversation up to another turn.
+CONVERSATION = "x-conversation"
+OPENING = "x-opening"
 TOOL_COLUMNS = ("tools", "functions", "toolConfig")
 SYSTEM_COLUMNS = ("system", "systemInstruction", "system_instruction")
 LISTED_TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
@@ -32,16 +33,17 @@ WORDS_DROPPED = "turns with words beside their calls, which are left out of the 
 
 
 class Layout(NamedTuple):
-    """A layout of rows, recognised by the first of its columns."""
+    """A layout of rows, recognised by its first column."""
 
-    columns: tuple[str, ...]  # must be there
-    more: tuple[str, ...]  # may be there
-    messages: Callable | None  # record -> a conversation's messages as they are; None: the leaderboard's questions
+    columns: tuple[str, ...]  # required
+    more: tuple[str, ...]  # optional
+    # Record -> raw messages; None: the leaderboard's questions.
+    messages: Callable | None
 
 
 def as_records(record):
-    """The name of a record's layout, the records with `query`, `tools` and `answers` that it becomes, and a note for each turn of
-    which something is left out. Raises BadRow."""
+    """Convert a record. Returns the name of its layout, records with `query`, `tools` and
+    `answers`, and a note for each turn that is left out in part or whole. Raises BadRow."""
     name = layout_of(record)
     if name == "xLAM":
         return name, [record], []
@@ -55,7 +57,7 @@ def as_records(record):
 
 def layout_of(record):
     """The name of a record's layout. Raises BadRow if it has none."""
-    if isinstance(record, ValueError):  # a line that is no JSON
+    if isinstance(record, ValueError):  # a line that is not JSON
         raise not_json("a line", record)
     if not isinstance(record, dict):
         raise BadRow("not a JSON object")
@@ -74,13 +76,14 @@ def layout_of(record):
 def guarded(name, read, *arguments):
     try:
         return read(*arguments)
-    except (KeyError, IndexError, TypeError, AttributeError):  # something is not where the layout has it
+    # A key or a type differs from the layout.
+    except (KeyError, IndexError, TypeError, AttributeError):
         raise BadRow(f"not in {name} layout") from None
 
 
 def as_request(record, tools=None):
-    """A record of any layout that asks for calls, answered or not, as a record of ours; `tools` (a parsed list) if it has none.
-    Raises BadRow."""
+    """Convert a record of any layout, answered or not, to an xLAM record with an empty list of
+    answers. tools: a parsed list for records without tools. Raises BadRow."""
     name = layout_of(record)
     layout = LAYOUTS.get(name)
     if layout and layout.messages:
@@ -100,8 +103,10 @@ def as_request(record, tools=None):
 
 
 def turns_of(record, tools, messages):
-    """A record for each turn of the assistant, and the notes of as_records. The messages before the turn are the query, its calls the
-    answers, none if it answers in words. Several messages of the assistant in a row are one turn. Raises BadRow."""
+    """A record for each turn of the assistant, and the notes of as_records. Raises BadRow.
+
+    The query is the messages before the turn. The answers are the turn's calls, or none if the turn
+    is only words. Consecutive messages of the assistant are one turn."""
     name = record.get("id")
     if name in (None, ""):
         name = hashlib.sha256(json.dumps([messages, tools]).encode()).hexdigest()[:16]
@@ -136,7 +141,7 @@ def turns_of(record, tools, messages):
 
 
 def is_asked(messages):
-    """Whether there is a user's message. Raises BadRow if all of them are blank."""
+    """Whether there is a user's message. Raises BadRow if all user messages are blank."""
     questions = [message["content"] for message in messages if message["role"] == "user"]
     if questions and not any(map(str.strip, questions)):
         raise BadRow("an empty query")
@@ -144,7 +149,8 @@ def is_asked(messages):
 
 
 def is_trained(turn):
-    """Whether a turn is to be trained on, as its messages with calls say, or all if there are no calls. Raises BadRow."""
+    """Whether to train on a turn. Its messages with calls decide, or all messages if there are no
+    calls. Raises BadRow if they disagree."""
     deciding = [message for message in turn if message.get("tool_calls")] or turn
     flags = {message.get("trained", True) for message in deciding}
     if len(flags) > 1:
@@ -153,7 +159,8 @@ def is_trained(turn):
 
 
 def read_conversation(layout, record, tools=None):
-    """The tools (JSON text) and the messages of a conversation. tools: a list for one without. Raises BadRow."""
+    """The tools (JSON text) and messages of a conversation. tools: a parsed list for conversations
+    without tools. Raises BadRow."""
     raw = with_system_text(record, layout.messages(record))
     listed = read_tools(record)
     if listed is None:
@@ -165,7 +172,7 @@ def read_conversation(layout, record, tools=None):
 
 
 def with_system_text(record, messages):
-    """The messages, behind the text of a column for it."""
+    """The messages, with the system text of a column in front."""
     given = [record[column] for column in SYSTEM_COLUMNS if record.get(column) not in (None, "")]
     if not given:
         return messages
@@ -180,7 +187,7 @@ def with_system_text(record, messages):
 
 
 def read_tools(record):
-    """The tools that a record's columns have, as a parsed value for flat_tools, or None. Raises BadRow."""
+    """The parsed value of a record's tools column for flat_tools, or None. Raises BadRow."""
     given = [column for column in TOOL_COLUMNS if record.get(column) not in (None, "")]
     if len(given) > 1:
         raise BadRow(f"a row with {' and '.join(given)}")
@@ -191,12 +198,14 @@ def read_tools(record):
 
 
 def names_of(tools):
-    """The names of the tools of a parsed value that can be read. Raises ValueError if it is no list of tools."""
+    """The names of the readable tools in a parsed value. Raises ValueError if it is not a list of
+    tools."""
     return {tool["name"] for tool in flat_tools(tools, keep_going=True).tools}
 
 
 def take_tools(messages):
-    """The messages without the list of tools that a system message has in `<tools>`, and the list; or as they are, and None."""
+    """The messages without the list of tools in a system message's `<tools>`, and the list. If
+    there is no such list: the same messages and None."""
     for place, message in enumerate(messages):
         key = "value" if "value" in message else "content"
         if message.get("role", message.get("from")) == "system" and isinstance(message.get(key), str):
@@ -208,7 +217,7 @@ def take_tools(messages):
 
 
 def tools_in_text(text):
-    """The tools of a list, or of one object a line."""
+    """The tools in a text with a JSON list or one object per line."""
     try:
         value = parse_value(text, "<tools>")
     except BadRow:
@@ -221,7 +230,8 @@ def messages_in(column):
 
 
 def prompt_and_completion(record):
-    """TRL's, each a text, messages, or the JSON text of messages. An assistant's messages in the prompt are not trained on."""
+    """The messages of TRL's prompt and completion. Both columns hold a text, messages, or messages
+    as JSON text. The assistant's messages in the prompt are not trained on."""
     prompt = [
         {**message, "train": False} if role_of(message) == "assistant" else message
         for message in text_or_messages(record, "prompt", "user")
@@ -232,7 +242,7 @@ def prompt_and_completion(record):
 
 
 def text_or_messages(record, column, role):
-    """The messages of a column, or one message of its text."""
+    """The messages in a column. A plain text becomes one message."""
     if isinstance(record[column], str) and not is_text_of_messages(record[column]):
         return [{"role": role, "content": record[column]}]
     return list_field(record, column)

@@ -1,4 +1,4 @@
-"""Eight rows with their answers, on which an adapter merged into its base is compared with the unmerged one."""
+"""Eight rows with answers, to compare a merged model with the unmerged adapter."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ FILE = Path(__file__).with_name("example_rows.json")
 
 class ExampleRow(NamedTuple):
     query: str
-    tools: str  # JSON, as the answers are
+    tools: str  # JSON text, like the answers
     answers: str
 
 
@@ -20,6 +20,6 @@ def example_rows():
 
 
 def example_texts(tokenizer, prompt_format, rows):
-    """Token ids (int32) of rows with their answers."""
+    """Token ids (int32) of the prompts and answers of rows."""
     texts = [prompt_format.render(row.query, row.tools) + prompt_format.completion(row.answers) for row in rows]
     return encode_prompts(tokenizer, texts)

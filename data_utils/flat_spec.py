@@ -1,10 +1,10 @@
 """JSON Schema as specs of xLAM's flat form.
 
-A spec is `{"description", "type", "enum", "default", "properties", "items", "additionalProperties", ...}`, in this order, with the keys
-that it needs. FLAT_TYPES is the table of types; an argument that may be left out has `, optional` after its type. Objects in objects and
-members of unions are specs in turn. JSON Schema's other keywords (`format`, `minimum`, `pattern`, ...) stay as they are: text for the
-model, which no score reads. The macros of these names in chat_template.jinja are the same rules.
-"""
+A spec is `{"description", "type", "enum", "default", "properties", "items", "additionalProperties",
+...}`: only the keys that it needs, in this order. FLAT_TYPES is the table of types. An optional
+argument has `, optional` after its type. Nested objects and members of unions are specs too. Other
+keywords of JSON Schema (`format`, `minimum`, `pattern`, ...) stay unchanged: text for the model,
+which no score reads. The macros of the same names in chat_template.jinja have the same rules."""
 
 from data_utils.prompt import to_json
 from data_utils.schema_merge import (
@@ -30,12 +30,13 @@ from data_utils.tool_schema import PLAIN_TYPES, UNIONS
 from run_utils.files import MAX_DEPTH
 
 PLACED = (*STRUCTURE, *UNIONS, "description", "const", "enum", "default", "nullable")
-# Those of the arguments as a whole that stay with the tool.
+# Keywords of the whole arguments object, which stay with the tool.
 OF_THE_TOOL = ("minProperties", "maxProperties", "dependentRequired", "propertyNames")
 
 
 def read_arguments(schema, where, notes):
-    """The part of a flat tool behind its description: `parameters`, and the keywords of the arguments as a whole."""
+    """The rest of a flat tool after its description: `parameters`, and the keywords of the whole
+    arguments object."""
     reading = Reading(schema, notes)
     schema, path = resolve(schema, reading, where, ("#",))
     if "type" in schema and "object" not in map(json_type, kinds_of(schema, where)):
@@ -67,7 +68,8 @@ def read_arguments(schema, where, notes):
 
 
 def united_properties(members, reading, where):
-    """The specs of the arguments of all members of a union; one may be left out unless all members require it."""
+    """The specs of the arguments of all members of a union. An argument is required only if all
+    members require it."""
     objects = []
     for schema, path in members:
         if "type" in schema and "object" not in map(json_type, kinds_of(schema, where)):
@@ -75,7 +77,7 @@ def united_properties(members, reading, where):
         objects.append((*properties_of(schema, where), schema.get("additionalProperties"), path))
     specs = {}
     for name in dict.fromkeys(name for properties, *_ in objects for name in properties):
-        schemas = {}  # by their text
+        schemas = {}  # by JSON text
         for properties, _, others, path in objects:
             if name in properties or others is True or others == {}:
                 inner = properties.get(name, {})
@@ -101,12 +103,12 @@ def flat_properties(schema, reading, where, depth, path):
 
 
 def properties_of(schema, where):
-    """The schemas of an object's properties by name, and the names that are required.
+    """The schemas of an object's properties by name, and the required names.
 
-    A required name without a schema of its own has that of `additionalProperties`, or any value.
+    A required name without a schema has the schema of `additionalProperties`, or accepts any value.
     """
     properties, required = schema.get("properties") or {}, schema.get("required") or []
-    if required is True:  # of the schema itself, as JSON Schema's draft 3 wrote it
+    if required is True:  # draft 3 marks the schema itself as required
         required = []
     if (
         not isinstance(properties, dict)
@@ -126,12 +128,12 @@ def properties_of(schema, where):
 
 
 def flat_spec(schema, reading, where, depth, path, optional=None, members=()):
-    """A JSON Schema as a spec.
+    """Convert a JSON Schema to a spec.
 
-    path: the JSON pointers of the schemas around it, references among them, its own last. optional: whether an argument may be left
-    out, None if it is no argument. members: those of a union, as pairs of schema and path, if it has been taken apart already.
-    Raises NotFlat, which begins with `where`.
-    """
+    path: JSON pointers of the enclosing schemas and references, with the schema's own pointer last.
+    optional: whether an argument may be left out; None if the schema is not an argument. members:
+    the pairs of schema and path of a union that is already taken apart. Raises NotFlat; its message
+    begins with `where`."""
     schema, path = resolve(schema, reading, where, path)
     if isinstance(schema.get(VERBATIM), dict):
         return schema[VERBATIM]
@@ -156,12 +158,12 @@ def flat_spec(schema, reading, where, depth, path, optional=None, members=()):
     unscored = reading.unscored
     members = [inner(member, path) for member, path in members]
     if union == "oneOf" and (reading.unscored > unscored or are_disjoint(members) or schema.get("nullable") is True):
-        # The same if types tell the members apart; else it refuses no value that fits.
+        # Equivalent for disjoint types; otherwise anyOf still accepts every valid value.
         union = union if is_text else "anyOf"
     if schema.get("nullable") is True and members and not kinds and "None" not in map(type_of, members):
         members.append({"type": "None"})
 
-    names = []  # of the types
+    names = []  # of types
     for kind in kinds:
         word = json_type(kind)
         if word == "array" and is_tuple:
@@ -191,7 +193,8 @@ def flat_spec(schema, reading, where, depth, path, optional=None, members=()):
     properties = flat_properties(schema, reading, where, depth, path)
     if properties:
         spec["properties"] = properties
-    if item is not None and (places or set(item) != {"type"}):  # else the type has it all: List[int]
+    # A type like List[int] needs no items.
+    if item is not None and (places or set(item) != {"type"}):
         spec["items"] = item
     elif items is False and not is_tuple:
         spec["items"] = False
@@ -211,7 +214,8 @@ def flat_spec(schema, reading, where, depth, path, optional=None, members=()):
 
 
 def with_places(schema, where):
-    """A schema whose list of items, as drafts before 2020-12 write it, is at `prefixItems`, and `additionalItems` at `items`."""
+    """Move a list at `items` (drafts before 2020-12) to `prefixItems`, and `additionalItems` to
+    `items`."""
     if isinstance(schema.get("items"), list):
         if "prefixItems" in schema:
             refuse(where, "a list of items beside prefixItems")
@@ -227,17 +231,17 @@ def with_places(schema, where):
 
 
 def has_length(schema, length):
-    """Whether an array's schema allows this length alone, the number of its places."""
+    """Whether an array's schema allows only this length, its number of places."""
     closed = schema.get("items") is False or schema.get("maxItems") == length
     return closed and schema.get("minItems") == length
 
 
 def type_of(spec):
-    return str(spec.get("type", "any"))  # one that is put in as it is may have none
+    return str(spec.get("type", "any"))  # a verbatim spec may have no type
 
 
 def are_disjoint(specs):
-    """Whether no value fits two of these specs because they are of different JSON types."""
+    """Whether no value fits two of these specs, because their JSON types differ."""
     heads = [PLAIN_TYPES.get(type_of(spec).split("[")[0].lower()) for spec in specs]
     heads = ["number" if head == "integer" else head for head in heads]
     return None not in heads and len(set(heads)) == len(heads)

@@ -1,4 +1,4 @@
-"""The rows of an evaluation: those that an adapter's training held out, known by their content."""
+"""The rows of an evaluation: the rows that training held out, found by content."""
 
 import contextlib
 import json
@@ -10,14 +10,15 @@ from run_utils.errors import UserError
 
 
 def read_split(folder):
-    """The rows that an adapter was trained on and those held out (see find_held_out); None of an adapter from before."""
+    """The trained and held-out rows of an adapter (see find_held_out). None if an older adapter did
+    not save them."""
     path = Path(folder) / "split.json"
     if not path.is_file():
         return None
     try:
         split = json.loads(path.read_text(encoding="utf-8"))
         held_out = dict(split["held_out"])
-        repeats = split.get("near_repeats")  # None: an adapter from before
+        repeats = split.get("near_repeats")  # None: an older adapter
         return {
             "trained": dict(split["trained"]),
             "held_out": held_out,
@@ -28,10 +29,11 @@ def read_split(folder):
 
 
 def held_out_rows(args, adapter=None, generators=None):
-    """The rows that evaluate.py's arguments ask for, and facts about them: each `{row id: bool}`, or None if unknown.
+    """The rows for evaluate.py's arguments, and two facts about them: `{row id: bool}`, or None if
+    unknown.
 
-    "tools_seen": all tools of the row were on offer in training. "near_repeat": the row's query nearly repeats a training query.
-    generators: as load_rows takes them. Raises UserError if there are no such rows.
+    "tools_seen": training offered all tools of the row. "near_repeat": the row's query nearly
+    repeats a training query. generators: as for load_rows. Raises UserError if there are no rows.
     """
     split = read_split(adapter.folder) if adapter else None
     is_own = adapter and args.dataset_name == adapter.args.get("dataset_name")
@@ -56,8 +58,8 @@ def held_out_rows(args, adapter=None, generators=None):
 
 
 def choose_rows(rows, args, adapter, split):
-    """The rows that the adapter's training held out, or those of another split or data set if the arguments name one. Refuses
-    rows that were trained on, and held-out rows that the data set does not have any more."""
+    """The rows that training held out, or the rows of another split or data set that the arguments
+    name. Raises UserError for training rows, and if held-out rows are missing from the data set."""
     trained_with = adapter.args if adapter else {}
     own_split = all(getattr(args, name) == trained_with.get(name) for name in ("eval_fraction", "seed", "eval_split"))
     if split and own_split:
@@ -74,8 +76,8 @@ def choose_rows(rows, args, adapter, split):
     trained = set(split["trained"].values()) if split else ()
     if known := [row.id for row in held_out if row.fingerprint in trained]:
         raise UserError(
-            f"{len(known)} of the {len(held_out)} rows asked for are rows that {adapter.folder} was trained on: "
-            f"{shorten(known)}; leave out --eval_fraction, --seed and --eval_split to evaluate those that it held out"
+            f"{len(known)} of the {len(held_out)} requested rows are rows that {adapter.folder} was trained on: "
+            f"{shorten(known)}; leave out --eval_fraction, --seed and --eval_split to evaluate the held-out rows"
         )
     return held_out
 
@@ -85,14 +87,14 @@ def shorten(ids):
 
 
 def tools_seen(rows, split):
-    """The names of the tools on offer in the rows that an adapter was trained on; None if they are not known."""
+    """The names of the tools in an adapter's training rows; None if unknown."""
     trained = set(split["trained"].values()) if split else set()
     return set().union(*(row.tool_names() for row in rows if row.fingerprint in trained)) or None
 
 
 def find_near_repeats(rows, split):
-    """`{row id: whether its query nearly repeats one trained on}`, by content; None if training has not seen all of these
-    rows."""
+    """`{row id: whether its query nearly repeats a training query}`, by content; None unless all of
+    these rows were held out."""
     if not split or split["near_repeats"] is None:
         return None
     if {row.fingerprint for row in rows} - set(split["held_out"].values()):

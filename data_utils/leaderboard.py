@@ -1,4 +1,4 @@
-"""The Berkeley Function-Calling Leaderboard's questions, and the answers that it accepts, as records of rows."""
+"""Questions and accepted answers of the Berkeley Function-Calling Leaderboard as xLAM records."""
 
 import json
 
@@ -8,10 +8,11 @@ from data_utils.prompt import render_messages
 
 
 def from_leaderboard(record):
-    """A question of the Berkeley Function-Calling Leaderboard, with its `ground_truth` where it has one: its single turns alone."""
+    """The record of a leaderboard question, with its `ground_truth` if it has one. Raises BadRow
+    for several turns."""
     turns = list_field(record, "question")
     if len(turns) != 1:
-        raise BadRow("a question of several turns, whose answers the leaderboard does not say by turn")
+        raise BadRow("a question of several turns: the leaderboard's answers are not by turn")
     functions = [with_standard_types(function) for function in list_field(record, "function")]
     required = {function["name"]: function["parameters"].get("required", []) for function in functions}
     if record.get("ground_truth") is None and "irrelevance" not in str(record.get("id")):
@@ -29,10 +30,10 @@ def from_leaderboard(record):
 
 
 def with_standard_types(schema):
-    """The leaderboard's types are Python's."""
+    """A schema with JSON Schema's types instead of the leaderboard's Python types."""
     names = {"dict": "object", "float": "number", "tuple": "array"}
     if isinstance(schema, list):
-        return [with_standard_types(each) for each in schema]
+        return [with_standard_types(inner) for inner in schema]
     if not isinstance(schema, dict):
         return schema
     kind = schema.get("type")
@@ -43,7 +44,7 @@ def with_standard_types(schema):
 
 
 def first_accepted(call, required):
-    """A call with the first value accepted for each argument, without those that may be left out."""
+    """A call with the first accepted value of each argument, without optional arguments."""
     ((name, arguments),) = call.items()
     chosen = {}
     for key, values in arguments.items():
@@ -57,7 +58,8 @@ def may_not_be_left_out(values):
 
 
 def plain(value):
-    """An argument's accepted value; where it is an object, or a list of them, its keys have lists of accepted values in turn."""
+    """An argument's accepted value. In an object or a list of objects, each key has a list of
+    accepted values again."""
     if isinstance(value, dict):
         return {key: values[0] for key, values in value.items() if may_not_be_left_out(values)}
     return [plain(element) for element in value] if isinstance(value, list) else value

@@ -1,8 +1,8 @@
-"""The messages of a conversation as `{"role", "content", "tool_calls"}`, from the ways in which people and servers write them.
+"""Messages as `{"role", "content", "tool_calls"}`, from the formats of people and servers.
 
-A role is one of `system`, `user`, `assistant` and `tool`, `content` is text, and `tool_calls` are calls as `{"name", "arguments"}`.
-An assistant's message that is not to be trained on has `"trained": False`. Whatever is not known to be read rightly raises BadRow.
-"""
+A role is `system`, `user`, `assistant` or `tool`. `content` is text, and `tool_calls` are calls as
+`{"name", "arguments"}`. `"trained": False` excludes an assistant's message from training. Any
+format that might be misread raises BadRow."""
 
 import re
 
@@ -17,26 +17,22 @@ ROLES = {
     "function_call": "assistant", "tool_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "tool_response": "tool", "function_response": "tool",
 }  # fmt: skip
-ROLES_OF_CALLS = ("function_call", "tool_call")  # their texts are calls
-ITEMS = {"function_call": "assistant", "function_call_output": "tool"}  # of OpenAI's Responses, by `type`
-NOT_TRAINED = ("weight", "train", "training", "trainable", "loss", "loss_weight", "loss_mask")  # if 0 or false
+ROLES_OF_CALLS = ("function_call", "tool_call")  # their text is calls
+# Items of OpenAI's Responses, by `type`.
+ITEMS = {"function_call": "assistant", "function_call_output": "tool"}
+# Keys that exclude a message from training if 0 or false.
+NOT_TRAINED = ("weight", "train", "training", "trainable", "loss", "loss_weight", "loss_mask")
 READ_KEYS = ("tool_calls", "function_call", "tool_plan", *NOT_TRAINED)
-# Keys of an assistant's message that may hold calls, or parts that are not to be trained on.
+# Other keys of an assistant's message that may hold calls or exclude parts from training.
 TELLING_KEY = re.compile(r"call|tool|function|(?:^|_)action|^train|^loss|weight|mask", re.IGNORECASE)
 CONTENT_KEYS = ("content", "value", "parts")
-OTHER_TEXTS = ("text", "message", "output", "result", "response")  # not read, and no row if there is no content
-# Lists of objects, or objects with a name, that hold no calls; others may.
+# Unread texts. A message with such a text and no content is an error.
+OTHER_TEXTS = ("text", "message", "output", "result", "response")
+# Lists of objects, or objects with a name, without calls. Unknown keys may hold calls.
 METADATA = (
-    "annotations",
-    "citations",
-    "logprobs",
-    "sources",
-    "reasoning_details",
-    "thinking_blocks",
-    "metadata",
-    "usage",
+    "annotations", "citations", "logprobs", "sources", "reasoning_details", "thinking_blocks", "metadata", "usage",
     "author",
-)
+)  # fmt: skip
 TEXT_TYPES = (None, "text", "input_text", "output_text")
 THOUGHT_TYPES = ("thinking", "redacted_thinking", "reasoning")
 CALL_KEYS = ("toolUse", "functionCall", "function_call")  # Bedrock, Gemini
@@ -46,12 +42,13 @@ RESULT_KEYS = ("toolResult", "functionResponse", "function_response")
 
 
 def read_messages(messages, names):
-    """The messages of a list. names: of the tools on offer. Raises BadRow."""
+    """The messages of a list. names: the names of the tools. Raises BadRow."""
     return [read for message in messages for read in read_message(message, names)]
 
 
 def read_message(message, names):
-    """The one or more messages that a message is: a user's may hold the results of tools. Raises BadRow."""
+    """Convert one message to one or more, because a user's message may hold tool results. Raises
+    BadRow."""
     if not isinstance(message, dict):
         raise BadRow("a message that is not an object")
     message = {key: value for key, value in message.items() if value is not None or key in KEPT_NULLS}
@@ -62,7 +59,7 @@ def read_message(message, names):
     if not isinstance(role, str):
         raise BadRow(f"a message without a role: it has {keys_of(message)}")
     if role not in ROLES:
-        raise BadRow(f"a message of the role {role[:40]!r}: read are {', '.join(ROLES)}")
+        raise BadRow(f"a message of the role {role[:40]!r}: known are {', '.join(ROLES)}")
     if ROLES[role] == "assistant":
         return [read_assistant(role, message, content_of(message, "assistant"), names)]
     if message.get("tool_calls") or message.get("function_call"):
@@ -81,13 +78,13 @@ def read_message(message, names):
 
 
 def role_of(message):
-    """The role that a message has among ours, or None."""
+    """The standard role of a message, or None."""
     role = message.get("role") or message.get("from")
     return ITEMS.get(message.get("type")) if role is None else ROLES.get(role)
 
 
 def content_of(message, role):
-    """The value at the one of CONTENT_KEYS that is not empty, or an empty one. Raises BadRow."""
+    """The non-empty value at CONTENT_KEYS, or an empty one. Raises BadRow."""
     given = [message[key] for key in CONTENT_KEYS if message.get(key) is not None]
     full = [value for value in given if value not in ("", [], {})]
     if len(full) > 1 and any(list(read_content(value, role)) != list(read_content(full[0], role)) for value in full):
@@ -143,7 +140,8 @@ def is_trained(message):
 
 
 def read_content(content, role):
-    """Pairs of "text", "call" or "result" and a value: of a text, of parts, and of a tool's result that is any JSON value."""
+    """Pairs of "text", "call" or "result" and a value, from a text, parts, or any JSON value of a
+    tool's result."""
     if role == "tool" and not isinstance(content, str | None) and not is_parts(content):
         yield "text", to_json(content)
     elif isinstance(content, list):
@@ -158,7 +156,8 @@ def read_content(content, role):
 
 
 def is_parts(content):
-    """Whether a tool's result is parts, and no value of its own that has a text somewhere."""
+    """Whether a tool's result is a list of parts, rather than a JSON value with a text
+    somewhere."""
     known = {"type", "text", "value", "cache_control", "annotations", *RESULT_KEYS}
     return (
         isinstance(content, list)
@@ -178,34 +177,34 @@ def read_part(part):
         return
     if not isinstance(part, dict):
         raise BadRow("a part of a message that is neither text nor an object")
-    part = {
-        key: value for key, value in part.items() if value is not None
-    }  # Parquet gives each part the keys of all parts
-    kind = part.get("type")
+    # Parquet pads each part with the keys of all parts.
+    part = {key: value for key, value in part.items() if value is not None}
+    part_type = part.get("type")
     text = part.get("text", part.get("value"))
     calls = [part[key] for key in CALL_KEYS if key in part]
     results = [part[key] for key in RESULT_KEYS if key in part]
-    if kind in THOUGHT_TYPES or part.get("thought") is True or "reasoningContent" in part:
+    if part_type in THOUGHT_TYPES or part.get("thought") is True or "reasoningContent" in part:
         return
     if calls or results:
         if len(calls + results) > 1 or text is not None:
             raise BadRow(f"a part of a message with {keys_of(part)}")
-        for call in calls:  # Gemini leaves out the arguments of a call without any
+        for call in calls:  # Gemini omits empty arguments
             has_arguments = not isinstance(call, dict) or set(ARGUMENT_KEYS) & set(call)
             yield "call", call if has_arguments else {**call, "args": {}}
         yield from (("result", result_text(result)) for result in results)
-    elif kind in ("tool_use", "tool_call", "function_call"):
+    elif part_type in ("tool_use", "tool_call", "function_call"):
         yield "call", parse_value(part["value"], "a part") if isinstance(part.get("value"), str) else part
-    elif kind in ("tool_result", "function_call_output"):
+    elif part_type in ("tool_result", "function_call_output"):
         yield "result", result_text(part)
-    elif kind in TEXT_TYPES and isinstance(text, str):
+    elif part_type in TEXT_TYPES and isinstance(text, str):
         yield "text", text
     else:
-        raise BadRow(f"a part of a message that is not text: {kind or keys_of(part)}")
+        raise BadRow(f"a part of a message that is not text: {part_type or keys_of(part)}")
 
 
 def result_text(result):
-    """The text of Anthropic's, Bedrock's, Gemini's or OpenAI's result: its texts, or the JSON of its value."""
+    """The text of Anthropic's, Bedrock's, Gemini's or OpenAI's result: its texts, or its value as
+    JSON."""
     value = next((result[key] for key in ("content", "response", "output") if result.get(key) is not None), "")
     if isinstance(value, list) and value and all(isinstance(part, dict) and set(part) == {"json"} for part in value):
         return "\n".join(to_json(part["json"]) for part in value)

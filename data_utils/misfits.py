@@ -1,4 +1,5 @@
-"""Whether calls fit their tools, fast enough to ask for every row at load: plain types by Python's own, all others by jsonschema."""
+"""A check of calls against their tools, fast enough for every row at load: plain types by Python's
+types, other types by jsonschema."""
 
 import functools
 import marshal
@@ -6,21 +7,21 @@ import marshal
 from data_utils.tool_schema import JSON_TYPES, UNIONS, tool_schema
 
 PYTHON_TYPES = {
-    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "null": (type(None),), "object": (dict,),
-    "array": (list,),
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "null": (type(None),),
+    "object": (dict,), "array": (list,),
 }  # fmt: skip
 
 
 def fit(calls, tools):
-    """Whether call_problems finds nothing in calls to the tools, all of which are in the list."""
+    """Whether call_problems would find nothing. All called tools must be in the list."""
     by_name = {tool["name"]: tool for tool in tools} if calls else {}
-    # Marshal writes a value in a fifth of JSON's time; its version 2 writes equal values alike.
+    # Marshal takes a fifth of JSON's time, and its version 2 writes equal values alike.
     return all(check_of(marshal.dumps(by_name[call["name"]], 2))(call["arguments"]) for call in calls)
 
 
 @functools.lru_cache(maxsize=10_000)
 def check_of(tool):
-    """The check of the arguments of calls to a tool (marshalled)."""
+    """The check of the arguments of calls to a marshalled tool."""
     schema = tool_schema(marshal.loads(tool))
     checks = {name: quick_check(inner) for name, inner in schema["properties"].items()}
     required, validator = set(schema["required"]), JSON_TYPES(schema)
@@ -34,7 +35,7 @@ def check_of(tool):
 
 
 def quick_check(schema):
-    """A check that is true only of values that the schema allows, and false of those that it cannot judge."""
+    """A check that accepts only valid values. It rejects values that it cannot judge."""
     kinds, choices = PYTHON_TYPES.get(schema.get("type"), ()), schema.get("enum")
     inside = quick_check(schema["items"]) if isinstance(schema.get("items"), dict) else None
     if schema.keys() - {"type", "items", "enum"}:

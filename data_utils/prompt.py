@@ -1,9 +1,8 @@
-"""The prompt formats: how a row becomes a prompt and a completion, and how a generated text is read. One table.
+"""Prompt formats: a row as a prompt and a completion, and a generated text as a value.
 
-To try another format, add it to PROMPT_FORMATS and train with `--prompt_format NAME`. The name is saved with the adapter,
-which is then evaluated and called in its own format. Two formats can so be compared in one checkout. A format that is in use
-must not change: give the changed one another name.
-"""
+To try another format, add it to PROMPT_FORMATS and train with `--prompt_format NAME`. The name is
+saved with the adapter, and evaluation and calls use the adapter's format, so one checkout can
+compare two formats. A format in use must not change: give the changed format another name."""
 
 import hashlib
 import itertools
@@ -17,13 +16,14 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def to_json(value):
-    """One line of JSON with `", "` and `": "`; letters beyond ASCII stay letters, as in the published rows."""
+    """One line of JSON with `", "` and `": "`. Non-ASCII letters stay unescaped, as in the
+    published rows."""
     return _ENCODER.encode(value)
 
 
 def render_tags(query, tools):
-    """The tag prompt. `tools` is the list of tools as JSON text (see `to_json`). Ends with `<answer>` and a newline; there
-    is no closing tag."""
+    """The tag prompt. tools: the JSON text of the list (see to_json). Ends with `<answer>` and a
+    newline; there is no closing tag."""
     return f"""\
 <system_prompt>
 Only use the tools provided and get the args from the query.
@@ -40,8 +40,12 @@ And only output a valid json which shows the function call and the args.
 
 
 def render_messages(messages):
-    """The query that a conversation is, `[{"role", "content", "tool_calls"}, ...]` as messages.py reads them: a single message of the
-    user as it is, and else a transcript, `role: ` before each message. An assistant's messages in a row are one, its calls a JSON list."""
+    """A conversation as one query. messages: `[{"role", "content", "tool_calls"}, ...]` from
+    messages.py.
+
+    A single user message stays unchanged. Any other conversation becomes a transcript with `role: `
+    before each message. Consecutive assistant messages are joined, with their calls as one JSON
+    list."""
     if [message["role"] for message in messages] == ["user"]:
         return messages[0]["content"]
     lines = []
@@ -56,7 +60,7 @@ def render_messages(messages):
 
 
 def render_calls(calls):
-    """Calls whose `arguments` are an object, or JSON text as a server gives it, as the text of their list."""
+    """The text of a list of calls. `arguments` are an object, or JSON text as servers send it."""
     return f"[{', '.join(map(render_call, calls))}]"
 
 
@@ -71,18 +75,20 @@ def render_raw(query, tools):
 
 
 class PromptFormat(NamedTuple):
-    """How one format asks, and how its answers are read. The defaults are those of answers that are a JSON list of calls."""
+    """The prompt of one format, and the reading of its answers. By default, answers are a JSON list
+    of calls."""
 
-    render: Callable[[str, str], str]  # query, tools (JSON text) -> the prompt
-    # answers (JSON text: the list of calls) -> what the model is to say; the end-of-sequence token follows
+    render: Callable[[str, str], str]  # query, tools (JSON text) -> prompt
+    # Answers (JSON text of the calls) -> the model's completion, without the end-of-sequence token.
     completion: Callable[[str], str] = str
-    # generated text -> its value, a list of calls where all is well. Raises ValueError where there is none
+    # Generated text -> its value, normally a list of calls. Raises ValueError if there is none.
     parse: Callable[[str], object] = tool_calls.parse_answer
-    # generated text -> whether generation may stop here. What follows must not change what `parse` makes of the text
+    # Generated text -> whether generation may stop. More text must not change the value of `parse`.
     finished: Callable[[str], bool] = tool_calls.finished
-    # generated text -> whether a value has closed; if not where `closing` is true, `finished` never will be
+    # Generated text -> whether a value has closed. If not when `closing` is true, `finished` never
+    # becomes true.
     has_value: Callable[[str], bool] = tool_calls.has_value
-    # () -> an object whose `add(text of the next token)` is whether `finished` is worth asking
+    # () -> an object whose `add(text of the next token)` is whether to call `finished`.
     closing: Callable[[], tool_calls.Closing] = tool_calls.Closing
 
 
@@ -93,23 +99,24 @@ PROMPT_FORMATS = {
 
 
 def check_format(name, answers):
-    """Raises ValueError where a format does not read back what it teaches a model to say: `answers` of a row (JSON text), whole
-    or as much of it as generation would let the model say."""
+    """Check that a format reads back its own completion of `answers` (JSON text), or the part of it
+    that generation would produce. Raises ValueError."""
     prompt_format = PROMPT_FORMATS[name]
-    said = prompt_format.completion(answers)
-    ends = [end for end in range(len(said)) if prompt_format.finished(said[:end])] + [len(said)]
-    text = said[: ends[0]]
+    completion = prompt_format.completion(answers)
+    ends = [end for end in range(len(completion)) if prompt_format.finished(completion[:end])] + [len(completion)]
+    text = completion[: ends[0]]
     try:
-        right = tool_calls.json_equal(prompt_format.parse(text), json.loads(answers))
+        matches = tool_calls.json_equal(prompt_format.parse(text), json.loads(answers))
     except ValueError:
-        right = False
-    if not right:
-        where = "parse does not" if text == said else f"finished stops it after {text!r}, of which parse does not"
-        raise ValueError(f"the prompt format {name} would teach {said!r}; {where} make {answers}")
+        matches = False
+    if not matches:
+        fault = "parse does not" if text == completion else f"finished stops it after {text!r}, and parse does not"
+        raise ValueError(f"the prompt format {name} would train {completion!r}; {fault} read this as {answers}")
 
 
 def format_hash(prompt_format):
-    """What a format makes of one row, hashed: saved with an adapter, to notice a format that was edited since."""
+    """A hash of a format's text for one row, saved with an adapter to detect later edits of the
+    format."""
     text = prompt_format.render("query", '[{"name": "f"}]') + prompt_format.completion(
         '[{"name": "f", "arguments": {}}]'
     )

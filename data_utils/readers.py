@@ -1,9 +1,8 @@
-"""Files of records, by suffix: JSON, JSON lines, Parquet.
+"""Readers of record files by suffix: JSON, JSON lines, Parquet.
 
-A reader is a function from a path to `(place, record)` pairs, one for each record and in the file's order: `("line 3", {...})`.
-Instead of a record that cannot be read it gives the ValueError with the reason, and None for one that is no object. To read another
-kind of file, add it to READERS.
-"""
+A reader takes a path and gives `(place, record)` pairs in the file's order: `("line 3", {...})`. An
+unreadable record is a ValueError with the reason. A value that is not an object is None. To read
+another type of file, add it to READERS."""
 
 import json
 from pathlib import Path
@@ -16,10 +15,10 @@ from run_utils.errors import UserError, say
 
 
 def read_file(path):
-    """All `(place, record)` pairs of a file whose records may lack answers. Raises UserError."""
+    """All `(place, record)` pairs of a file. Records may lack answers. Raises UserError."""
     path = Path(path)
     if path.suffix.lower() not in READERS:
-        raise UserError(f"{path}: unsupported file type; what is read is {', '.join(READERS)}")
+        raise UserError(f"{path}: unsupported file type; supported are {', '.join(READERS)}")
     try:
         read = READERS[path.suffix.lower()]
         records = list(read(path, answered=False) if read is read_parquet_file else read(path))
@@ -33,11 +32,12 @@ def read_json_file(path):
     text = path.read_text(encoding="utf-8-sig")
     is_leaderboard = accepted_beside(path).is_file() or path.name.startswith("BFCL_")
     if is_leaderboard and not text.lstrip().startswith("["):
-        return read_jsonl_file(path)  # even of one line
+        return read_jsonl_file(path)  # even with one line
     try:
         records = json.loads(text, object_pairs_hook=all_pairs)
     except (ValueError, RecursionError) as error:
-        if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):  # JSON lines by another name
+        # JSON lines in a .json file.
+        if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):
             return read_jsonl_file(path)
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(records, list):
@@ -54,7 +54,7 @@ def read_jsonl_file(path):
                 continue
             try:
                 record = as_record(json.loads(line, object_pairs_hook=all_pairs))
-            except ValueError as error:  # a json.JSONDecodeError, which has the line and the column
+            except ValueError as error:  # a json.JSONDecodeError, with line and column
                 record = error
             except RecursionError as error:
                 record = ValueError(str(error))
@@ -69,29 +69,31 @@ def by_id(placed):
 
 
 def accepted_beside(path):
-    """The leaderboard's file of accepted answers to the questions of a file."""
+    """The leaderboard's file of accepted answers to a file's questions."""
     return path.parent / "possible_answer" / path.name
 
 
 class AllPairs(dict):
-    """An object that has a key twice, with both."""
+    """An object with a repeated key, and all its pairs."""
 
     def __init__(self, pairs):
         super().__init__(pairs)
         self.pairs = pairs
 
-    def items(self):  # json.dumps reads this
+    def items(self):  # json.dumps calls this
         return self.pairs
 
 
 def all_pairs(pairs):
-    """For json.loads: no key is lost, so that lists and objects are judged as the strings of the same JSON are."""
+    """An object_pairs_hook for json.loads that loses no key, so that lists and objects are checked
+    like JSON strings."""
     value = dict(pairs)
     return value if len(value) == len(pairs) else AllPairs(pairs)
 
 
 def as_record(value):
-    """A parsed object with its lists and objects rendered as the JSON strings that a row has; None for another value."""
+    """A parsed object with its lists and objects as the JSON strings of a row; None for any other
+    value."""
     if type(value) is not dict:
         return None
     columns = ("tools", "answers", "acceptable", "required", "messages", "question", "function", "ground_truth")
@@ -99,9 +101,9 @@ def as_record(value):
     return value | rendered if rendered else value
 
 
-# Parquet. An Arrow object (a struct) has the keys of all rows, with null for the absent ones. That is harmless for a layout's keys,
-# such as `role`. For a tool's keys, a null argument can no longer be told from an absent one: these need JSON, as text or as Arrow's
-# JSON type.
+# Parquet. An Arrow object (a struct) has the keys of all rows, with null for absent keys. This is
+# harmless for a layout's keys, such as `role`. In a tool, null and absent arguments would look
+# alike, so a tool's keys need JSON, as text or as Arrow's JSON type.
 KEYS_OF_TOOLS = {
     *(*ARGUMENT_KEYS, "inputSchema", "input_schema", "properties"),
     *("acceptable", "required", "ground_truth", "response", "output", "json"),
@@ -129,13 +131,14 @@ def read_parquet_file(path, answered=True):
 
 
 def readable_fields(path, schema, answered=True):
-    """The fields of an Arrow schema from which values come back unchanged. UserError if a row needs another field or lacks one."""
+    """The fields of an Arrow schema whose values are read back unchanged. Raises UserError if a row
+    needs another field or lacks one."""
     layouts = LAYOUTS.values()
     missing = [column for column in COLUMNS[: None if answered else 1] if column not in schema.names]
     if missing and not any(layout.columns[0] in schema.names for layout in layouts):
         raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
     needed = {*COLUMNS, *EXTRA_COLUMNS}.union(*(layout.columns + layout.more for layout in layouts))
-    if any(json_columns(schema).keys() & needed):  # warn_of_json_columns names the loss
+    if any(json_columns(schema).keys() & needed):  # warn_of_json_columns reports the loss
         return list(schema)
     fields = []
     for field in schema:
@@ -146,75 +149,84 @@ def readable_fields(path, schema, answered=True):
             is_row = field.name in (*COLUMNS, *EXTRA_COLUMNS)
             found = f"column {field.name} is {field.type}" if is_row else f"{field.name} have {key} that are objects"
             raise UserError(
-                f"{path}: {found}, but must hold JSON strings: an Arrow object has the keys of all rows, so that null and "
-                "absent are one. Rows as JSON lines (.jsonl) are read as they are"
+                f"{path}: {found}, but must hold JSON strings: an Arrow object has the keys of all rows, so that null "
+                "and absent are one. Rows as JSON lines (.jsonl) are read as they are"
             )
     return fields
 
 
-def padded_key(kind, key):
-    """The first key in an Arrow type whose objects have a tool's keys as columns, or None. A list as `content` has parts."""
-    if (key in KEYS_OF_TOOLS and has_struct(kind)) or (key == "content" and has_struct(kind) and not is_list(kind)):
+def padded_key(arrow_type, key):
+    """The first key in an Arrow type whose objects have a tool's keys as columns, or None. A list
+    at `content` has parts."""
+    if (key in KEYS_OF_TOOLS and has_struct(arrow_type)) or (
+        key == "content" and has_struct(arrow_type) and not is_list(arrow_type)
+    ):
         return key
-    return next(filter(None, (padded_key(inner, name) for name, inner in inner_types(kind))), None)
+    return next(filter(None, (padded_key(inner, name) for name, inner in inner_types(arrow_type))), None)
 
 
-def inner_types(kind):
-    """`(key, type)` of the parts of an Arrow type, with None as the key of a list's elements and of a map's values."""
+def inner_types(arrow_type):
+    """`(key, type)` of the parts of an Arrow type. The key is None for a list's elements and a
+    map's values."""
     import pyarrow.types
 
-    if pyarrow.types.is_struct(kind):
-        return [(field.name, field.type) for field in kind]
-    if pyarrow.types.is_map(kind):
-        return [(None, kind.item_type)]
-    return [(None, kind.value_type)] if is_list(kind) else []
+    if pyarrow.types.is_struct(arrow_type):
+        return [(field.name, field.type) for field in arrow_type]
+    if pyarrow.types.is_map(arrow_type):
+        return [(None, arrow_type.item_type)]
+    return [(None, arrow_type.value_type)] if is_list(arrow_type) else []
 
 
-def json_keys(kind, key):
-    """The keys at which an Arrow type has JSON texts."""
-    if is_json(kind):
+def json_keys(arrow_type, key):
+    """The keys of JSON texts in an Arrow type."""
+    if is_json(arrow_type):
         yield key
-    for name, inner in inner_types(kind):
+    for name, inner in inner_types(arrow_type):
         yield from json_keys(inner, name or key)
 
 
-def has_struct(kind):
+def has_struct(arrow_type):
     import pyarrow.types
 
-    return pyarrow.types.is_struct(kind) or any(has_struct(inner) for _, inner in inner_types(kind))
+    return pyarrow.types.is_struct(arrow_type) or any(has_struct(inner) for _, inner in inner_types(arrow_type))
 
 
-def is_nested(kind):
-    return bool(inner_types(kind))
+def is_nested(arrow_type):
+    return bool(inner_types(arrow_type))
 
 
-def is_list(kind):
+def is_list(arrow_type):
     import pyarrow.types as types
 
     checks = types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view
-    return any(check(kind) for check in checks)
+    return any(check(arrow_type) for check in checks)
 
 
-def is_json(kind):
-    return getattr(kind, "extension_name", None) == "arrow.json"
+def is_json(arrow_type):
+    return getattr(arrow_type, "extension_name", None) == "arrow.json"
 
 
-def parsed(value, kind, key):
-    """A value of an Arrow type with its JSON texts as values and without the null keys of its objects."""
+def parsed(value, arrow_type, key):
+    """A value of an Arrow type, with JSON texts parsed and null keys of objects removed."""
     if value is None:
         return None
-    if is_json(kind):
+    if is_json(arrow_type):
         return json_value(value, key)
     if isinstance(value, list):
-        return [parsed(element, kind.value_type, key) for element in value]
+        return [parsed(element, arrow_type.value_type, key) for element in value]
     if isinstance(value, dict):
-        inner = dict.fromkeys(value, kind.item_type) if hasattr(kind, "item_type") else dict(inner_types(kind))
+        inner = (
+            dict.fromkeys(value, arrow_type.item_type)
+            if hasattr(arrow_type, "item_type")
+            else dict(inner_types(arrow_type))
+        )
         return {name: parsed(value[name], inner[name], name) for name in value if value[name] is not None}
     return value
 
 
 def json_value(text, key):
-    """The value of a JSON text; the text itself if it is no JSON, as `datasets` keeps texts, or if `key` is one of texts."""
+    """The value of a JSON text. A text that is not JSON (`datasets` keeps it), or at a key of
+    TEXTS, stays text."""
     try:
         value = json.loads(text, object_pairs_hook=all_pairs, parse_constant=no_constant)
     except (ValueError, RecursionError):
@@ -228,13 +240,14 @@ def no_constant(name):
 
 
 def json_columns(schema):
-    """The columns of an Arrow schema with JSON texts in them, each with the keys that have them."""
+    """The columns of an Arrow schema with JSON texts, and the keys of these texts."""
     keys = {field.name: sorted(set(json_keys(field.type, field.name))) for field in schema}
     return {column: inner for column, inner in keys.items() if inner}
 
 
 def warn_of_json_columns(path):
-    """Name the columns of a Parquet file that `datasets` wrote by its Json feature: see findings/README.md."""
+    """Name a Parquet file's columns that `datasets` wrote with its Json feature: see
+    findings/README.md."""
     import pyarrow.parquet
 
     if path.suffix.lower() != ".parquet":
@@ -246,8 +259,8 @@ def warn_of_json_columns(path):
         single = sorted({key for keys in columns.values() for key in keys} - objects)
         texts = f'; in {", ".join(single)} a text that looks like JSON ("12.50") is now that value, and null is absent'
         say(
-            f"{path}: datasets wrote {', '.join(columns)} as JSON: numbers are rounded to 10 decimals{texts * bool(single)}. "
-            "Rows as JSON lines (.jsonl) are read as they are"
+            f"{path}: datasets wrote {', '.join(columns)} as JSON: numbers are rounded to 10 decimals"
+            f"{texts * bool(single)}. Rows as JSON lines (.jsonl) are read as they are"
         )
 
 

@@ -1,4 +1,4 @@
-"""Rows that ask for calls: a file of them in any layout, with or without answers."""
+"""Rows that ask for calls, from a file in any layout, with or without answers."""
 
 import contextlib
 import math
@@ -18,26 +18,28 @@ MAX_NOTES = 20
 
 
 class Request(NamedTuple):
-    """A record of a file."""
+    """One record of a file."""
 
-    id: object  # its own, or its number in the file
+    id: object  # the record's id, or its number in the file
     row: Row | None
-    error: str  # the reason if there is no row
-    left_out: list[str]  # a line for each of its tools that cannot be read
+    error: str  # the reason if row is None
+    left_out: list[str]  # a line for each unreadable tool
 
 
 def read_requests(path, tools):
-    """A Request for each record of a file. Prints on stderr a line for each tool that is read in part or not at all, with the
-    number of its rows. tools: for records without any."""
+    """A Request for each record of a file. Prints a line on stderr for each partly read or
+    unreadable tool, with its number of rows. tools: for records without tools."""
     requests, notes = [], Counter()
     for number, (_, record) in enumerate(read_file(path), start=1):
         row_id = record.get("id") if isinstance(record, dict) else None
-        if row_id is None or (isinstance(row_id, float) and not math.isfinite(row_id)):  # NaN is no JSON
+        # NaN is not JSON.
+        if row_id is None or (isinstance(row_id, float) and not math.isfinite(row_id)):
             row_id = number
         left_out = []
         try:
             request = as_request(record, tools)
-            with contextlib.suppress(ValueError, TypeError):  # of no list of tools: `validate` names the reason
+            # If it is not a list of tools, `validate` gives the reason.
+            with contextlib.suppress(ValueError, TypeError):
                 read = flat_tools(parse_json(request["tools"]), keep_going=True)
                 request["tools"], left_out = to_json(read.tools), read.left_out
                 notes.update(set(read.notes))

@@ -1,9 +1,8 @@
-"""A row in the xLAM schema: what makes it valid, and what it is known by.
+"""Rows in the xLAM schema: validation, ids and hashes.
 
-A row is a `query`, the `tools` on offer and the `answers` (the calls to make), the last two as JSON strings. They stay
-strings all the way to the prompt: parsed into columns, `datasets` would add every row's keys to every other row as
-nulls (trl#5118).
-"""
+A row has a `query`, the available `tools` and the `answers` (the calls to make). `tools` and
+`answers` stay JSON strings up to the prompt: in parsed columns, `datasets` would add every row's
+keys to every other row as nulls (trl#5118)."""
 
 import hashlib
 import json
@@ -19,33 +18,33 @@ from data_utils.tool_schema import call_problems
 from data_utils.written_calls import flat_calls
 
 COLUMNS = ("query", "tools", "answers")
-# May be there, for the evaluation alone: a kind of row, the values that the leaderboard accepts, and the arguments that are truly
-# required. The last two are JSON strings; no model sees any of them.
+# Optional columns for evaluation: the row's category, the leaderboard's accepted values, and the
+# truly required arguments. The last two are JSON strings. The model sees none of the three.
 EXTRA_COLUMNS = ("category", "acceptable", "required")
-SHOWN = 60  # characters of a bad row without an id
+SHOWN = 60  # characters shown of a bad row without an id
 
 
 class Row(NamedTuple):
     id: str
     query: str
-    tools: str  # JSON text as `to_json` renders it
-    answers: str  # likewise
-    # Alike for rows with the same content, whatever their ids and the order of keys: see content_hash.
+    tools: str  # JSON text of to_json
+    answers: str  # JSON text of to_json
+    # A content_hash: equal for rows with the same content, whatever their ids and order of keys.
     fingerprint: str = ""
-    category: str = ""  # the EXTRA_COLUMNS, empty where the row has none
+    category: str = ""  # EXTRA_COLUMNS, empty if absent
     acceptable: str = ""
     required: str = ""
-    conversation: str = ""  # alike for all turns of one conversation
-    opening: str = (
-        ""  # the record's `conversation_id`, or a hash of its tools and its messages up to the first question
-    )
+    conversation: str = ""  # equal for all turns of one conversation
+    # The record's `conversation_id`, or a hash of its tools and messages up to the first question.
+    opening: str = ""
 
     def tool_names(self):
         return {tool["name"] for tool in json.loads(self.tools)}
 
 
 def content_hash(query, tools, answers):
-    """A hash of a row's content, tools and answers as parsed values: as with JSON's equality, keys have no order."""
+    """A hash of a row's content. tools and answers are parsed values, and the order of keys does
+    not matter."""
     return hashlib.sha256(json.dumps([query, tools, answers], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -55,7 +54,8 @@ def validate(record):
 
 
 def read_row(record):
-    """The Row of a record, its calls and its ReadTools. Raises ValueError, of which a BadRow has one reason for all rows of a kind."""
+    """The Row of a record, its calls and its ReadTools. Raises ValueError; a BadRow has one reason
+    for all rows with the same fault."""
     if not isinstance(record, dict):
         raise BadRow("not a JSON object")
     values = {}
@@ -66,7 +66,7 @@ def read_row(record):
             raise BadRow(f"field '{column}' is not a string")
         try:
             record[column].encode()
-        except UnicodeEncodeError:  # half a surrogate pair
+        except UnicodeEncodeError:  # a lone surrogate
             raise BadRow(f"broken text in field '{column}'") from None
         values[column] = record[column] if column == "query" else json_field(record, column)
     if not values["query"].strip():
@@ -80,7 +80,7 @@ def read_row(record):
     values["tools"], values["answers"] = read.tools, flat_calls(values["answers"])
     tools, answers = to_json(values["tools"]), to_json(values["answers"])
     try:
-        # "\ud800" is an escape in the text and half a surrogate pair in the value.
+        # The escape "\ud800" in the text is a lone surrogate in the value.
         "".join([str(record.get("id")), tools, answers, *extras.values()]).encode()
     except UnicodeEncodeError:
         raise BadRow("half a surrogate pair in a string") from None
@@ -100,7 +100,7 @@ def names_by_tool(value):
 
 
 def name_in_file(record, place):
-    """The `id` of a record or, if it has none, its place in its file and how it begins."""
+    """A record's `id`, or its place in the file and its first characters."""
     if isinstance(record, dict) and record.get("id") not in (None, ""):
         return str(record["id"])
     text = (
@@ -111,11 +111,11 @@ def name_in_file(record, place):
 
 
 def valid_rows(records):
-    """The valid rows of `(place, record)` pairs, the bad ones as `{reason: [ids or places]}`, and a summary for describe_rows.
+    """The valid rows of `(place, record)` pairs, the bad ones as `{reason: [ids or places]}`, and a
+    summary for describe_rows.
 
-    A row with the content of an earlier one is left out and is not bad. One with the id alone of an earlier one is bad.
-    Records with one opening are one conversation.
-    """
+    A row with the content of an earlier row is left out but is not bad. A row with only the id of
+    an earlier row is bad. Records with the same opening are one conversation."""
     rows, bad, ids, contents = [], defaultdict(list), set(), set()
     layouts, notes, without_calls, misfits, repeats = Counter(), Counter(), 0, [], []
 
@@ -130,7 +130,7 @@ def valid_rows(records):
             refuse(error, name_in_file(record, place))
             continue
         layouts[layout] += 1
-        if left_out:  # an update with nothing takes a microsecond
+        if left_out:  # an empty update takes a microsecond
             notes.update(left_out)
         for turn in converted:
             try:
@@ -164,7 +164,8 @@ def valid_rows(records):
 
 
 def describe_rows(num_rows, summary):
-    """The lines to print of valid_rows' summary, each only if its count is not 0, the layouts if there is another than xLAM."""
+    """The lines to print for a valid_rows summary, without counts of 0, and without layouts if all
+    records are xLAM's."""
     layouts = summary["layouts"]
     found = ", ".join(f"{count} in {layout} layout" for layout, count in layouts.items())
     lines = []
@@ -189,7 +190,8 @@ def counted(count, noun):
 
 
 def describe_bad_rows(bad):
-    """`unknown tool: 2 rows (17, 29); missing field 'tools': 1 row (4)`, at most five ids a reason and five reasons."""
+    """`unknown tool: 2 rows (17, 29); missing field 'tools': 1 row (4)`: at most five reasons with
+    five ids."""
     reasons = sorted(bad.items(), key=lambda item: -len(item[1]))
     described = [
         f"{reason}: {counted(len(ids), 'row')} ({', '.join(ids[:5])}{', ...' * (len(ids) > 5)})"

@@ -1,4 +1,4 @@
-"""One schema of several: references are followed, allOf is merged, unions are taken apart."""
+"""Simplification of a JSON Schema: follow references, merge allOf, take unions apart."""
 
 from dataclasses import dataclass, field
 from urllib.parse import unquote
@@ -7,26 +7,31 @@ from data_utils.prompt import to_json
 from data_utils.tool_schema import PLAIN_TYPES, UNIONS
 
 FLAT_TYPES = {
-    "string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None", "array": "list", "object": "dict",
+    "string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None",
+    "array": "list", "object": "dict",
 }  # fmt: skip
-# Keywords of JSON Schema that mean nothing for a call; if two schemas are merged, the last annotation counts.
+# Keywords without a meaning for calls. If two schemas are merged, the last annotation counts.
 NO_MEANING = ("title", "$schema", "$id", "$defs", "definitions", "$comment")
 ANNOTATIONS = (*NO_MEANING, "description", "default", "examples", "deprecated", "readOnly", "writeOnly")
-# Those without a place in the flat form.
+# Keywords without a place in the flat form.
 NOT_FLAT = ("not", "if", "patternProperties", "unevaluatedProperties", "$dynamicRef", "dependentSchemas", "contains")
-# Those that the members of a union may share, and all that flat_spec has a place for; others stay as they are, behind these.
+# Keywords that the members of a union may share. flat_spec has a place for each; keywords
+# without a place follow unchanged.
 STRUCTURE = ("type", "properties", "required", "items", "additionalProperties", "prefixItems")
-# So much is read of one tool: the characters of its specs, and SCHEMA_COST for each schema. References that fork (each definition
-# refers twice to the next) double with every level. Of 155 tools of eight public servers the largest reads 556,759 (a message of
-# LINE's, which contains itself), the next 6,997.
+# The limit for one tool: the characters of its specs, plus SCHEMA_COST for each schema. Forking
+# references (each definition refers twice to the next) double with every level. Of 155 tools of
+# eight public servers, the largest needs 556,759 (a message of LINE's, which contains itself), the
+# next 6,997.
 MAX_READ, SCHEMA_COST = 1_000_000, 100
-# Of references to references and allOf in allOf: far below Python's recursion limit, in Jinja's macros too.
+# Nested references and allOf. Far below Python's recursion limit, also for Jinja's macros.
 MAX_STEPS = 16
-VERBATIM = "x-xlam"  # in a schema: the tool or spec that it was made of, if it would not become the same again
+# Key of the original tool or spec in a schema that would not convert back to it.
+VERBATIM = "x-xlam"
 
 
 class NotFlat(ValueError):
-    """A tool that the flat form cannot hold; the message names tool, argument and reason."""
+    """A tool that does not fit the flat form. The message names the tool, the argument and the
+    reason."""
 
 
 def refuse(where, *keys, why="cannot be said in the flat form"):
@@ -38,11 +43,11 @@ def refuse(where, *keys, why="cannot be said in the flat form"):
 class Reading:
     """The state of reading one tool's schema."""
 
-    root: dict  # the document that references are into
+    root: dict  # the document of the references
     notes: list
     spent: int = 0  # see MAX_READ
-    unscored: int = 0  # schemas with what no score reads
-    cut: set = field(default_factory=set)  # the references that a note has
+    unscored: int = 0  # schemas with keywords that no score reads
+    cut: set = field(default_factory=set)  # references that have a note
 
     def spend(self, cost, where):
         self.spent += cost
@@ -50,7 +55,7 @@ class Reading:
             raise NotFlat(f"{where}: its references make it too large, over {MAX_READ} characters")
 
     def reaches_itself(self, reference, where):
-        """Whether references lead from the schema at a reference back to it."""
+        """Whether the schema at a reference leads back to the reference."""
         seen = [reference]
         for start in seen:
             for piece in to_json(self.target(start, where)).split('"$ref": "')[1:]:
@@ -62,7 +67,7 @@ class Reading:
         return False
 
     def target(self, reference, where):
-        """The schema that a `$ref` leads to: RFC 6901, in the same document."""
+        """The schema at a `$ref`: an RFC 6901 pointer into the same document."""
         found = self.root
         for part in str(reference).split("/")[1:]:
             part = unquote(part).replace("~1", "/").replace("~0", "~")
@@ -80,7 +85,7 @@ def within(where, name):
 
 
 def below(path, *keys):
-    """The path to a schema inside the last one: its JSON pointer behind those of the schemas around it."""
+    """The path to a schema inside the last one, with the inner schema's JSON pointer added."""
     return (*path, "/".join([path[-1], *(key.replace("~", "~0").replace("/", "~1") for key in keys)]))
 
 
@@ -93,7 +98,8 @@ def refuse_keywords(schema, where):
 
 
 def kinds_of(schema, where):
-    """The words of a schema's type. A schema without one that has an object's keywords, or an array's, is of that type."""
+    """The names of a schema's types. Without `type`, keywords of objects or arrays imply the
+    type."""
     if "type" not in schema:
         values = schema.get("additionalProperties")
         is_object = (
@@ -113,7 +119,8 @@ def kinds_of(schema, where):
 
 
 def json_type(kind):
-    """JSON Schema's word for a type, None of one that it does not know. Python's, Java's and Gemini's words are known."""
+    """JSON Schema's name of a type, or None if the type is unknown. Accepts Python's, Java's and
+    Gemini's names."""
     return kind if kind in FLAT_TYPES else PLAIN_TYPES.get(without_mark(kind).lower())
 
 
@@ -134,10 +141,11 @@ def choices(schema, where):
 
 
 def resolve(schema, reading, where, path, steps=0):
-    """A schema with its references followed and its allOf merged, and the path with the places that this took.
+    """A schema with its references followed and its allOf merged, and the path with the places on
+    the way.
 
-    A reference to a schema around it is cut at its bare type: a schema that contains itself has no end.
-    """
+    A reference to an enclosing schema is cut at its bare type, because a schema that contains
+    itself has no end."""
     schema = {} if schema is True else schema
     if not isinstance(schema, dict):
         raise NotFlat(f"{where}: a schema must be an object")
@@ -165,14 +173,14 @@ def resolve(schema, reading, where, path, steps=0):
     for number, member in enumerate(schema.get("allOf", [])):
         parts.append(resolve(member, reading, where, below(path, "allOf", str(number)), steps + 1))
     merged = {}
-    for part, led in parts:
+    for part, part_path in parts:
         merged = merge(merged, part, where)
-        path = (*path, *(place for place in led if place not in path))
+        path = (*path, *(place for place in part_path if place not in path))
     return merge(merged, {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}, where), path
 
 
 def merge(first, second, where):
-    """One schema for the values that fit both."""
+    """A schema for the values that fit both schemas."""
     for one, other in ((first, second), (second, first)):
         names = [name for name in properties_in(other) if name not in properties_in(one)]
         if names and one.get("additionalProperties", True) not in (True, {}):
@@ -187,7 +195,7 @@ def properties_in(schema):
 
 
 def merge_values(key, first, second, where):
-    """The value of a keyword that two schemas have."""
+    """The value of a keyword that both schemas have."""
     if to_json(first) == to_json(second) or key in ANNOTATIONS:
         return second
     if key == "properties" and isinstance(first, dict) and isinstance(second, dict):
@@ -215,11 +223,11 @@ def merge_values(key, first, second, where):
 
 
 def union_of(schema, reading, where, path):
-    """A schema without its `anyOf` or `oneOf`, that keyword, the members as pairs of schema and path, and whether they are text.
+    """Take a union out of a schema. Returns the schema without `anyOf` or `oneOf`, this keyword,
+    its members as pairs of schema and path, and whether they are text.
 
-    Members that only require arguments, or have keywords that no score reads, stay in the schema as text for the model. Any other
-    member is made whole with what stands beside the union.
-    """
+    Members that only require arguments, or have keywords that no score reads, stay in the schema as
+    text for the model. Any other member is merged with the keywords beside the union."""
     keys = [key for key in UNIONS if key in schema]
     if len(keys) > 1:
         refuse(where, "anyOf beside oneOf")
@@ -257,7 +265,7 @@ def is_same(key, value, shared):
 
 
 def is_text(member, shared):
-    """Whether a member of a union has nothing that a score would read."""
+    """Whether no score reads anything in a member of a union."""
     required = member.get("required", [])
     unread = [key for key in (*STRUCTURE, *UNIONS, *NOT_FLAT, "const", "enum") if key not in ("required", "not")]
     declared = isinstance(required, list) and all(name in list(properties_in(shared)) for name in required)

@@ -1,4 +1,4 @@
-"""Where rows come from: files, the hub, folders in the hub's layout, and the demo's generator."""
+"""Sources of rows: files, the hub, folders in the hub's layout, and the demo's generator."""
 
 import hashlib
 import json
@@ -19,24 +19,25 @@ from run_utils.hub import check_hub_access
 
 class File(NamedTuple):
     path: Path
-    name: str  # in its repository; `path` may be a download or an unpacked copy with another name
+    name: str  # in the repository; `path` may be a renamed download or unpacked copy
 
 
 def load_rows(dataset_name, revision=None, max_bad_rows=0.01, *, config_name=None, report=None, generators=None):
-    """The valid rows of a data set, in its order, and the bad ones as `{reason: [ids]}`.
+    """The valid rows of a data set, in order, and the bad ones as `{reason: [ids]}`. Prints how the
+    rows were read.
 
-    `dataset_name` is a file that READERS has a reader for, a folder in the hub's layout, a hub id, or a name of `generators`,
-    `{name: function that returns records}`, such as the demo's;
-    `config_name` is its configuration where there are several. Large data sets are validated once and then read from the
-    cache. More bad rows than `max_bad_rows` (a share of all rows below 1, a count from 1 on) raise UserError, as do no valid
-    rows at all; `report` is then a file for the names of all bad rows. Prints how the rows were read.
-    """
+    dataset_name: a file with a reader in READERS, a folder in the hub's layout, a hub id, or a name
+    in `generators`, `{name: function that returns records}`, such as the demo's. config_name: a
+    configuration, if there are several. max_bad_rows: a share of all rows if below 1, else a count.
+    report: a file for the names of all bad rows if there are too many. Large data sets are
+    validated once and then read from the cache. Raises UserError for too many bad rows, and if no
+    row is valid."""
     source = find_source(dataset_name, revision, config_name, generators or {})
     try:
         rows, bad, summary = valid_rows(number(source)) if isinstance(source, list) else validate_or_load(source)
     except UserError:
         raise
-    except Exception as error:  # whatever a reader raises; a new one need not know of UserError
+    except Exception as error:  # a new reader need not raise UserError
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise UserError(f"cannot read {dataset_name}: {reason}") from None
     num_bad = sum(map(len, bad.values()))
@@ -69,7 +70,7 @@ def find_source(dataset_name, revision, config_name, generators):
     if is_made:
         return generators[dataset_name]()
     if path.is_file() and not named_as_file:
-        raise UserError(f"{dataset_name}: unsupported file type; what is read is {', '.join(READERS)}")
+        raise UserError(f"{dataset_name}: unsupported file type; supported are {', '.join(READERS)}")
     if named_as_file:
         if not path.is_file():
             raise UserError(f"{dataset_name}: no such file")
@@ -79,10 +80,11 @@ def find_source(dataset_name, revision, config_name, generators):
 
 
 def find_hub_files(name, revision, config_name):
-    """The files of the train split of a data set on the Hugging Face hub, downloaded, or of a folder in the hub's layout.
+    """The files of a train split, downloaded from the Hugging Face hub, or in a folder in the hub's
+    layout.
 
-    `datasets` chooses the files and reads none of them: its types would change the rows (findings/README.md).
-    """
+    `datasets` only chooses the files. It must not read them: its types would change the rows
+    (findings/README.md)."""
     import datasets
 
     local = Path(name).is_dir()
@@ -97,10 +99,10 @@ def find_hub_files(name, revision, config_name):
         if not files or "train" not in files:
             raise ValueError(f"no split train among {', '.join(map(str, files or ())) or 'none'}")
         urls = [str(url) for url in files["train"]]
-        # Unpacked files are cached by path: a local one would come back with its former content.
+        # Unpacked files are cached by path, so an edited local file would keep its old content.
         settings = datasets.DownloadConfig(force_extract=local)
         paths = datasets.DownloadManager(download_config=settings).download_and_extract(urls)
-    except Exception as error:  # load_dataset_builder raises whatever its builder does
+    except Exception as error:  # load_dataset_builder raises any error of its builder
         reason = " ".join(str(error.__cause__ or error).split())
         hint = "; --dataset_config_name chooses one" if "onfig name is missing" in reason else ""
         raise UserError(f"cannot load the data set {name}: {type(error).__name__}: {reason}{hint}") from None
@@ -108,12 +110,13 @@ def find_hub_files(name, revision, config_name):
     found = tuple(File(Path(path), unpacked_name(url)) for path, url in zip(paths, names, strict=True))
     for file in found:
         if Path(file.name).suffix.lower() not in READERS:
-            raise UserError(f"{name}: {file.name} has an unsupported type; what is read is {', '.join(READERS)}")
+            raise UserError(f"{name}: {file.name} has an unsupported type; supported are {', '.join(READERS)}")
     return found
 
 
 def files_offline(name, revision, config_name):
-    """A configuration's files by split in the hub's cache. `datasets` itself would want those of all configurations."""
+    """A configuration's files by split in the hub's cache. `datasets` itself would need the files
+    of all configurations."""
     from datasets.data_files import DataFilesDict, sanitize_patterns
     from datasets.load import load_dataset_builder
 
@@ -149,7 +152,7 @@ def records_of(files):
 
 
 def content_of(files):
-    """Names and hashes of everything from which the rows of files follow, as bytes."""
+    """Names and hashes of everything that determines the rows of files, as bytes."""
     for file in files:
         yield file.name.encode()
         for path in (file.path, accepted_beside(file.path)):

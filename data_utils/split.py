@@ -1,4 +1,5 @@
-"""On which side of the split a row is, the held-out rows found again by their content, and near-repeats across the split."""
+"""The split into training and evaluation rows, held-out rows found by content, and near-repeats
+across the split."""
 
 import hashlib
 import json
@@ -9,20 +10,20 @@ from collections import defaultdict
 _TOKEN = re.compile(r"(?P<number>(?:(?<!\w)[-+\u2212])?\d+(?:[.,:/-]\d+)*)|(?P<word>[^\W\d]\w*(?:-\w+)*)|[^\w\s]")
 _DIGITS = re.compile(r"\d+")
 _NUMBER_WORDS = frozenset(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million".split()
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million".split()
 )
 _NUMBER, _NAME = "0", "\0"
 
 
 def split_rows(rows, eval_fraction, seed, by="random"):
-    """Training rows, evaluation rows, and rows in neither. A function of the seed and the rows alone, not their order.
+    """Training rows, evaluation rows, and rows in neither. Depends only on the seed and the rows,
+    not on their order.
 
-    A row that repeats a held-out row's query, tools and answers under another id is in neither.
-    `random`: the `round(eval_fraction * n)` rows whose hash of (seed, id) is smallest. `tools`: no tool of an
-    evaluation row occurs in a training row. Tools are held out in the order of their hash until enough rows use held-out
-    tools alone; rows that use both kinds are left out.
-    """
+    `random` holds out the `round(eval_fraction * n)` rows with the smallest hash of (seed, id).
+    `tools` holds out tools in the order of their hash until enough rows use only held-out tools; no
+    training row has a tool of an evaluation row. Rows with both kinds of tools are in neither, and
+    so are repeats of a held-out row's query, tools and answers under another id."""
 
     def order(name):
         return hashlib.sha256(f"{seed}:{name}".encode()).digest()
@@ -39,7 +40,8 @@ def split_rows(rows, eval_fraction, seed, by="random"):
         return without_repeats(ordered, ordered[wanted:], ordered[:wanted])
 
     tools = {row.id: row.tool_names() for row in ordered}
-    open_tools = {row.id: len(tools[row.id]) for row in ordered}  # how many of a row's tools are not held out
+    # Number of a row's tools that are not held out.
+    open_tools = {row.id: len(tools[row.id]) for row in ordered}
     users = defaultdict(list)
     for row in ordered:
         for tool in tools[row.id]:
@@ -62,8 +64,9 @@ def same_conversation(row, other):
 
 
 def set_apart(rows, eval_rows, seed):
-    """Like split_rows where the rows to evaluate come from another place: training rows, evaluation rows, both in the order of
-    their hash, and rows in neither, which repeat one to evaluate or are of its conversation."""
+    """Like split_rows, for evaluation rows from another source: training rows and evaluation rows,
+    both in the order of their hash, and rows in neither (repeats of an evaluation row, and turns of
+    its conversation)."""
 
     def ordered(rows):
         return sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row.id}".encode()).digest())
@@ -85,10 +88,11 @@ def without_repeats(ordered, train_rows, eval_rows):
 
 
 def find_held_out(rows, split):
-    """The rows that a training held out, by content, in the order in which it did, and the ids of those that are gone.
+    """The rows that a training held out, by content and in the training's order, and the ids of
+    missing rows.
 
-    split: what train.py saves as split.json, `{"trained": {id: fingerprint}, "held_out": {id: fingerprint}}`.
-    """
+    split: the content of train.py's split.json, `{"trained": {id: fingerprint}, "held_out": {id:
+    fingerprint}}`."""
     by_content = defaultdict(list)
     for row in rows:
         by_content[row.fingerprint].append(row)
@@ -96,29 +100,28 @@ def find_held_out(rows, split):
     found, gone = [], []
     for row_id, fingerprint in split["held_out"].items():
         same = by_content[fingerprint]
-        if same:  # of several, the one of the same id where there is one
+        if same:  # prefer the copy with the same id
             found.append(same.pop(next((i for i, row in enumerate(same) if row.id == row_id), 0)))
-        elif fingerprint not in contents:  # else it was there several times, and is now fewer times
+        elif fingerprint not in contents:  # otherwise only fewer copies are left
             gone.append(row_id)
     return found, gone
 
 
 def near_repeats(train_rows, eval_rows):
-    """The ids of the evaluation rows whose query equals a training row's but for case, blanks, numbers or names. Takes time
-    linear in the rows. See query_keys for the definition."""
+    """The ids of evaluation rows whose query equals a training query except for case, whitespace,
+    numbers or names (see query_keys). Takes time linear in the rows."""
     seen = set().union(*map(query_keys, train_rows))
     return [row.id for row in eval_rows if not seen.isdisjoint(query_keys(row))]
 
 
 def query_keys(row):
-    """The keys of a row's query: two queries are near-repeats if they have a key in common.
+    """The keys of a row's query. Two queries with a common key are near-repeats.
 
-    1. The query in NFKC, each number (of digits or English words) as 0, without difference of case and without blanks.
-    2. Likewise, and the strings among the arguments of the row's own calls, of at most five words, are placeholders if they
-       stand in the query as whole words. This key exists if a word is left.
-    3. Likewise, and capitalised words within a sentence are placeholders too. This key exists if at least three words are left
-       and no fewer than were replaced: Titles With All Words Capitalised have none.
-    """
+    1. The query in NFKC, without case and whitespace, each number (digits or English words) as 0.
+    2. Key 1 with placeholders for the argument strings of the row's calls, if they have at most
+       five words and are in the query as whole words. Needs one more word.
+    3. Key 2 with placeholders for capitalised words within a sentence. Needs three more words, and
+       no fewer than were replaced: Titles With All Words Capitalised have no such key."""
     arguments = [call["arguments"] for call in json.loads(row.answers)]
     values = [_folded(_tokens(text)) for text in _strings(arguments) if len(text.split()) <= 5]
     values = [value for value in values if any(token[0].isalpha() for token in value)]
@@ -148,7 +151,7 @@ def query_keys(row):
 
 
 def _tokens(text):
-    """Words, numbers, each as 0 and neighbours as one, and other characters; no blanks."""
+    """Words, numbers and other characters, without whitespace. Adjacent numbers become one 0."""
     tokens = []
     for found in _TOKEN.finditer(unicodedata.normalize("NFKC", text)):
         is_number = found["number"] or (found["word"] and _NUMBER_WORDS.issuperset(found[0].casefold().split("-")))
@@ -163,7 +166,7 @@ def _folded(tokens):
 
 
 def _strings(value):
-    """All strings in a JSON value but its keys."""
+    """All strings in a JSON value except keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):

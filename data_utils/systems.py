@@ -1,13 +1,14 @@
-"""The systems that an evaluation compares: the model, its prompt, and whether a grammar holds it. One table, no torch."""
+"""The systems of an evaluation: the model, its prompt, and whether a grammar constrains it. No
+torch."""
 
 from typing import NamedTuple
 
 
 class System(NamedTuple):
     help: str
-    prompt: str | None = None  # a name of PROMPT_FORMATS; None: the one of the training
+    prompt: str | None = None  # a key of PROMPT_FORMATS; None: training's prompt
     adapter: bool = False
-    grammar: bool = False  # made of each row's tools
+    grammar: bool = False  # from each row's tools
     server: bool = False
 
     @property
@@ -27,10 +28,11 @@ SYSTEMS = {
 
 
 class SystemKey(NamedTuple):
-    """A system of one of several evaluations. The two stay apart: a label is a folder's name, and may hold any text."""
+    """A system of one of several evaluations. The label is a folder's name with any text, so it
+    stays a separate field."""
 
-    label: str  # empty if there is one evaluation
-    system: str  # of SYSTEMS
+    label: str  # empty for a single evaluation
+    system: str  # a key of SYSTEMS
 
     @property
     def kind(self):
@@ -38,17 +40,17 @@ class SystemKey(NamedTuple):
 
     @property
     def name(self):
-        """For people to read."""
+        """The name in texts."""
         return f"{self.label}: {self.system}" if self.label else self.system
 
 
 def verdict_pair(systems, baseline=()):
-    """The systems that the report's first sentence compares, as (baseline, judged); None if there are not two.
+    """The systems in the report's first sentence, as (baseline, judged); None if there are not two.
 
-    systems: SystemKeys in the order of the table. baseline: those of them to choose the baseline from, if one was asked for.
-    Judged is the adapter (or server) of the last evaluation that has one. The baseline is, in this order: the same system
-    of the first other evaluation, an adapter or server of another evaluation, the prompted base, the first system.
-    """
+    systems: SystemKeys in the order of the table. baseline: the requested choice of baselines, if
+    any. Judged is the adapter (or server) of the last evaluation that has one. The baseline is, in
+    order of preference: the same system of the first other evaluation, an adapter or server of
+    another evaluation, the prompted base, the first system."""
     candidates = [key for key in systems if key not in baseline] or list(systems)
     tuned = [key for key in candidates if not key.kind.is_base]
     judged = next((key for key in tuned if key.label == tuned[-1].label), candidates[-1] if candidates else None)
@@ -58,4 +60,4 @@ def verdict_pair(systems, baseline=()):
         elsewhere = key.label != judged.label
         return elsewhere and key.system == judged.system, elsewhere and not key.kind.is_base, key.system == "prompted"
 
-    return (max(others, key=preference), judged) if others else None  # the first of equals
+    return (max(others, key=preference), judged) if others else None  # max returns the first of equals

@@ -1,7 +1,7 @@
-"""Tool calls as text and as values: strict parsing, comparison, and what counts as the answer. Pure functions, no torch.
+"""Tool calls as text and as values: strict parsing, comparison, and the answer in a generated text.
+Pure functions, no torch.
 
-A list of calls is `[{"name": str, "arguments": {...}}, ...]`, the format of xLAM's `answers`.
-"""
+A list of calls is `[{"name": str, "arguments": {...}}, ...]`, the format of xLAM's `answers`."""
 
 import json
 import math
@@ -11,27 +11,25 @@ from run_utils.files import JSON_STRING, MAX_DEPTH, check_depth
 
 END_TAG = "</answer>"
 _STRING_OR_END_TAG = re.compile(f"{JSON_STRING.pattern}|{END_TAG}", re.DOTALL)
-_STRING_OR_BRACKET = re.compile(
-    rf"{JSON_STRING.pattern}|[\[{{\]}}\\]", re.DOTALL
-)  # or a backslash, which only strings have
+# A backslash outside a string is invalid.
+_STRING_OR_BRACKET = re.compile(rf"{JSON_STRING.pattern}|[\[{{\]}}\\]", re.DOTALL)
 _BLANK_OR_UNKNOWN = re.compile("[\\s\N{REPLACEMENT CHARACTER}]*")
 _OBJECT_OR_LIST_OF_OBJECTS = re.compile(r"\{|\[(?=\s*\{)")
 _FENCED_EMPTY_LIST = re.compile(r"\s*```\w*\s*\[\s*\]")
 
 
 def parse_json(text):
-    """The value of `text`, strictly: all of it one JSON value as RFC 8259 defines it, keys unique, numbers finite.
+    """Parse one JSON value strictly: RFC 8259, unique keys, finite numbers, no text after it.
 
-    Python's own parser takes NaN, Infinity and 1e999, keeps the last of two equal keys and overflows its stack on deep
-    nesting. Raises ValueError (json.JSONDecodeError among them).
-    """
+    Python's own parser accepts NaN, Infinity and 1e999, keeps the last of two equal keys, and
+    overflows its stack on deep nesting. Raises ValueError, for syntax json.JSONDecodeError."""
     check_depth(text)
     return _DECODER.decode(text)
 
 
 def _value_at(text, start):
-    """The value that begins at `start`, as strictly as parse_json's, and where it ends. Raises ValueError, or RecursionError
-    where brackets open without end."""
+    """Parse the value at `start` as strictly as parse_json, and return its end too. Raises
+    ValueError, or RecursionError for endless opening brackets."""
     value, end = _DECODER.raw_decode(text, start)
     check_depth(text[start:end])
     return value, end
@@ -59,7 +57,8 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, p
 
 
 def json_equal(a, b):
-    """Equality of JSON values: `true` is not 1 (in Python it is), 5 is 5.0, keys have no order, lists have."""
+    """Equality of JSON values: `true` is not 1 (in Python it is), 5 is 5.0, and only lists have an
+    order."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list) and isinstance(b, list):
@@ -70,7 +69,8 @@ def json_equal(a, b):
 
 
 def check_calls(calls):
-    """Raises ValueError, saying what is wrong, unless `calls` is a list of `{"name": str, "arguments": {...}}`."""
+    """Raise ValueError with the reason unless `calls` is a list of `{"name": str, "arguments":
+    {...}}`."""
     if not isinstance(calls, list):
         raise ValueError("not a list of calls")
     for call in calls:
@@ -84,7 +84,7 @@ FLAT_FORM = 'xLAM\'s flat form, [{"name", "description", "parameters": {argument
 
 
 def check_tool(tool):
-    """Raises ValueError with the reason unless `tool` is a tool in xLAM's flat form."""
+    """Raise ValueError with the reason unless `tool` is in xLAM's flat form."""
     if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
         raise ValueError("a tool must be an object with a name")
     parameters = tool.get("parameters", {})
@@ -94,11 +94,13 @@ def check_tool(tool):
         )
 
 
-# The value of a generated text, and when enough of it is there. One rule: whatever `finished` cuts off changes no score.
+# The value of a generated text, and the end of generation. One rule: text after `finished` changes
+# no score.
 
 
 def opening_value(text):
-    """The list or object that `text` starts with, strictly parsed, and its end; None if it starts otherwise."""
+    """The strictly parsed list or object at the start of `text`, and its end; None if there is
+    none."""
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] not in ("[", "{"):
         return None
@@ -109,15 +111,16 @@ def opening_value(text):
 
 
 def has_value(text):
-    """Whether the list or object that `text` starts with has closed."""
+    """Whether the list or object at the start of `text` has closed."""
     return opening_value(text) is not None
 
 
 def finished(text):
-    """Whether generation may stop here: a value has closed, and what follows it is `</answer>` or cannot become it.
+    """Whether generation may stop: a value has closed, and the text after it is `</answer>` or
+    cannot become it.
 
-    A text that starts otherwise is never finished: it runs on to the end token or the budget, since its value may come later.
-    """
+    A text without a value at its start is never finished: its value may follow later, so it runs to
+    the end token or the budget."""
     if (opening := opening_value(text)) is None:
         return False
     rest = text[opening[1] :].lstrip()
@@ -125,25 +128,27 @@ def finished(text):
 
 
 class Closing:
-    """When `finished` is worth asking of a text that grows by pieces: it reads the whole text, this each piece once.
+    """Detects when to call `finished` on a growing text. `finished` reads the whole text, this
+    class reads each piece once.
 
-    Pieces are the texts of single tokens. Blanks between them may be missing, and a letter of several tokens is a U+FFFD
-    in each; brackets, quotes and backslashes are all there, in their order.
-    """
+    Pieces are the texts of single tokens. Whitespace between them may be missing, and a letter of
+    several tokens is one U+FFFD per token. Brackets, quotes and backslashes are complete and in
+    order."""
 
     def __init__(self):
         self.opened = self.in_string = self.escaped = False
-        self.depth = 0  # of the brackets that are open
-        self.rest_is_blank = True  # of the text after the value
+        self.depth = 0  # number of open brackets
+        self.rest_is_blank = True  # the rest is the text after the value
 
     def add(self, piece):
-        """Take the next piece; returns whether `finished` may be true from here on, and was not before."""
+        """Read the next piece. Returns whether `finished` may be true now and was not before."""
         if not self.opened:
             piece = piece[_BLANK_OR_UNKNOWN.match(piece).end() :]
             if not piece:
                 return False
             self.opened = True
-            self.depth = 0 if piece[0] in "[{" else math.inf  # otherwise it starts with no value: nothing closes
+            # A text that does not start with a value never closes.
+            self.depth = 0 if piece[0] in "[{" else math.inf
         elif self.depth == 0:
             self.rest_is_blank = self.rest_is_blank and not piece.strip()
             return not self.rest_is_blank
@@ -162,10 +167,10 @@ class Closing:
 
 
 def answer_text(text):
-    """What counts as the answer: the text up to the first `</answer>` outside a JSON string, without surrounding blanks.
+    """The answer: the text up to the first `</answer>` outside a JSON string, without surrounding
+    whitespace.
 
-    Quotes make strings from the first bracket on: before it, they are prose.
-    """
+    Quotes make strings only after the first bracket. Before it, they are prose."""
     bracket = re.search(r"[\[{]|\Z", text).start()
     end = text.find(END_TAG, 0, bracket)
     if end < 0:
@@ -175,14 +180,14 @@ def answer_text(text):
 
 
 def parse_answer(text):
-    """The JSON value that the answer in `text` is, all of it; raises ValueError, saying what is wrong with it."""
+    """The JSON value of the whole answer in `text`. Raises ValueError with the reason."""
     return parse_json(answer_text(text))
 
 
 def lenient_value(text):
-    """What a forgiving parser finds in `text`, or None: the list or object that it starts with, else the first object or
-    non-empty list of objects anywhere. An empty list only at the start or in a code fence there: in code, `[]` means nothing.
-    """
+    """The value of `text` for a forgiving parser, or None: the list or object at its start, else
+    the first object or non-empty list of objects. An empty list counts only at the start, or in a
+    code fence at the start: in code, `[]` means nothing."""
     if opening := opening_value(text):
         return opening[0]
     if _FENCED_EMPTY_LIST.match(text):
@@ -204,11 +209,11 @@ def lenient_value(text):
 
 
 def _add_spans(text, start, spans):
-    """Add `{place: (end, depth)}` of the bracket at `start` and of those within it; None for one that nothing closes.
+    """Add `{place: (end, depth)}` of the bracket at `start` and all brackets in it; None for an
+    unclosed bracket.
 
-    Brackets known already are passed over: all starts of a text together read it about twice, since a place is either in a
-    string or not. (Trying to parse at each start reads what is open once for each bracket.)
-    """
+    Known brackets are skipped: all starts of a text together read it about twice, because a place
+    is either in a string or not. (Parsing at each start would read open text once per bracket.)"""
     open_places, depths, place = [], [], start
     while match := _STRING_OR_BRACKET.search(text, place):
         token, place = match[0], match.end()

@@ -1,4 +1,5 @@
-"""Tools from a file: JSON in any of the formats of tool_formats.py, or Python functions with types and docstrings."""
+"""Tools from a file: JSON in any format of tool_formats.py, or Python functions with types and
+docstrings."""
 
 import ast
 import contextlib
@@ -19,8 +20,8 @@ from run_utils.errors import UserError, say
 
 
 def read_tools(path):
-    """ReadTools of a JSON file, of stdin for `-`, or of a Python file, which is run. A tool that cannot be read is left out.
-    Raises UserError, also if all of them are."""
+    """ReadTools of a JSON file, of stdin for `-`, or of a Python file, which is executed.
+    Unreadable tools are left out. Raises UserError, also if no tool is left."""
     name = "stdin" if path == "-" else path
     left_out = []
     try:
@@ -29,7 +30,7 @@ def read_tools(path):
         else:
             data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
             value = parse_json(data.decode("utf-8-sig"))
-            if isinstance(value, str):  # the `tools` field of an xLAM row, copied as it is
+            if isinstance(value, str):  # a copied `tools` field of an xLAM row
                 value = parse_json(value)
         read = flat_tools(value, keep_going=True)
         to_json(read.tools).encode()
@@ -48,15 +49,17 @@ def read_tools(path):
 
 
 def none_left(left_out):
-    """One line about tools that all are left out, for their reasons."""
+    """The error line if all tools are left out."""
     others = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
     return f"no tool is left: {left_out[0]}{others}"
 
 
 def functions_of(path):
-    """The public functions that a Python file defines, as OpenAI's functions, and a line for each of them, and each callable
-    object, that cannot be read. A decorator's wrapper is read as the function in it. Runs the file. Raises UserError if that fails."""
-    # Not imported: of two versions with one second and one size, an import would run the compiled first.
+    """The public functions of a Python file as OpenAI's functions, and a line for each unreadable
+    function or callable object. Decorated functions are unwrapped. Runs the file. Raises UserError
+    if the file fails."""
+    # Not imported: if a file changes within a second and keeps its size, an import would run the
+    # old compiled file.
     module = types.ModuleType("tools_of_the_user")
     module.__file__ = str(path)
     functions, left_out = [], []
@@ -66,7 +69,8 @@ def functions_of(path):
             exec(compile(tree, path, "exec"), module.__dict__)
         except OSError:
             raise
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever the user's own code raises
+        # Any error of the user's code.
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise UserError(f"--tools {path}: {type(error).__name__}: {one_line(error)}") from None
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -80,7 +84,7 @@ def functions_of(path):
                     functions.append(function_schema(function))
                 elif name in defined or not inspect.isfunction(function):
                     left_out.append(f"{name}: not a plain function")
-            except Exception as error:  # of transformers, of pydantic, or of a type's own code
+            except Exception as error:  # of transformers, pydantic, or a type's code
                 left_out.append(f"function {name}: {one_line(error)}")
     if not functions and not left_out:
         raise UserError(f"--tools {path} defines no public function")
@@ -88,18 +92,19 @@ def functions_of(path):
 
 
 def is_tool_object(value):
-    """Whether a value can be called and is neither a class, a type of typing's, nor built into Python."""
+    """Whether a value is callable, but not a class, a type of typing, or a builtin of Python."""
     is_type = isinstance(value, type) or type(value).__module__ in ("typing", "typing_extensions", "types")
     return callable(value) and not is_type and not inspect.isbuiltin(value)
 
 
 def one_line(error):
-    return " ".join(str(error).partition("\n\n")[0].split())  # pydantic's next paragraphs are for its extenders
+    # Further paragraphs of pydantic are not for its users.
+    return " ".join(str(error).partition("\n\n")[0].split())
 
 
 def function_schema(function):
-    """A function as OpenAI's: by transformers' get_json_schema and, with types or descriptions that it does not read, by pydantic.
-    Raises the exceptions of both."""
+    """A function in OpenAI's form, by transformers' get_json_schema, or by pydantic if transformers
+    cannot read its types or descriptions. Raises the exceptions of both."""
     try:
         return get_json_schema(function)
     except Exception as error:
@@ -111,7 +116,8 @@ def function_schema(function):
     kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
     if kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         raise TypeError("a call names its arguments: *args, **kwargs and arguments before a / cannot be called")
-    with warnings.catch_warnings(action="ignore"):  # of defaults that are not JSON: they are left out
+    # Pydantic warns about defaults that are not JSON, and leaves them out.
+    with warnings.catch_warnings(action="ignore"):
         schema = TypeAdapter(function).json_schema()
     described = {name for name, argument in schema.get("properties", {}).items() if "description" in argument}
     read = get_json_schema(without_types(function, described))
@@ -122,8 +128,8 @@ def function_schema(function):
 
 
 def without_types(function, described):
-    """A function with the name and docstring of another, and those of its arguments that are not described, of any type: what
-    get_json_schema reads of a docstring."""
+    """A function with another function's name, docstring and undescribed arguments, all of type
+    Any. get_json_schema then reads only the docstring."""
 
     def documented(): ...
 
@@ -141,9 +147,10 @@ def without_types(function, described):
 
 @contextlib.contextmanager
 def importable(module):
-    """Put a module among Python's, which dataclasses and pydantic search, and its folder first in the path, as for a script."""
+    """Add a module to sys.modules, which dataclasses and pydantic search, and its folder to the
+    front of sys.path, as for a script."""
     typed_dict = typing.TypedDict
-    if sys.version_info < (3, 12):  # pydantic reads the backport alone
+    if sys.version_info < (3, 12):  # pydantic needs the backport
         typing.TypedDict = typing_extensions.TypedDict
     sys.modules[module.__name__] = module
     sys.path.insert(0, str(Path(module.__file__).resolve().parent))
@@ -156,7 +163,8 @@ def importable(module):
 
 
 def read_tools_and_say(path, strict):
-    """The tools of a file, in the flat form; on stderr their format, and a line for each that is read in part or not at all."""
+    """The tools of a file in the flat form. Prints their format on stderr, and a line for each
+    partly read or unreadable tool."""
     read = read_tools(path)
     if read.format != "xLAM":
         say(f"{path}: {len(read.tools)} tools, read as {read.format}'s")

@@ -1,8 +1,9 @@
-"""Other people's tools and calls, read and written: OpenAI's functions, MCP's and Anthropic's tools, and xLAM's flat form between them.
+"""Conversion of public formats of tools and calls (OpenAI's, MCP's, Anthropic's, ...) to and from
+xLAM's flat form.
 
-The flat form is for models, in training and after: `{"name", "description", "parameters": {argument: spec}}`; flat_spec.py has the specs.
-chat_template.jinja has the rules of both files in Jinja, for servers, with the same messages; it reads TABLES.
-"""
+The flat form is the model's, in training and after: `{"name", "description", "parameters":
+{argument: spec}}`; flat_spec.py has the specs. chat_template.jinja has the rules of both files in
+Jinja for servers, with the same messages. It reads TABLES."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -28,38 +29,34 @@ from data_utils.tool_calls import FLAT_FORM, check_tool, parse_json
 from data_utils.tool_schema import PLAIN_TYPES, UNIONS, is_required, parameter_schema, specs_at
 from run_utils.files import MAX_DEPTH
 
-# A tool has its arguments at one of these keys: a JSON Schema, or a spec for each argument. The format is named after it.
+# Keys of a tool's arguments (a JSON Schema, or a spec for each argument), and their formats.
 SCHEMA_KEYS = {
     "parameters": "JSON Schema", "inputSchema": "MCP", "input_schema": "Anthropic", "parameters_json_schema": "Gemini",
-    "parametersJsonSchema": "Gemini", "args_schema": "LangChain", "parameter_definitions": "Cohere", "inputs": "smolagents",
-    "args": "LangChain",
+    "parametersJsonSchema": "Gemini", "args_schema": "LangChain", "parameter_definitions": "Cohere",
+    "inputs": "smolagents", "args": "LangChain",
 }  # fmt: skip
 UNREAD_ARGUMENT = f"is not read: arguments belong in a JSON Schema's properties, or in {FLAT_FORM}"
 FLAT_KEYS = {"name", "description", "parameters"}
 WRAPPERS = {"function": "OpenAI", "toolSpec": "Bedrock", "tool_spec": "Bedrock"}
 DECLARATIONS = ("function_declarations", "functionDeclarations")
-# Keywords of JSON Schema that a tool of another format than xLAM's has no arguments of the name of: those with a schema, those with
-# schemas by name.
+# Keywords of JSON Schema with a schema, and with schemas by name. Only xLAM's tools may have
+# arguments with these names.
 SCHEMA_KEYWORDS = (
-    "additionalProperties",
-    "not",
-    "if",
-    "then",
-    "else",
-    "propertyNames",
-    "contains",
-    "unevaluatedProperties",
-)
+    "additionalProperties", "not", "if", "then", "else", "propertyNames", "contains", "unevaluatedProperties",
+)  # fmt: skip
 SCHEMAS_BY_NAME = ("$defs", "definitions", "patternProperties", "dependentSchemas")
 NOT_BESIDE = "required beside parameters is not read: put it into a JSON Schema"
-# Parts of the names of keys that hold no arguments, though their values may look like it.
-NO_ARGUMENTS = ("output", "return", "response", "result", "annotation", "meta", "example", "cache", "security", "execution")  # fmt: skip
+# Parts of the names of keys without arguments, though their values may look like arguments.
+NO_ARGUMENTS = (
+    "output", "return", "response", "result", "annotation", "meta", "example", "cache", "security", "execution",
+)  # fmt: skip
 TABLES = {
-    "flat_types": FLAT_TYPES, "plain_types": PLAIN_TYPES, "schema_keys": SCHEMA_KEYS, "wrappers": WRAPPERS, "unions": UNIONS,
-    "declarations": DECLARATIONS, "unread_argument": UNREAD_ARGUMENT, "no_arguments": NO_ARGUMENTS, "no_meaning": NO_MEANING, "annotations": ANNOTATIONS,
-    "not_flat": NOT_FLAT, "structure": STRUCTURE, "placed": PLACED, "of_the_tool": OF_THE_TOOL, "max_read": MAX_READ,
-    "schema_keywords": SCHEMA_KEYWORDS, "schemas_by_name": SCHEMAS_BY_NAME, "not_beside": NOT_BESIDE,
-    "schema_cost": SCHEMA_COST, "max_depth": MAX_DEPTH, "max_steps": MAX_STEPS,
+    "flat_types": FLAT_TYPES, "plain_types": PLAIN_TYPES, "schema_keys": SCHEMA_KEYS, "wrappers": WRAPPERS,
+    "unions": UNIONS, "declarations": DECLARATIONS, "unread_argument": UNREAD_ARGUMENT, "no_arguments": NO_ARGUMENTS,
+    "no_meaning": NO_MEANING, "annotations": ANNOTATIONS, "not_flat": NOT_FLAT, "structure": STRUCTURE,
+    "placed": PLACED, "of_the_tool": OF_THE_TOOL, "max_read": MAX_READ, "schema_keywords": SCHEMA_KEYWORDS,
+    "schemas_by_name": SCHEMAS_BY_NAME, "not_beside": NOT_BESIDE, "schema_cost": SCHEMA_COST,
+    "max_depth": MAX_DEPTH, "max_steps": MAX_STEPS,
 }  # fmt: skip
 
 # Any format -> the flat form
@@ -73,12 +70,11 @@ class ReadTools(NamedTuple):
 
 
 def flat_tools(value, *, keep_going=False):
-    """A parsed value as ReadTools; docs/formats.md has the table of formats.
+    """Convert a parsed value to ReadTools; docs/formats.md has the table of formats.
 
-    Tools are a list, bare or in the objects that servers and libraries put around it, and are read one by one: a list may mix
-    formats. Raises ValueError for a value that is no list of tools. A tool that the flat form cannot hold raises NotFlat, or with
-    `keep_going` is left out.
-    """
+    Tools are a list, bare or in the objects of servers and libraries. They are read one by one: a
+    list may mix formats. Raises ValueError if the value is not a list of tools. A tool that does
+    not fit the flat form raises NotFlat, or is left out with `keep_going`."""
     if (
         isinstance(value, list)
         and all(map(is_flat_tool, value))
@@ -98,12 +94,13 @@ def flat_tools(value, *, keep_going=False):
             continue
         names.add(flat["name"])
         tools.append(flat)
-        formats[form] += form != "xLAM" or bool(flat.get("parameters"))  # one without arguments fits any list
+        # A flat tool without arguments fits a list of any format.
+        formats[form] += form != "xLAM" or bool(flat.get("parameters"))
     return ReadTools(tools, " and ".join(sorted(+formats)) or "xLAM", notes, left_out)
 
 
 def entries(value):
-    """The tools in a parsed value, each with the name of its format if the object around it has one."""
+    """The tools in a parsed value, each with the format of the object around it, or None."""
     value = from_text(value)
     for key in ("result", "toolConfig", "tools", "functions"):
         refuse_two_lists(value, ("toolConfig", "tools", "functions", *DECLARATIONS))
@@ -128,7 +125,7 @@ def refuse_two_lists(value, keys):
 
 
 def from_text(value):
-    """A value, or the one that it is the JSON text of."""
+    """A value, parsed if it is JSON text. Raises NotFlat."""
     if not isinstance(value, str):
         return value
     try:
@@ -138,23 +135,24 @@ def from_text(value):
 
 
 def is_flat_tool(tool):
-    """Whether a tool is in the flat form beyond doubt."""
+    """Whether a tool is certainly in the flat form."""
     if not isinstance(tool, dict) or not tool.keys() <= FLAT_KEYS:
         return False
     return isinstance(tool.get("name"), str) and has_specs(tool.get("parameters", {}))
 
 
 def has_specs(parameters):
-    """Whether a value is an object with a spec for each argument, rather than a JSON Schema of all arguments."""
+    """Whether an object has a spec for each argument, and is not a JSON Schema of all arguments."""
     if not isinstance(parameters, dict) or not all(isinstance(spec, dict) for spec in parameters.values()):
         return False
-    # An argument may be called "properties": its spec has texts in it, not specs.
+    # The spec of an argument named "properties" has texts in it, not specs.
     properties = parameters.get("properties")
     return properties is None or not all(isinstance(spec, dict) for spec in properties.values())
 
 
 def has_keywords(parameters):
-    """Whether an object has schemas at keywords of JSON Schema, rather than an argument's spec, which has texts in it."""
+    """Whether an object has schemas at keywords of JSON Schema. A single argument's spec has texts
+    instead."""
     by_name = [parameters[key] for key in SCHEMAS_BY_NAME if isinstance(parameters.get(key), dict)]
     return any(key in parameters for key in SCHEMA_KEYWORDS) or any(
         all(isinstance(schema, dict) for schema in schemas.values()) for schemas in by_name
@@ -162,7 +160,8 @@ def has_keywords(parameters):
 
 
 def read_tool(tool, form, notes):
-    """The name of a tool's format, and the tool in the flat form. form: the name if what is around the tool has one."""
+    """The format of a tool, and the tool in the flat form. form: the format of the object around
+    the tool, if known."""
     tool = from_text(tool)
     if not isinstance(tool, dict):
         raise NotFlat("a tool must be an object with a name")
@@ -173,13 +172,13 @@ def read_tool(tool, form, notes):
         raise NotFlat("a tool must be an object with a name")
     keys = [key for key in SCHEMA_KEYS if function.get(key) is not None]
     key = next((key for key in keys if function[key]), keys[0] if keys else "parameters")
-    kind = tool.get("type")
-    if kind is not None and kind != "function" and not (kind == "custom" and key == "input_schema"):
-        raise NotFlat(f"tool {to_json(tool.get('name'))}: tools of the type {to_json(kind)} are not read")
+    tool_type = tool.get("type")
+    if tool_type is not None and tool_type != "function" and not (tool_type == "custom" and key == "input_schema"):
+        raise NotFlat(f"tool {to_json(tool.get('name'))}: tools of the type {to_json(tool_type)} are not read")
     if not isinstance(function.get("name"), str):
         raise NotFlat("a tool must be an object with a name")
     where = f"tool {function['name']}"
-    is_bare = form is None and wrapper is None and kind is None and key == "parameters"
+    is_bare = form is None and wrapper is None and tool_type is None and key == "parameters"
     form = form or WRAPPERS.get(wrapper) or SCHEMA_KEYS[key]
     flat = {key: function[key] for key in ("name", "description") if function.get(key) is not None}
     schema = from_text(function[key]) if keys else {}
@@ -204,14 +203,12 @@ def read_tool(tool, form, notes):
     else:
         flat |= read_arguments(schema, where, notes)
         if not flat.get("parameters"):
-            # Beside values of any name a text is a remark, an object may be an argument.
+            # Beside additionalProperties, a text is a remark, but an object may be an argument.
             unread = dict if flat.get("additionalProperties") else dict | list | str
             known = (*PLACED, *ANNOTATIONS, *OF_THE_TOOL, "allOf", "$ref")
             odd = {key: value for key, value in schema.items() if key not in known and not key.startswith(("$", "x-"))}
             refuse(
-                where,
-                *(key for key, value in odd.items() if value and isinstance(value, unread)),
-                why=UNREAD_ARGUMENT,
+                where, *(key for key, value in odd.items() if value and isinstance(value, unread)), why=UNREAD_ARGUMENT
             )
     check_tool(flat)
     if not flat.get("parameters"):
@@ -222,15 +219,15 @@ def read_tool(tool, form, notes):
 
 
 def required_names(specs, key):
-    """The arguments that must be given, of specs as LangChain, smolagents and Cohere write them."""
+    """The required arguments in specs of LangChain, smolagents or Cohere."""
     if key == "inputs":
         return [name for name, spec in specs.items() if spec.get("nullable") is not True]
-    # Cohere's specs have `required` themselves.
+    # Cohere's specs contain `required`.
     return [name for name, spec in specs.items() if key == "args" and "default" not in spec]
 
 
 def holds_schemas(key, value):
-    """Whether a tool's key seems to hold its arguments, though it is not among those that are read."""
+    """Whether a tool's unread key seems to hold its arguments."""
     if any(part in key.lower() for part in NO_ARGUMENTS):
         return False
     specs = value if isinstance(value, list) else [value, *value.values()] if isinstance(value, dict) else []
@@ -243,7 +240,8 @@ def holds_schemas(key, value):
 
 
 def openai_tools(tools):
-    """Tools in the flat form as OpenAI's functions. flat_tools makes the same tools of them, to the last character."""
+    """Convert flat tools to OpenAI's functions. flat_tools converts them back to exactly the same
+    tools."""
     return [{"type": "function", "function": openai_function(tool)} for tool in tools]
 
 
@@ -268,7 +266,8 @@ def openai_function(tool):
 
 
 def schema_of(spec):
-    """The schema that flat_spec makes this spec of, with the spec itself beside it if the rules alone would not give it back."""
+    """The schema that flat_spec converts to this spec. It contains the spec itself if the rules
+    alone would not restore it."""
     inner = {key: schema_of(spec[key]) for key in ("items", "additionalProperties") if isinstance(spec.get(key), dict)}
     if isinstance(spec.get("properties"), dict) and all(
         isinstance(inside, dict) for inside in spec["properties"].values()

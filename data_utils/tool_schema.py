@@ -1,4 +1,4 @@
-"""The JSON Schema of xLAM's flat tools, whose types are informal, and what of a call does not fit it."""
+"""JSON Schemas of xLAM's flat tools, whose types are informal, and the misfits of calls."""
 
 import functools
 import re
@@ -9,7 +9,8 @@ from run_utils.files import MAX_DEPTH
 
 PLAIN_TYPES = {
     "str": "string", "string": "string", "text": "string", "char": "string", "character": "string",
-    "int": "integer", "integer": "integer", "long": "integer", "short": "integer", "byte": "integer", "bigint": "integer",
+    "int": "integer", "integer": "integer", "long": "integer", "short": "integer", "byte": "integer",
+    "bigint": "integer",
     "float": "number", "number": "number", "double": "number",
     "bool": "boolean", "boolean": "boolean",
     "list": "array", "array": "array", "arraylist": "array", "tuple": "array", "set": "array", "sequence": "array",
@@ -18,11 +19,13 @@ PLAIN_TYPES = {
     "none": "null", "null": "null", "nonetype": "null",
 }  # fmt: skip
 UNIONS = ("anyOf", "oneOf")
-PLAIN_KEYS = {"description", "type", "default", "required"}  # of specs whose type is all that their values must fit
+# If a spec has only these keys, only its type constrains values.
+PLAIN_KEYS = {"description", "type", "default", "required"}
 
 
 def tool_schema(tool):
-    """The JSON Schema of the `arguments` of a call to a flat tool (a parsed value). An unknown type accepts any value."""
+    """The JSON Schema of the `arguments` of a call to a flat tool (a parsed value). Unknown types
+    accept any value."""
     schema = object_schema(tool.get("parameters") or {}, tool.get("additionalProperties"))
     return schema | {
         key: list(map(parameter_schema, alternatives(tool, key))) for key in UNIONS if alternatives(tool, key)
@@ -30,8 +33,8 @@ def tool_schema(tool):
 
 
 def object_schema(properties, others):
-    """The schema of an object with these properties (specs by name). others: the spec of its other values, True if any other is
-    allowed."""
+    """The schema of an object. properties: specs by name. others: the spec of additional values, or
+    True for any value."""
     return {
         "type": "object",
         "properties": {name: parameter_schema(spec) for name, spec in properties.items()},
@@ -41,26 +44,27 @@ def object_schema(properties, others):
 
 
 def is_required(spec):
-    """Whether an argument must be given: by `required` if it is true or false, else unless its type ("str, optional") or a
-    default marks it as optional."""
+    """Whether an argument must be given. A boolean `required` decides; otherwise a type like "str,
+    optional" or a default makes it optional."""
     if isinstance(spec.get("required"), bool):
         return spec["required"]
     return "default" not in spec and not parse_type(str(spec.get("type", "")))[1]
 
 
 @functools.lru_cache(maxsize=256)  # rows have few types
-def parse_type(kind):
-    """The schema of a type, and whether the type marks an argument as optional: by `, optional` behind it, or as `Optional[...]`."""
-    end = kind.rfind("]") + 1  # a mark stands behind the last bracket
-    mark = re.search(r",\s*(optional|default)\b", kind[end:], re.IGNORECASE)
-    is_optional = re.search(r",\s*optional\b", kind[end:], re.IGNORECASE) or kind.strip().lower().startswith(
+def parse_type(type_name):
+    """The schema of a type, and whether `, optional` after it or `Optional[...]` makes an argument
+    optional."""
+    end = type_name.rfind("]") + 1  # the mark follows the last bracket
+    mark = re.search(r",\s*(optional|default)\b", type_name[end:], re.IGNORECASE)
+    is_optional = re.search(r",\s*optional\b", type_name[end:], re.IGNORECASE) or type_name.strip().lower().startswith(
         "optional["
     )
-    return type_schema(kind[: end + mark.start()] if mark else kind), bool(is_optional)
+    return type_schema(type_name[: end + mark.start()] if mark else type_name), bool(is_optional)
 
 
 def parameter_schema(spec):
-    """The JSON Schema of the values of a spec; not to be changed in place."""
+    """The JSON Schema of a spec's values. Do not change it in place."""
     kinds = spec.get("type", "")
     schema, _ = parse_type(" | ".join(map(str, kinds)) if isinstance(kinds, list) else str(kinds))
     if spec.keys() <= PLAIN_KEYS and not isinstance(spec.get("required"), list):
@@ -80,7 +84,8 @@ def parameter_schema(spec):
 
 
 def alternatives(spec, key):
-    """The specs at `anyOf` or `oneOf`. Members without type and values are text for the model, such as `{"required": [...]}`."""
+    """The specs at `anyOf` or `oneOf`. Members without type and values, such as `{"required":
+    [...]}`, are text for the model."""
     members = specs_at(spec, key)
     return members if all(member.keys() & {"type", "const", "enum"} for member in members) else []
 
@@ -91,8 +96,9 @@ def specs_at(spec, key):
 
 
 def with_parts(schema, spec):
-    """The schema of a spec's type with the spec's properties, values, items and places, each in the types that have such."""
-    if "anyOf" in schema:  # a grammar reads nothing beside it
+    """The schema of a spec's type with the spec's properties, values, items and places, each in the
+    types that allow them."""
+    if "anyOf" in schema:  # a grammar ignores keywords beside it
         return schema | {"anyOf": [with_parts(member, spec) for member in schema["anyOf"]]}
     properties, others, items = spec.get("properties"), spec.get("additionalProperties"), spec.get("items")
     required = spec.get("required")
@@ -128,26 +134,27 @@ def with_parts(schema, spec):
     return schema
 
 
-def type_schema(kind):
-    """The schema of one informal type: `List[int]`, `Dict[str, float]`, `Union[str, None]`, `int | str`, ..., {} of an unknown one."""
-    return {} if is_deep(kind) else _type_schema(kind.strip())
+def type_schema(type_name):
+    """The schema of an informal type: `List[int]`, `Dict[str, float]`, `Union[str, None]`, `int |
+    str`, ...; {} for an unknown type."""
+    return {} if is_deep(type_name) else _type_schema(type_name.strip())
 
 
-def is_deep(kind):
+def is_deep(type_name):
     """Whether brackets are nested deeper than MAX_DEPTH."""
     depth = 0
-    if kind.count("[") > MAX_DEPTH:
-        for bracket in re.findall(r"[\[\]]", kind):
+    if type_name.count("[") > MAX_DEPTH:
+        for bracket in re.findall(r"[\[\]]", type_name):
             depth += 1 if bracket == "[" else -1
             if depth > MAX_DEPTH:
                 return True
     return False
 
 
-def _type_schema(kind):
-    if len(members := split_outside_brackets(kind, "|")) > 1:
+def _type_schema(type_name):
+    if len(members := split_outside_brackets(type_name, "|")) > 1:
         return one_of(members)
-    head, _, inside = kind.partition("[")
+    head, _, inside = type_name.partition("[")
     head, inside = head.strip().lower(), inside.rstrip()
     parts = split_outside_brackets(inside[:-1], ",") if inside.endswith("]") else []
     if head == "optional" and parts:
@@ -166,11 +173,11 @@ def _type_schema(kind):
     return {"type": name} if name else {}
 
 
-def one_of(kinds):
+def one_of(type_names):
     schemas = []
-    for kind in kinds:
-        schema = _type_schema(kind)
-        if not schema:  # anything goes
+    for type_name in type_names:
+        schema = _type_schema(type_name)
+        if not schema:  # any value
             return {}
         if schema not in schemas:
             schemas.append(schema)
@@ -188,7 +195,7 @@ def split_outside_brackets(text, separator):
 
 
 def call_problems(calls, tools):
-    """What of the calls does not fit the tools (both as parsed lists), a sentence each."""
+    """A sentence for each misfit of the calls with the tools (both as parsed lists)."""
     by_name = {tool["name"]: tool for tool in tools}
     problems = []
     for call in calls:
@@ -198,11 +205,11 @@ def call_problems(calls, tools):
         for error in JSON_TYPES(tool_schema(by_name[call["name"]])).iter_errors(call["arguments"]):
             where = "".join(f".{part}" if isinstance(part, str) else f"[{part}]" for part in error.absolute_path)
             problems.append(f"{call['name']}{where}: {error.message}")
-    return list(dict.fromkeys(problems))  # of two calls with one fault, one sentence
+    return list(dict.fromkeys(problems))  # without repeats
 
 
 def conforms(value, schema):
-    """Whether a value is what a JSON Schema asks for; 5.0 is no integer, as in the published types."""
+    """Whether a value fits a JSON Schema. 5.0 is not an integer, as in the published types."""
     return JSON_TYPES(schema).is_valid(value)
 
 

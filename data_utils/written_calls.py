@@ -1,8 +1,8 @@
-"""Calls as `{"name", "arguments"}`, from the ways in which people write them: as values, and in an assistant's text.
+"""Calls as `{"name", "arguments"}`, read from values and from an assistant's text.
 
-Read in a text are JSON and Python literals between the ends of FORMS or alone, and `[f(a="b")]`. Any other text that looks like a call
-raises BadRow: its row would teach a model to answer in words. To read another form, add its two ends to FORMS.
-"""
+In a text, JSON and Python literals are read, alone or between the ends of FORMS, and `[f(a="b")]`.
+Any other text that looks like a call raises BadRow: its row would teach a model to answer in words.
+To read another form, add its two ends to FORMS."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ import warnings
 from data_utils.bad_rows import BadRow, keys_of, not_json
 from data_utils.tool_calls import opening_value, parse_json
 
-# The ends of a value, as regular expressions. With a group `name` the value is the arguments alone.
+# Both ends of a value, as regular expressions. With a group `name`, the value is only arguments.
 FORMS = (
     (r"<tool_call>", r"</tool_call>|\Z"),  # Hermes, Qwen
     (r"<tool_calls>", r"</tool_calls>|\Z"),  # Jamba
@@ -35,20 +35,22 @@ MARKS = re.compile(
     r"|^\s*Action Input:|```tool_(?:code|call)",
     re.IGNORECASE | re.MULTILINE,
 )
-FENCED = re.compile(r"\s*(?:Action:\s*)?```(?:json)?\s(.*)```\s*", re.DOTALL)  # Cohere's, with the word before it
+# Cohere writes `Action:` before it.
+FENCED = re.compile(r"\s*(?:Action:\s*)?```(?:json)?\s(.*)```\s*", re.DOTALL)
 NAME_KEYS = ("name", "tool_name")
 ARGUMENT_KEYS = ("arguments", "args", "parameters", "input")
 PYTHON_STRING = r'"(?:[^"\\]|\\.)*+"|' + r"'(?:[^'\\]|\\.)*+'"
 PYTHON_CALL = re.compile(r"\s*([^()\[\]{}\"'=,]*[^()\[\]{}\"'=,\s])\s*\(")
 PYTHON_LIST = re.compile(rf"\s*\[{PYTHON_CALL.pattern}.*\)\s*\]\s*", re.DOTALL)
-PYTHON_ALONE = re.compile(r"\s*[\w.]+\(\s*\w+\s*=.*\)\s*", re.DOTALL)  # of any name
+PYTHON_ALONE = re.compile(r"\s*[\w.]+\(\s*\w+\s*=.*\)\s*", re.DOTALL)  # with any name
 SEPARATOR = re.compile(r"\s*(?:,(?!\s*\])|\](?=\s*\Z))")
 
 
 def read_call(call):
-    """`{"name", "arguments"}` of a call in OpenAI's wrapper or without, its arguments an object or the text of one. Raises BadRow."""
+    """`{"name", "arguments"}` of a call, with or without OpenAI's wrapper. Its arguments are an
+    object or JSON text. Raises BadRow."""
     if type(call) is dict and list(map(type, call.values())) == [str, dict] and list(call) == ["name", "arguments"]:
-        return call  # the usual one, quickly
+        return call  # the usual form, for speed
     if isinstance(call, str):
         call = parse_value(call, "a call")
     if isinstance(call, dict) and isinstance(call.get("function"), dict):
@@ -59,9 +61,10 @@ def read_call(call):
     if len(names) != 1 or not isinstance(names[0], str):
         raise BadRow(f"a call without a name: it has {keys_of(call)}")
     known = [key for key in ARGUMENT_KEYS if key in call]
-    given = [key for key in known if call[key] is not None]  # Parquet gives each call the keys of all calls
+    # Parquet pads each call with the keys of all calls.
+    given = [key for key in known if call[key] is not None]
     if not known:
-        raise BadRow(f"a call without arguments: it has {keys_of(call)}, and read are {', '.join(ARGUMENT_KEYS)}")
+        raise BadRow(f"a call without arguments: it has {keys_of(call)}; known are {', '.join(ARGUMENT_KEYS)}")
     if len(given) > 1:
         raise BadRow(f"a call with {' and '.join(given)}")
     arguments = call[given[0]] if given else {}
@@ -76,19 +79,19 @@ def read_call(call):
 
 
 def read_calls(value):
-    """The calls of a list of them, of one, or of the text of either. Raises BadRow."""
+    """The calls of a list or of a single call, or of the text of either. Raises BadRow."""
     value = parse_value(value, "calls") if isinstance(value, str) else value
     return [read_call(call) for call in (value if isinstance(value, list) else [value])]
 
 
 def flat_calls(value):
-    """The calls of a parsed list, xLAM's or OpenAI's `tool_calls`, in xLAM's form. Raises BadRow."""
+    """A parsed list of xLAM's calls or OpenAI's `tool_calls` in xLAM's form. Raises BadRow."""
     if not isinstance(value, list):
         raise BadRow("not a list of calls")
     return [read_call(call) for call in value]
 
 
-def parse_value(text, what):
+def parse_value(text, where):
     """The value of a JSON text, or of a Python literal. Raises BadRow."""
     try:
         return parse_json(text)
@@ -96,20 +99,21 @@ def parse_value(text, what):
         try:
             return python_value(python_tree(text.strip()))
         except ValueError:
-            raise not_json(what, error) from None
+            raise not_json(where, error) from None
 
 
 def python_tree(text):
-    """The syntax tree of a Python expression. Raises ValueError. Nothing is run."""
+    """The syntax tree of a Python expression, which is not run. Raises ValueError."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of escapes as in "\\d"
+        with warnings.catch_warnings(action="ignore"):  # about escapes like "\\d"
             return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ValueError("not a Python expression") from None
 
 
 def python_value(node):
-    """The JSON value of a literal's syntax tree, JSON's own `true`, `false` and `null` among it. Raises ValueError."""
+    """The JSON value of a literal's syntax tree, with JSON's `true`, `false` and `null`. Raises
+    ValueError."""
     match node:
         case ast.Constant(value=str() | bool() | int() | None as value):
             return value
@@ -134,15 +138,15 @@ def unique(pairs):
 
 
 def split_calls(text, names):
-    """The words of an assistant's text, and the calls written in it. names: of the tools on offer. Raises BadRow if some of it looks
-    like a call and is not read."""
+    """The words and the calls of an assistant's text. names: the names of the tools. Raises BadRow
+    for an unread text that looks like a call."""
     thought, tag, text = text.rpartition("</think>")
     words, calls = read_bare(text, names)
     if not calls:
         words, calls = read_forms(text)
     if not calls and PYTHON_LIST.fullmatch(text):
         words, calls = "", read_python_list(text)
-    if "<think>" in words:  # a call in it may be a mere thought
+    if "<think>" in words:  # a call in it may be only a thought
         raise BadRow("an assistant's text has a thought that does not end: <think> without </think>")
     if mark := MARKS.search(words) or mark_of_tool(words, names) or PYTHON_ALONE.fullmatch(words):
         raise BadRow(f"an assistant's text holds a call that is not read: {mark[0].strip()[:40]}")
@@ -152,7 +156,8 @@ def split_calls(text, names):
 
 
 def read_bare(text, names):
-    """A text that is a JSON value, as no words and its calls, if all of it are calls; else the text and none."""
+    """No words and the calls, if the text is a JSON value of calls only; else the text and no
+    calls."""
     fenced = FENCED.fullmatch(text)
     inside = fenced[1] if fenced else text
     opening = opening_value(inside)
@@ -170,7 +175,7 @@ def looks_like_call(value):
 
 
 def read_forms(text):
-    """The words of a text and the calls in the first of FORMS that it has. Raises BadRow."""
+    """The words of a text, and its calls in the first of FORMS that occurs. Raises BadRow."""
     for start, end in COMPILED:
         words, calls, position = [], [], 0
         while opened := start.search(text, position):
@@ -185,7 +190,7 @@ def read_forms(text):
 
 
 def value_between(text, opened, end):
-    """The value that begins behind a match, and the match of its end. Raises BadRow."""
+    """The value after a match, and the match of its end. Raises BadRow."""
     start = opened.end()
     if opening := opening_value(text[start:]):
         value, closed = opening[0], end.match(text, start + opening[1])
@@ -198,7 +203,7 @@ def value_between(text, opened, end):
 
 
 def read_python_list(text):
-    """The calls of `[f(a="b"), g()]`, whose names may have blanks in them. Raises BadRow."""
+    """The calls of `[f(a="b"), g()]`. Names may contain spaces. Raises BadRow."""
     calls, position = [], text.index("[") + 1
     try:
         while position < len(text.rstrip()):
@@ -219,7 +224,7 @@ def read_python_list(text):
 
 
 def closing_parenthesis(text, start):
-    """The place behind the parenthesis that closes one before `start`, or None."""
+    """The position after the parenthesis that closes the one before `start`, or None."""
     depth = 1
     for found in re.finditer(rf"{PYTHON_STRING}|[()]", text[start:], re.DOTALL):
         depth += (found[0] == "(") - (found[0] == ")")
@@ -229,8 +234,9 @@ def closing_parenthesis(text, start):
 
 
 def mark_of_tool(text, names):
-    """The match of a tool's name written as in a call, or None: as a value or key of JSON, before `{`, before `(` at a line's start
-    or with arguments, in or as an XML tag, after `functions.`, or after words as in `Action: name`."""
+    """The match of a tool's name written as in a call, or None: as a value or key of JSON, before
+    `{`, before `(` at a line's start or with arguments, in or as an XML tag, after `functions.`, or
+    after a word like `Action:`."""
     for name in names:
         if name and name in text:
             word = re.escape(name)

@@ -150,7 +150,7 @@ def new_folder(path):
 
 
 def encodes(text):
-    """Whether a text can be written: half a surrogate pair, alone in a string, cannot."""
+    """Whether a text can be encoded: a lone surrogate cannot."""
     try:
         return text.encode() is not None
     except UnicodeEncodeError:

@@ -1,4 +1,5 @@
-"""What an exported tokenizer carries: answers become tool_calls exactly where they are lists of calls."""
+"""The chat template and response template of an exported tokenizer: only lists of calls become
+tool_calls."""
 
 import json
 
@@ -48,12 +49,12 @@ def test_a_list_of_calls_becomes_tool_calls_with_the_model_s_own_arguments(calls
         return
     assert set(message) == {"role", "tool_calls"}
     assert flat_calls(message["tool_calls"]) == calls
-    for call, said in zip(message["tool_calls"], calls, strict=True):
-        assert call["function"]["arguments"] == to_json(said["arguments"])  # to the last character
+    for call, expected in zip(message["tool_calls"], calls, strict=True):
+        assert call["function"]["arguments"] == to_json(expected["arguments"])  # to the last character
 
 
 @given(CALLS.filter(bool), st.data())
-def test_a_list_cut_short_is_content(calls, data):
+def test_a_truncated_list_is_content(calls, data):
     text = to_json(calls)
     cut = data.draw(st.integers(1, len(text) - 1))
     assert TOKENIZER.parse_response(text[:cut], prefix=PREFIX) == {"role": "assistant", "content": text[:cut].strip()}
@@ -68,15 +69,15 @@ def test_a_list_cut_short_is_content(calls, data):
         '[{"name": "f"}]',
         '[{"name": "f", "arguments": {}}, 3]',
         '{"name": "f", "arguments": {}}',
-        '[{"arguments": {}, "name": "f"}]',  # not as training writes them
+        '[{"arguments": {}, "name": "f"}]',  # training writes the name first
     ],
 )
 def test_anything_else_is_content(text):
     assert TOKENIZER.parse_response(text + END, prefix=PREFIX) == {"role": "assistant", "content": text}
 
 
-def test_arguments_stay_as_the_model_wrote_them_whatever_their_types_are_to_be():
-    """transformers casts arguments to the tools' types, where they are objects; evaluation does not."""
+def test_arguments_keep_the_model_s_types():
+    """transformers casts the arguments of objects to the tools' types; evaluation does not."""
     tools = [{"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}]
     message = TOKENIZER.parse_response('[{"name": "f", "arguments": {"a": "7"}}]', prefix=PREFIX, tools=tools)
     assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"a": "7"}

@@ -1,4 +1,4 @@
-"""Held-out queries that equal a training query but for case, blanks, numbers or names."""
+"""Held-out queries that equal a training query except for case, whitespace, numbers or names."""
 
 import json
 
@@ -17,7 +17,8 @@ def row(query, *values, row_id="x"):
     ("training", "held_out"),
     [
         (row("Book a table"), row("Book a table")),
-        (row("delete the release rl50", "rl50"), row("delete the release rl50", 50)),  # whatever the calls are
+        # Calls do not matter.
+        (row("delete the release rl50", "rl50"), row("delete the release rl50", 50)),
         (row("Book a table"), row("  BOOK a\ttable \n")),
         (row("a table , please"), row("A table, please")),
         (row("ﬁnd 5 km"), row("find 5\u00a0km")),  # Unicode's compatibility forms
@@ -44,20 +45,21 @@ def test_a_near_repeat_is_found_in_either_direction(training, held_out):
     [
         (row("Add the numbers"), row("Multiply the numbers")),
         (row("weather in rome", "rome"), row("humidity in rome", "rome")),
-        (row("What Is The Weather In Rome"), row("What Is The Speed Of Light")),  # capitals are no names here
+        # Capitals in a title are not names.
+        (row("What Is The Weather In Rome"), row("What Is The Speed Of Light")),
         (row("What is the Speed Of Light In Water"), row("What is the Weather In Rome Right Now")),
-        (row("Rome", "Rome"), row("Oslo", "Oslo")),  # nothing but a name
+        (row("Rome", "Rome"), row("Oslo", "Oslo")),  # only a name
         (row("Translate the first long text of all", "the first long text of all"),
          row("Translate something quite other than that one", "something quite other than that one")),
         (row("go to the romance section", "Rome"), row("go to the Rome section", "Rome")),
         (row("How much is 5 + 3"), row("How much is 5 - 3 * 2")),
     ],
 )  # fmt: skip
-def test_other_queries_are_none(training, held_out):
+def test_other_queries_are_not_near_repeats(training, held_out):
     assert near_repeats([training], [held_out]) == []
 
 
-def test_ids_are_those_of_the_held_out_rows_in_their_order():
+def test_the_ids_are_in_the_order_of_the_held_out_rows():
     held_out = [row(f"item {place}" if place % 2 else "something else", row_id=str(place)) for place in range(6)]
     assert near_repeats([row("Item 99")], held_out) == ["1", "3", "5"]
     assert near_repeats([], held_out) == near_repeats(held_out, []) == []

@@ -5,7 +5,7 @@ import pytest
 from data_utils.prompt import PROMPT_FORMATS, PromptFormat, check_format, render_raw, render_tags, to_json
 
 
-def test_tag_prompt_to_the_letter():
+def test_the_tag_prompt_is_exact():
     tools = to_json([{"name": "größe", "parameters": {"x": {"type": "int"}}}])
     assert render_tags("How big is {query} in {tools}?\n", tools) == (
         "<system_prompt>\n"
@@ -29,21 +29,22 @@ def test_raw_prompt_is_json_without_tags():
 @pytest.mark.parametrize(
     ("prompt_format", "message"),
     [
-        (PromptFormat(render_tags, completion=lambda answers: f"CALLS: {answers}"), "parse does not make"),
-        (PromptFormat(render_tags, completion=lambda a: f"{a}\n```", parse=lambda t: json.loads(t.removesuffix("\n```"))),
+        (PromptFormat(render_tags, completion=lambda answers: f"CALLS: {answers}"), "parse does not read"),
+        (PromptFormat(render_tags, completion=lambda a: f"{a}\n```",
+                      parse=lambda t: json.loads(t.removesuffix("\n```"))),
          "finished stops it after"),
     ],
 )  # fmt: skip
-def test_a_format_that_does_not_read_what_it_teaches_is_refused(monkeypatch, prompt_format, message):
-    monkeypatch.setitem(PROMPT_FORMATS, "mine", prompt_format)
+def test_a_format_that_misreads_its_own_completion_is_refused(monkeypatch, prompt_format, message):
+    monkeypatch.setitem(PROMPT_FORMATS, "custom", prompt_format)
     with pytest.raises(ValueError, match=message):
-        check_format("mine", '[{"name": "f", "arguments": {}}]')
+        check_format("custom", '[{"name": "f", "arguments": {}}]')
     for name in ("tags-1", "raw"):
         check_format(name, '[{"name": "f", "arguments": {"x": "</answer>"}}]')
 
 
-def test_both_formats_ask_for_the_list_of_calls():
-    """What a row's completion is, the format reads back, and generation may stop right after it."""
+def test_both_formats_read_back_their_completion():
+    """A format reads back its completion, and generation may stop right after it."""
     answers = '[{"name": "größe", "arguments": {"x": "</answer>"}}]'
     for prompt_format in PROMPT_FORMATS.values():
         completion = prompt_format.completion(answers)

@@ -37,11 +37,12 @@ def test_every_format_gives_the_same_rows(tmp_path):
     as_lists = [{**row, "tools": json.loads(row["tools"]), "answers": json.loads(row["answers"])} for row in GOOD]
     (tmp_path / "lists.json").write_text(json.dumps(as_lists))
     datasets.Dataset.from_list(GOOD).to_parquet(tmp_path / "rows.parquet")
-    hub_folder = tmp_path / "hub"  # laid out as Salesforce/xlam-function-calling-60k is
+    hub_folder = tmp_path / "hub"  # in the layout of Salesforce/xlam-function-calling-60k
     hub_folder.mkdir()
     (hub_folder / "xlam_function_calling_60k.json").write_text(json.dumps(GOOD))
     (hub_folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: dataset\n  data_files:\n  - split: train\n    path: xlam_function_calling_60k.json\n---\n"
+        "---\nconfigs:\n- config_name: dataset\n  data_files:\n  - split: train\n"
+        "    path: xlam_function_calling_60k.json\n---\n"
     )
     for name in ("rows.json", "lists.json", "rows.parquet", "hub"):
         assert load_rows(str(tmp_path / name))[0] == expected, name
@@ -66,16 +67,16 @@ def test_rows_are_read_from_the_cache_until_their_source_changes(name, tmp_path,
     save_file(
         load_file(stored) | {"others": np.frombuffer(json.dumps([{}, EMPTY_SUMMARY]).encode(), dtype=np.uint8)}, stored
     )
-    assert load_rows(str(source))[1] == {}  # it is the file that is read
-    stored.write_bytes(stored.read_bytes()[:1000])  # as a full disk leaves it
+    assert load_rows(str(source))[1] == {}  # from the cached file
+    stored.write_bytes(stored.read_bytes()[:1000])  # like on a full disk
     assert load_rows(str(source), max_bad_rows=1) == fresh
     write_jsonl(file, [*GOOD[1:], *generate_rows(61, seed=4)[60:]])
     assert [row.id for row in load_rows(str(source))[0]] == [*(row["id"] for row in GOOD[1:]), "demo-0000060"]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
-def test_what_nobody_reads_may_be_anything(tmp_path, name):
-    """In a folder in the hub's layout, where `datasets` gives each column one type."""
+def test_unread_fields_of_json_may_have_any_type(tmp_path, name):
+    """`datasets` would give each column of a folder one type."""
     extras = [{"id": i if i % 2 else f"x{i}", "metadata": {"a": [{"b": i}]} if i % 3 else "text"} for i in range(60)]
     records = [{**row, **extra} for row, extra in zip(GOOD, extras, strict=True)]
     write = write_jsonl if name == "rows.jsonl" else lambda path, records: path.write_text(json.dumps(records))
@@ -106,7 +107,7 @@ def test_one_of_several_configurations_is_chosen_by_name(tmp_path):
         load_rows(str(tmp_path / "first.jsonl"), config_name="second")
 
 
-def test_rows_without_ids_are_known_by_what_is_read_of_them(tmp_path):
+def test_ids_and_unread_fields_do_not_change_fingerprints(tmp_path):
     bare = [{key: value for key, value in row.items() if key != "id"} for row in GOOD]
     more = [{**row, "source": i} for i, row in enumerate(bare)]
     rows = load_rows(write_jsonl(tmp_path / "bare.jsonl", bare))[0]
@@ -172,7 +173,7 @@ def test_bad_rows_are_counted_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("ids", ["without ids", "the same ids", "other ids"])
-def test_a_row_that_repeats_another_is_left_out_and_counted_and_not_bad(tmp_path, capsys, ids):
+def test_a_repeated_row_is_left_out_and_counted_but_not_bad(tmp_path, capsys, ids):
     rows = [row | {"id": i} for i, row in enumerate(GOOD)]
     repeats = [row | {"id": f"again {i}"} if ids == "other ids" else row for i, row in enumerate(rows[:7])]
     records = [{k: row[k] for k in row if k != "id" or ids != "without ids"} for row in rows + repeats]
@@ -181,7 +182,7 @@ def test_a_row_that_repeats_another_is_left_out_and_counted_and_not_bad(tmp_path
     assert "rows left out, since they repeat another: 7 (" in capsys.readouterr().err
 
 
-def test_answers_that_do_not_fit_their_own_tools_are_counted_with_two_ids_and_a_reason(tmp_path, capsys):
+def test_misfit_answers_are_counted_with_two_ids_and_a_reason(tmp_path, capsys):
     tools = '[{"name": "f", "parameters": {"x": {"type": "int"}}}]'
     answers = [{"x": 1}, {"x": "1"}, {}, {"y": 1}]
     records = [
@@ -192,13 +193,14 @@ def test_answers_that_do_not_fit_their_own_tools_are_counted_with_two_ids_and_a_
     assert "fit their own tools: 3 (r1, r2): f.x: '1' is not of type 'integer'" in capsys.readouterr().err
 
 
-KINDS = ["int", "float", "str", "bool", "list", "dict", "List[int]", "List[List[str]]", "Dict[str, int]", "Union[int, None]", "Tuple[int, str]", "thing"]  # fmt: skip
+KINDS = ["int", "float", "str", "bool", "list", "dict", "List[int]", "List[List[str]]", "Dict[str, int]",
+         "Union[int, None]", "Tuple[int, str]", "thing"]  # fmt: skip
 VALUES = [0, 1.0, True, "a", "1", None, [], [1], [True], [["a"]], [[1]], {}, {"a": 1}, {"a": "b"}, [1, "a"]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("more", [{}, {"default": None}, {"enum": ["a", "b"]}, {"enum": [1, "a", True]}])
-def test_the_quick_check_of_an_answer_finds_what_jsonschema_finds(kind, more):
+def test_the_quick_check_agrees_with_jsonschema(kind, more):
     tools = [{"name": "f", "parameters": {"x": {"type": kind} | more}}]
     for arguments in [{}, {"y": 1}, {"x": 1, "y": 1}, *({"x": value} for value in VALUES)]:
         calls = [{"name": "f", "arguments": arguments}]
@@ -218,7 +220,7 @@ def test_the_quick_check_of_an_answer_finds_what_jsonschema_finds(kind, more):
         ("latin.jsonl", b"\xff\xfe\xff", "cannot read"),
     ],
 )
-def test_unreadable_files(tmp_path, name, content, message):
+def test_an_unreadable_file_is_one_line(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message) as error:
@@ -228,8 +230,8 @@ def test_unreadable_files(tmp_path, name, content, message):
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 @pytest.mark.parametrize("real", [False, True])
-def test_strings_and_real_lists_are_judged_alike(tmp_path, name, real):
-    """A key twice, what is no JSON, and too deep a value: in a list as in the text that says the same."""
+def test_strings_and_lists_are_checked_alike(tmp_path, name, real):
+    """A repeated key, invalid JSON, and too deep a value: in a list as in its text."""
     answers = [
         '[{"name": "f", "arguments": {"a": 1, "a": 2}}]', '[{"name": "f", "arguments": {"a": NaN}}]',
         '[{"name": "f", "arguments": {"a": 1e999}}]', f'[{{"name": "f", "arguments": {{"a": {"[" * 70}{"]" * 70}}}}}]',
@@ -238,7 +240,8 @@ def test_strings_and_real_lists_are_judged_alike(tmp_path, name, real):
     tools = ['[{"name": "f", "name": "g"}]', '[{"name": "f", "parameters": {"a": {}, "a": {}}}]', '[{"name": "f"}]']
     cells = [(text, tools[-1]) for text in answers] + [(answers[-1], text) for text in tools]
     lines = [
-        f'{{"id": {i}, "query": "q{i}", "answers": {a if real else json.dumps(a)}, "tools": {t if real else json.dumps(t)}}}'
+        f'{{"id": {i}, "query": "q{i}", "answers": {a if real else json.dumps(a)}, '
+        f'"tools": {t if real else json.dumps(t)}}}'
         for i, (a, t) in enumerate(cells)
     ]
     twice = '{"id": 8, "query": "q", "query": "p", "answers": [], "tools": []}'
@@ -265,19 +268,19 @@ def rows(tmp_path_factory):
     return load_rows(write_jsonl(tmp_path_factory.mktemp("split") / "rows.jsonl", generate_rows(1010, seed=4)))[0]
 
 
-def test_random_split_is_by_hash_of_seed_and_id(rows):
+def test_the_random_split_depends_on_seed_and_id_only(rows):
     training, evaluation, neither = split_rows(rows, 0.05, seed=42)
     assert (len(training), len(evaluation), neither) == (960, 50, [])  # round(50.5) is 50
     assert {row.id for row in training + evaluation} == {row.id for row in rows}
     shuffled = random.Random(0).sample(rows, len(rows))
     assert split_rows(shuffled, 0.05, seed=42) == (training, evaluation, [])
     assert set(split_rows(rows, 0.05, seed=43)[1]) != set(evaluation)
-    # A row's place does not depend on the other rows: with half of them, half of those held out are the same ones.
+    # A row's side does not depend on other rows: half of the rows keep their held-out rows.
     half = [row for i, row in enumerate(rows) if i % 2]
     assert set(split_rows(half, 0.05, seed=42)[1]) >= {row for row in half if row in evaluation[:20]}
 
 
-def test_tools_split_shares_no_tool(rows):
+def test_the_tools_split_shares_no_tool(rows):
     training, evaluation, neither = split_rows(rows, 0.03, seed=42, by="tools")
     assert len(evaluation) == round(0.03 * len(rows))
     names = [set().union(*(row.tool_names() for row in part)) for part in (training, evaluation)]
@@ -323,13 +326,13 @@ def hub(monkeypatch):
         (500, "", "cannot reach"),
     ],
 )
-def test_the_hub_says_no(hub, status, code, message):
+def test_an_error_of_the_hub_is_explained(hub, status, code, message):
     hub.status, hub.error_code = status, code
     with pytest.raises(UserError, match=message):
         check_hub_access("some/rows", "dataset", "v9")
 
 
-def test_the_hub_is_not_there(hub, monkeypatch):
+def test_an_unreachable_hub_is_explained(hub, monkeypatch):
     hub.shutdown()
     hub.server_close()
     with pytest.raises(UserError, match="cannot reach .*HF_HUB_OFFLINE=1"):

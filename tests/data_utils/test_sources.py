@@ -1,4 +1,4 @@
-"""Files and folders of records, as people's tools write them."""
+"""Files and folders of records, as public tools write them."""
 
 import gzip
 import hashlib
@@ -32,7 +32,7 @@ def write_jsonl(path, records):
 
 
 def number_like_rows():
-    """Two rows whose argument is a text that looks like another value, and a third whose argument is a list."""
+    """Two rows with a text argument that looks like another value, and a third with a list."""
     values = ["007", "12.50", "true", "null", "1e5", "NaN", '{"a": 1}', "Rome", 0.1234567890123456, 1e-11, [1]]
     tools = [{"name": "f", "description": "", "parameters": {"x": {"description": "", "type": "any"}}}]
     return [
@@ -45,8 +45,9 @@ def argument_values(rows):
     return [json.loads(row.answers)[0]["arguments"]["x"] for row in rows]
 
 
-def test_json_lines_of_a_folder_are_what_the_file_holds(tmp_path):
-    """`datasets` would read 7, 12.5, True and None, and round the floats: findings/datasets_json_feature.sh."""
+def test_json_lines_of_a_folder_are_read_unchanged(tmp_path):
+    """`datasets` would read 7, 12.5, True and None, and round the floats:
+    findings/datasets_json_feature.sh."""
     records = number_like_rows()
     write_jsonl(tmp_path / "hub" / "train.jsonl", records)
     rows, bad = load_rows(str(tmp_path / "hub"))
@@ -56,7 +57,7 @@ def test_json_lines_of_a_folder_are_what_the_file_holds(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["string_view", "large_string", "dictionary", "json"])
-def test_columns_that_hold_json_texts_are_read(tmp_path, kind):
+def test_columns_with_json_texts_are_read(tmp_path, kind):
     types = {"string_view": pa.string_view(), "large_string": pa.large_string(), "json": pa.json_(pa.string())}
     types["dictionary"] = pa.dictionary(pa.int32(), pa.string())
     columns = {key: pa.array([row[key] for row in GOOD]) for key in GOOD[0]}
@@ -66,7 +67,7 @@ def test_columns_that_hold_json_texts_are_read(tmp_path, kind):
     assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(write_jsonl(tmp_path / "rows.jsonl", GOOD))
 
 
-def test_keys_of_a_map_are_no_columns_and_are_read(tmp_path):
+def test_maps_are_read(tmp_path):
     arguments = [{"a": "1"}, {"b": "2", "c": "3"}]
     tools = json.dumps([{"name": "f", "parameters": {key: {"type": "str, optional"} for key in "abc"}}])
     records = [
@@ -82,8 +83,8 @@ def test_keys_of_a_map_are_no_columns_and_are_read(tmp_path):
 
 @pytest.mark.parametrize("place", ["file", "folder"])
 @pytest.mark.parametrize("layout", ["xLAM", "messages"])
-def test_json_columns_of_datasets_are_read_as_what_was_written(tmp_path, layout, place):
-    """TRL's documented way of writing tools; a message's own keys are padded with nulls, which mean nothing there."""
+def test_json_columns_of_datasets_are_read_unchanged(tmp_path, layout, place):
+    """TRL's documented form of tools. Null keys of a message have no meaning."""
     json_list = datasets.List(datasets.Json())
     records = [{key: row[key] for key in ("id", "query", "tools", "answers")} for row in LISTS]
     features = {"id": datasets.Value("string"), "query": datasets.Value("string")}
@@ -112,7 +113,7 @@ def test_json_columns_of_datasets_are_read_as_what_was_written(tmp_path, layout,
     assert load_rows(str(path))[0] == wanted and len(wanted) == 20
 
 
-def test_a_tool_without_a_description_has_none_beside_tools_that_have_one(tmp_path):
+def test_a_tool_without_a_description_gets_none_from_other_tools(tmp_path):
     tools = [{"name": "f", "parameters": {"a": {"type": "int"}}}, {"name": "g", "description": "d", "parameters": {}}]
     records = [{"id": str(n), "query": "q", "tools": [tool], "answers": "[]"} for n, tool in enumerate(tools)]
     text = datasets.Value("string")
@@ -122,23 +123,23 @@ def test_a_tool_without_a_description_has_none_beside_tools_that_have_one(tmp_pa
     assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(write_jsonl(tmp_path / "rows.jsonl", records))
 
 
-def test_a_parquet_file_whose_texts_became_values_is_named_each_time(tmp_path, capsys, monkeypatch):
+def test_a_parquet_file_with_converted_texts_is_named_each_time(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cache, "FROM_ROWS", 1)
     monkeypatch.setattr(cache, "HF_HOME", tmp_path / "cache")
     write_jsonl(tmp_path / "hub" / "train.jsonl", number_like_rows())
     mixed = datasets.load_dataset(str(tmp_path / "hub"), split="train", cache_dir=str(tmp_path / "datasets"))
     mixed.to_parquet(tmp_path / "rows.parquet")
-    for _ in range(2):  # read, then from the cache
+    for _ in range(2):  # from the file, then from the cache
         capsys.readouterr()
         rows, _ = load_rows(str(tmp_path / "rows.parquet"))
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "datasets wrote" in line]
         assert "rows.parquet: datasets wrote answers as JSON" in line
         assert 'in x a text that looks like JSON ("12.50") is now that value' in line
-    # A text that is no JSON can only have been one; the others are lost.
+    # Only texts that are not JSON are still texts.
     assert argument_values(rows) == ["007", 12.5, True, None, 1e5, "NaN", {"a": 1}, "Rome", 0.123456789, 0.0, [1]]
 
 
-def test_nested_columns_without_json_are_refused_for_what_they_are(tmp_path):
+def test_nested_columns_without_json_are_refused(tmp_path):
     by_column = {"tools": LISTS, "answers": [{**row, "tools": json.dumps(row["tools"])} for row in LISTS]}
     for name, records in by_column.items():
         pq.write_table(pa.Table.from_pylist(records), tmp_path / "rows.parquet")
@@ -158,7 +159,7 @@ def test_arguments_as_json_text_in_a_nested_column_are_read(tmp_path):
     assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(write_jsonl(tmp_path / "rows.jsonl", GOOD))
 
 
-def test_parts_of_a_message_are_no_keys_of_a_tool(tmp_path):
+def test_parts_of_a_message_are_read_from_nested_columns(tmp_path):
     parts = [{"type": "text", "text": "Is it raining"}, {"type": "text", "text": " in Rome?"}]
     calls = [{"function": {"name": "weather", "arguments": '{"city": "Rome"}'}}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [], "tool_calls": calls}]
@@ -169,7 +170,7 @@ def test_parts_of_a_message_are_no_keys_of_a_tool(tmp_path):
     assert load_rows(str(tmp_path / "rows.parquet")) == load_rows(write_jsonl(tmp_path / "rows.jsonl", records))
 
 
-def test_columns_that_nobody_reads_may_be_anything(tmp_path):
+def test_unread_columns_of_parquet_may_have_any_type(tmp_path):
     extras = [
         {"metadata": {"input": {"a": n}}, "embedding": [0.5], "image": {"bytes": b"x", "path": None}} for n in range(20)
     ]
@@ -184,7 +185,7 @@ def test_a_missing_column_is_named(tmp_path):
         load_rows(str(tmp_path / "rows.parquet"))
 
 
-def test_a_broken_line_is_the_parser_s_error_at_its_line(tmp_path):
+def test_a_broken_line_gives_the_parser_s_error_with_its_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(GOOD[0]) + '\n\n{"id": tru}\n[1]\n' + "[" * 200_000 + "\n")
     (first, record), (second, error), (third, none), (fourth, deep) = read_file(path)
@@ -194,8 +195,8 @@ def test_a_broken_line_is_the_parser_s_error_at_its_line(tmp_path):
     assert isinstance(deep, ValueError)
 
 
-def test_json_lines_may_be_called_json(tmp_path):
-    """As many data sets of the hub call them."""
+def test_json_lines_may_have_the_suffix_json(tmp_path):
+    """Many data sets on the hub use this suffix."""
     path = tmp_path / "rows.json"
     wanted = load_rows(write_jsonl(tmp_path / "rows.jsonl", GOOD))
     write_jsonl(path, GOOD)
@@ -205,7 +206,7 @@ def test_json_lines_may_be_called_json(tmp_path):
         load_rows(str(path))
 
 
-def test_files_of_a_split_follow_each_other_and_name_their_bad_rows(tmp_path):
+def test_files_of_a_split_are_read_in_order_and_bad_rows_name_their_file(tmp_path):
     write_jsonl(tmp_path / "hub" / "train-00000-of-00002.jsonl", [*GOOD[:10], {"query": 3}])
     write_jsonl(tmp_path / "hub" / "train-00001-of-00002.jsonl", [*GOOD[10:], {"query": 3}])
     write_jsonl(tmp_path / "hub" / "test.jsonl", generate_rows(5, seed=4))
@@ -215,7 +216,7 @@ def test_files_of_a_split_follow_each_other_and_name_their_bad_rows(tmp_path):
     assert [name[:34] for name in names] == [f"train-0000{n}-of-00002.jsonl line 11" for n in (0, 1)]
 
 
-def test_a_compressed_file_is_read_as_it_is_now(tmp_path, monkeypatch):
+def test_an_edited_compressed_file_is_read_again(tmp_path, monkeypatch):
     (tmp_path / "hub").mkdir()
     for records in (GOOD[:10], GOOD[10:]):
         text = "".join(json.dumps(record) + "\n" for record in records)
@@ -226,11 +227,11 @@ def test_a_compressed_file_is_read_as_it_is_now(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("train.csv", "train.csv has an unsupported type; what is read is .json"),
+        ("train.csv", "train.csv has an unsupported type; supported are .json"),
         ("test.jsonl", "no split train among test"),
     ],
 )
-def test_folders_without_rows_to_train_on_are_refused(tmp_path, name, message):
+def test_folders_without_training_rows_are_refused(tmp_path, name, message):
     (tmp_path / name).write_text("query,tools,answers\n" if name == "train.csv" else json.dumps(GOOD[0]))
     with pytest.raises(UserError, match=message) as error:
         load_rows(str(tmp_path))
@@ -294,7 +295,7 @@ def hub(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_a_data_set_of_the_hub_is_downloaded_and_then_found_offline(hub, monkeypatch, tmp_path):
+def test_a_data_set_of_the_hub_is_downloaded_and_then_read_offline(hub, monkeypatch, tmp_path):
     records = number_like_rows()
     text = "".join(json.dumps(record) + "\n" for record in records).encode()
     configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("first", "second"))
@@ -312,8 +313,8 @@ def test_a_data_set_of_the_hub_is_downloaded_and_then_found_offline(hub, monkeyp
         load_rows("other/rows")
 
 
-def test_rows_and_what_is_known_of_them_survive_the_cache():
-    """Whatever valid_rows gives: repeats, bad rows and several layouts among it."""
+def test_the_cache_restores_rows_and_their_summary():
+    """All results of valid_rows, with repeats, bad rows and several layouts."""
     city = unicodedata.normalize("NFD", "Köln 北京 😀")
     messages = [{"role": "user", "content": city}, {"role": "assistant", "tool_calls": LISTS[0]["answers"]}]
     bare = {key: value for key, value in GOOD[3].items() if key != "id"}
@@ -327,7 +328,7 @@ def test_rows_and_what_is_known_of_them_survive_the_cache():
 
 
 @pytest.mark.parametrize("change", ["possible_answer", "name", "code", "second file"])
-def test_the_cache_of_rows_is_keyed_by_all_that_rows_follow_from(change, tmp_path, monkeypatch):
+def test_a_change_of_any_source_of_rows_misses_the_cache(change, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "FROM_ROWS", 1)
     monkeypatch.setattr(cache, "HF_HOME", tmp_path / "cache")
     code = tmp_path / "data_utils"
@@ -367,5 +368,6 @@ def test_the_cache_of_rows_is_keyed_by_all_that_rows_follow_from(change, tmp_pat
 
 
 FUNCTION = {
-    "name": "f", "description": "d", "parameters": {"type": "dict", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
+    "name": "f", "description": "d", "parameters": {"type": "dict", "properties": {"x": {"type": "integer"}},
+        "required": ["x"]},
 }  # fmt: skip

@@ -60,7 +60,7 @@ def test_strict_json_is_read(text, value):
         "9" * 10_000,
     ],
 )
-def test_everything_else_is_refused(text):
+def test_other_text_is_not_json(text):
     with pytest.raises(ValueError):
         parse_json(text)
 
@@ -70,7 +70,7 @@ def test_everything_else_is_refused(text):
     [{}, 1, None, ["f"], [{"name": "f"}], [{"name": 1, "arguments": {}}], [{"name": "f", "arguments": []}],
      [{"name": "f", "arguments": {}, "id": 1}]],
 )  # fmt: skip
-def test_what_is_not_a_list_of_calls(calls):
+def test_other_values_are_not_lists_of_calls(calls):
     with pytest.raises(ValueError):
         check_calls(calls)
 
@@ -78,12 +78,12 @@ def test_what_is_not_a_list_of_calls(calls):
 @pytest.mark.parametrize(
     "tool", [1, {}, {"name": None}, {"name": "f", "parameters": []}, {"name": "f", "parameters": {"x": "str"}}]
 )
-def test_what_is_not_a_tool(tool):
+def test_other_values_are_not_tools(tool):
     with pytest.raises(ValueError):
         check_tool(tool)
 
 
-def test_no_calls_and_no_tools_are_lists():
+def test_lists_may_be_empty():
     check_calls([])
     assert flat_tools([]).tools == []
 
@@ -105,7 +105,7 @@ def test_an_answer_ends_at_a_closing_tag_outside_strings(text, answer):
 
 
 @pytest.mark.parametrize(
-    ("seen", "more"),  # finished with the last character of `seen` and not before; never by `more`
+    ("seen", "more"),  # finished exactly at the end of `seen`; never if it is empty
     [
         ('[{"name": "f", "arguments": {}}] a', "nd so on"),
         ('{"a": "}"}\n\n[', "1]"),
@@ -122,7 +122,7 @@ def test_an_answer_ends_at_a_closing_tag_outside_strings(text, answer):
         ("", "[1] </answer"),
     ],
 )
-def test_a_text_is_finished_once_what_follows_its_value_is_clear(seen, more):
+def test_a_text_is_finished_if_no_closing_tag_can_follow_its_value(seen, more):
     cuts = [finished((seen + more)[:length]) for length in range(len(seen + more) + 1)]
     assert cuts == ([False] * len(seen) + [True] * (len(more) + 1) if seen else [False] * len(cuts))
 
@@ -134,8 +134,9 @@ JSON_VALUES = st.recursive(
 
 
 @given(JSON_VALUES, JSON_VALUES)
-def test_json_equality(a, b):
-    """As equality of what two parsers agree on: types told apart, but for integers and floats."""
+def test_json_equality_is_the_equality_of_typed_values(a, b):
+    """Compared with the equality of typed values, in which only integers and floats are one
+    type."""
 
     def typed(value):
         if isinstance(value, list):
@@ -156,26 +157,28 @@ def test_true_is_not_one_at_any_depth():
 
 
 @pytest.mark.parametrize("text", ["[" * 10_000, '{"a":[' * 50_000, '["' + "[" * 2_000_000, '["' + '\\"' * 10**6 + "\\"])
-def test_texts_without_end_take_no_time(text):
+def test_long_unclosed_texts_have_no_value(text):
     assert lenient_value(text) is None and not finished(text)
 
 
 PIECES = st.sampled_from(
-    ['[', ']', '{', '}', '"', '\\', '"a": ', '"b":', ', ', ',', '1', '1e999', 'NaN', ' ', '\n', 'x', '\u3000', 'é', '[{', '}]',
-     '{"a": 1}', '[{"a": 2}, {}]', '"[{"', '\\"', '</answer>', '</', '```json\n[]', '[' * (MAX_DEPTH - 1), '}' * MAX_DEPTH,
+    ['[', ']', '{', '}', '"', '\\', '"a": ', '"b":', ', ', ',', '1', '1e999', 'NaN', ' ', '\n', 'x', '\u3000', 'é',
+     '[{', '}]',
+     '{"a": 1}', '[{"a": 2}, {}]', '"[{"', '\\"', '</answer>', '</', '```json\n[]', '[' * (MAX_DEPTH - 1),
+     '}' * MAX_DEPTH,
      '{"a":' * MAX_DEPTH, '[{"a":' * 40 + '0' + '}]' * 40]
 )  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=12).map("".join)
 
 
 def value_by_trying(text):
-    """lenient_value's definition, in quadratic time: strict parsing at one place after the other."""
+    """The definition of lenient_value in quadratic time: strict parsing at every place."""
     if opening := opening_value(text):
         return opening[0]
     if re.match(r"\s*```\w*\s*\[\s*\]", text):
         return []
     for start in re.finditer(r"\{|\[(?=\s*\{)", text):
-        for end in re.finditer(r"[\]}]", text):  # at most one of them makes a value
+        for end in re.finditer(r"[\]}]", text):  # at most one end gives a value
             try:
                 value = parse_json(text[start.start() : end.end()])
             except ValueError:
@@ -187,18 +190,18 @@ def value_by_trying(text):
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
-def test_a_forgiving_parser_finds_the_first_value_that_a_strict_one_can_read_anywhere(text):
+def test_the_forgiving_parser_finds_the_first_value_that_parses_strictly(text):
     assert lenient_value(text) == value_by_trying(text)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(PIECES, max_size=12))
-def test_reading_piece_by_piece_asks_where_a_text_becomes_finished(pieces):
+def test_closing_is_true_at_the_piece_that_finishes_a_text(pieces):
     closing, asked = Closing(), []
     for place in range(len(pieces)):
         text = "".join(pieces[: place + 1])
         if (ask := closing.add(pieces[place].replace("\u3000", "\N{REPLACEMENT CHARACTER}"))) and not has_value(text):
-            assert not finished("".join(pieces))  # where no value has closed by then, none will
+            assert not finished("".join(pieces))  # no value will ever close
             return
         asked.append(ask)
         if finished(text):
@@ -206,7 +209,7 @@ def test_reading_piece_by_piece_asks_where_a_text_becomes_finished(pieces):
             return
 
 
-def test_blanks_after_a_value_and_values_within_one_do_not_have_the_text_read_again():
+def test_closing_is_true_at_most_once_for_trailing_whitespace_and_inner_values():
     for pieces in (["[]", *["\n"] * 50], ["[", *["{}", ","] * 50], ["no [", *["]", "["] * 50]):
         closing = Closing()
         assert sum(map(closing.add, pieces)) <= 1

@@ -1,4 +1,5 @@
-"""Tools from a Python file: as transformers reads functions, and as pydantic does what transformers cannot."""
+"""Tools from a Python file: read by transformers, or by pydantic if transformers cannot read
+them."""
 
 import sys
 
@@ -36,7 +37,7 @@ class Unreadable: ...
 
 
 def tools_of(tmp_path, code):
-    path = tmp_path / "mine.py"
+    path = tmp_path / "tools.py"
     path.write_text(TYPES + code)
     return read_tools(str(path))
 
@@ -50,19 +51,22 @@ def function(arguments, described="x: The x.", name="f"):
     [
         ("datetime.date", {"type": "str", "format": "date"}),
         ("datetime.datetime", {"type": "str", "format": "date-time"}),
-        ("datetime.date | None", {"type": "Union[str, None]", "anyOf": [{"type": "str", "format": "date"}, {"type": "None"}]}),
+        ("datetime.date | None", {"type": "Union[str, None]",
+            "anyOf": [{"type": "str", "format": "date"}, {"type": "None"}]}),
         ("set[int]", {"type": "List[int]", "uniqueItems": True}),
         ("uuid.UUID", {"type": "str", "format": "uuid"}),
         ("list[Colour]", {"type": "List[str]", "items": {"type": "str", "enum": ["red", "blue"]}}),
-        ("Point", {"type": "dict", "properties": {"x": {"type": "float"}, "y": {"type": "float, optional", "default": 0.0}}}),
+        ("Point", {"type": "dict", "properties": {"x": {"type": "float"},
+            "y": {"type": "float, optional", "default": 0.0}}}),
         ("Size", {"type": "dict", "properties": {"width": {"type": "int"}, "height": {"type": "int, optional"}}}),
-        ("list[Size]", {"type": "List[dict]", "items": {"type": "dict", "properties": {"width": {"type": "int"}, "height": {"type": "int, optional"}}}}),
+        ("list[Size]", {"type": "List[dict]", "items": {"type": "dict",
+            "properties": {"width": {"type": "int"}, "height": {"type": "int, optional"}}}}),
         ("Annotated[datetime.date, Field(description='no')]", {"type": "str", "format": "date"}),
         ("tuple[int, ...]", {"type": "List[int]"}),
         ("'datetime.date'", {"type": "str", "format": "date"}),
     ],
 )  # fmt: skip
-def test_types_of_pydantic_have_pydantic_s_schema_and_the_docstring_s_descriptions(tmp_path, annotation, spec):
+def test_pydantic_s_types_have_its_schema_and_the_docstring_s_descriptions(tmp_path, annotation, spec):
     read = tools_of(tmp_path, function(f"x: {annotation}"))
     assert read.left_out == [] and read.format == "Python"
     described = {"description": "The x."} if "Annotated" not in annotation else {"description": "no"}
@@ -85,7 +89,7 @@ def test_a_model_in_a_model_has_its_own_descriptions_and_a_default_makes_optiona
     }
 
 
-def test_a_function_that_cannot_be_read_is_named_and_the_others_are_kept(tmp_path):
+def test_an_unreadable_function_is_named_and_the_others_are_kept(tmp_path):
     bad = {
         "no_docstring": "def no_docstring(x: int): ...\n",
         "no_type": function("x", name="no_type"),
@@ -103,7 +107,7 @@ def test_a_function_that_cannot_be_read_is_named_and_the_others_are_kept(tmp_pat
     )
 
 
-def test_decorated_functions_are_read_and_objects_in_their_place_are_named(tmp_path):
+def test_decorated_functions_are_read_and_callable_objects_are_named(tmp_path):
     code = """
 import functools
 from functools import cache
@@ -128,7 +132,7 @@ _private = Called(print)
     assert read.left_out[1:] == objects and read.left_out[0].startswith("function logged: ")
 
 
-def test_functions_that_transformers_reads_are_as_transformers_reads_them(tmp_path):
+def test_functions_that_transformers_can_read_have_its_schema(tmp_path):
     code = function(
         'a: int, b: Literal["x", "y"], c: list[str] | None = None, d: dict[str, float] = {}',
         'a: A.\n        b: B.\n        c: C.\n        d: D. (choices: [{"k": 1.5}])',
@@ -138,10 +142,10 @@ def test_functions_that_transformers_reads_are_as_transformers_reads_them(tmp_pa
     assert tools_of(tmp_path, code).tools == flat_tools([get_json_schema(namespace["f"])]).tools
 
 
-def test_without_pydantic_a_line_offers_it(tmp_path, monkeypatch):
+def test_a_missing_pydantic_is_named(tmp_path, monkeypatch):
     code = "import datetime\n" + function("x: int") + function("x: datetime.date", name="g")
     monkeypatch.setitem(sys.modules, "pydantic", None)
-    path = tmp_path / "mine.py"
+    path = tmp_path / "tools.py"
     path.write_text(code)
     (line,) = read_tools(str(path)).left_out
     assert line.startswith("function g: Couldn't convert the type hint") and line.endswith(

@@ -1,4 +1,5 @@
-"""Other people's tools: read in the flat form, given back as OpenAI's, and rendered by the chat template as training renders them."""
+"""Public formats of tools: read in the flat form, converted back to OpenAI's, and rendered alike by
+chat template and training."""
 
 import copy
 import json
@@ -13,14 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from benchmarks.schema_oracle import DEFINITIONS, draw_parameters
 from data_utils.chat import template_text
 from data_utils.prompt import render_tags, to_json
-from data_utils.tool_formats import (
-    SCHEMA_KEYS,
-    NotFlat,
-    ReadTools,
-    flat_tools,
-    openai_calls,
-    openai_tools,
-)
+from data_utils.tool_formats import SCHEMA_KEYS, NotFlat, ReadTools, flat_tools, openai_calls, openai_tools
 from data_utils.tool_schema import call_problems
 from data_utils.written_calls import flat_calls
 from demo.rows import generate_rows
@@ -41,17 +35,11 @@ FUNCTION = {**BARE, "parameters": SCHEMA}
         (FLAT, "xLAM"),
         ([{"type": "function", "function": FUNCTION}], "OpenAI"),
         ([FUNCTION], "JSON Schema"),
-        ([{"type": "function", **FUNCTION, "strict": True}], "JSON Schema"),  # of OpenAI's Responses
+        # OpenAI's Responses.
+        ([{"type": "function", **FUNCTION, "strict": True}], "JSON Schema"),
         ([{**BARE, "inputSchema": SCHEMA}], "MCP"),
         ({"tools": [{"name": "f", "title": "F", "description": "d", "inputSchema": SCHEMA}]}, "MCP"),
-        (
-            {
-                "jsonrpc": "2.0",
-                "id": 1,
-                "result": {"tools": [{**BARE, "inputSchema": SCHEMA}]},
-            },
-            "MCP",
-        ),
+        ({"jsonrpc": "2.0", "id": 1, "result": {"tools": [{**BARE, "inputSchema": SCHEMA}]}}, "MCP"),
         ([{**BARE, "input_schema": SCHEMA}], "Anthropic"),
         ([{"type": "custom", "name": "f", "description": "d", "input_schema": SCHEMA}], "Anthropic"),
         ([{**BARE, "parameters": {}, "inputSchema": SCHEMA}], "MCP"),
@@ -75,7 +63,7 @@ FUNCTION = {**BARE, "parameters": SCHEMA}
         ([{**BARE, "inputSchema": FLAT[0]["parameters"]}], "MCP"),
     ],
 )
-def test_tools_of_any_format_become_the_same_flat_ones(value, name):
+def test_tools_of_any_format_have_the_same_flat_form(value, name):
     assert flat_tools(value) == ReadTools(FLAT, name, [], [])
 
 
@@ -113,7 +101,7 @@ def test_tools_of_any_format_become_the_same_flat_ones(value, name):
         ),
     ],
 )
-def test_a_tool_never_loses_its_arguments_in_silence(tool, message):
+def test_a_tool_with_unread_arguments_is_refused(tool, message):
     with pytest.raises(NotFlat, match=message):
         flat_tools([tool])
     with pytest.raises(TemplateError, match=message):
@@ -130,7 +118,7 @@ def test_a_tool_never_loses_its_arguments_in_silence(tool, message):
     ],
 )
 @pytest.mark.parametrize("key", ["inputSchema", "input_schema", "wrapped"])
-def test_a_schema_s_keyword_is_no_argument(key, schema, flat):
+def test_a_keyword_of_json_schema_is_not_an_argument(key, schema, flat):
     tools = [{"name": "f", key: schema}]
     if key == "wrapped":
         tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
@@ -140,7 +128,7 @@ def test_a_schema_s_keyword_is_no_argument(key, schema, flat):
 
 
 @pytest.mark.parametrize("tool", [{**FUNCTION, "required": ["x"]}, {**BARE, "parameters": {}, "required": []}])
-def test_required_beside_parameters_is_read_if_it_changes_nothing(tool):
+def test_a_redundant_required_beside_parameters_is_accepted(tool):
     assert flat_tools([{"type": "function", "function": tool}]).left_out == []
     rendered([{"role": "user", "content": "q"}], [{"type": "function", "function": tool}])
 
@@ -153,7 +141,7 @@ def test_two_lists_of_tools_are_refused(keys):
         flat_tools({key: [FUNCTION] for key in keys})
 
 
-def test_what_a_tool_gives_back_is_not_its_arguments():
+def test_an_output_schema_is_not_read_as_arguments():
     extras = {"outputSchema": SCHEMA, "annotations": {"title": {"type": "x"}}, "securitySchemes": [{"type": "noauth"}]}
     assert flat_tools([{"name": "now", "inputSchema": {}, **extras}]).tools == [{"name": "now", "parameters": {}}]
 
@@ -161,18 +149,21 @@ def test_what_a_tool_gives_back_is_not_its_arguments():
 @pytest.mark.parametrize(
     ("schema", "spec"),
     [
-        ({"type": "string", "enum": ["a", "b"], "default": "a"}, {"type": "str", "enum": ["a", "b"], "default": "a", "required": True}),
+        ({"type": "string", "enum": ["a", "b"], "default": "a"},
+         {"type": "str", "enum": ["a", "b"], "default": "a", "required": True}),
         ({"const": 3, "enum": [1, 3]}, {"type": "any", "enum": [3]}),
         ({"const": 3}, {"type": "any", "enum": [3]}),
         ({"type": ["string", "null"]}, {"type": "Union[str, None]"}),
         ({"type": "string", "nullable": True}, {"type": "Union[str, None]"}),
-        ({"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "number"}}]}, {"type": "Union[int, List[float]]"}),
+        ({"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "number"}}]},
+         {"type": "Union[int, List[float]]"}),
         ({"type": "array", "items": {}}, {"type": "list"}),
         ({"type": "object", "additionalProperties": {"type": "boolean"}}, {"type": "Dict[str, bool]"}),
         ({"type": "object", "additionalProperties": False}, {"type": "dict", "additionalProperties": False}),
         ({"type": "integer", "minimum": 0, "title": "N"}, {"type": "int", "minimum": 0}),
         ({}, {"type": "any"}),
-        ({"type": "array", "items": [{"type": "string"}, {"type": "number"}]}, {"type": "list", "prefixItems": [{"type": "str"}, {"type": "float"}]}),
+        ({"type": "array", "items": [{"type": "string"}, {"type": "number"}]},
+         {"type": "list", "prefixItems": [{"type": "str"}, {"type": "float"}]}),
         (
             {"type": "array", "prefixItems": [{"type": "string"}, {"type": "number"}], "minItems": 2, "maxItems": 2},
             {"type": "Tuple[str, float]", "minItems": 2, "maxItems": 2},
@@ -184,23 +175,30 @@ def test_what_a_tool_gives_back_is_not_its_arguments():
         ({"$ref": "#/$defs/a~1b"}, {"type": "int"}),
         ({"$ref": "#/$defs/a%7E1b"}, {"type": "int"}),
         ({"$ref": "#/$defs/L/anyOf/1"}, {"type": "bool"}),
-        ({"$ref": "#/$defs/P", "description": "beside"}, {"description": "beside", "type": "dict", "properties": PERSON}),
-        ({"allOf": [{"$ref": "#/$defs/P"}], "description": "d"}, {"description": "d", "type": "dict", "properties": PERSON}),
+        ({"$ref": "#/$defs/P", "description": "beside"},
+         {"description": "beside", "type": "dict", "properties": PERSON}),
+        ({"allOf": [{"$ref": "#/$defs/P"}], "description": "d"},
+         {"description": "d", "type": "dict", "properties": PERSON}),
         (
             {"allOf": [{"$ref": "#/$defs/P"}, {"properties": {"k": {"type": "string"}}, "required": ["k"]}]},
             {"type": "dict", "properties": PERSON | {"k": {"type": "str"}}},
         ),
         ({"anyOf": [{"type": "string"}, {"not": {}}]}, {"type": "str"}),
-        ({"type": "string", "anyOf": [{"format": "email"}, {"format": "uri"}]}, {"type": "str", "anyOf": [{"format": "email"}, {"format": "uri"}]}),
+        ({"type": "string", "anyOf": [{"format": "email"}, {"format": "uri"}]},
+         {"type": "str", "anyOf": [{"format": "email"}, {"format": "uri"}]}),
         (
-            {"type": "object", "properties": {"n": {"type": "string"}}, "oneOf": [{"required": ["n"]}, {"not": {"required": ["n"]}}]},
-            {"type": "dict", "properties": {"n": {"type": "str, optional"}}, "oneOf": [{"required": ["n"]}, {"not": {"required": ["n"]}}]},
+            {"type": "object", "properties": {"n": {"type": "string"}},
+             "oneOf": [{"required": ["n"]}, {"not": {"required": ["n"]}}]},
+            {"type": "dict", "properties": {"n": {"type": "str, optional"}},
+             "oneOf": [{"required": ["n"]}, {"not": {"required": ["n"]}}]},
         ),
         ({"type": "string", "anyOf": [{"enum": ["a"]}, {"pattern": "b"}]},
          {"type": "Union[str, str]", "anyOf": [{"type": "str", "enum": ["a"]}, {"type": "str", "pattern": "b"}]}),
-        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, {"type": "Union[int, float]", "oneOf": [{"type": "int"}, {"type": "float"}]}),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]},
+         {"type": "Union[int, float]", "oneOf": [{"type": "int"}, {"type": "float"}]}),
         ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, {"type": "Union[int, str]"}),
-        ({"type": "object", "required": ["z"]}, {"type": "dict", "properties": {"z": {"type": "any"}}, "additionalProperties": True}),
+        ({"type": "object", "required": ["z"]},
+         {"type": "dict", "properties": {"z": {"type": "any"}}, "additionalProperties": True}),
         ({"type": "STRING"}, {"type": "str"}),
         ({"type": "ArrayList", "items": {"type": "long"}}, {"type": "List[int]"}),
         ({"type": "List[str]"}, {"type": "List[str]"}),
@@ -271,7 +269,7 @@ def test_a_schema_keeps_its_meaning(schema, spec):
         ("text", "a schema must be an object"),
     ],
 )
-def test_what_the_flat_form_cannot_say_is_named_by_reader_and_template(schema, reason):
+def test_reader_and_template_name_unsupported_schemas_alike(schema, reason):
     whole = {"type": "object", "properties": {"a": schema}, "$defs": {"L": [{}, {}]}}
     tools = [{"name": "f", "inputSchema": whole}]
     with pytest.raises(NotFlat) as raised:
@@ -291,10 +289,12 @@ TREE = {
 @pytest.mark.parametrize(
     ("schema", "children"),
     [
-        ({"type": "object", "properties": {"root": {"$ref": "#/$defs/Node"}}, "$defs": {"Node": TREE}}, "tool f, root.children"),
+        ({"type": "object", "properties": {"root": {"$ref": "#/$defs/Node"}}, "$defs": {"Node": TREE}},
+         "tool f, root.children"),
         ({"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#"}}}}, "tool f, children"),
         (
-            {"type": "object", "properties": {"root": {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#/properties/root"}}}}}},
+            {"type": "object", "properties": {"root": {"type": "object",
+                "properties": {"children": {"type": "array", "items": {"$ref": "#/properties/root"}}}}}},
             "tool f, root.children",
         ),
         ({"$ref": "#/$defs/Node", "$defs": {"Node": {**TREE, "required": ["label"]}}}, "tool f, children"),
@@ -309,7 +309,7 @@ def test_a_schema_that_contains_itself_is_cut_at_the_first_repeat_and_noted(sche
     assert rendered([{"role": "user", "content": "q"}], tools) == render_tags("q", to_json(read.tools))
 
 
-def test_a_definition_that_is_used_twice_does_not_contain_itself():
+def test_a_definition_may_be_used_twice():
     base = {"type": "object", "properties": {"x": {"type": "string"}}}
     schema = {"allOf": [{"$ref": "#/$defs/B"}], "properties": {"b": {"type": "array", "items": {"$ref": "#/$defs/B"}}}}
     read = flat_tools(
@@ -326,7 +326,7 @@ def test_a_definition_that_is_used_twice_does_not_contain_itself():
         lambda ref: {"anyOf": [{"$ref": ref}, {"$ref": ref}]},
     ],
 )
-def test_references_that_fork_are_refused_before_they_fill_the_memory(fork):
+def test_forking_references_are_refused_before_they_fill_the_memory(fork):
     definitions = {f"D{level}": fork(f"#/$defs/D{level + 1}") for level in range(40)} | {"D40": {"type": "string"}}
     schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/D0"}}, "$defs": definitions}
     with pytest.raises(NotFlat, match="too large, over 1000000 characters|more than 16 references or allOf"):
@@ -351,8 +351,9 @@ def test_long_chains_are_refused_before_python_s_recursion_ends_them(link, reaso
         rendered([{"role": "user", "content": "q"}], tools)
 
 
-def test_arguments_that_exclude_each_other_stay_as_text_for_the_model():
-    """The example of MCP's specification of 2026-07-28, and one whose alternatives have the arguments."""
+def test_a_union_of_required_arguments_stays_text_for_the_model():
+    """The example of MCP's specification of 2026-07-28, and a union whose members have the
+    arguments."""
     both = {"id": {"type": "string"}, "name": {"type": "string"}}
     choice = [{"required": ["id"]}, {"required": ["name"]}]
     tools = [
@@ -379,7 +380,7 @@ def test_arguments_that_exclude_each_other_stay_as_text_for_the_model():
 
 
 def test_two_tools_of_one_name_are_not_rendered():
-    """Which of them a call is for nobody could say; training refuses such a row."""
+    """A call to one of them would be ambiguous. Training refuses such a row."""
     tools = [{"type": "function", "function": {"name": "f"}}, {"name": "f", "inputSchema": {}}]
     with pytest.raises(TemplateError, match="tool f: two tools have the same name"):
         rendered([{"role": "user", "content": "q"}], tools)
@@ -408,7 +409,7 @@ def test_a_list_of_several_formats_is_read_tool_by_tool():
     assert read.tools == [{"name": "g", "parameters": FLAT[0]["parameters"]}, *FLAT, {"name": "now"}]
 
 
-def test_one_tool_that_cannot_be_said_does_not_cost_the_others():
+def test_an_unsupported_tool_is_left_out_and_the_others_are_kept():
     closed = {"type": "object", "properties": {"x": {"patternProperties": {}}}}
     tools = [{"name": "c", "inputSchema": closed}, *FLAT]
     with pytest.raises(NotFlat, match="tool c, x: patternProperties cannot be said"):
@@ -417,7 +418,7 @@ def test_one_tool_that_cannot_be_said_does_not_cost_the_others():
     assert read.tools == FLAT and read.left_out == ["tool c, x: patternProperties cannot be said in the flat form"]
 
 
-def test_arguments_may_be_called_as_the_words_of_other_formats():
+def test_arguments_may_have_the_names_of_keywords():
     spec = {"description": "d", "type": "str"}
     tools = [{"name": "f", "parameters": {"type": spec, "properties": spec, "required": spec}}, {"name": "g"}]
     assert flat_tools(tools) == ReadTools(tools, "xLAM", [], [])
@@ -432,21 +433,28 @@ values = st.recursive(
     max_leaves=4,
 )
 types = st.sampled_from(
-    ["str", "int", "float", "bool", "list", "dict", "any", "None", "List[int]", "List[List[str]]", "Dict[str, float]", "Tuple[int, int]",
-     "Union[str, None]", "Optional[int]", "int | str", "STR", "string", "str, optional", "Callable", ", optional", "", "List[" * 70 + "int" + "]" * 70]
+    ["str", "int", "float", "bool", "list", "dict", "any", "None", "List[int]", "List[List[str]]", "Dict[str, float]",
+     "Tuple[int, int]",
+     "Union[str, None]", "Optional[int]", "int | str", "STR", "string", "str, optional", "Callable", ", optional", "",
+     "List[" * 70 + "int" + "]" * 70]
 )  # fmt: skip
 specs = st.recursive(
     st.fixed_dictionaries(
         {},
-        optional={"description": texts, "type": types, "enum": st.lists(values, max_size=2), "default": values, "format": texts,
-                  "required": st.booleans(), "x": values, "$ref": values, "allOf": values, "not": values, "nullable": values, "const": values},
+        optional={"description": texts, "type": types, "enum": st.lists(values, max_size=2), "default": values,
+                  "format": texts,
+                  "required": st.booleans(), "x": values, "$ref": values, "allOf": values, "not": values,
+                  "nullable": values, "const": values},
     ),
     lambda inner: st.fixed_dictionaries(
         {"type": types},
-        optional={"properties": st.dictionaries(texts, inner, max_size=2), "items": inner, "additionalProperties": inner,
-                  "anyOf": st.lists(inner, max_size=2), "oneOf": st.lists(inner | values, max_size=2), "prefixItems": st.lists(inner, max_size=2),
+        optional={"properties": st.dictionaries(texts, inner, max_size=2), "items": inner,
+                  "additionalProperties": inner,
+                  "anyOf": st.lists(inner, max_size=2), "oneOf": st.lists(inner | values, max_size=2),
+                  "prefixItems": st.lists(inner, max_size=2),
                   "description": texts, "$defs": inner, "x-xlam": inner, "minItems": st.integers(0, 3)},
-    ) | st.fixed_dictionaries({}, optional={"properties": values, "items": values, "additionalProperties": values, "anyOf": values, "enum": values}),
+    ) | st.fixed_dictionaries({}, optional={"properties": values, "items": values, "additionalProperties": values,
+        "anyOf": values, "enum": values}),
     max_leaves=4,
 )  # fmt: skip
 tools_strategy = st.lists(
@@ -475,11 +483,11 @@ def rendered(messages, tools):
 
 
 @given(tools_strategy, texts)
-def test_any_flat_tools_come_back_from_openai_s_form_to_the_last_character(tools, query):
+def test_flat_tools_survive_openai_s_form_exactly(tools, query):
     try:
         flat, name, *_ = flat_tools(tools)
     except ValueError:
-        return  # it looks like another format
+        return  # looks like another format
     if name != "xLAM":
         return
     given_out = openai_tools(flat)
@@ -487,14 +495,18 @@ def test_any_flat_tools_come_back_from_openai_s_form_to_the_last_character(tools
     assert rendered([{"role": "user", "content": query}], given_out) == render_tags(query, to_json(flat))
 
 
-ODD = [None, True, 0, "", "x", [], {}, [1], [[]], {"type": 3}, {"type": []}, {"$ref": 3}, {"$ref": "#"}, {"$ref": "#/$defs/A%"}, {"$ref": "#/$defs/A%zz"},
-       {"$ref": "#/$defs/%C3%A9"}, {"properties": [1]}, {"required": [1]}, {"required": [[]]}, {"items": 3}, {"enum": 3}, {"anyOf": 3}, {"anyOf": []},
-       {"oneOf": [1]}, {"allOf": {}}, {"not": {}}, {"x-xlam": {"type": 3}}, {"x-xlam": {"name": "g", "parameters": [1]}}, {"prefixItems": {}},
-       {"additionalProperties": 3}, {"nullable": 1}, {"const": 1, "enum": [2]}, {"type": "String, Optional", "default": 1}]  # fmt: skip
+ODD = [None, True, 0, "", "x", [], {}, [1], [[]], {"type": 3}, {"type": []}, {"$ref": 3}, {"$ref": "#"},
+       {"$ref": "#/$defs/A%"}, {"$ref": "#/$defs/A%zz"},
+       {"$ref": "#/$defs/%C3%A9"}, {"properties": [1]}, {"required": [1]}, {"required": [[]]}, {"items": 3},
+       {"enum": 3}, {"anyOf": 3}, {"anyOf": []},
+       {"oneOf": [1]}, {"allOf": {}}, {"not": {}}, {"x-xlam": {"type": 3}},
+       {"x-xlam": {"name": "g", "parameters": [1]}}, {"prefixItems": {}},
+       {"additionalProperties": 3}, {"nullable": 1}, {"const": 1, "enum": [2]},
+       {"type": "String, Optional", "default": 1}]  # fmt: skip
 
 
 def odd_tools(rng, seed):
-    """Tools of one of the formats, of which up to three values are replaced by what does not belong there."""
+    """Tools of one format with up to three values replaced by invalid ones."""
     schema = copy.deepcopy(draw_parameters(seed)) | {"$defs": copy.deepcopy(DEFINITIONS) | {"é": {"type": "string"}}}
     key = rng.choice([*SCHEMA_KEYS, "schema"])
     tool = {
@@ -522,7 +534,7 @@ def containers(value):
             yield from containers(inner)
 
 
-def test_the_chat_template_reads_and_refuses_any_tools_as_flat_tools_does():
+def test_the_chat_template_reads_and_refuses_the_same_tools_as_flat_tools():
     read = refused = 0
     for seed in range(250):
         tools = odd_tools(random.Random(seed), seed)
@@ -533,14 +545,14 @@ def test_the_chat_template_reads_and_refuses_any_tools_as_flat_tools_does():
             refused += 1
             with pytest.raises(TemplateError) as raised:
                 rendered([{"role": "user", "content": "q"}], tools)
-            # A JSON text where a tool or schema belongs is refused in other words: a template cannot parse it.
+            # A template cannot parse JSON text, so its message for a tool as text differs.
             assert str(raised.value) == str(error) or "is text and no JSON" in str(error), json.dumps(tools)
         else:
             assert rendered([{"role": "user", "content": "q"}], tools) == expected, json.dumps(tools)
     assert read > 50 and refused > 50
 
 
-def test_the_chat_template_is_the_prompt_of_every_row_of_the_demo():
+def test_the_chat_template_renders_the_demo_s_prompts():
     for row in generate_rows(100, seed=5):
         tools = json.loads(row["tools"])
         assert rendered([{"role": "user", "content": row["query"]}], openai_tools(tools)) == render_tags(
@@ -553,6 +565,6 @@ def test_the_chat_template_is_the_prompt_of_every_row_of_the_demo():
         st.fixed_dictionaries({"name": texts, "arguments": st.dictionaries(texts, values, max_size=3)}), max_size=3
     )
 )
-def test_calls_come_back_from_openai_s_form(calls):
+def test_calls_survive_openai_s_form(calls):
     assert flat_calls(openai_calls(calls)) == calls
     assert len({call["id"] for call in openai_calls(calls)}) == len(calls)
