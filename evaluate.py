@@ -44,9 +44,8 @@ from eval_utils.results import Evaluation, compare_systems, report_of, write_res
 from eval_utils.table import print_table
 from model_utils.adapter_files import naming_adapter, read_adapter, read_split
 from model_utils.adapters import load_adapter
-from model_utils.generation import generate
+from model_utils.generation import generate, generated_by
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, resolve_model
-from model_utils.slots import generated_by
 from model_utils.token_masks import accepts, import_xgrammar
 from run_utils.arguments import argument, as_yaml, check_limits, parse_arguments, read_yaml
 from run_utils.environment import environment_record
@@ -345,8 +344,9 @@ def answer(model, tokenizer, prompt_format, prompts, rows, system, args):
         yield from complete(args.endpoint, args.endpoint_model, prompts, args.max_new_tokens)
         return
     tools = [json.loads(row.tools) for row in rows] if SYSTEMS[system].grammar else None
-    arguments = (prompts, args.max_new_tokens, args.batch_tokens, tools)
-    for index, generation in generate(model, tokenizer, prompt_format, *arguments):
+    arguments = (prompts, args.max_new_tokens)
+    decoding = {"batch_tokens": args.batch_tokens, "tools": tools}
+    for index, generation in generate(model, tokenizer, prompt_format, *arguments, **decoding):
         prediction = generation._asdict()
         if tools and generation.finish != "too_long":
             gold = prompt_format.completion(rows[index].answers)

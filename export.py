@@ -200,7 +200,7 @@ def write_adapter(args, training_args, environment, folder):
 def describe(args, training_args, environment, folder, what, loading, library):
     curves = read_curves(Path(args.adapter).parent, environment)
     evaluation = read_evaluation(args.adapter, training_args)
-    write_card(folder, what, loading, training_args, environment, curves, evaluation, library)
+    write_card(folder, what, loading, training_args, environment, curves=curves, evaluation=evaluation, library=library)
 
 
 def generated(model, tokenizer, prompt_format, prompts):

@@ -153,16 +153,13 @@ class System:
     def answer(self, requests, batch_tokens=1, on_token=None):
         """`(index, Reply)` of each `(query, tools)`, in the order in which they finish."""
         prompts = [self.prompt(query, tools) for query, tools in requests]
-        settings = (
-            self.tokenizer,
-            self.prompt_format,
-            prompts,
-            self.args.max_new_tokens,
-            batch_tokens,
-            [tools for _, tools in requests] if self.args.constrained else None,
-            on_token,
-        )
-        for index, generation in generate(self.model, *settings):
+        settings = (self.tokenizer, self.prompt_format, prompts, self.args.max_new_tokens)
+        decoding = {
+            "batch_tokens": batch_tokens,
+            "tools": [tools for _, tools in requests] if self.args.constrained else None,
+            "on_token": on_token,
+        }
+        for index, generation in generate(self.model, *settings, **decoding):
             yield index, self.read(generation, prompts[index], requests[index][1])
 
     def reply(self, query, tools, on_token=None):

@@ -253,7 +253,7 @@ def main():
         total = 0
         for name, tools in choices.items():
             on_cpu, here = (
-                dict(generate(demo.to(device), tokenizer, TAGS, prompts, 64, 4096, tools))
+                dict(generate(demo.to(device), tokenizer, TAGS, prompts, 64, batch_tokens=4096, tools=tools))
                 for device in ("cpu", accelerator.device)
             )
             different = sum(on_cpu[i].text != here[i].text for i in range(32))

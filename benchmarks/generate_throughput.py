@@ -23,8 +23,7 @@ from benchmarks.train_throughput import SHAPES, make_model, make_rows
 from data_utils.batching import encode_prompts
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
-from model_utils.generation import generate
-from model_utils.slots import problem_with_slots
+from model_utils.generation import choose_engine, generate
 
 TAGS = PROMPT_FORMATS["tags-1"]
 
@@ -50,7 +49,7 @@ def main():
     ).eval()
 
     def ours(batch_tokens, tools=None):
-        done = list(generate(model, tokenizer, TAGS, prompts, args.new_tokens, batch_tokens, tools))
+        done = list(generate(model, tokenizer, TAGS, prompts, args.new_tokens, batch_tokens=batch_tokens, tools=tools))
         return len(done), sum(generation.num_tokens for _, generation in done)
 
     def transformers(prompts):
@@ -87,8 +86,8 @@ def main():
     ]
     transformers(prompts[:2])  # libraries set themselves up
     prompt_ids = encode_prompts(tokenizer, prompts)
-    problem_with_slots(model, prompt_ids, max(map(len, prompt_ids)) + args.new_tokens)  # a check once for each model
-    list(generate(model, tokenizer, TAGS, prompts[:2], 2, 4096))
+    choose_engine(model, prompt_ids, max(map(len, prompt_ids)) + args.new_tokens)  # a check once for each model
+    list(generate(model, tokenizer, TAGS, prompts[:2], 2, batch_tokens=4096))
     for name, run in runs:
         if on_gpu:
             torch.cuda.empty_cache()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from data_utils.prompt import PromptFormat
-from model_utils.generation import generate
+from model_utils.generation import Engine, generate
 
 
 @dataclass
@@ -14,7 +14,7 @@ class System:
     """Answers requests by greedy decoding.
 
     max_new_tokens: of each answer. batch_tokens: the tokens of the cache of keys and values, new ones included. grammar: whether
-    each answer keeps to the grammar of its request's tools.
+    each answer keeps to the grammar of its request's tools. engine: as choose_engine gives it; None: chosen for the requests.
     """
 
     model: object  # a transformers or PEFT model
@@ -23,6 +23,7 @@ class System:
     max_new_tokens: int
     batch_tokens: int
     grammar: bool = False
+    engine: Engine | None = None
 
     def answer(self, requests, on_token=None):
         """`(index, Generation)` of each request, in the order in which they finish. Nothing runs before the first is asked for.
@@ -39,4 +40,5 @@ class System:
             batch_tokens=self.batch_tokens,
             tools=[json.loads(request.tools) for request in requests] if self.grammar else None,
             on_token=on_token,
+            engine=self.engine,
         )

@@ -13,9 +13,8 @@ import infer
 from benchmarks.check_families import FAMILIES, SIZES, build
 from data_utils.batching import encode_prompts, tokenize_rows
 from data_utils.sources import load_rows
-from model_utils.generation import generate
+from model_utils.generation import generate, generated_by
 from model_utils.loading import choose_attention
-from model_utils.slots import generated_by
 from run_utils.errors import UserError
 
 
@@ -43,7 +42,9 @@ def test_generation_is_that_of_transformers(tokenizer, rows_file, name, by_slots
     model = build(name).eval()
     prompts = [TAGS.render(row.query, row.tools) for row in load_rows(str(rows_file))[0][:4]]
     prompts += ["Is it raining in Rome? " * count for count in (1, 12)]
-    texts = {index: generation.text for index, generation in generate(model, tokenizer, TAGS, prompts, 12, 8192)}
+    texts = {
+        index: generation.text for index, generation in generate(model, tokenizer, TAGS, prompts, 12, batch_tokens=8192)
+    }
     assert (generated_by(model) == "continuous batching") == by_slots
     model = build(name).eval()
     for index, prompt in enumerate(prompts):
@@ -66,7 +67,9 @@ def test_what_rows_cross_only_while_they_grow_is_found(tokenizer, monkeypatch, n
     ids = encode_prompts(tokenizer, ["Is it raining in Rome? " * 40])[0]
     prompts = [tokenizer.decode(ids[:length].tolist()) for length in (limit - 8, limit - 12, limit // 2)]
     model = build(name).eval().to(dtype)
-    texts = {index: generation.text for index, generation in generate(model, tokenizer, TAGS, prompts, 40, 8192)}
+    texts = {
+        index: generation.text for index, generation in generate(model, tokenizer, TAGS, prompts, 40, batch_tokens=8192)
+    }
     assert (generated_by(model) == "continuous batching") == (name == "gemma3_text")
     for index, prompt in enumerate(prompts if dtype == torch.float32 else ()):
         assert plain_text(build(name).eval(), tokenizer, prompt, 40).startswith(texts[index])
@@ -84,10 +87,11 @@ def test_any_end_token_of_the_model_ends_a_row(tokenizer, rows_file):
     model = build("llama").eval()
     prompts = [TAGS.render(row.query, row.tools) for row in load_rows(str(rows_file))[0][:3]]
     (first,) = {
-        tokenizer(generation.text).input_ids[0] for _, generation in generate(model, tokenizer, TAGS, prompts[:1], 1, 1)
+        tokenizer(generation.text).input_ids[0]
+        for _, generation in generate(model, tokenizer, TAGS, prompts[:1], 1, batch_tokens=1)
     }
     model.generation_config.eos_token_id = [first, tokenizer.eos_token_id]
-    ((_, generation),) = generate(model, tokenizer, TAGS, prompts[:1], 9, 1)
+    ((_, generation),) = generate(model, tokenizer, TAGS, prompts[:1], 9, batch_tokens=1)
     assert (generation.text, generation.finish) == ("", "end")
 
 
@@ -97,7 +101,7 @@ def test_positions_bound_prompts_and_answers(tokenizer):
     prompts = ["a b c d e " * 10, "a b c d e " * 3]
     lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts)]
     assert lengths[1] < 40 <= lengths[0]
-    found = dict(generate(model, tokenizer, TAGS, prompts, 100, 8192))
+    found = dict(generate(model, tokenizer, TAGS, prompts, 100, batch_tokens=8192))
     assert found[0][:3] == ("", 0, "too_long")
     assert found[1].num_tokens <= 40 - lengths[1] and json.dumps(found[1].text)
 

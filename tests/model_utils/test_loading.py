@@ -74,4 +74,4 @@ def test_a_base_whose_logits_are_not_finite_is_refused_before_anything_long(load
     with pytest.raises(UserError, match="^the base's logits are not finite on a text of"):
         choose_attention(model, "auto", "tiny", tokenize_rows(tokenizer, TAGS, rows, 4096).examples, False)
     with pytest.raises(UserError, match="^the base's logits are not finite on a text of"):
-        list(generate(model, tokenizer, TAGS, [TAGS.render(rows[0].query, rows[0].tools)], 4, 8192))
+        list(generate(model, tokenizer, TAGS, [TAGS.render(rows[0].query, rows[0].tools)], 4, batch_tokens=8192))
