@@ -27,34 +27,25 @@ from accelerate.utils import send_to_device
 
 from data_utils.batching import fingerprint
 from data_utils.dataset import prepare_data
-from data_utils.prompt import PROMPT_FORMATS, format_hash
+from data_utils.prompt import PROMPT_FORMATS
 from data_utils.readers import READERS
 from eval_utils.metrics import METRICS, score, summarize
 from eval_utils.model_card import write_adapter_card
 from eval_utils.outputs import Output, Task
-from model_utils.adapters import adapter_record, add_lora, all_layers, describe_layers
+from model_utils.adapters import all_layers
 from model_utils.cuda_graphs import use_cuda_graphs
-from model_utils.flops import count_flops, dtype_census, peak_flops
-from model_utils.generation import choose_engine
+from model_utils.flops import count_flops, peak_flops
 from model_utils.in_training import evaluation_loss, generated_texts
-from model_utils.loading import (
-    base_fingerprint,
-    choose_attention,
-    load_base_model,
-    load_config,
-    load_tokenizer,
-    resolve_model,
-    without_weights,
-)
+from model_utils.loading import load_config, load_tokenizer, resolve_model, without_weights
 from model_utils.memory import check_evaluation_memory, check_graph_memory, check_training_memory
 from model_utils.model_facts import num_positions
 from model_utils.speed import COMPILE, enable_speedups, gradient_sync, prepare_model
 from model_utils.systems import System
+from model_utils.training_model import load_model
 from run_utils.arguments import argument, check_limits, parse_arguments
 from run_utils.checkpoint import RunState, Training
-from run_utils.environment import environment_record, published_name
 from run_utils.errors import require, run_script
-from run_utils.launch import check_alike, end_training, is_sharded, start_accelerator
+from run_utils.launch import end_training, is_sharded, start_accelerator
 from run_utils.progress import TrainingLog
 from run_utils.run import open_run
 
@@ -204,52 +195,24 @@ def main():
     fresh = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
     run.check_same_experiment(fresh, fingerprint(data.eval_examples))
     if run.is_finished(last_step):
-        accelerator.print(
-            f"{run.output_dir} is finished: all {last_step} steps are done, the adapter is in {run.adapter_dir}"
-        )
+        accelerator.print(run.describe_end(last_step))
         return end_training(accelerator)
 
     # Base model under a fresh adapter
-    path, revision, trust_remote_code = source
-    base = load_base_model(path, accelerator, revision, args.quantization, trust_remote_code)
-    attention = choose_attention(
-        base, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
-    )
-    engine = choose_engine(base, data.prompt_ids, max(map(len, data.prompt_ids)) + DECODING["max_new_tokens"])
-    environment = describe_origin(args, accelerator, base) | {"attention": attention, "generated_by": engine.name}
-    check_alike({"their base model": environment["base_fingerprint"]})
-    accelerator.print(describe_layers(base, attention, args.lora_target_modules))
-    torch.manual_seed(args.seed)
-    model = add_lora(base, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
-    environment["adapter"] = adapter_record(model)
-    accelerator.print("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
+    model, engine, record = load_model(args, source, data, accelerator, max_new_tokens=DECODING["max_new_tokens"])
+    system = System(model, tokenizer, PROMPT_FORMATS[args.prompt_format], **DECODING, engine=engine)
     flops = count_flops(model, args.gradient_checkpointing, peak_flops(accelerator))
     enable_speedups(model, args, accelerator)
-    loss_fn = completion_loss
-    if args.torch_compile:  # reads the logits once forward and once backward, and keeps no log-probabilities
-        loss_fn = functools.partial(completion_loss, cross_entropy=torch.compile(cross_entropy, **COMPILE))
+    token_loss = torch.compile(cross_entropy, **COMPILE) if args.torch_compile else cross_entropy
+    loss_fn = functools.partial(completion_loss, cross_entropy=token_loss)
 
-    # Optimizer and schedule
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable, lr=args.learning_rate, weight_decay=args.weight_decay, fused=args.optim == "adamw_torch_fused"
-    )
-    from transformers import get_scheduler  # late: it imports bitsandbytes, whose hints run_script keeps quiet
+    optimizer, scheduler = build_optimizer(model, args, max_steps)
+    model, optimizer = prepare_model(accelerator, model, args.cuda_graphs), accelerator.prepare_optimizer(optimizer)
+    training = Training(model=model, optimizer=optimizer, scheduler=scheduler)  # saved and resumed, with what you add
+    trainable = training.adapter_weights
 
-    # Not given to Accelerate, which would step it as many times as there are processes.
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * max_steps), max_steps)
-    model = prepare_model(accelerator, model, args.cuda_graphs)
-    optimizer = accelerator.prepare_optimizer(optimizer)
-    training = Training(model=model, optimizer=optimizer, scheduler=scheduler)
-
-    state = run.resume(training, fresh, environment)
-    model.train()
+    state = run.resume(training, fresh, record)
     steps = range(state.global_step, last_step)
-    system = System(
-        accelerator.unwrap_model(model), tokenizer, PROMPT_FORMATS[args.prompt_format], **DECODING, engine=engine
-    )
-
-    # Before step 1: memory, then files
     check_training_memory(training, data.train, steps, args, loss_fn)
     if args.cuda_graphs and steps:
         use_cuda_graphs(accelerator, training.model, data.train, steps)
@@ -258,10 +221,9 @@ def main():
     run.start(state, training, {"dropped_rows.json": data.dropped, "split.json": data.split})
     log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
     stop = StopRequest(accelerator, run.last_checkpoint)  # from here on signals wait for `stop.check`
-    held_out = {"system": system, "log": log, "state": state, "stop": stop}
     try:
         if state.evaluation_due:  # a signal has cut it short
-            evaluate(accelerator, model, data, args, **held_out)
+            evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
             run.save(training, state)
 
         # The loop. global_step counts optimizer steps and nothing else.
@@ -301,7 +263,7 @@ def main():
             if is_log:
                 log.write()
             if is_eval:
-                evaluate(accelerator, model, data, args, **held_out)
+                evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
             if is_save or state.is_best:
                 run.save(training, state)
         log.close()
@@ -316,19 +278,20 @@ def main():
         raise Stopped(stop.number, message)
 
 
-def describe_origin(args, accelerator, base):
-    """Where the run's results come from, for environment.json."""
-    return environment_record(
-        base=published_name(args.model_name_or_path),
-        data=published_name(args.dataset_name),
-        prompt_format=args.prompt_format,
-        prompt_sha256=format_hash(PROMPT_FORMATS[args.prompt_format]),
-        base_fingerprint=base_fingerprint(base),
-        mixed_precision=accelerator.mixed_precision,
-        num_processes=accelerator.num_processes,
+def build_optimizer(model, args, num_steps):
+    """The optimizer of the adapter's weights, in as many groups as you like, and the schedule of their learning rates."""
+    from transformers import get_scheduler  # late: it imports bitsandbytes, whose hints run_script keeps quiet
+
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable, lr=args.learning_rate, weight_decay=args.weight_decay, fused=args.optim == "adamw_torch_fused"
     )
+    # Not given to Accelerate, which would step it as many times as there are processes.
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * num_steps), num_steps)
+    return optimizer, scheduler
 
 
+# Compiled, it reads the logits once forward and once backward, and keeps no log-probabilities.
 def cross_entropy(logits, labels):
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 

@@ -65,13 +65,6 @@ def all_layers(model):
     return [*linear_layers(model), *expert_names(model)]
 
 
-def describe_layers(model, attention, target_modules):
-    """Lines on a base's attention, and on the layers that LoRA is put on."""
-    left_out = [name for name in expert_names(model) if name not in target_modules]
-    lines = [f"LoRA leaves out {describe_experts(model, left_out)}"] if left_out else []
-    return "\n".join([*lines, f"Attention: {attention}", f"LoRA on: {', '.join(target_modules)}"])
-
-
 def add_lora(model, r, alpha, dropout, target_modules):
     """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs.
 

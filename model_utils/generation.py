@@ -105,7 +105,8 @@ def generate(
     for index in fitting:
         offered = tools[index] if tools else None
         grammar = compile_grammar(tokenizer, vocab_size, offered) if offered is not None else None
-        answers[index] = Answer(index, budgets[index], model, tokenizer, prompt_format, grammar, on_token)
+        options = {"grammar": grammar, "on_token": on_token}
+        answers[index] = Answer(index, budgets[index], model, tokenizer, prompt_format, **options)
     room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
     if engine is None or room > engine.room:
         engine = choose_engine(model, [prompt_ids[index] for index in fitting], room)
@@ -115,7 +116,7 @@ def generate(
 class Answer:
     """What one row has generated so far, and whether it is finished."""
 
-    def __init__(self, index, budget, model, tokenizer, prompt_format, grammar=None, on_token=None):
+    def __init__(self, index, budget, model, tokenizer, prompt_format, *, grammar=None, on_token=None):
         self.index, self.budget = index, budget
         self.tokenizer, self.prompt_format = tokenizer, prompt_format
         self.end_tokens = end_tokens(model, tokenizer)

@@ -26,9 +26,9 @@ class Training:
     resume gives to its `load_state_dict`.
     """
 
-    def __init__(self, *, model, optimizer, **others):
+    def __init__(self, *, model, optimizer, scheduler, **others):
         self.model, self.optimizer = model, optimizer
-        self.others = {"optimizer": optimizer, **others}
+        self.others = {"optimizer": optimizer, "scheduler": scheduler, **others}
 
     @property
     def adapter_weights(self):
@@ -129,7 +129,7 @@ def read_checkpoint(path):
         )
         if not all(tensor.isfinite().all() for tensor in saved.adapter.values()):
             raise ValueError("weights that are not finite")
-        if absent := [name for name in ("split.json", "optimizer.pt") if not (path / name).is_file()]:
+        if absent := [name for name in ("split.json", "optimizer.pt", "scheduler.pt") if not (path / name).is_file()]:
             raise ValueError(f"no {absent[0]}")
         return saved
     except Exception as error:  # whatever a broken file makes json, yaml, safetensors and torch raise

@@ -101,6 +101,9 @@ class Run:
         except UserError:
             return False
 
+    def describe_end(self, last_step):
+        return f"{self.output_dir} is finished: all {last_step} steps are done, the adapter is in {self.adapter_dir}"
+
     def to_deliver(self, state):
         """The name of the checkpoint that adapter/ is to be: the last, or the best where one had a finite evaluation loss."""
         last = f"checkpoint-{state.global_step}"

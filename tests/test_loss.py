@@ -13,11 +13,12 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from data_utils.batching import Example, collate, tokenize_rows
 from data_utils.sources import load_rows
 from model_utils.adapters import add_lora
+from model_utils.in_training import evaluation_loss
 from model_utils.loading import load_base_model
 from model_utils.self_checks import check_training_batches
 from run_utils.errors import UserError
 from run_utils.signals import SIGNALS, StopRequest
-from train import completion_loss, evaluate_loss
+from train import completion_loss
 
 
 @pytest.fixture(scope="module", params=["isolated", "sdpa"])
@@ -160,7 +161,7 @@ def test_gradients_are_equal_however_a_step_is_cut_up(train_here, flags, tmp_pat
     script = tmp_path / "without_graphs.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n"
-        "train.check_memory = lambda *args, **kwargs: None\ntrain.main()\n"
+        "train.use_cuda_graphs = lambda *args: None\ntrain.main()\n"
     )
     runs["two processes, no DDP"] = tmp_path / "by_hand"
     by_hand = both | {"cuda_graphs": True, "gradient_checkpointing": False, "output_dir": tmp_path / "by_hand"}
@@ -218,5 +219,6 @@ def stop():
 def test_evaluation_weighs_tokens_and_not_batches(peer, model, examples, stop):
     expected = peer(**padded(examples)).loss.item()
     for batch_size in (1, 2, 3, 16):
-        loss = evaluate_loss(Accelerator(cpu=True), model, examples, batch_size, stop)
+        settings = {"batch_size": batch_size, "loss_fn": completion_loss, "stop": stop}
+        loss = evaluation_loss(Accelerator(cpu=True), model, examples, **settings)
         assert loss == pytest.approx(expected, rel=2e-6)
