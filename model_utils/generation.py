@@ -105,8 +105,9 @@ def generate(
     for index in fitting:
         offered = tools[index] if tools else None
         grammar = compile_grammar(tokenizer, vocab_size, offered) if offered is not None else None
-        options = {"grammar": grammar, "on_token": on_token}
-        answers[index] = Answer(index, budgets[index], model, tokenizer, prompt_format, **options)
+        answers[index] = Answer(
+            index, budgets[index], model, tokenizer, prompt_format, grammar=grammar, on_token=on_token
+        )
     room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
     if engine is None or room > engine.room:
         engine = choose_engine(model, [prompt_ids[index] for index in fitting], room)

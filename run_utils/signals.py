@@ -53,13 +53,14 @@ class StopRequest:
     def __init__(self, accelerator, checkpoint):
         self.accelerator = accelerator
         self.checkpoint = checkpoint  # a function that names the newest complete one
-        self.number = 0  # the signal received, here or on another process
+        self.number = 0  # the signal received, by this process or another one
+        self.since = None  # when this process received one
         self.in_flight = None  # the answer to the previous check, on its way from the GPU
         handle_signals(self.receive)
 
     def receive(self, number, frame):
-        if not self.number:
-            self.number, self.since = number, time.monotonic()
+        if self.since is None:
+            self.number, self.since = self.number or number, time.monotonic()
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             write_line(f"{signal.Signals(number).name}: the step is finished and a checkpoint saved first{again}")
         elif number == signal.SIGINT and time.monotonic() - self.since > SECONDS_BETWEEN:
@@ -72,8 +73,7 @@ class StopRequest:
         wait: count the signals up to this call. Else several GPUs use those up to the previous call, without a wait.
         """
         if number := self.agreed(wait):
-            if not self.number:
-                self.number, self.since = number, time.monotonic()
+            self.number = number
             raise Stopped(number)
 
     def agreed(self, wait):
