@@ -127,8 +127,8 @@ from eval_utils.comparison import compare_folders, score_folder
 from eval_utils.endpoint import Endpoint
 from eval_utils.folder import EvaluationFolder
 from model_utils.adapter_files import read_adapter
+from model_utils.generation import generated_by
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
-from model_utils.slots import generated_by
 from model_utils.systems import open_systems
 from model_utils.token_masks import import_xgrammar
 from run_utils.environment import environment_record

@@ -182,7 +182,9 @@ def describe(adapter, folder, what, loading, library):
     """Write the model card."""
     curves = read_curves(adapter.folder.parent, adapter.environment)
     evaluation = read_evaluation(adapter.folder, adapter.args)
-    write_card(folder, what, loading, adapter.args, adapter.environment, curves, evaluation, library)
+    write_card(
+        folder, what, loading, adapter.args, adapter.environment, curves=curves, evaluation=evaluation, library=library
+    )
 
 
 if __name__ == "__main__":

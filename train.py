@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from data_utils.prompt import PROMPT_FORMATS, format_hash
+from data_utils.prompt import PROMPT_FORMATS
 from data_utils.readers import READERS
 from demo.rows import GENERATORS
 from eval_utils.metrics import METRICS, score, summarize
@@ -147,208 +147,160 @@ if __name__ == "__main__":
     say("Loading PyTorch and transformers ...")
 
 import functools
-import itertools
 import math
-import sys
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import gather_object, send_to_device
-from tqdm import tqdm
+from accelerate.utils import send_to_device
 
-from data_utils.batching import fingerprint, micro_batches
+from data_utils.batching import fingerprint
 from data_utils.dataset import prepare_data
+from eval_utils.model_card import write_adapter_card
 from eval_utils.outputs import Output, Task
-from model_utils.adapters import adapter_record, add_lora, describe_experts, expert_names, linear_layers
-from model_utils.flops import count_flops, dtype_census, peak_flops
-from model_utils.generation import generate
-from model_utils.loading import (
-    base_fingerprint,
-    choose_attention,
-    load_base_model,
-    load_config,
-    load_tokenizer,
-    model_source,
-)
-from model_utils.memory import check_memory
+from model_utils.adapters import all_layers
+from model_utils.cuda_graphs import use_cuda_graphs
+from model_utils.flops import count_flops, peak_flops
+from model_utils.in_training import evaluation_loss, generated_texts
+from model_utils.loading import load_config, load_tokenizer, model_source, without_weights
+from model_utils.memory import check_evaluation_memory, check_graph_memory, check_training_memory
 from model_utils.model_facts import num_positions
-from model_utils.slots import problem_with_slots
-from model_utils.speed import COMPILE, compile_layers, gradient_sync, prepare_model, use_liger_kernels
+from model_utils.speed import COMPILE, enable_speedups, gradient_sync, prepare_model
+from model_utils.systems import System
+from model_utils.training_model import load_model
 from run_utils.checkpoint import RunState, Training
-from run_utils.environment import environment_record, published_name
-from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
+from run_utils.launch import end_training, start_accelerator
 from run_utils.progress import TrainingLog
-from run_utils.run import file_of_bad_rows, open_run
+from run_utils.run import open_run
 
-# What each machine may call otherwise; the base and the rows are compared by content.
-PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
-GENERATED_TOKENS = 256  # at most, in an evaluation inside training
+DECODING = {"max_new_tokens": 256, "batch_tokens": 16384}  # of the evaluations inside training
 
 
 def main(args):
     accelerator = start_accelerator(args.dtype, may_shard=True)
-    check_alike({f"--{name}": value for name, value in vars(args).items() if name not in PLACES})
-    run = open_run(args, accelerator)  # looks at the output folder, writes nothing yet
+    run = open_run(args, accelerator, write_adapter_card)  # its folder, locked; writes nothing yet
 
     # Rows -> prompt -> tokens -> optimizer steps
     source = model_source(args)
-    tokenizer = load_tokenizer(source)
-    positions = num_positions(load_config(source))
-    report = file_of_bad_rows(args.output_dir) if accelerator.is_main_process else None
-    data = prepare_data(args, tokenizer, positions, accelerator, report=report, generators=GENERATORS)
-    accelerator.print("\n".join(data.summary))
-    state = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
-    check_alike(
-        {
-            "their training rows": state.data_fingerprint,
-            "their evaluation rows": fingerprint(data.eval_examples),
-            "their mixed precision (name a --dtype)": accelerator.mixed_precision,
-        }
+    tokenizer, config = load_tokenizer(source), load_config(source)
+    data = prepare_data(
+        args, tokenizer, num_positions(config), accelerator, report=run.bad_rows_file, generators=GENERATORS
     )
+    accelerator.print("\n".join(data.summary))
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
-    run_on_main(accelerator, lambda: run.check_experiment(state))  # on main alone: PLACES may be others elsewhere
+    args.lora_target_modules = args.lora_target_modules or all_layers(without_weights(config, args.trust_remote_code))
+    fresh = RunState(data_fingerprint=fingerprint(data.train.examples), effective_batch=data.train.global_batch)
+    run.check_same_experiment(fresh, fingerprint(data.eval_examples))
     if run.is_finished(last_step):
-        accelerator.print(
-            f"{run.output_dir} is finished: all {last_step} steps are done, the adapter is in {run.adapter_dir}"
-        )
+        accelerator.print(run.describe_end(last_step))
         return end_training(accelerator)
 
     # Base model under a fresh adapter
-    model = load_base_model(source, accelerator)
-    attention = choose_attention(
-        model, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
-    )
-    # A model that the fast generation does not suit is named here, before the training and not after it.
-    problem_with_slots(model, data.prompt_ids, max(map(len, data.prompt_ids)) + GENERATED_TOKENS)
-    run.environment = environment_record(
-        base=published_name(args.model_name_or_path),
-        data=published_name(args.dataset_name),
-        prompt_format=args.prompt_format,
-        prompt_sha256=format_hash(PROMPT_FORMATS[args.prompt_format]),
-        base_fingerprint=base_fingerprint(model),
-        mixed_precision=accelerator.mixed_precision,
-        num_processes=accelerator.num_processes,
-        attention=attention,
-    )
-    check_alike({"their base model": run.environment["base_fingerprint"]})
-    args.lora_target_modules = args.lora_target_modules or [*linear_layers(model), *expert_names(model)]
-    if left_out := [name for name in expert_names(model) if name not in args.lora_target_modules]:
-        accelerator.print(f"LoRA leaves out {describe_experts(model, left_out)}")
-    torch.manual_seed(args.seed)
-    model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
-    run.environment["adapter"] = adapter_record(model)
-    accelerator.print(f"Attention: {attention}")
-    accelerator.print(f"LoRA on: {', '.join(args.lora_target_modules)}")
-    accelerator.print("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
+    model, engine, record = load_model(args, source, data, accelerator, max_new_tokens=DECODING["max_new_tokens"])
+    system = System(model, tokenizer, PROMPT_FORMATS[args.prompt_format], **DECODING, engine=engine)
     flops = count_flops(model, args.gradient_checkpointing, peak_flops(accelerator))
-    loss_fn = set_up_passes(args, model, accelerator)
+    enable_speedups(model, args, accelerator)
+    token_loss = torch.compile(cross_entropy, **COMPILE) if args.torch_compile else cross_entropy
+    loss_fn = functools.partial(completion_loss, cross_entropy=token_loss)
 
-    # Optimizer and schedule
+    optimizer, scheduler = build_optimizer(model, args, max_steps)
+    model, optimizer = prepare_model(accelerator, model, args.cuda_graphs), accelerator.prepare_optimizer(optimizer)
+    training = Training(model=model, optimizer=optimizer, scheduler=scheduler)  # saved and resumed, with what you add
+    trainable = training.adapter_weights
+
+    state = run.resume(training, fresh, record)
+    steps = range(state.global_step, last_step)
+    check_training_memory(training, data.train, steps, args, loss_fn)
+    if args.cuda_graphs and steps:
+        use_cuda_graphs(accelerator, training.model, data.train, steps)
+        check_graph_memory(training, data.train, steps, loss_fn)
+    check_evaluation_memory(training, data, args, completion_loss, system)
+    run.start(state, training, {"dropped_rows.json": data.dropped, "split.json": data.split})
+    log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
+    stop = StopRequest(accelerator, run.last_checkpoint)  # from here on signals wait for `stop.check`
+    try:
+        if state.evaluation_due:  # a signal has cut it short
+            evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
+            run.save(training, state)
+
+        # The loop. global_step counts optimizer steps and nothing else.
+        while state.global_step < last_step:
+            # ---------------------------------- one optimizer step ----------------------------------
+            log.start_step()
+            stop.check()  # raises Stopped, on all processes at once
+            torch.manual_seed(step_seed(args.seed, state.global_step, accelerator.process_index))
+            step = data.train[state.global_step]
+            # The sum of the loss is divided by the tokens' weights of the whole step, on all processes: a token counts by its
+            # weight, however the step is cut into micro-batches. Processes are averaged: multiply by their number.
+            scale = accelerator.num_processes / step.weight_sum
+            loss_sum = torch.zeros((), device=accelerator.device)
+            for batch, is_last_batch in step:
+                with gradient_sync(accelerator, model, is_last_batch):
+                    loss = loss_fn(model, batch, accelerator.device)
+                    accelerator.backward(loss * scale)
+                loss_sum += loss.detach()
+            grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm or math.inf)
+            learning_rates = scheduler.get_last_lr()  # of each of the optimizer's parameter groups
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            state.global_step += 1
+            loss_sum = accelerator.reduce(loss_sum)  # over the processes
+            log.end_step(step, loss_sum, grad_norm, learning_rates)
+
+            # ---------------------------------- once in a while ----------------------------------
+            is_last_step = state.global_step == last_step
+            is_log = is_last_step or state.global_step % args.logging_steps == 0
+            is_save = is_last_step or state.global_step % args.save_steps == 0
+            # Before each save too, so that every checkpoint has its evaluation.
+            is_eval = bool(data.eval_examples) and (is_save or state.global_step % args.eval_steps == 0)
+            state.eval_loss, state.evaluation_due = None, is_eval
+            if is_log or is_eval or is_save:
+                log.read_losses()  # waits for the GPU
+            if is_log:
+                log.write()
+            if is_eval:
+                evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
+            if is_save or state.is_best:
+                run.save(training, state)
+        log.close()
+        run.finish(training, state)
+    except Stopped:
+        log.read_losses()
+        run.save(training, state)
+        log.close()
+    end_training(accelerator)
+    if stop.number:
+        message = f"{run.last_checkpoint()} is complete; --resume_from_checkpoint latest goes on from it"
+        raise Stopped(stop.number, message)
+
+
+def build_optimizer(model, args, num_steps):
+    """The optimizer of the adapter's weights, in as many groups as you like, and the schedule of their learning rates."""
+    from transformers import get_scheduler  # late: it imports bitsandbytes, whose hints run_script keeps quiet
+
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable, lr=args.learning_rate, weight_decay=args.weight_decay, fused=args.optim == "adamw_torch_fused"
     )
-    from transformers import get_scheduler  # late: it imports bitsandbytes, whose hints run_script keeps quiet
-
     # Not given to Accelerate, which would step it as many times as there are processes.
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * max_steps), max_steps)
-    model = prepare_model(accelerator, model, args.cuda_graphs)
-    optimizer = accelerator.prepare_optimizer(optimizer)
-    training = Training(model, optimizer, scheduler)
-
-    state = run.resume(training, state)
-    model.train()
-    steps = range(state.global_step, last_step)
-    generations = generate_calls(
-        accelerator, model, tokenizer, args, rows_to_generate(accelerator, args, data.eval_rows)
-    )
-    check_memory(accelerator, args, training, data, steps, loss_fn, completion_loss, generations)
-    run.check_disk(training)
-    run.start(state, {"dropped_rows.json": data.dropped, "split.json": data.split})
-    log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
-    stop = StopRequest(accelerator, run.last_checkpoint)  # from here on signals wait for the end of a step
-    stopped = 0  # or the signal that any process has received
-    if state.evaluation_due:
-        stopped = evaluate(accelerator, model, tokenizer, args, data, log, state, stop)
-        run.update(state)
-
-    # The loop. global_step counts optimizer steps and nothing else.
-    while state.global_step < last_step and not stopped:
-        # ---------------------------------- one optimizer step ----------------------------------
-        log.start_step()
-        torch.manual_seed(step_seed(args.seed, state.global_step, accelerator.process_index))
-        step = data.train[state.global_step]
-        # The sum of the loss is divided by the tokens' weights of the whole step, on all processes: a token counts by its
-        # weight, however the step is cut into micro-batches. Processes are averaged: multiply by their number.
-        scale = accelerator.num_processes / step.weight_sum
-        loss_sum = torch.zeros((), device=accelerator.device)
-        for batch, is_last_batch in step:
-            with gradient_sync(accelerator, model, is_last_batch):
-                loss = loss_fn(model, batch, accelerator.device)
-                accelerator.backward(loss * scale)
-            loss_sum += loss.detach()
-        grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm or math.inf)
-        learning_rates = scheduler.get_last_lr()  # of each of the optimizer's parameter groups
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        state.global_step, state.eval_loss = state.global_step + 1, None
-        stopped = stop.agreed()  # where a process may wait for the others: part of the step's time
-        log.end_step(step, loss_sum, grad_norm, learning_rates)
-
-        # ---------------------------------- once in a while ----------------------------------
-        is_last_step = state.global_step == last_step
-        is_log = is_last_step or state.global_step % args.logging_steps == 0
-        is_save = is_last_step or state.global_step % args.save_steps == 0
-        # Before each save too, so that every checkpoint has its evaluation.
-        is_eval = bool(data.eval_examples) and (is_save or state.global_step % args.eval_steps == 0)
-        state.evaluation_due = is_eval
-        if is_log or is_eval or is_save or stopped:
-            log.read_losses()  # waits for the GPU
-        if is_log:
-            log.write()
-        if is_eval and not stopped:
-            stopped = evaluate(accelerator, model, tokenizer, args, data, log, state, stop)
-        if is_save or state.is_best or stopped:
-            run.save(training, state)
-
-    log.close()
-    if not stopped:
-        run.finish(training, state)
-    end_training(accelerator)
-    if stopped := stopped or stop.number:
-        raise Stopped(stopped, f"{run.last_checkpoint()} is complete; --resume_from_checkpoint latest goes on from it")
-
-
-def set_up_passes(args, model, accelerator):
-    """Switch on checkpointing, kernels and compilation as the arguments ask. Returns the loss function to train with:
-    completion_loss, or the same with its cross-entropy compiled."""
-    if accelerator.device.type == "cpu" and (args.quantization != "none" or args.gradient_checkpointing):
-        faster = "--quantization none --gradient_checkpointing false"
-        accelerator.print(f"On a CPU, {faster} is several times faster, if memory allows")
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if args.liger_kernel:
-        use_liger_kernels(model)
-    if not args.torch_compile:
-        return completion_loss
-    accelerator.print("Compiling with the first batch, one graph for all layers: minutes on a GPU")
-    compile_layers(model)
-    # Compiled, the loss reads the logits once forward and once backward, and keeps no log-probabilities.
-    return functools.partial(completion_loss, cross_entropy=torch.compile(cross_entropy, **COMPILE))
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * num_steps), num_steps)
+    return optimizer, scheduler
 
 
 def cross_entropy(logits, labels, weights):
-    """Cross-entropy of each token times its weight, summed. Weights of 1 are None."""
+    """Cross-entropy of each token times its weight, summed. Weights of 1 are None.
+
+    Compiled, it reads the logits once forward and once backward, and keeps no log-probabilities.
+    """
     if weights is None:
         return F.cross_entropy(logits.float(), labels, reduction="sum")
     return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
 
 
 def completion_loss(model, batch, device, cross_entropy=cross_entropy):
-    """Weighted cross-entropy of the supervised tokens of a collated micro-batch, summed; the head runs on these alone.
+    """Cross-entropy of the supervised tokens of a collated micro-batch, summed; the head runs on these alone.
 
     `use_cache=False` saves memory, and more: with a cache, examples of a padding-free batch see each other.
     """
@@ -358,68 +310,26 @@ def completion_loss(model, batch, device, cross_entropy=cross_entropy):
     return cross_entropy(logits, labels, weights)
 
 
-def evaluate(accelerator, model, tokenizer, args, data, log, state, stop):
-    """Evaluate, log it and take note of it in `state`; returns the signal that came before it was done, on whichever process,
-    and 0 where none did. Its evaluation is then still due."""
-    figures = {"loss": evaluate_loss(accelerator, model, data.eval_examples, args.per_device_eval_batch_size, stop)}
-    samples = []
-    stopped = max(gather_object([stop.number]))
-    if args.eval_generate_examples and not stopped:
-        calls, samples = evaluate_calls(accelerator, model, tokenizer, args, data.eval_rows, stop)
-        figures |= calls
-        stopped = max(gather_object([stop.number]))
-    if stopped:
-        return stopped
+def evaluate(accelerator, model, data, args, *, system, log, state, stop):
+    """Score the held-out rows, log the figures and add them to `state`. After a signal raises Stopped, on all processes at once:
+    the evaluation is still due then."""
+    measured = {"batch_size": args.per_device_eval_batch_size, "loss_fn": completion_loss, "stop": stop}
+    figures, samples = {"loss": evaluation_loss(accelerator, model, data.eval_examples, **measured)}, []
+    if args.eval_generate_examples:
+        rows = data.eval_rows[: args.eval_generate_examples]
+        texts = generated_texts(accelerator, model, system, rows, stop)
+        scores = [
+            score(Output(Task(row), text, system.prompt_format, finish))
+            for row, (text, finish) in zip(rows, texts, strict=True)
+        ]
+        summary = summarize(scores)
+        shown = [
+            name for name, metric in METRICS.items() if name in summary and (metric.headline or name == "over_call")
+        ]
+        figures |= {name: summary[name][METRICS[name].kind] for name in shown}
+        samples = [(row.query, text, row.answers) for row, (text, _) in zip(rows[:5], texts, strict=False)]
     log.write_evaluation(figures, samples)
     state.add_evaluation(figures, args.best_metric)
-    return 0
-
-
-@torch.no_grad()
-def evaluate_loss(accelerator, model, examples, batch_size, stop):
-    """Mean cross-entropy of the supervised tokens of `examples`, by their weights: whatever the batches, it is the same."""
-    model.eval()
-    loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
-    batches = micro_batches(examples, batch_size, accelerator.num_processes, accelerator.process_index)
-    hidden = not (accelerator.is_main_process and sys.stdout.isatty())
-    for batch in tqdm(batches, desc="eval", leave=False, disable=hidden):
-        if stop.agreed():
-            break
-        loss_sum += completion_loss(model, batch, accelerator.device)
-    model.train()
-    return accelerator.reduce(loss_sum).item() / sum(example.weight_sum for example in examples)
-
-
-def evaluate_calls(accelerator, model, tokenizer, args, eval_rows, stop):
-    """Generate calls for the first --eval_generate_examples rows, shared out to the processes. Returns, the same on all of them,
-    `{metric: figure}` and some rows to look at: `(query, generated text, gold)`."""
-    prompt_format = PROMPT_FORMATS[args.prompt_format]
-    rows = rows_to_generate(accelerator, args, eval_rows)
-    model.eval()
-    generations = generate_calls(accelerator, model, tokenizer, args, rows)
-    mine = [
-        (accelerator.process_index + index * accelerator.num_processes, said.text, said.finish)
-        for index, said in itertools.takewhile(lambda generation: not stop.number, generations)
-    ]
-    # In the rows' order: they finish in another one, which several processes change.
-    outputs = [(eval_rows[place], text, finish) for place, text, finish in sorted(gather_object(mine))]
-    model.train()
-    figures = summarize([score(Output(Task(row), text, prompt_format, finish)) for row, text, finish in outputs])
-    shown = [name for name, metric in METRICS.items() if name in figures and (metric.headline or name == "over_call")]
-    samples = [(row.query, text, row.answers) for row, text, _ in outputs[:5]]
-    return {name: figures[name][METRICS[name].kind] for name in shown}, samples
-
-
-def rows_to_generate(accelerator, args, eval_rows):
-    return eval_rows[: args.eval_generate_examples][accelerator.process_index :: accelerator.num_processes]
-
-
-def generate_calls(accelerator, model, tokenizer, args, rows):
-    """`(index, Generation)` of each row, as they finish; nothing is generated before the first is asked for."""
-    prompt_format = PROMPT_FORMATS[args.prompt_format]
-    prompts = [prompt_format.render(row.query, row.tools) for row in rows]
-    model = accelerator.unwrap_model(model)
-    return generate(model, tokenizer, prompt_format, prompts, GENERATED_TOKENS, batch_tokens=16384)
 
 
 def step_seed(seed, step, process_index):

@@ -23,8 +23,7 @@ from benchmarks.train_throughput import SHAPES, make_model, make_rows
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
 from data_utils.tokens import encode_prompts
-from model_utils.generation import generate
-from model_utils.slots import problem_with_slots
+from model_utils.generation import choose_engine, generate
 
 TAGS = PROMPT_FORMATS["tags-1"]
 
@@ -87,7 +86,7 @@ def main():
     ]
     transformers(prompts[:2])  # libraries set themselves up
     prompt_ids = encode_prompts(tokenizer, prompts)
-    problem_with_slots(model, prompt_ids, max(map(len, prompt_ids)) + args.new_tokens)  # a check once for each model
+    choose_engine(model, prompt_ids, max(map(len, prompt_ids)) + args.new_tokens)  # a check once for each model
     list(generate(model, tokenizer, TAGS, prompts[:2], 2, batch_tokens=4096))
     for name, run in runs:
         if on_gpu:

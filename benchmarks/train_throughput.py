@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from data_utils.batching import tokenize_rows
@@ -30,6 +29,7 @@ from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
 from model_utils.adapters import add_lora
 from model_utils.flops import count_flops
+from run_utils.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -186,13 +186,12 @@ def launch_training(work_dir, name, model_dir, flags, launch_file, processes=1):
     }
     if error := launch("train.py", flags, launch_file, processes, work_dir / f"{name}.log"):
         return {"error": error}
-    events = EventAccumulator(str(output_dir / "logs"))
-    events.Reload()
-    tags = ("tokens_per_second", "loss", "grad_norm")
-    curve = {tag: [event.value for event in events.Scalars(f"train/{tag}")] for tag in tags}
+    tags = ("tokens_per_second", "peak_memory_gib", "loss", "grad_norm")
+    entries = [entry for entry in read_metrics(output_dir / "metrics.jsonl") if "train/loss" in entry]
+    curve = {tag: [entry[f"train/{tag}"] for entry in entries] for tag in tags}
     return {
         "tokens_per_second": float(np.mean(curve["tokens_per_second"][1:])),
-        "peak_memory_gib": events.Scalars("train/peak_memory_gib")[-1].value,
+        "peak_memory_gib": curve["peak_memory_gib"][-1],
         "loss": curve["loss"],
         "grad_norm": curve["grad_norm"],
     }

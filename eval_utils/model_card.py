@@ -11,6 +11,7 @@ from run_utils.arguments import read_yaml
 from run_utils.environment import published_name
 from run_utils.errors import UserError, say
 from run_utils.files import file_hash, read_json
+from run_utils.metrics_file import read_metrics
 
 TEMPLATE = """\
 ---
@@ -79,7 +80,13 @@ HEADLINE = {
 }
 
 
-def write_card(folder, what, loading, args, environment, curves=(), evaluation=None, library="peft"):
+def write_adapter_card(folder, args, environment):
+    """Write the README.md of a LoRA adapter, without an evaluation."""
+    what = f"A LoRA adapter in PEFT's format, after {environment.get('global_step')} optimizer steps of `train.py`."
+    write_card(folder, what, HOW_TO_LOAD_ADAPTER, args, environment)
+
+
+def write_card(folder, what, loading, args, environment, *, curves=(), evaluation=None, library="peft"):
     """Write README.md. args, environment: what read_adapter gives. curves: `(step, training loss, held-out loss)`, as read_curves gives them.
     evaluation: a metrics.json, parsed, of this adapter or export, or None."""
     base = one_line(environment.get("base") or published_name(str(args["model_name_or_path"])))
@@ -192,25 +199,25 @@ def describe_curves(curves, environment):
 
 
 def read_curves(run, environment, most=8):
-    """`(step, training loss, held-out loss)` at some of a run's evaluations up to an adapter's step, from its TensorBoard files.
-    The last are those of the adapter, whose environment.json, parsed, has its step and held-out loss. None where a loss is not
-    known; no entries without files."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    """`(step, training loss, held-out loss)` at some of a run's evaluations up to an adapter's step, from its metrics.jsonl.
 
-    last_step = environment.get("global_step")
-    if not isinstance(last_step, int) or not (Path(run) / "logs").is_dir():
+    The last are those of the adapter, whose environment.json, parsed, has its step and held-out loss. A loss that is not known
+    is None. Without the file, as in runs of older versions, there are no entries.
+    """
+    last_step, file = environment.get("global_step"), Path(run) / "metrics.jsonl"
+    if not isinstance(last_step, int) or not file.exists():
         return []
-    files = [path for path in (Path(run) / "logs").rglob("*") if not path.is_dir()]
-    if not all(path.is_file() for path in files):  # a pipe would be waited for
-        say(f"The card has no curves: not all in {Path(run) / 'logs'} are files")
+    try:
+        entries = read_metrics(file)
+        train, held_out = (
+            {entry["step"]: float(entry[name]) for entry in entries if name in entry}
+            for name in ("train/loss", "eval/loss")
+        )
+    except (UserError, TypeError, ValueError, OverflowError) as error:
+        say(f"The card has no curves: {error}")
         return []
-    events = EventAccumulator(str(Path(run) / "logs"), size_guidance={"scalars": 0})
-    events.Reload()
-    if "train/loss" not in events.Tags().get("scalars", ()):
+    if not train:
         return []
-    train = {event.step: event.value for event in events.Scalars("train/loss")}
-    has_evaluations = "eval/loss" in events.Tags()["scalars"]
-    held_out = {event.step: event.value for event in events.Scalars("eval/loss")} if has_evaluations else {}
     held_out = {step: loss for step, loss in held_out.items() if step < last_step}
     held_out[last_step] = environment.get("eval_loss")
     steps = sorted(held_out)

@@ -59,6 +59,11 @@ def describe_experts(model, names):
     return f"the experts' {', '.join(names)}, {count:,} of the layers' {total:,} weights"
 
 
+def all_layers(model):
+    """The default of --lora_target_modules."""
+    return [*linear_layers(model), *expert_names(model)]
+
+
 def add_lora(model, r, alpha, dropout, target_modules):
     """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs.
 
@@ -77,7 +82,7 @@ def add_lora(model, r, alpha, dropout, target_modules):
     experts = [name for name in expert_names(model) if name in target_modules]
     layers = [name for name in target_modules if name not in experts]
     if unknown := [name for name in layers if name not in names]:
-        known = ", ".join([*linear_layers(model), *expert_names(model)])
+        known = ", ".join(all_layers(model))
         raise UserError(f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers, but {known}")
     if experts and (dropout or is_sharded()):
         cannot = "FSDP2 cannot shard" if is_sharded() else "PEFT has no dropout for"

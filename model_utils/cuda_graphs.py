@@ -24,7 +24,7 @@ PADDING = 256  # tokens; half of it is wasted on average, and a run meets (large
 
 def use_cuda_graphs(accelerator, model, data, steps):
     """Let the training passes of a PEFT model replay CUDA graphs, one pair for each size of the micro-batches of `data` in
-    these steps (a range). Returns how many."""
+    these steps (a range), and print their number."""
     whole_model = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
     if accelerator.device.type != "cuda" or not whole_model:
         raise UserError("--cuda_graphs is for GPUs, each with the whole model")
@@ -57,7 +57,7 @@ def use_cuda_graphs(accelerator, model, data, steps):
     for parameter in graphed.parameters:
         parameter.grad = None  # rid of what the warm-up left there
     decoder.forward = graphed
-    return len(sizes)
+    accelerator.print(f"CUDA graphs for {len(sizes)} sizes of micro-batches")
 
 
 class GraphedDecoder:

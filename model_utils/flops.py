@@ -53,14 +53,14 @@ class Flops(NamedTuple):
     recomputed_per_token: float = 0
     peak: float | None = None
 
-    def utilization(self, num_tokens, num_completion_tokens, seconds):
+    def utilization(self, num_tokens, num_supervised, seconds):
         """Model FLOP utilisation (MFU): the share of the peak that the model needs, however it is computed."""
-        return (self.per_token * num_tokens + self.per_completion_token * num_completion_tokens) / seconds / self.peak
+        return (self.per_token * num_tokens + self.per_completion_token * num_supervised) / seconds / self.peak
 
-    def hardware_utilization(self, num_tokens, num_completion_tokens, seconds):
+    def hardware_utilization(self, num_tokens, num_supervised, seconds):
         """Hardware FLOP utilisation (HFU): MFU and the share of the peak that checkpointing's recomputation takes."""
         recomputed = self.recomputed_per_token * num_tokens / seconds / self.peak
-        return self.utilization(num_tokens, num_completion_tokens, seconds) + recomputed
+        return self.utilization(num_tokens, num_supervised, seconds) + recomputed
 
 
 def count_flops(model, gradient_checkpointing, peak=None):

@@ -4,7 +4,10 @@ Continuous batching (slots.py) generates. A model that fails its check generates
 """
 
 import functools
+import math
 import time
+import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,7 +32,7 @@ from model_utils.self_checks import (
 )
 from model_utils.slots import generate_in_slots, problem_with_slots
 from model_utils.token_masks import compile_grammar, new_matcher, token_masks
-from run_utils.errors import UserError
+from run_utils.errors import UserError, say
 
 
 class Generation(NamedTuple):
@@ -41,16 +44,52 @@ class Generation(NamedTuple):
     seconds: float  # every step's time divided by the rows in it
 
 
+class Engine(NamedTuple):
+    """One of the two ways to generate, as chosen for a model."""
+
+    name: str  # for environment.json
+    generate: Callable  # (model, prompt_ids, answers, batch_tokens): yields (index, Generation)
+    room: float  # tokens of the longest row that it is known to suit
+
+
+ENGINES = weakref.WeakKeyDictionary()  # by model, so that each is checked once
+
+
+def choose_engine(model, prompt_ids, room):
+    """The Engine of a model: continuous batching, if it passes the check, which is made once, and again for longer rows.
+
+    prompt_ids: int32 arrays; room: the longest row's tokens, new ones included. Prints a line on stderr if the check fails.
+    """
+    base = unwrapped(model)
+    room = min(room, num_positions(base.config))
+    engine = ENGINES.get(base)
+    if engine is None or room > engine.room:
+        engine = Engine("continuous batching", generate_in_slots, room)
+        if problem := problem_with_slots(model, prompt_ids, room):
+            say(f"Generating by transformers' generate, which is slower: {problem}")
+            engine = Engine(f"transformers' generate: {problem}", generate_plainly, math.inf)
+        ENGINES[base] = engine
+    return engine
+
+
+def generated_by(model):
+    """The name of the Engine of a model; None if it has not generated."""
+    engine = ENGINES.get(unwrapped(model))
+    return engine.name if engine else None
+
+
 @torch.no_grad()
-def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, *, batch_tokens, tools=None, on_token=None):
+def generate(
+    model, tokenizer, prompt_format, prompts, max_new_tokens, *, batch_tokens, tools=None, on_token=None, engine=None
+):
     """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which rows finish.
 
     The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at any of the model's end tokens, or
-    when the prompt format says that its text is finished. Decoding options of the model's own generation_config are not in force. A model on which
-    the continuous batching here fails its check generates by transformers' `generate` instead.
+    when the prompt format says that its text is finished. Decoding options of the model's own generation_config are not in force.
 
     tools: for each prompt the tools (parsed) whose grammar its answer must keep to, or None. Whole answers do; one that the budget
     cuts is a beginning of one that does. on_token: called with a row's Answer after each of its tokens.
+    engine: the model's Engine if it has been chosen already; a longer row is checked again.
     """
     prompt_ids = encode_prompts(tokenizer, prompts)
     positions = num_positions(model.config)
@@ -66,18 +105,19 @@ def generate(model, tokenizer, prompt_format, prompts, max_new_tokens, *, batch_
     for index in fitting:
         offered = tools[index] if tools else None
         grammar = compile_grammar(tokenizer, vocab_size, offered) if offered is not None else None
-        answers[index] = Answer(index, budgets[index], model, tokenizer, prompt_format, grammar, on_token)
+        answers[index] = Answer(
+            index, budgets[index], model, tokenizer, prompt_format, grammar=grammar, on_token=on_token
+        )
     room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
-    if problem_with_slots(model, [prompt_ids[index] for index in fitting], room):
-        yield from generate_plainly(model, prompt_ids, answers, batch_tokens)
-    else:
-        yield from generate_in_slots(model, prompt_ids, answers, batch_tokens)
+    if engine is None or room > engine.room:
+        engine = choose_engine(model, [prompt_ids[index] for index in fitting], room)
+    yield from engine.generate(model, prompt_ids, answers, batch_tokens)
 
 
 class Answer:
     """What one row has generated so far, and whether it is finished."""
 
-    def __init__(self, index, budget, model, tokenizer, prompt_format, grammar=None, on_token=None):
+    def __init__(self, index, budget, model, tokenizer, prompt_format, *, grammar=None, on_token=None):
         self.index, self.budget = index, budget
         self.tokenizer, self.prompt_format = tokenizer, prompt_format
         self.end_tokens = end_tokens(model, tokenizer)

@@ -68,6 +68,15 @@ def load_config(source):
         raise UserError(f"cannot load a model from {source.path}: {one_line(error)}") from None
 
 
+def without_weights(config, trust_remote_code=False):
+    """The model of a configuration on the meta device: its layers and their shapes. UserError if there is no such model."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises ValueError, ImportError, KeyError
+        raise UserError(f"cannot load a model from {config.name_or_path}: {one_line(error)}") from None
+
+
 def load_tokenizer(source):
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **options(source))

@@ -1,48 +1,58 @@
-"""Before step 1: the run's largest micro-batches, so that what would run out of memory hours later says so at once.
+"""Before step 1: the run's largest micro-batches, so that running out of memory comes at once and not after hours.
 
-On a GPU alone: a CPU has no such error to wait for. No gradients are left behind, and no random state that matters: the
-loop seeds every step.
+The checks try and raise, on a GPU alone: a CPU has no such error to wait for. No gradients are left behind, and no random
+state that matters: the loop seeds every step.
 """
 
 import gc
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 
 from data_utils.batching import TrainingData, collate, largest_chunks, share_out
-from model_utils.cuda_graphs import use_cuda_graphs
+from model_utils.in_training import evaluation_mode
 from run_utils.launch import raise_anywhere
 from run_utils.launch_file import is_sharded
 
 
-def check_memory(accelerator, args, training, data, steps, loss_fn, eval_loss_fn, generations):
-    """Forward and backward over the largest micro-batches of these steps (a range) and of the evaluation, and the first of its
-    `generations`, an iterator. CUDA graphs, which keep their memory, are captured in between. loss_fn and eval_loss_fn:
-    `(model, batch, device) -> loss`.
+def check_training_memory(training, train, steps, args, loss_fn):
+    """Forward and backward over the largest micro-batches of these steps (a range) of the TrainingData `train`.
 
-    Where memory runs out, raises UserError with the arguments that fit, tried one after the other.
+    loss_fn: `(model, batch, device) -> loss`. Raises UserError, on all processes, with the arguments that fit.
     """
-    if not steps:
-        return
-    if is_sharded():  # a process alone cannot try a pass: all of them gather each layer
-        return
-    on_gpu = accelerator.device.type == "cuda"
-    # Processes may differ in what they try: DDP would wait for the others.
-    model, optimizer = accelerator.unwrap_model(training.model), training.optimizer
-    if on_gpu:
-        raise_anywhere(training_problem(model, optimizer, args, data.train, steps, loss_fn))
-    if args.cuda_graphs:
-        count = use_cuda_graphs(accelerator, model, data.train, steps)
-        accelerator.print(f"CUDA graphs for {count} sizes of micro-batches")
-        fit = runs(model, optimizer, loss_fn, largest_chunks(data.train.chunks(steps)))
+    if steps and can_check(training):
+        raise_anywhere(training_problem(training, args, train, steps, loss_fn))
+
+
+def check_graph_memory(training, train, steps, loss_fn):
+    """Likewise with CUDA graphs, which keep their memory. Raises UserError."""
+    if steps and can_check(training):
+        fit = runs(training, loss_fn, largest_chunks(train.chunks(steps)))
         problem = "CUDA graphs leave too little of this GPU's memory; --cuda_graphs false would leave enough"
         raise_anywhere("" if fit else problem)
-    if on_gpu and data.eval_examples:
-        raise_anywhere(evaluation_problem(model, optimizer, args, data, eval_loss_fn))
-        raise_anywhere(generation_problem(model, generations))
 
 
-def training_problem(model, optimizer, args, train, steps, loss_fn):
-    """What is wrong, in words, and what would fit; "" where nothing is. On this process: the others may find otherwise."""
+def check_evaluation_memory(training, data, args, loss_fn, system):
+    """The evaluation's largest batch, and the first text that `system` generates, beside whatever training keeps in memory.
+    Raises UserError, on all processes, with the arguments that fit."""
+    if data.eval_examples and can_check(training):
+        raise_anywhere(evaluation_problem(training, args, data, loss_fn))
+        rows = data.eval_rows[: args.eval_generate_examples][data.train.process_index :: data.train.num_processes]
+        raise_anywhere(generation_problem(training, system.answer(rows)))
+
+
+def can_check(training):
+    """On a GPU, but not under FSDP2: a process alone cannot try a pass, since all of them gather each layer."""
+    return one_process_model(training).device.type == "cuda" and not is_sharded()
+
+
+def one_process_model(training):
+    """Without DDP, which would wait for the other processes: they may try something else."""
+    return extract_model_from_parallel(training.model)
+
+
+def training_problem(training, args, train, steps, loss_fn):
+    """The problem of this process in words, with the arguments that fit; "" if there is none."""
 
     def fits(batch_size, checkpointing, max_seq_length):
         examples = [example for example in train.examples if len(example.input_ids) <= max_seq_length]
@@ -51,8 +61,9 @@ def training_problem(model, optimizer, args, train, steps, loss_fn):
         accumulation = train.global_batch // (batch_size * train.num_processes)
         trial = TrainingData(examples, train.seed, batch_size, accumulation, train.num_processes, train.process_index)
         if checkpointing and not args.gradient_checkpointing:
+            model = one_process_model(training)
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return runs(model, optimizer, loss_fn, largest_chunks(trial.chunks(steps)))
+        return runs(training, loss_fn, largest_chunks(trial.chunks(steps)))
 
     if fits(args.per_device_train_batch_size, args.gradient_checkpointing, args.max_seq_length):
         return ""
@@ -60,34 +71,29 @@ def training_problem(model, optimizer, args, train, steps, loss_fn):
     return f"the largest micro-batch does not fit in this GPU's memory; {' or '.join(found) or 'nothing'} would"
 
 
-def evaluation_problem(model, optimizer, args, data, loss_fn):
-    """Likewise for the evaluation's largest batch, after whatever training keeps in memory."""
+def evaluation_problem(training, args, data, loss_fn):
+    """Likewise for the evaluation's largest batch."""
 
     def fits(batch_size):
         chunks = share_out(data.eval_examples, batch_size, data.train.num_processes, data.train.process_index)
-        with torch.no_grad():
-            return runs(model, optimizer, loss_fn, largest_chunks(chunks))
+        return runs(training, loss_fn, largest_chunks(chunks))
 
-    model.eval()
-    fit = fits(args.per_device_eval_batch_size)
-    smaller = None if fit else next(filter(fits, range(args.per_device_eval_batch_size // 2, 0, -1)), None)
-    model.train()
+    with evaluation_mode(one_process_model(training)):
+        fit = fits(args.per_device_eval_batch_size)
+        smaller = None if fit else next(filter(fits, range(args.per_device_eval_batch_size // 2, 0, -1)), None)
     would = f"--per_device_eval_batch_size {smaller}" if smaller else "nothing"
     return "" if fit else f"the evaluation's largest batch does not fit in this GPU's memory; {would} would"
 
 
-def generation_problem(model, generations):
+def generation_problem(training, generations):
     """Likewise for the cache of the calls that an evaluation generates: it is allocated whole for the first."""
-    model.eval()
-    try:
-        next(generations, None)
-        problem = ""
-    except torch.OutOfMemoryError:
-        problem = (
-            "the evaluation's generated calls do not fit in this GPU's memory; a smaller training batch would leave it"
-        )
-    generations.close()
-    model.train()
+    with evaluation_mode(one_process_model(training)):
+        try:
+            next(generations, None)
+            problem = ""
+        except torch.OutOfMemoryError:
+            problem = "the evaluation's generated calls do not fit in this GPU's memory; a smaller training batch would leave it"
+        generations.close()
     gc.collect()
     torch.cuda.empty_cache()
     return problem
@@ -117,9 +123,9 @@ def what_fits(args, fits):
     return found
 
 
-def runs(model, optimizer, loss_fn, chunks):
+def runs(training, loss_fn, chunks):
     """Whether there is the memory for a pass over each of the micro-batches, with Adam's moments beside it."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model, optimizer, trainable = one_process_model(training), training.optimizer, training.adapter_weights
 
     def passes():  # a function of its own, so that its tensors are gone when it is
         moments = [torch.empty_like(parameter) for parameter in trainable * 2 if not optimizer.state]

@@ -6,7 +6,6 @@ prompts are prefilled into the free ones, end to end without padding, as in trai
 
 import contextlib
 import time
-import weakref
 from collections import deque
 
 import torch
@@ -16,44 +15,16 @@ from transformers.cache_utils import Cache
 from data_utils.batching import pack
 from model_utils.attention import ISOLATED
 from model_utils.cuda_graphs import capturing
-from model_utils.model_facts import length_dependent_from, num_positions, one_line, set_attention, unwrapped
+from model_utils.model_facts import length_dependent_from, one_line, set_attention, unwrapped
 from model_utils.self_checks import LAST, difference, grown, reference_logits, tolerance
 from model_utils.token_masks import token_masks
-from run_utils.errors import say
 
 PREFILL_TOKENS = 8192  # of one forward pass over prompts, or a single longer prompt
 
 
-CHECKED = weakref.WeakKeyDictionary()  # by model: the longest row that the check was made for, and the problem or None
-
-
 def problem_with_slots(model, prompt_ids, room):
-    """What keeps a model from continuous batching over slots, or None: checked once for a model, and again for longer rows.
-
-    prompt_ids: int32 arrays; room: the longest row's tokens, new ones included. Said on stderr when found.
-    """
-    base = unwrapped(model)
-    room = min(room, num_positions(base.config))
-    checked_room, problem = CHECKED.get(base, (0, None))
-    if room > checked_room and not problem:
-        problem = find_problem(model, prompt_ids, room)
-        CHECKED[base] = room, problem
-        if problem:
-            say(f"Generating by transformers' generate, which is slower: {problem}")
-    return problem
-
-
-def generated_by(model):
-    """How a model that has generated did it, in words; None of one that has not."""
-    if unwrapped(model) not in CHECKED:
-        return None
-    _, problem = CHECKED[unwrapped(model)]
-    return f"transformers' generate: {problem}" if problem else "continuous batching"
-
-
-def find_problem(model, prompt_ids, room):
-    """Teacher-forced logits in slots against plain transformers: of the longest prompt, as long as a row may grow, of the
-    shortest and of a half of that."""
+    """The reason why a model cannot generate by continuous batching, in words, or None. By teacher-forced logits in slots
+    against plain transformers: of the longest prompt, as long as a row may grow, of the shortest and of a half of that."""
     shortest, longest = min(prompt_ids, key=len), max(prompt_ids, key=len)
     if room > (apart := length_dependent_from(model.config)):
         return f"rows beyond {apart} tokens move the rotary positions of all"

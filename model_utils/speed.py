@@ -18,6 +18,20 @@ from run_utils.launch_file import is_sharded
 COMPILE = {"dynamic": True, "options": {"fallback_random": True}}
 
 
+def enable_speedups(model, args, accelerator):
+    """Switch on gradient checkpointing, kernels and compiled layers of a PEFT model, as train.py's arguments ask."""
+    if accelerator.device.type == "cpu" and (args.quantization != "none" or args.gradient_checkpointing):
+        faster = "--quantization none --gradient_checkpointing false"
+        accelerator.print(f"On a CPU, {faster} is several times faster, if memory allows")
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if args.liger_kernel:
+        use_liger_kernels(model)
+    if args.torch_compile:
+        accelerator.print("Compiling with the first batch, one graph for all layers: minutes on a GPU")
+        compile_layers(model)
+
+
 def use_liger_kernels(model):
     """Liger's Triton kernels for rotary positions, RMSNorm and SwiGLU in a PEFT model."""
     if not is_liger_kernel_available():

@@ -9,7 +9,7 @@ from data_utils.example_rows import example_rows, example_texts
 from data_utils.prompt import PROMPT_FORMATS, PromptFormat
 from data_utils.systems import SYSTEMS
 from model_utils.adapters import load_adapter
-from model_utils.generation import generate
+from model_utils.generation import Engine, generate
 from model_utils.token_masks import accepts
 
 
@@ -18,7 +18,8 @@ class System:
     """Answers requests by greedy decoding.
 
     model: transformers' or PEFT's. max_new_tokens: of each answer. batch_tokens: of the cache of keys and values, new ones
-    included. grammar: whether an answer keeps to the grammar of its request's tools.
+    included. grammar: whether an answer keeps to the grammar of its request's tools. engine: of choose_engine; None: chosen for the
+    requests.
     """
 
     model: PreTrainedModel
@@ -27,6 +28,7 @@ class System:
     max_new_tokens: int
     batch_tokens: int
     grammar: bool = False
+    engine: Engine | None = None
 
     def answer(self, requests, on_token=None):
         """`(index, Generation)` of each request, in the order in which they finish. Nothing runs before the first is asked for.
@@ -42,6 +44,7 @@ class System:
             batch_tokens=self.batch_tokens,
             tools=[json.loads(request.tools) for request in requests] if self.grammar else None,
             on_token=on_token,
+            engine=self.engine,
         )
 
     def can_generate(self, row):

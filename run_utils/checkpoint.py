@@ -1,7 +1,8 @@
-"""One checkpoint's folder: read, compared, found, deleted."""
+"""One checkpoint's folder: written, read, compared, found, deleted."""
 
 import dataclasses
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,22 +11,43 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, say
-from run_utils.files import read_json
+from run_utils.files import read_json, write_json
 
 WRITING_FAILS = (OSError, RuntimeError, SafetensorError)  # what a full disk is to Python, torch and safetensors
 
 
-class Training(NamedTuple):
-    """What training moves: a PEFT model, prepared by Accelerate, and what steps it."""
+class Training:
+    """Everything that training changes: a PEFT model, prepared by Accelerate, the optimizer, the scheduler, and whatever you add.
 
-    model: torch.nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler
+    A checkpoint has the model's adapter in PEFT's format, and for each other object its `state_dict()` in NAME.pt, which a
+    resume gives to its `load_state_dict`.
+    """
+
+    def __init__(self, *, model, optimizer, scheduler, **others):
+        self.model, self.optimizer = model, optimizer
+        self.others = {"optimizer": optimizer, "scheduler": scheduler, **others}
+
+    @property
+    def adapter_weights(self):
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+@dataclasses.dataclass
+class LogEntry:
+    """Sums over the optimizer steps since the last entry of the log."""
+
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0  # of the supervised tokens: the loss is loss_sum / weight_sum
+    completion_tokens: int = 0  # supervised tokens
+    # For speeds, of the steps of this process alone: checkpoints don't keep them.
+    num_steps: int = 0
+    num_tokens: int = 0
+    num_supervised: int = 0
+    seconds: float = 0.0
+    data_seconds: float = 0.0
 
 
 @dataclasses.dataclass
@@ -35,9 +57,7 @@ class RunState:
     global_step: int = 0
     data_fingerprint: str = ""
     effective_batch: int = 0  # examples an optimizer step
-    loss_sum: float = 0.0  # since the last log entry
-    weight_sum: float = 0.0  # likewise: the loss is loss_sum / weight_sum
-    completion_tokens: int = 0  # likewise: those with a weight
+    entry: LogEntry = dataclasses.field(default_factory=LogEntry)  # the next one of the log
     eval_loss: float | None = None  # of this step, where it has been evaluated
     evaluation_due: bool = False  # a signal came before this step's evaluation was done
     best_value: float | None = None  # by --best_metric
@@ -57,20 +77,26 @@ class RunState:
         return self.best_checkpoint == f"checkpoint-{self.global_step}"
 
 
+def write_state(checkpoint, state):
+    record = dataclasses.asdict(state)
+    entry = record.pop("entry")
+    record |= {name: entry[name] for name in ("loss_sum", "weight_sum", "completion_tokens")}
+    write_json(checkpoint / "state.json", record)
+
+
 def read_state(checkpoint):
     """The RunState of a checkpoint's folder; raises UserError, ValueError or TypeError if it is not one, or of another step."""
     saved = read_json(checkpoint / "state.json")
     if "best_eval_loss" in saved:  # what best_value was called when there was no --best_metric
         saved["best_value"] = saved.pop("best_eval_loss")
-    state = RunState(**saved)
-    whole = (state.global_step, state.effective_batch, state.completion_tokens)
+    entry = LogEntry(saved.pop("loss_sum", 0.0), saved.pop("weight_sum", 0.0), saved.pop("completion_tokens", 0))
+    state = RunState(entry=entry, **saved)
+    whole = (state.global_step, state.effective_batch, entry.completion_tokens)
     step = checkpoint_step(checkpoint)
     if not all(type(value) is int and value >= 0 for value in whole) or state.global_step != step:
         raise ValueError(f"state.json says step {state.global_step!r}")
-    if not all(
-        value is None or math.isfinite(value)
-        for value in (state.loss_sum, state.weight_sum, state.eval_loss, state.best_value)
-    ):
+    figures = (entry.loss_sum, entry.weight_sum, state.eval_loss, state.best_value)
+    if not all(value is None or math.isfinite(value) for value in figures):
         raise ValueError("state.json has a figure that is not finite")
     if state.best_checkpoint is not None and not re.fullmatch(r"checkpoint-\d+", state.best_checkpoint):
         raise ValueError(f"state.json names {state.best_checkpoint!r} as the best checkpoint")
@@ -86,8 +112,7 @@ class Saved(NamedTuple):
     environment: dict
     lora: dict
     adapter: dict
-    optimizer: dict
-    scheduler: dict
+    others: dict  # of NAME.pt, by name: the optimizer's among them
 
 
 def read_checkpoint(path):
@@ -102,27 +127,79 @@ def read_checkpoint(path):
             read_json(path / "environment.json"),
             PeftConfig.from_pretrained(path).to_dict(),
             load_file(path / "adapter_model.safetensors"),
-            torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
-            torch.load(path / "scheduler.pt", map_location="cpu", weights_only=True),
+            {file.stem: torch.load(file, map_location="cpu", weights_only=True) for file in sorted(path.glob("*.pt"))},
         )
         if not all(tensor.isfinite().all() for tensor in saved.adapter.values()):
             raise ValueError("weights that are not finite")
-        if not (path / "split.json").is_file():
-            raise ValueError("no split.json")
+        if absent := [name for name in ("split.json", "optimizer.pt", "scheduler.pt") if not (path / name).is_file()]:
+            raise ValueError(f"no {absent[0]}")
         return saved
     except Exception as error:  # whatever a broken file makes json, yaml, safetensors and torch raise
         reason = str(error) if isinstance(error, ValueError | UserError) else type(error).__name__
         raise UserError(f"{path} cannot be read ({' '.join(reason.split())})") from None
 
 
-def weights_of(training):
-    return [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+def write_checkpoint(folder, model, others, split):
+    """Write adapter, states and split to a new folder.
+
+    model: a PEFT model, unwrapped. others: objects with a `state_dict`, by name. split: the file to copy.
+    """
+    # The adapter's weights alone: under FSDP2, asking for the base's would move them on this process and no other.
+    weights = {name: weight for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
+    shutil.copy(split, folder)
+    for name, value in others.items():
+        torch.save(value.state_dict(), folder / f"{name}.pt")
 
 
-def num_bytes(weights, optimizer=None):
-    """About what a checkpoint takes: the adapter's weights, and what the optimizer keeps of each."""
-    moments = [value for state in optimizer.state.values() for value in state.values()] if optimizer else []
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*weights, *moments) if torch.is_tensor(tensor))
+def flush_to_disk(folder):
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def load_checkpoint(saved, training, model):
+    """Set adapter, optimizer, scheduler and other objects to their saved states. Raises UserError, before it changes anything, if
+    the Saved checkpoint has other objects or settings.
+
+    model: the PEFT model of `training`, unwrapped.
+    """
+    from peft import set_peft_model_state_dict  # late: importing peft imports bitsandbytes, and takes seconds
+
+    if saved.others.keys() != training.others.keys():
+        found, wanted = (", ".join(f"{name}.pt" for name in names) for names in (saved.others, training.others))
+        raise UserError(f"{saved.path} has {found}, and this training needs {wanted}: another experiment")
+    check_unchanged("LoRA's", model.peft_config["default"].to_dict(), saved.lora, saved.path)
+    groups, saved_groups = training.optimizer.param_groups, saved.others["optimizer"]["param_groups"]
+    check_unchanged("the optimizer's", {"groups": len(groups)}, {"groups": len(saved_groups)}, saved.path)
+    for index, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
+        owner = f"the optimizer's group {index}'s" if len(groups) > 1 else "the optimizer's"
+        check_unchanged(owner, group, saved_group, saved.path)
+    try:
+        set_peft_model_state_dict(model, saved.adapter)
+        for name, value in training.others.items():
+            value.load_state_dict(saved.others[name])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{saved.path} does not fit this model ({type(error).__name__})") from None
+
+
+def check_arguments(args, saved):
+    """Raises UserError by name if the Saved checkpoint is of another experiment: an argument differs that isn't free_on_resume."""
+    checkpoint, state, saved_args = saved.path, saved.state, saved.args
+    if args.stop_after_steps and args.stop_after_steps < state.global_step:
+        raise UserError(
+            f"--stop_after_steps {args.stop_after_steps} is before the step of {checkpoint}: raise it, or name an earlier "
+            "checkpoint with --resume_from_checkpoint"
+        )
+    for field in dataclasses.fields(args):
+        now, then = getattr(args, field.name), saved_args.get(field.name, field.default)
+        if now != then and not field.metadata["free_on_resume"]:
+            raise UserError(f"--{field.name} is {now} but {checkpoint} was trained with {then}")
+    rows_now, rows_then = args.eval_generate_examples, saved_args.get("eval_generate_examples", 0)
+    if args.best_metric != "eval_loss" and rows_now != rows_then:
+        raise UserError(
+            f"--eval_generate_examples is {rows_now} but {checkpoint} has the best of {rows_then} rows' {args.best_metric}"
+        )
 
 
 # The adapter's place, and the rate of the step: no settings that make another experiment. The schedule's own rate, initial_lr, is one.
@@ -138,6 +215,25 @@ def check_unchanged(what, now, then, checkpoint):
             saved = set(saved)
         if setting != saved:
             raise UserError(f"{what} {name} is {setting} but {checkpoint} was trained with {saved}")
+
+
+def find_checkpoint(args, output_dir):
+    """The checkpoint to resume from, read and found whole, or None to start afresh (see open_run)."""
+    if args.resume_from_checkpoint == "latest":
+        return newest_whole(output_dir)
+    if args.resume_from_checkpoint:
+        checkpoint = Path(args.resume_from_checkpoint)
+        if not (checkpoint / "state.json").is_file():
+            raise UserError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there")
+        if checkpoint.resolve().parent != output_dir.resolve():
+            raise UserError(f"{checkpoint} is of another run: resume it with --output_dir {checkpoint.parent}")
+        return read_checkpoint(checkpoint)
+    if (output_dir / "args.yaml").exists() and not args.overwrite_output_dir:
+        raise UserError(
+            f"{output_dir} holds a run: continue it with --resume_from_checkpoint latest, "
+            "replace it with --overwrite_output_dir, or choose another --output_dir"
+        )
+    return None
 
 
 def newest_whole(output_dir):

@@ -1,4 +1,4 @@
-"""What a run says while it trains: TensorBoard, a progress bar or plain lines, a profile."""
+"""The output of a run while it trains: trackers of its figures, a progress bar or plain lines, a profile."""
 
 import contextlib
 import math
@@ -13,75 +13,98 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from run_utils.checkpoint import LogEntry
 from run_utils.errors import UserError, say
+from run_utils.metrics_file import MetricsFile
 from run_utils.redaction import redact
 
 
+class TensorBoard:
+    """A tracker of TrainingLog: event files in logs/. Entries beyond the checkpoint that a run resumes from are dropped."""
+
+    files = "TensorBoard's files"
+
+    def __init__(self, output_dir, first_step):
+        threading.excepthook = leave_to_flush
+        self.writer = SummaryWriter(output_dir / "logs", purge_step=first_step)
+        loss = ["Multiline", ["train/loss", "eval/loss"]]
+        self.writer.add_custom_scalars({"loss": {"training and evaluation": loss}})
+
+    def scalars(self, step, figures):
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def text(self, step, name, text):
+        self.writer.add_text(name, text, step)
+
+    def close(self, step, arguments, figures):
+        # For TensorBoard's table of runs; in this run and not in one of its own.
+        self.writer.add_hparams(arguments, figures, run_name=".", global_step=step)
+        self.writer.close()
+
+
+# Another tracker is one more class with these four methods.
+TRACKERS = [TensorBoard, MetricsFile]
+
+
 class TrainingLog:
-    """The curves and lines of a training run, from `run.start()` on; on other processes than the main one it only checks.
+    """The curves and lines of a training run, from `run.start()` on. Every process has one, the main process alone writes.
 
     The losses of steps stay on the GPU until `read_losses`: reading one makes the CPU wait for all that the GPU has still to do,
     and the GPU then for the CPU.
     """
 
     def __init__(self, run, state, last_step, steps_per_epoch, flops):
-        self.run, self.args, self.accelerator = run, run.args, run.accelerator
+        self.run, self.args, self.device = run, run.args, run.accelerator.device
         self.state, self.last_step = state, last_step
         self.steps_per_epoch, self.flops = steps_per_epoch, flops
         self.pending = []  # (global step, supervised tokens, their weights, row ids, loss and gradient norm as a tensor)
-        self.is_main = self.accelerator.is_main_process
-        self.writer = self.profiler = None
+        self.is_main = run.accelerator.is_main_process
+        self.trackers, self.profiler = [], None
         self.on_terminal = sys.stdout.isatty()
         if self.is_main:
-            threading.excepthook = leave_to_flush
-            with self.tensorboard():
-                # Entries that a killed run wrote after its last checkpoint are dropped: steps stay unique.
-                self.writer = SummaryWriter(run.output_dir / "logs", purge_step=state.global_step + 1)
-                loss = ["Multiline", ["train/loss", "eval/loss"]]
-                self.writer.add_custom_scalars({"loss": {"training and evaluation": loss}})
+            for tracker in TRACKERS:
+                with self.survives(tracker):
+                    self.trackers.append(tracker(run.output_dir, state.global_step + 1))
             self.profiler = start_profiler(self.args.profile_steps, state.global_step, run.output_dir)
         hidden = not (self.is_main and self.on_terminal)
         self.progress = tqdm(total=last_step, initial=state.global_step, disable=hidden, file=sys.stdout)
         self.final = {}  # the newest figures
-        self.start_entry()
-
-    def start_entry(self):
-        """The sums that the speed of the next entry comes from: of the steps of this process alone, after a resume too. The loss
-        is the mean over all steps since the last entry: its sums are in the RunState, which checkpoints keep."""
-        self.num_steps, self.num_tokens, self.num_supervised = 0, 0, 0
-        self.seconds, self.data_seconds = 0.0, 0.0
 
     @contextlib.contextmanager
-    def tensorboard(self):
-        """Around what is written: losing the curves, on a full disk say, must not lose the run."""
+    def survives(self, tracker):
+        """Around what a tracker writes: losing the curves, on a full disk for example, must not lose the run."""
         try:
             yield
-        except OSError as error:
-            self.writer = None
-            say(f"TensorBoard's files cannot be written ({error.strerror}): training goes on without its curves")
+        except (OSError, UserError) as error:
+            self.trackers = [other for other in self.trackers if other is not tracker]
+            reason = getattr(error, "strerror", None) or error
+            say(f"{tracker.files} cannot be written ({reason}): training goes on without its curves")
 
     def start_step(self):
         self.step_started = time.perf_counter()
 
     def end_step(self, step, loss_sum, grad_norm, learning_rates):
-        """Take note of an optimizer step: loss_sum of this process, grad_norm of all, a learning rate for each of the
+        """Record an optimizer step: the loss_sum of all processes, the gradient norm, and a learning rate for each of the
         optimizer's parameter groups."""
-        results = torch.stack([self.accelerator.reduce(loss_sum), grad_norm])
+        results = torch.stack([loss_sum, grad_norm])
         self.pending.append((self.state.global_step, step.num_supervised, step.weight_sum, step.row_ids, results))
         self.learning_rates = learning_rates
-        self.num_steps += 1
-        self.num_tokens += step.num_tokens
-        self.num_supervised += step.num_supervised
-        self.data_seconds += step.seconds
-        self.seconds += time.perf_counter() - self.step_started
+        entry = self.state.entry
+        entry.num_steps += 1
+        entry.num_tokens += step.num_tokens
+        entry.num_supervised += step.num_supervised
+        entry.data_seconds += step.seconds
+        entry.seconds += time.perf_counter() - self.step_started
         self.progress.update()
         if self.profiler:
             self.read_losses()  # so that each step has its own kernels
             self.profiler.step()
 
     def read_losses(self):
-        """Add the losses of the steps since the last time to the RunState; UserError where one is not finite."""
-        start = time.perf_counter()
+        """Add the losses of the steps since the last time to the next entry; UserError if one is not finite."""
+        entry, start = self.state.entry, time.perf_counter()
         for global_step, num_supervised, weight_sum, row_ids, results in self.pending:
             loss_sum, self.grad_norm = results.tolist()
             if not (math.isfinite(loss_sum) and math.isfinite(self.grad_norm)):
@@ -90,30 +113,30 @@ class TrainingLog:
                     f"{self.grad_norm}; its rows: {', '.join(row_ids)}; "
                     f"{self.run.last_good()}"
                 )
-            self.state.loss_sum += loss_sum
-            self.state.weight_sum += weight_sum
-            self.state.completion_tokens += num_supervised
+            entry.loss_sum += loss_sum
+            entry.weight_sum += weight_sum
+            entry.completion_tokens += num_supervised
         self.pending.clear()
-        self.seconds += time.perf_counter() - start
+        entry.seconds += time.perf_counter() - start
 
     def write(self):
         """The entry of train/ for the steps since the last one, whose losses have been read."""
-        state = self.state
+        state, entry = self.state, self.state.entry
         rates = {
             f"learning_rate_{index}" if index else "learning_rate": lr for index, lr in enumerate(self.learning_rates)
         }
         metrics = {
-            "loss": state.loss_sum / state.weight_sum,
+            "loss": entry.loss_sum / entry.weight_sum,
             **rates,
             "grad_norm": self.grad_norm,
-            "tokens_per_second": self.num_tokens / self.seconds,
-            "completion_tokens": state.completion_tokens,
-            "data_wait_fraction": self.data_seconds / self.seconds,
-            "peak_memory_gib": peak_memory_gib(self.accelerator.device, self.args.cuda_graphs),
+            "tokens_per_second": entry.num_tokens / entry.seconds,
+            "completion_tokens": entry.completion_tokens,
+            "data_wait_fraction": entry.data_seconds / entry.seconds,
+            "peak_memory_gib": peak_memory_gib(self.device, self.args.cuda_graphs),
             "epoch": state.global_step / self.steps_per_epoch,
         }
         if self.flops.peak:
-            measured = self.num_tokens, self.num_supervised, self.seconds
+            measured = entry.num_tokens, entry.num_supervised, entry.seconds
             metrics["mfu"] = self.flops.utilization(*measured)
             metrics["hfu"] = self.flops.hardware_utilization(*measured)
         self.add_scalars("train", metrics)
@@ -121,13 +144,12 @@ class TrainingLog:
         lr = ", ".join(f"{rate:.2e}" for rate in self.learning_rates)
         self.progress.set_postfix({"loss": f"{loss:.4g}", "lr": lr, "tok/s": f"{speed:.4g}"})
         if not self.on_terminal:
-            left = (self.last_step - state.global_step) * self.seconds / self.num_steps
+            left = (self.last_step - state.global_step) * entry.seconds / entry.num_steps
             self.print(f"loss {loss:.4f}  lr {lr}  {speed:,.0f} tok/s  {left / 60:.1f} min left")
-        state.loss_sum, state.weight_sum, state.completion_tokens = 0.0, 0.0, 0
-        self.start_entry()
+        state.entry = LogEntry()
 
     def write_evaluation(self, metrics, samples):
-        """An entry of eval/: figures by name, and rows to look at, `(query, generated text, gold)` each. UserError where the loss
+        """An entry of eval/: figures by name, and rows to look at, `(query, generated text, gold)` each. UserError if the loss
         is not finite."""
         if not math.isfinite(metrics["loss"]):
             raise UserError(
@@ -136,19 +158,17 @@ class TrainingLog:
         self.add_scalars("eval", metrics)
         self.print("  ".join(f"eval {name} {value:.4f}" for name, value in metrics.items()))
         text = "\n\n".join(
-            f"    query   {query}\n    output  {said}\n    gold    {gold}" for query, said, gold in samples
+            f"    query   {query}\n    output  {output}\n    gold    {gold}" for query, output, gold in samples
         )
-        with self.tensorboard():
-            if self.writer and samples:
-                self.writer.add_text("eval/samples", text, self.state.global_step)
+        for tracker in self.trackers if samples else ():
+            with self.survives(tracker):
+                tracker.text(self.state.global_step, "eval/samples", text)
 
     def add_scalars(self, group, metrics):
         self.final |= {f"final/{group}_{name}": value for name, value in metrics.items()}
-        with self.tensorboard():
-            if self.writer:
-                for name, value in metrics.items():
-                    self.writer.add_scalar(f"{group}/{name}", value, self.state.global_step)
-                self.writer.flush()
+        for tracker in self.trackers:
+            with self.survives(tracker):
+                tracker.scalars(self.state.global_step, {f"{group}/{name}": value for name, value in metrics.items()})
 
     def print(self, line):
         write = self.progress.write if self.on_terminal else print
@@ -157,23 +177,21 @@ class TrainingLog:
                 write(f"step {self.state.global_step}/{self.last_step}  {line}")
             except (
                 BrokenPipeError
-            ):  # who read it, `tee` say, has got the same Ctrl-C: a checkpoint is saved all the same
+            ):  # its reader, `tee` for example, got the same Ctrl-C: save a checkpoint all the same
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self):
         self.progress.close()
         if self.profiler:
             self.profiler.stop()
-        with self.tensorboard():
-            if self.writer:
-                # The arguments beside the final figures, for TensorBoard's table of runs; in this run and not in one of its own.
-                arguments = {name: redact(str(value)) for name, value in vars(self.args).items()}
-                self.writer.add_hparams(arguments, self.final, run_name=".", global_step=self.state.global_step)
-                self.writer.close()
+        arguments = {name: redact(str(value)) for name, value in vars(self.args).items()}
+        for tracker in self.trackers:
+            with self.survives(tracker):
+                tracker.close(self.state.global_step, arguments, self.final)
 
 
 def leave_to_flush(failure):
-    """What TensorBoard's thread meets its `flush` raises too, where it is told in a line: no traceback beside it."""
+    """TensorBoard's writer thread leaves its OSError to flush(), which raises it again: no second traceback."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 

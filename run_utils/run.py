@@ -3,10 +3,11 @@
     output_dir/
       args.yaml environment.json    the resolved arguments (a valid --config) and where the result comes from
       split.json                    the rows trained on and those held out, as {id: fingerprint of the content}
-      logs/                         TensorBoard
+      logs/ metrics.jsonl           TensorBoard's files, and the same figures as JSON lines
       checkpoint-100/               adapter_model.safetensors, adapter_config.json (PEFT's own format), args.yaml,
-                                    environment.json (with the step), split.json; optimizer.pt, scheduler.pt, state.json
-      adapter/                      once the run is done: a checkpoint without the last three files, the last or the best
+                                    environment.json (with the step), split.json; state.json, optimizer.pt, scheduler.pt,
+                                    and a NAME.pt of whatever else is given to Training
+      adapter/                      once the run is done: a checkpoint without what a resume needs, the last or the best
       incomplete-*                  what a kill left half-written or half-deleted; the next start deletes it
       superseded-*                  what lay beyond the checkpoint resumed from, until the first new one is complete
 
@@ -14,82 +15,80 @@ Written by hand and not by `Accelerator.save_state`, which writes the base and r
 file: the loop seeds every step from (seed, step, process).
 """
 
-import atexit
 import contextlib
-import dataclasses
-import os
+import functools
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
 
-from run_utils.arguments import as_yaml, read_yaml
+from run_utils.arguments import as_yaml
 from run_utils.checkpoint import (
     WRITING_FAILS,
-    check_unchanged,
+    check_arguments,
     checkpoint_step,
     complete_checkpoints,
     delete_checkpoint,
     delete_leftovers,
-    newest_whole,
-    num_bytes,
-    read_checkpoint,
+    find_checkpoint,
+    flush_to_disk,
+    load_checkpoint,
     set_aside,
-    weights_of,
+    write_checkpoint,
+    write_state,
 )
 from run_utils.errors import UserError
-from run_utils.files import describe_free, is_full_disk, lock_folder, read_json, write_json, write_text
-from run_utils.launch import run_on_main
+from run_utils.files import describe_free, is_full_disk, read_json, write_json, write_text
+from run_utils.launch import check_alike, run_on_main
+from run_utils.output_folder import claim, clear_run, holds_run
+
+# Each machine may have its own of these; the base and the rows are compared by content.
+PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
 
 
-def open_run(args, accelerator):
-    """The Run in --output_dir, new or to be resumed, and locked. Refuses a folder that holds a run, unless told to resume or
-    overwrite it, one that another process trains in, and one of something else. Leaves nothing written."""
+def open_run(args, accelerator, write_card):
+    """The Run in --output_dir, new or to be resumed, and locked. Refuses a folder that holds a run, unless asked to resume or
+    overwrite it, one that another process trains in, and one of something else. Leaves nothing written.
+
+    write_card: `(folder, args, environment)`, two dicts: writes the README.md of a checkpoint.
+    """
+    check_alike({f"--{name}": value for name, value in vars(args).items() if name not in PLACES})
     output_dir = Path(args.output_dir)
     run_on_main(accelerator, lambda: claim(output_dir))  # alone: it holds the lock
     saved = find_checkpoint(args, output_dir)
     found = gather_object([saved.path.name if saved else "none"])  # all have looked before anyone writes to the folder
     if len(set(found)) > 1:
         raise UserError(f"the processes do not find the same checkpoint in {output_dir}: {', '.join(found)}")
-    return Run(args, accelerator, saved)
+    return Run(args, accelerator, saved, write_card)
 
 
-def claim(output_dir):
-    """Make the folder this run's; UserError where it cannot be."""
-    make_writable(output_dir)
-    others = {path.name for path in output_dir.iterdir()} - {
-        "args.yaml.incomplete",
-        "dropped_rows.json",
-    }  # a kill, and bad rows, at a run's start
-    if others and not holds_run(output_dir):
-        raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
-    if (output_dir / "logs").exists() and not (output_dir / "logs").is_dir():
-        raise UserError(f"{output_dir / 'logs'} is a file where TensorBoard's folder is to be: move it away")
+def on_main_process(method):
+    """Call a method of Run on the main process while the others wait; its UserError or OSError is raised on all of them."""
 
+    @functools.wraps(method)
+    def call(run, *args):
+        run_on_main(run.accelerator, lambda: method(run, *args))
 
-def file_of_bad_rows(output_dir):
-    """The file for the bad rows of a run that is refused for them. A run that the folder holds keeps its own list."""
-    return Path(output_dir) / ("refused_rows.json" if holds_run(Path(output_dir)) else "dropped_rows.json")
-
-
-def holds_run(output_dir):
-    try:
-        return "lora_r" in read_yaml(output_dir / "args.yaml")
-    except UserError:
-        return False
+    return call
 
 
 class Run:
-    """A training run's folder. Only the main process writes; where the others must not go on without it, they wait."""
+    """A training run's folder. All processes call its methods, and the main process writes."""
 
-    def __init__(self, args, accelerator, saved):
+    def __init__(self, args, accelerator, saved, write_card):
         self.args, self.accelerator = args, accelerator
         self.output_dir = Path(args.output_dir)
         self.adapter_dir = self.output_dir / "adapter"
         self.saved = saved  # the checkpoint to resume from, or None
-        self.environment = {}  # where the run's results come from: set before `resume`
+        self.write_card = write_card
+
+    @property
+    def bad_rows_file(self):
+        """The main process's file for the bad rows of a run that is refused for them. A run in the folder keeps its own list."""
+        if self.accelerator.is_main_process:
+            return self.output_dir / ("refused_rows.json" if holds_run(self.output_dir) else "dropped_rows.json")
+        return None
 
     def is_finished(self, last_step):
         """Whether the last step's checkpoint is there, and adapter/ of the step that is asked for."""
@@ -102,6 +101,9 @@ class Run:
         except UserError:
             return False
 
+    def describe_end(self, last_step):
+        return f"{self.output_dir} is finished: all {last_step} steps are done, the adapter is in {self.adapter_dir}"
+
     def to_deliver(self, state):
         """The name of the checkpoint that adapter/ is to be: the last, or the best where one had a finite evaluation loss."""
         last = f"checkpoint-{state.global_step}"
@@ -113,28 +115,26 @@ class Run:
     def last_good(self):
         return f"last good checkpoint: {self.last_checkpoint() or 'none yet'}"
 
-    def check_experiment(self, fresh):
-        """UserError by name where the checkpoint is of other arguments (but for those marked free_on_resume), rows, effective batch
-        or precision than `fresh`, the RunState of a run from its start: it would be another experiment. Needs no base model."""
-        if not self.saved:
-            return
-        checkpoint, state, saved_args = self.saved.path, self.saved.state, self.saved.args
-        if self.args.stop_after_steps and self.args.stop_after_steps < state.global_step:
-            raise UserError(
-                f"--stop_after_steps {self.args.stop_after_steps} is before the step of {checkpoint}: raise it, or name an earlier "
-                "checkpoint with --resume_from_checkpoint"
-            )
-        for field in dataclasses.fields(self.args):
-            now, then = getattr(self.args, field.name), saved_args.get(field.name, field.default)
-            if field.name == "lora_target_modules" and now is None:
-                continue  # the base decides: `resume` compares
-            if now != then and not field.metadata["free_on_resume"]:
-                raise UserError(f"--{field.name} is {now} but {checkpoint} was trained with {then}")
-        rows_now, rows_then = self.args.eval_generate_examples, saved_args.get("eval_generate_examples", 0)
-        if self.args.best_metric != "eval_loss" and rows_now != rows_then:
-            raise UserError(
-                f"--eval_generate_examples is {rows_now} but {checkpoint} has the best of {rows_then} rows' {self.args.best_metric}"
-            )
+    def check_same_experiment(self, fresh, eval_fingerprint):
+        """UserError by name if the processes, or the checkpoint and this run, differ in arguments (but for those marked
+        free_on_resume), rows, effective batch or precision. Needs no base model.
+
+        fresh: the RunState of a run from its start. eval_fingerprint: of the held-out rows.
+        """
+        check_alike(
+            {
+                "their training rows": fresh.data_fingerprint,
+                "their evaluation rows": eval_fingerprint,
+                "their mixed precision (name a --dtype)": self.accelerator.mixed_precision,
+            }
+        )
+        if self.saved:
+            self.compare_with_saved(fresh)
+
+    @on_main_process  # PLACES may differ elsewhere
+    def compare_with_saved(self, fresh):
+        checkpoint, state = self.saved.path, self.saved.state
+        check_arguments(self.args, self.saved)
         if state.effective_batch != fresh.effective_batch:
             raise UserError(
                 f"the effective batch (processes x accumulation x batch size) is {fresh.effective_batch} but {checkpoint} was "
@@ -149,50 +149,38 @@ class Run:
         if self.accelerator.mixed_precision != precision:
             raise UserError(f"mixed_precision is {self.accelerator.mixed_precision} but {checkpoint} has {precision}")
 
-    def resume(self, training, fresh):
-        """Put adapter, optimizer and scheduler where the checkpoint left them, and return its RunState; or `fresh`, the RunState
-        of a run from its start, where there is no checkpoint. UserError by name where the base or a setting is not what it was.
+    def resume(self, training, fresh, environment):
+        """Load the checkpoint into `training` and return its RunState; without a checkpoint return `fresh`, the RunState of a run
+        from its start. UserError by name if the base or a setting is not what it was.
+
+        environment: where the run's results come from, for environment.json.
         """
+        self.environment = environment
         if not self.saved:
             if self.args.resume_from_checkpoint:
                 self.accelerator.print(f"No checkpoint in {self.output_dir} yet: a run from its start")
             return fresh
-        from peft import set_peft_model_state_dict  # late, as above
-
-        checkpoint, state, _, saved_environment, saved_lora, adapter, optimizer, scheduler = self.saved
-        base, saved_base = self.environment["base_fingerprint"], saved_environment.get("base_fingerprint")
+        checkpoint, state = self.saved.path, self.saved.state
+        base, saved_base = environment["base_fingerprint"], self.saved.environment.get("base_fingerprint")
         if base != saved_base:
             raise UserError(f"base_fingerprint is {base} but {checkpoint} has {saved_base}")
-        model = self.accelerator.unwrap_model(training.model)
-        check_unchanged("LoRA's", model.peft_config["default"].to_dict(), saved_lora, checkpoint)
-        groups, saved_groups = training.optimizer.param_groups, optimizer["param_groups"]
-        check_unchanged("the optimizer's", {"groups": len(groups)}, {"groups": len(saved_groups)}, checkpoint)
-        for index, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
-            whose = f"the optimizer's group {index}'s" if len(groups) > 1 else "the optimizer's"
-            check_unchanged(whose, group, saved_group, checkpoint)
-        try:
-            set_peft_model_state_dict(model, adapter)
-            training.optimizer.load_state_dict(optimizer)
-            training.scheduler.load_state_dict(scheduler)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{checkpoint} does not fit this model ({type(error).__name__})") from None
+        load_checkpoint(self.saved, training, self.accelerator.unwrap_model(training.model))
         if state.best_checkpoint and not (self.output_dir / state.best_checkpoint).is_dir():
-            # It went when a better one came, which is not there any more either.
+            # It was deleted when a better one was saved, and that one has been lost too.
             self.accelerator.print(
                 f"{state.best_checkpoint}, the best so far, is gone: the best is looked for from here on"
             )
             by_loss = self.args.best_metric == "eval_loss" and state.eval_loss is not None
             state.best_value, state.best_checkpoint = (state.eval_loss, checkpoint.name) if by_loss else (None, None)
         self.accelerator.print(f"Resuming from {checkpoint}, after step {state.global_step}")
-        self.saved = self.saved._replace(adapter=None, optimizer=None, scheduler=None)  # not kept for the whole run
+        self.saved = self.saved._replace(adapter=None, others=None)  # not kept for the whole run
         return state
 
-    def start(self, state, records):
-        """Begin to write: what the run comes from, and `records`, JSON by file name. What an earlier run left beyond this one's
-        step is set aside until there is a new checkpoint; all of it is deleted if it is to be overwritten."""
-        run_on_main(self.accelerator, lambda: self.begin(state, records))
-
-    def begin(self, state, records):
+    @on_main_process
+    def start(self, state, training, records):
+        """Begin to write: where the run's results come from, and `records`, JSON by file name. Checkpoints beyond this run's step
+        are set aside until there is a new one; all of an earlier run is deleted if it is to be overwritten."""
+        self.check_disk(training)
         if self.args.overwrite_output_dir:
             clear_run(self.output_dir)
         delete_leftovers(self.output_dir, "incomplete")
@@ -204,24 +192,31 @@ class Run:
         for name, record in {"environment.json": self.environment, **records}.items():
             write_json(self.output_dir / name, record)
 
+    @on_main_process
     def save(self, training, state):
         """Write `checkpoint-<step>` beside its final name and rename it when complete, then delete the surplus: a kill at any
-        instant, or a full disk, leaves the checkpoints before it whole. UserError where it cannot be written, or where the
-        weights are not finite."""
-        run_on_main(self.accelerator, lambda: self.save_alone(training, state))
-
-    def save_alone(self, training, state):
-        weights = weights_of(training)
-        if not all(weight.isfinite().all() for weight in weights):
+        instant, or a full disk, leaves the checkpoints before it whole. Of a checkpoint that is complete already, only the state
+        is written: an evaluation may have been added. UserError if it cannot be written, or if the weights are not finite."""
+        if not all(weight.isfinite().all() for weight in training.adapter_weights):
             raise UserError(f"after step {state.global_step} the adapter's weights are not finite; {self.last_good()}")
         final = self.output_dir / f"checkpoint-{state.global_step}"
         folder = self.output_dir / f"incomplete-{final.name}"
+        if final.is_dir():
+            self.write_state(final, state)
+            return self.delete_surplus(state)  # the best may be another one now
         try:
-            self.write_checkpoint(folder, training, state)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            model = self.accelerator.unwrap_model(training.model)
+            write_checkpoint(folder, model, training.others, self.output_dir / "split.json")
+            self.write_card(folder, vars(self.args), self.origin(state))  # in place of PEFT's empty template
+            write_text(folder / "args.yaml", as_yaml(self.args))
+            self.write_state(folder, state)
+            flush_to_disk(folder)  # before the name makes it complete, should the machine itself go down
             folder.rename(final)
         except WRITING_FAILS as error:
             shutil.rmtree(folder, ignore_errors=True)
-            why = self.describe_disk(error, num_bytes(weights, training.optimizer))
+            why = self.describe_disk(error, num_bytes(training))
             raise UserError(f"{final} could not be written: {why}; {self.last_good()}") from None
         delete_leftovers(self.output_dir, "incomplete", "superseded")
         self.delete_surplus(state)
@@ -233,51 +228,16 @@ class Run:
             with contextlib.suppress(OSError):  # open elsewhere, on a network's disk: the next save tries again
                 delete_checkpoint(path)
 
-    def write_checkpoint(self, folder, training, state):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        model = self.accelerator.unwrap_model(training.model)
-        # The adapter's weights alone are asked for: under FSDP2, asking for the base's moves them on this process and no other.
-        weights = {
-            name: weight for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad
-        }
-        model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
-        self.write_card(folder, state)
-        write_text(folder / "args.yaml", as_yaml(self.args))
-        self.write_state(folder, state)
-        shutil.copy(self.output_dir / "split.json", folder)
-        torch.save(training.optimizer.state_dict(), folder / "optimizer.pt")
-        torch.save(training.scheduler.state_dict(), folder / "scheduler.pt")
-        # On the disk before the name says complete, should the machine itself go down.
-        for file in folder.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-
-    def write_card(self, folder, state, curves=()):
-        """In place of PEFT's empty template, which names the base by its path on this machine."""
-        from eval_utils.model_card import HOW_TO_LOAD_ADAPTER, write_card  # late, as above
-
-        what = f"A LoRA adapter in PEFT's format, after {state.global_step} optimizer steps of `train.py`."
-        write_card(folder, what, HOW_TO_LOAD_ADAPTER, vars(self.args), self.origin(state), curves)
-
     def origin(self, state):
         return self.environment | {"global_step": state.global_step, "eval_loss": state.eval_loss}
 
     def write_state(self, folder, state):
         write_json(folder / "environment.json", self.origin(state))
-        write_json(folder / "state.json", dataclasses.asdict(state))
-
-    def update(self, state):
-        """Write into the step's checkpoint what an evaluation after a resume has found."""
-        run_on_main(self.accelerator, lambda: self.update_alone(state))
-
-    def update_alone(self, state):
-        self.write_state(self.output_dir / f"checkpoint-{state.global_step}", state)
-        self.delete_surplus(state)  # the best may be another one now
+        write_state(folder, state)
 
     def check_disk(self, training):
         """Print a line if the disk cannot hold the checkpoints that are kept, the next one, and adapter/."""
-        adapter = num_bytes(weights_of(training))
+        adapter = num_bytes(training, with_states=False)
         needed = 3 * adapter * (self.args.save_total_limit + 1) + adapter  # Adam keeps two moments of each weight
         if shutil.disk_usage(self.output_dir).free < needed:
             self.accelerator.print(
@@ -293,13 +253,12 @@ class Run:
             return f"it needs {describe_free(self.output_dir, needed)}"
         return " ".join(str(error).split()) or type(error).__name__
 
+    @on_main_process
     def finish(self, training, state):
-        """Make `adapter/` of the last or the best checkpoint, without what only a resume needs, and say what there is."""
-        if not self.accelerator.is_main_process:
-            return
+        """Make `adapter/` of the last or the best checkpoint, without the files of a resume, and print its place."""
         chosen = self.to_deliver(state)
         unfinished = self.output_dir / "incomplete-adapter"
-        left_out = shutil.ignore_patterns("optimizer.pt", "scheduler.pt", "state.json", "*.incomplete")
+        left_out = shutil.ignore_patterns("*.pt", "state.json", "*.incomplete")
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.copytree(self.output_dir / chosen, unfinished, ignore=left_out)
@@ -308,7 +267,7 @@ class Run:
             unfinished.rename(self.adapter_dir)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            why = self.describe_disk(error, num_bytes(weights_of(training)))
+            why = self.describe_disk(error, num_bytes(training, with_states=False))
             raise UserError(f"{self.adapter_dir} could not be written: {why}; {self.last_good()}") from None
         if state.best_checkpoint:
             print(
@@ -320,48 +279,9 @@ class Run:
         print(f"Curves: tensorboard --logdir {self.output_dir}")
 
 
-def find_checkpoint(args, output_dir):
-    """The checkpoint to resume from, read and found whole, or None to start afresh (see open_run)."""
-    if args.resume_from_checkpoint == "latest":
-        return newest_whole(output_dir)
-    if args.resume_from_checkpoint:
-        checkpoint = Path(args.resume_from_checkpoint)
-        if not (checkpoint / "state.json").is_file():
-            raise UserError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there")
-        if checkpoint.resolve().parent != output_dir.resolve():
-            raise UserError(f"{checkpoint} is of another run: resume it with --output_dir {checkpoint.parent}")
-        return read_checkpoint(checkpoint)
-    if (output_dir / "args.yaml").exists() and not args.overwrite_output_dir:
-        raise UserError(
-            f"{output_dir} holds a run: continue it with --resume_from_checkpoint latest, "
-            "replace it with --overwrite_output_dir, or choose another --output_dir"
-        )
-    return None
-
-
-def make_writable(output_dir):
-    """Make the folder and lock it; UserError where that cannot be. If it is still empty when the process ends, it goes."""
-    if output_dir.is_file():
-        raise UserError(f"--output_dir {output_dir} is a file")
-    try:
-        if not output_dir.exists():
-            output_dir.mkdir(parents=True)
-            atexit.register(remove_empty, output_dir)
-        lock_folder(output_dir)
-        tempfile.TemporaryFile(dir=output_dir).close()  # on Linux without a name: a kill leaves nothing
-    except OSError as error:
-        raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
-
-
-def remove_empty(folder):
-    with contextlib.suppress(OSError):  # it is not empty: a run has started
-        folder.rmdir()
-
-
-def clear_run(output_dir):
-    """Delete the checkpoints, the adapter and the logs of an earlier run, and nothing else that lies in the folder."""
-    for path in reversed(complete_checkpoints(output_dir)):  # a kill in between leaves the beginning of a run
-        delete_checkpoint(path)
-    delete_leftovers(output_dir, "incomplete", "superseded")
-    for name in ("adapter", "logs"):
-        shutil.rmtree(output_dir / name, ignore_errors=True)
+def num_bytes(training, with_states=True):
+    """About what a checkpoint takes: the adapter's weights, and the optimizer's tensors for each."""
+    states = training.optimizer.state.values() if with_states else ()
+    moments = [value for state in states for value in state.values()]
+    tensors = [tensor for tensor in (*training.adapter_weights, *moments) if torch.is_tensor(tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

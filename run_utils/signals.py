@@ -48,41 +48,48 @@ def write_line(message):
 
 
 class StopRequest:
-    """From its creation on both signals wait for `agreed`, once a step; a second Ctrl-C, seconds later, ends the process."""
+    """From its creation on, both signals wait for `check`. A second Ctrl-C, seconds later, ends the process."""
 
     def __init__(self, accelerator, checkpoint):
-        self.accelerator, self.number = accelerator, 0
+        self.accelerator = accelerator
         self.checkpoint = checkpoint  # a function that names the newest complete one
-        self.in_flight = None  # the request of the step before, on its way from the GPU
+        self.number = 0  # the signal received, by this process or another one
+        self.since = None  # when this process received one
+        self.in_flight = None  # the answer to the previous check, on its way from the GPU
         handle_signals(self.receive)
 
     def receive(self, number, frame):
-        if not self.number:
-            self.number, self.since = number, time.monotonic()
+        if self.since is None:
+            self.number, self.since = self.number or number, time.monotonic()
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             write_line(f"{signal.Signals(number).name}: the step is finished and a checkpoint saved first{again}")
         elif number == signal.SIGINT and time.monotonic() - self.since > SECONDS_BETWEEN:
             write_line(Stopped(number, f"newest complete checkpoint: {self.checkpoint() or 'none'}"))
             os._exit(128 + number)
 
-    def agreed(self):
-        """The signal that any process has received, 0 for none, the same on all: every process calls this once a step.
+    def check(self, wait=False):
+        """Raise Stopped, on all processes at once, if one of them has received a signal. All processes call this equally often.
 
-        Of several GPUs the answer is the one to the step before, for which they need not wait.
+        wait: count the signals up to this call. Else several GPUs use those up to the previous call, without a wait.
         """
+        if number := self.agreed(wait):
+            self.number = number
+            raise Stopped(number)
+
+    def agreed(self, wait):
         if self.accelerator.num_processes == 1:
             return self.number
         import torch  # late: see the module's first lines
 
-        # Filled there: a copy from here would wait for all that the GPU has still to do.
+        # Created on the device: a copy from the CPU would wait for all the work that the GPU has queued.
         flag = torch.full((), self.number, device=self.accelerator.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        if flag.device.type != "cuda":
+        if wait or flag.device.type != "cuda":
             return flag.item()
-        before = self.in_flight
+        previous = self.in_flight
         self.in_flight = flag.to("cpu", non_blocking=True), torch.cuda.Event()
         self.in_flight[1].record()
-        if before is None:
+        if previous is None:
             return 0
-        before[1].synchronize()
-        return before[0].item()
+        previous[1].synchronize()
+        return previous[0].item()

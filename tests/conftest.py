@@ -18,7 +18,6 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import train
@@ -26,6 +25,7 @@ from data_utils.prompt import PROMPT_FORMATS
 from demo.model import build_tokenizer
 from demo.rows import generate_rows
 from run_utils import errors
+from run_utils.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = PROMPT_FORMATS["tags-1"]
@@ -110,10 +110,6 @@ def run_here(capsys, monkeypatch):
         argv = flags if isinstance(flags, list) else command_line(flags)
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *argv])
         AcceleratorState._reset_state(reset_partial_state=True)
-        if any("resume_from_checkpoint" in flag for flag in argv):
-            # TensorBoard reads event files by name: the second, then the process, then a count without leading zeros.
-            # Two runs of this one process in one second would be read as .10 before .9.
-            time.sleep(1 - time.time() % 1)
         capsys.readouterr()
         code = 0
         try:
@@ -196,17 +192,9 @@ def is_running(pid):
 
 
 def curve(output_dir, tag):
-    """`[(step, value), ...]` of a TensorBoard scalar, in the order written, over all event files."""
-    events = EventAccumulator(str(Path(output_dir) / "logs"), size_guidance={"scalars": 0})
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
-
-
-def texts(output_dir, tag):
-    """`[(step, text), ...]` of a TensorBoard text, likewise."""
-    events = EventAccumulator(str(Path(output_dir) / "logs"), size_guidance={"tensors": 0})
-    events.Reload()
-    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(f"{tag}/text_summary")]
+    """`[(step, value), ...]` of a figure or a text, in the order written."""
+    entries = read_metrics(Path(output_dir) / "metrics.jsonl")
+    return [(entry["step"], entry[tag]) for entry in entries if tag in entry]
 
 
 def values(output_dir, tag):

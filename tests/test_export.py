@@ -335,11 +335,12 @@ def test_plain_peft_loads_the_adapter_in_an_empty_folder_without_our_code(adapte
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "[" * 100_000, '{"systems": {"adapter": {}}}'])
-def test_a_damaged_evaluation_beside_the_adapter_and_a_pipe_in_its_logs_stop_no_export(
+def test_a_damaged_evaluation_beside_the_adapter_and_a_pipe_for_its_curves_stop_no_export(
     run_here, adapter, tmp_path, content
 ):
     shutil.copytree(adapter.parent, tmp_path / "run")
-    os.mkfifo(tmp_path / "run" / "logs" / "events.out.tfevents.pipe")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "run" / "metrics.jsonl")
     (tmp_path / "run" / "evaluation").mkdir()
     for name, text in (("environment.json", "{}"), ("args.yaml", "{}"), ("metrics.json", content)):
         (tmp_path / "run" / "evaluation" / name).write_text(text)

@@ -13,11 +13,12 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from data_utils.batching import Example, collate, pack, tokenize_rows
 from data_utils.sources import load_rows
 from model_utils.adapters import add_lora
+from model_utils.in_training import evaluation_loss
 from model_utils.loading import ModelSource, load_base_model
 from model_utils.self_checks import check_training_batches
 from run_utils.errors import UserError
 from run_utils.signals import SIGNALS, StopRequest
-from train import completion_loss, evaluate_loss
+from train import completion_loss
 
 
 @pytest.fixture(scope="module", params=["isolated", "sdpa"])
@@ -85,7 +86,9 @@ def test_a_token_counts_by_its_weight(peer, model, examples, stop):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
     model.zero_grad()
     for batch_size in (2, 16):
-        loss = evaluate_loss(Accelerator(cpu=True), model, weighted, batch_size, stop)
+        loss = evaluation_loss(
+            Accelerator(cpu=True), model, weighted, batch_size=batch_size, loss_fn=completion_loss, stop=stop
+        )
         assert loss == pytest.approx(expected.item(), rel=2e-6)
 
 
@@ -186,7 +189,7 @@ def test_gradients_are_equal_however_a_step_is_cut_up(train_here, flags, tmp_pat
     script = tmp_path / "without_graphs.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n"
-        "train.check_memory = lambda *args, **kwargs: None\ntrain.main(train.parse())\n"
+        "train.use_cuda_graphs = lambda *args: None\ntrain.main(train.parse())\n"
     )
     runs["two processes, no DDP"] = tmp_path / "by_hand"
     by_hand = both | {"cuda_graphs": True, "gradient_checkpointing": False, "output_dir": tmp_path / "by_hand"}
@@ -244,5 +247,6 @@ def stop():
 def test_evaluation_weighs_tokens_and_not_batches(peer, model, examples, stop):
     expected = peer(**padded(examples)).loss.item()
     for batch_size in (1, 2, 3, 16):
-        loss = evaluate_loss(Accelerator(cpu=True), model, examples, batch_size, stop)
+        settings = {"batch_size": batch_size, "loss_fn": completion_loss, "stop": stop}
+        loss = evaluation_loss(Accelerator(cpu=True), model, examples, **settings)
         assert loss == pytest.approx(expected, rel=2e-6)

@@ -26,6 +26,7 @@ from model_utils.adapters import add_lora, linear_layers
 from model_utils.flops import count_flops
 from run_utils import progress
 from run_utils import run as run_folder
+from run_utils.checkpoint import Training
 
 
 @pytest.fixture
@@ -195,13 +196,13 @@ def test_curves_that_cannot_be_written_do_not_end_the_run(train_here, flags, cap
 def test_a_file_where_the_curves_are_to_be_is_named_before_the_model_loads(run_here, flags, finished, monkeypatch):
     shutil.rmtree(finished / "logs")
     (finished / "logs").write_text("mine")
-    monkeypatch.setattr(train, "load_base_model", None)
+    monkeypatch.setattr(train, "load_model", None)
     result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
     assert result.code == 1 and "logs is a file where TensorBoard's folder is to be" in result.err
 
 
 def test_a_folder_that_is_removed_while_a_run_writes_to_it_ends_in_one_line(run_here, flags, monkeypatch):
-    monkeypatch.setattr(train, "evaluate", lambda *args: shutil.rmtree(flags["output_dir"]) or 0)
+    monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: shutil.rmtree(flags["output_dir"]))
     result = run_here(train, flags | {"max_train_steps": 1})
     (line,) = result.err.strip().splitlines()
     assert result.code == 1 and "run is gone; last good checkpoint: none yet" in line
@@ -325,17 +326,18 @@ def test_a_finished_run_delivers_another_adapter_when_asked(run_here, flags, fin
 )
 def test_another_experiment_is_refused_by_name(run_here, flags, finished, monkeypatch, change, named):
     """And before a base is loaded, which takes minutes where it is large."""
-    monkeypatch.setattr(train, "load_base_model", None)
+    monkeypatch.setattr(train, "load_model", None)
     result = run_here(train, flags | change | {"resume_from_checkpoint": finished / "checkpoint-2"})
     (line,) = result.err.strip().splitlines()
     assert result.code == 1 and named in line
 
 
-def test_layers_that_were_named_and_now_are_not_are_another_experiment(run_here, train_here, flags):
+def test_layers_that_were_named_and_now_are_not_are_another_experiment(run_here, train_here, flags, monkeypatch):
     train_here(flags | {"lora_target_modules": ["q_proj"], "max_train_steps": 2, "save_steps": 1})
     resumed = flags | {"max_train_steps": 2, "resume_from_checkpoint": flags["output_dir"] / "checkpoint-1"}
+    monkeypatch.setattr(train, "load_model", None)
     result = run_here(train, resumed)
-    assert result.code == 1 and "LoRA's target_modules is" in result.err
+    assert result.code == 1 and "--lora_target_modules is ['q_proj', 'k_proj'" in result.err
 
 
 @pytest.mark.parametrize(
@@ -353,6 +355,37 @@ def test_an_edit_of_the_code_that_makes_another_experiment_is_refused_by_name(
     result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
     (line,) = result.err.strip().splitlines()
     assert result.code == 1 and named in line and "checkpoint-2 was trained with" in line
+
+
+class Counter:
+    """As an average of the weights would be: an object of the training with a state of its own."""
+
+    def __init__(self):
+        self.loaded = None
+
+    def state_dict(self):
+        return {"count": torch.tensor(7), "loaded": self.loaded}
+
+    def load_state_dict(self, state):
+        self.loaded = state["count"].item()
+
+
+def test_whatever_is_given_to_training_is_saved_and_resumed(run_here, train_here, flags, monkeypatch):
+    flags |= {"max_train_steps": 2, "save_steps": 1}
+    ema, resumed = Counter(), Counter()
+    monkeypatch.setattr(train, "Training", functools.partial(Training, ema=ema))
+    run = train_here(flags)
+    saved = torch.load(run / "checkpoint-1" / "ema.pt", weights_only=True)
+    assert saved == {"count": 7, "loaded": None}
+    assert not list((run / "adapter").glob("*.pt"))
+    flags |= {"resume_from_checkpoint": run / "checkpoint-1"}
+    monkeypatch.setattr(train, "Training", Training)
+    result = run_here(train, flags)
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and "checkpoint-1 has ema.pt, optimizer.pt, scheduler.pt, and this training needs" in line
+    monkeypatch.setattr(train, "Training", functools.partial(Training, ema=resumed))
+    train_here(flags)
+    assert resumed.loaded == 7
 
 
 ONE_GROUP = """    optimizer = torch.optim.AdamW(
@@ -428,7 +461,7 @@ def test_the_same_effective_batch_cut_otherwise_is_not(run_here, flags, finished
 
 
 def test_changed_rows_are_noticed(run_here, flags, finished, rows_file, monkeypatch):
-    monkeypatch.setattr(train, "load_base_model", None)
+    monkeypatch.setattr(train, "load_model", None)
     lines = rows_file.read_text().splitlines()
     records = [json.loads(line) for line in lines]
     for record in records:

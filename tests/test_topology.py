@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from conftest import curve, first_moments, launch, texts, values
+from conftest import curve, first_moments, launch, values
 
 pytestmark = pytest.mark.slow
 TOPOLOGIES = {1: (2, 4), 2: (2, 2), 4: (2, 1)}  # processes: (batch size, accumulation), 8 examples a step
@@ -51,8 +51,8 @@ def test_training_is_the_same_experiment(runs):
             torch.testing.assert_close(values(run, tag), values(one, tag), rtol=1e-5, atol=0)
         for mine, its in zip(*(first_moments(folder / "checkpoint-12") for folder in (run, one)), strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-4 * its.abs().max())
-        generated = texts(run, "eval/samples")
-        assert len(generated) == 3 and generated == texts(one, "eval/samples")
+        generated = curve(run, "eval/samples")
+        assert len(generated) == 3 and generated == curve(one, "eval/samples")
 
 
 @pytest.mark.parametrize("num_examples", [3, 7])

@@ -20,6 +20,7 @@ from data_utils.batching import collate, tokenize_rows
 from data_utils.sources import load_rows
 from data_utils.split import split_rows
 from data_utils.supervision import LOSS_MASKS
+from run_utils.metrics_file import read_metrics
 from train import completion_loss, step_seed
 
 
@@ -277,7 +278,22 @@ def test_tensorboard_has_both_losses_in_one_chart_and_the_arguments_beside_the_f
     events = EventAccumulator(str(output_dir / "logs"))
     events.Reload()
     assert {"custom_scalars__config__", "_hparams_/session_start_info"} <= set(events.summary_metadata)
-    assert values(output_dir, "final/eval_loss").item() == values(output_dir, "eval/loss")[-1].item()
+    final = events.Scalars("final/eval_loss")[-1].value
+    assert final == pytest.approx(values(output_dir, "eval/loss")[-1].item(), rel=1e-6)
+
+
+def test_tensorboard_and_metrics_jsonl_have_the_same_figures(train_here, flags):
+    output_dir = train_here(flags | {"max_train_steps": 3, "eval_steps": 2, "eval_generate_examples": 2})
+    events = EventAccumulator(str(output_dir / "logs"))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("final/")]
+    entries = read_metrics(output_dir / "metrics.jsonl")
+    assert set(tags) == {tag for entry in entries for tag in entry} - {"step", "eval/samples"}
+    for tag in tags:
+        recorded = [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars(tag)]
+        assert curve(output_dir, tag) == recorded
+    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("eval/samples/text_summary")]
+    assert [text for _, text in curve(output_dir, "eval/samples")] == texts and len(texts) == 2
 
 
 def test_a_cpu_is_told_what_is_faster_there(run_here, flags):

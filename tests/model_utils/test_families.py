@@ -14,9 +14,8 @@ from benchmarks.check_families import FAMILIES, SIZES, build
 from data_utils.batching import tokenize_rows
 from data_utils.sources import load_rows
 from data_utils.tokens import encode_prompts
-from model_utils.generation import generate
+from model_utils.generation import generate, generated_by
 from model_utils.loading import choose_attention
-from model_utils.slots import generated_by
 from run_utils.errors import UserError
 
 

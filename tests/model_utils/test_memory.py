@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from data_utils.batching import Example, TrainingData, largest_chunks
 from model_utils.memory import runs, what_fits
+from run_utils.checkpoint import Training
 from train import TrainingArguments
 
 
@@ -41,7 +42,8 @@ def test_a_trial_leaves_no_gradient_behind(memory_runs_out):
             raise torch.OutOfMemoryError
         return model(torch.ones(3)).sum()
 
-    assert runs(model, optimizer, loss_fn, [examples, examples]) is not memory_runs_out
+    training = Training(model=model, optimizer=optimizer, scheduler=None)
+    assert runs(training, loss_fn, [examples, examples]) is not memory_runs_out
     assert seen == [[[0, 1, 2, 3, 4]]] * 2
     assert all(parameter.grad is None for parameter in model.parameters()) and not optimizer.state
 

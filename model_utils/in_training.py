@@ -1,0 +1,54 @@
+"""The held-out rows during training: their loss, and texts generated for them. train.py scores the texts."""
+
+import contextlib
+import sys
+
+import torch
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from data_utils.batching import micro_batches
+
+
+@contextlib.contextmanager
+def evaluation_mode(model):
+    """Without dropout and gradients."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train()
+
+
+def evaluation_loss(accelerator, model, examples, *, batch_size, loss_fn, stop):
+    """Mean cross-entropy of the supervised tokens of `examples`, by their weights: the same, whatever the batches.
+
+    loss_fn: `(model, batch, device) -> summed loss`. Raises Stopped, on all processes at once, after a signal.
+    """
+    loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+    batches = micro_batches(examples, batch_size, accelerator.num_processes, accelerator.process_index)
+    hidden = not (accelerator.is_main_process and sys.stdout.isatty())
+    with evaluation_mode(model):
+        for batch in tqdm(batches, desc="eval", leave=False, disable=hidden):
+            stop.check()
+            loss_sum += loss_fn(model, batch, accelerator.device)
+    return accelerator.reduce(loss_sum).item() / sum(example.weight_sum for example in examples)
+
+
+def generated_texts(accelerator, model, system, rows, stop):
+    """`(text, finish)` of each row, in the order of the rows and the same on all processes, which share them out.
+
+    system: a System of the model inside `model`. Raises Stopped, on all processes at once, after a signal.
+    """
+    stop.check(wait=True)
+    first, step = accelerator.process_index, accelerator.num_processes
+    texts = []
+    with evaluation_mode(model):
+        for index, generation in system.answer(rows[first::step]):
+            if stop.number:  # processes have different numbers of rows: they meet after their last
+                break
+            texts.append((first + index * step, generation.text, generation.finish))
+    texts = gather_object(texts)
+    stop.check(wait=True)
+    return [(text, finish) for _, text, finish in sorted(texts)]

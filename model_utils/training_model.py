@@ -1,0 +1,47 @@
+"""The model that a run trains: a base, its attention, a fresh adapter on it, and the record of where they come from."""
+
+import torch
+
+from data_utils.prompt import PROMPT_FORMATS, format_hash
+from model_utils.adapters import adapter_record, add_lora, describe_experts, expert_names
+from model_utils.flops import dtype_census
+from model_utils.generation import choose_engine
+from model_utils.loading import base_fingerprint, choose_attention, load_base_model
+from run_utils.environment import environment_record, published_name
+from run_utils.launch import check_alike
+
+
+def load_model(args, source, data, accelerator, *, max_new_tokens):
+    """`(model, engine, record)`: the base under a fresh LoRA adapter, the Engine that generates with it, and a dict for
+    environment.json. Prints the model's attention, adapted layers and sizes.
+
+    args: train.py's. source: the base's ModelSource. data: its attention is checked on these examples,
+    and its engine on their prompts with max_new_tokens more.
+    """
+    base = load_base_model(source, accelerator)
+    attention = choose_attention(
+        base, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
+    )
+    # Before the training and not after it: a model that the fast generation does not suit is named.
+    engine = choose_engine(base, data.prompt_ids, max(map(len, data.prompt_ids)) + max_new_tokens)
+    record = environment_record(
+        base=published_name(args.model_name_or_path),
+        data=published_name(args.dataset_name),
+        prompt_format=args.prompt_format,
+        prompt_sha256=format_hash(PROMPT_FORMATS[args.prompt_format]),
+        base_fingerprint=base_fingerprint(base),
+        mixed_precision=accelerator.mixed_precision,
+        num_processes=accelerator.num_processes,
+        attention=attention,
+        generated_by=engine.name,
+    )
+    check_alike({"their base model": record["base_fingerprint"]})
+    if left_out := [name for name in expert_names(base) if name not in args.lora_target_modules]:
+        accelerator.print(f"LoRA leaves out {describe_experts(base, left_out)}")
+    torch.manual_seed(args.seed)
+    model = add_lora(base, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
+    record["adapter"] = adapter_record(model)
+    accelerator.print(f"Attention: {attention}")
+    accelerator.print(f"LoRA on: {', '.join(args.lora_target_modules)}")
+    accelerator.print("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
+    return model.train(), engine, record

@@ -1,0 +1,51 @@
+"""metrics.jsonl: every logged figure of a run, one JSON object a line, such as `{"step": 10, "train/loss": 0.5, ...}`."""
+
+import json
+from pathlib import Path
+
+from run_utils.errors import UserError
+from run_utils.files import check_depth, write_lines
+
+
+class MetricsFile:
+    """A tracker of TrainingLog. Entries beyond the checkpoint that a run resumes from are dropped."""
+
+    files = "metrics.jsonl"
+
+    def __init__(self, output_dir, first_step):
+        self.path = Path(output_dir) / "metrics.jsonl"
+        entries = read_metrics(self.path) if self.path.exists() else []
+        write_lines(self.path, (as_line(entry) for entry in entries if entry["step"] < first_step))
+        self.file = self.path.open("a", encoding="utf-8")
+
+    def scalars(self, step, figures):
+        self.file.write(as_line({"step": step, **figures}))
+        self.file.flush()  # a kill loses no entry
+
+    def text(self, step, name, text):
+        self.scalars(step, {name: text})
+
+    def close(self, step, arguments, figures):
+        self.file.close()
+
+
+def as_line(entry):
+    return json.dumps(entry) + "\n"
+
+
+def read_metrics(path):
+    """The entries of a metrics.jsonl, without a last line that a kill or a full disk has cut. Raises UserError."""
+    path = Path(path)
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("not a file")
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        for line in lines:
+            check_depth(line)
+        entries = [json.loads(line) for line in lines]
+        if not all(isinstance(entry, dict) and isinstance(entry.get("step"), int) for entry in entries):
+            raise ValueError("a line is no entry with a step")
+        return entries
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read: {reason}") from None

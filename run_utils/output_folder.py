@@ -1,0 +1,61 @@
+"""The folder of a training run: made, locked, refused if it holds something else, cleared."""
+
+import atexit
+import contextlib
+import shutil
+import tempfile
+
+from run_utils.arguments import read_yaml
+from run_utils.checkpoint import complete_checkpoints, delete_checkpoint, delete_leftovers
+from run_utils.errors import UserError
+from run_utils.files import lock_folder
+
+
+def claim(output_dir):
+    """Make the folder this run's; UserError where it cannot be."""
+    make_writable(output_dir)
+    # A kill at the start of a run leaves the first of these, refused rows the second.
+    others = {path.name for path in output_dir.iterdir()} - {"args.yaml.incomplete", "dropped_rows.json"}
+    if others and not holds_run(output_dir):
+        raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
+    logs, metrics = output_dir / "logs", output_dir / "metrics.jsonl"
+    if logs.exists() and not logs.is_dir():
+        raise UserError(f"{logs} is a file where TensorBoard's folder is to be: move it away")
+    if metrics.exists() and not metrics.is_file():  # a pipe would be waited for
+        raise UserError(f"{metrics} is no file: move it away")
+
+
+def holds_run(output_dir):
+    try:
+        return "lora_r" in read_yaml(output_dir / "args.yaml")
+    except UserError:
+        return False
+
+
+def make_writable(output_dir):
+    """Make the folder and lock it; UserError where that cannot be. If it is still empty when the process ends, it goes."""
+    if output_dir.is_file():
+        raise UserError(f"--output_dir {output_dir} is a file")
+    try:
+        if not output_dir.exists():
+            output_dir.mkdir(parents=True)
+            atexit.register(remove_empty, output_dir)
+        lock_folder(output_dir)
+        tempfile.TemporaryFile(dir=output_dir).close()  # on Linux without a name: a kill leaves nothing
+    except OSError as error:
+        raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
+
+
+def remove_empty(folder):
+    with contextlib.suppress(OSError):  # it is not empty: a run has started
+        folder.rmdir()
+
+
+def clear_run(output_dir):
+    """Delete the checkpoints, the adapter and the logs of an earlier run, and nothing else that lies in the folder."""
+    for path in reversed(complete_checkpoints(output_dir)):  # a kill in between leaves the beginning of a run
+        delete_checkpoint(path)
+    delete_leftovers(output_dir, "incomplete", "superseded")
+    for name in ("adapter", "logs"):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
+    (output_dir / "metrics.jsonl").unlink(missing_ok=True)
