@@ -10,7 +10,7 @@ and passes some wrong ones by accident. This match differs:
 - Elements of a list must have the declared type, whether the list is optional or required. An int
   may stand for a float in a list, as outside of one.
 - Strings in nested lists, or in lists in objects, are compared like all strings.
-- `""` among the accepted values allows to leave the argument out. It does not accept an empty list.
+- `""` among the accepted values makes the argument optional. It does not accept an empty list.
 """
 
 import re

@@ -242,7 +242,7 @@ class Metric(NamedTuple):
     headline: bool = True  # in the terminal's table and in training curves
 
 
-# A ladder: exact_typed, exact_match, exact_any_order, exact_schema_aware. Each contains the last.
+# exact_typed, exact_match, exact_any_order, exact_schema_aware: each contains the previous metric.
 METRICS = {
     "json_valid": Metric("JSON valid", "rate", json_valid, lenient_json_valid),
     "exact_match": Metric("exact match", "rate", exact_match, lenient_exact_match),
