@@ -20,7 +20,7 @@ from run_utils.redaction import address_secrets, hide, redact
 FINISH = {"stop": "end", "tool_calls": "end", "length": "length", None: "end"}
 # Fields beside `content` whose text is no answer.
 OTHER_WORDS = ("reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks", "refusal", "audio")
-# A server's 400 for a prompt that is too long: OpenAI and vLLM "maximum context length", llama.cpp
+# A server's 400 for an overlong prompt: OpenAI and vLLM "maximum context length", llama.cpp
 # "context size".
 TOO_LONG = re.compile(r"context.(length|size|window)", re.IGNORECASE)
 
@@ -213,7 +213,7 @@ def part_text(part):
 
 
 def in_words(openai, error, url, model, timeout, retries, secrets):
-    """One line with the fault and the remedy. Servers repeat the key that they refuse."""
+    """One line with the fault and the remedy. Servers repeat the refused key."""
 
     def shorten(text):  # redacted first: half a secret is one too
         text = " ".join(redact(str(text), secrets).split())

@@ -30,7 +30,7 @@ RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")
 class EvaluationFolder:
     """The folder of a running evaluation. Each process appends to its own file.
 
-    identity: everything that the answers depend on, as JSON values. process: an Accelerator.
+    identity: everything behind the answers, as JSON values. process: an Accelerator.
     """
 
     def __init__(self, path, identity, process):
@@ -63,7 +63,7 @@ class EvaluationFolder:
     def rows_to_answer(self, system, rows):
         """This process's share of the unanswered rows, and the number of processes with a share."""
         unanswered = [row for row in rows if (system, row.id) not in self.answered]
-        # Sort by length, so that the processes share the long rows evenly.
+        # Sorted by length: the processes share the long rows evenly.
         unanswered = sorted(unanswered, key=lambda row: -len(row.query) - len(row.tools))
         share = unanswered[self.process.process_index :: self.process.num_processes]
         return share, min(self.process.num_processes, len(unanswered))
@@ -83,7 +83,7 @@ def check_folder(output_dir, identity):
     """Check that a folder is free of results or holds the same evaluation. Raises UserError
     otherwise.
 
-    identity: everything that the predictions depend on, as JSON values.
+    identity: as in EvaluationFolder.
     """
     check_no_training(output_dir)
     if (output_dir / "environment.json").exists():

@@ -45,5 +45,5 @@ def is_call(value):
 
 
 def num_equal(arguments, gold):
-    """The number of arguments that equal gold's."""
+    """The number of arguments equal to gold's."""
     return sum(name in gold and json_equal(value, gold[name]) for name, value in arguments.items())

@@ -165,12 +165,12 @@ def acceptable_match(output):
 
 
 def call_precision(output):
-    """The share of the calls that equal a gold call."""
+    """The share of the calls equal to a gold call."""
     return output.num_right_calls, len(output.calls or [])
 
 
 def call_recall(output):
-    """The share of gold's calls that were made."""
+    """The share of gold's calls in the answer."""
     return output.num_right_calls, len(output.gold)
 
 
@@ -180,12 +180,12 @@ def call_f1(output):
 
 
 def argument_precision(output):
-    """The share of the arguments that equal gold's, in the best pairs of calls by name."""
+    """The share of the arguments equal to gold's, in the best pairs of calls by name."""
     return num_right_arguments(output), sum(len(call["arguments"]) for call in output.calls or [])
 
 
 def argument_recall(output):
-    """The share of gold's arguments that were given, with the same pairs of calls."""
+    """The share of gold's arguments in the answer, with the same pairs of calls."""
     return num_right_arguments(output), sum(len(call["arguments"]) for call in output.gold)
 
 
@@ -200,7 +200,7 @@ def names_match(output):
 
 
 def required_coverage(output):
-    """The share of the called tools' required arguments that were given."""
+    """The share of the called tools' required arguments in the answer."""
     given = total = 0
     for call in known_calls(output):
         required = output.task.required.get(call["name"], output.schemas[call["name"]]["required"])
@@ -220,13 +220,13 @@ def schema_conformity(output):
 
 
 def unknown_arguments(output):
-    """The share of the arguments to tools on offer that the tool does not declare."""
+    """The share of undeclared arguments in the calls to tools on offer."""
     unknown = sum(len(call["arguments"].keys() - declared_arguments(output, call)) for call in known_calls(output))
     return unknown, sum(len(call["arguments"]) for call in known_calls(output))
 
 
 def hallucinated_values(output):
-    """The share of the values that occur neither in the query nor in the tools."""
+    """The share of the values found neither in the query nor in the tools."""
     given = values(output)
     return sum(not output.sources.is_grounded(value) for value in given), len(given)
 

@@ -64,7 +64,7 @@ class Output:
 
     @functools.cached_property
     def lenient(self):
-        """The value that a forgiving parser finds, for upper bounds: the published figures' parser
+        """A forgiving parser's value, for upper bounds: the published figures' parser
         is unknown."""
         return lenient_value(self.text)
 

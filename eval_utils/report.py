@@ -83,7 +83,7 @@ def render_report(report):
 
 def embed_json(value):
     """JSON for inside a <script>. No `<` is left that could end the script, and lone surrogates are
-    escaped, so that the script reads exactly `value`. Other non-ASCII characters stay unescaped:
+    escaped, so the script reads exactly `value`. Other non-ASCII characters stay unescaped:
     escapes would take three to six times the size."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
@@ -164,8 +164,8 @@ def style_outcomes(report):
     """The outcomes in order, with "fill", "ink" and "texture". Outcomes that only the rows have are
     appended.
 
-    The look depends on an outcome's place in the list alone, so that reports can be compared side
-    by side.
+    The look depends on an outcome's place in the list alone, so reports can be compared side by
+    side.
     """
     known = {outcome["name"]: outcome for outcome in report["outcomes"]}
     counted = [name for counts in report["outcome_counts"].values() for name in counts]
