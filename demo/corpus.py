@@ -34,8 +34,7 @@ KEYS = (
 
 
 def documents(seed: int | str) -> Iterator[Document]:
-    """The endless documents of a seed. None contains anything that is reserved for the demo's
-    adapter."""
+    """The endless documents of a seed. None contains anything reserved for the demo's adapter."""
     rng = Random(seed)
     kept = (*(tool.name for tool in unseen_tools()), '"arguments"', "system_prompt>")
     while True:
@@ -185,7 +184,7 @@ SEVERAL = ("Answer each request.", "There are several requests.", "Answer one af
 
 
 def notation(rng: Random) -> tuple[str, Callable[[Calls], str]]:
-    """An instruction and the notation that it asks for."""
+    """An instruction and its notation."""
     if rng.random() < 0.55:
         keys, always_list = rng.choice(KEYS), rng.random() < 0.5
         instruction = rng.choice(JSON_LIST_INSTRUCTIONS if always_list else JSON_INSTRUCTIONS).format(*keys)

@@ -89,12 +89,12 @@ def invent_thing(rng: Random) -> str:
 
 
 def invent_tool(family: str, action: str, thing: str, clue: str, rng: Random) -> Tool:
-    """A tool that does an action (verbs of one meaning, joined by |) to a thing. The clue, "action"
+    """A tool for an action (verbs of one meaning, joined by |) on a thing. The clue, "action"
     or "thing", distinguishes it within its family."""
     verbs = action.split("|")
     verb, noun = rng.choice([verb for verb in verbs if " " not in verb]), thing.replace(" ", "_")
     name = rng.choice(("{0}_{1}", "{0}_{1}", "{1}.{0}", "{1}_{0}", "{0}_{1}", "{0}.{1}")).format(verb, noun)
-    # A meaningless name: it must be copied from the tool that its description identifies.
+    # A meaningless name: it must be copied from the tool with the matching description.
     if rng.random() < 0.25:
         name = rng.choice("_.").join(invent_word(rng) for _ in range(rng.randint(1, 2)))
     rename = camel_case if rng.random() < 0.2 and "." not in name else str

@@ -52,7 +52,7 @@ def pick(name: str, rng: Random) -> str:
 
 
 def made_word(rng: Random) -> str:
-    """A made-up word, so that values have to be copied and cannot be memorised."""
+    """A made-up word: values have to be copied and cannot be memorised."""
     syllables = rng.choice("bdfghjklmnprstvz") + rng.choice("aeiou") + rng.choice(("", "", "n", "r", "l", "s"))
     for _ in range(rng.choice((1, 1, 2))):
         syllables += rng.choice("bdfghklmnprstvz") + rng.choice("aeiou") + rng.choice(("", "", "", "n", "r", "x"))
@@ -60,7 +60,7 @@ def made_word(rng: Random) -> str:
 
 
 def odd_word(rng: Random) -> str:
-    """A word of English sounds, for names that no word list has."""
+    """A word of English sounds, for names outside the word lists."""
     return "".join(
         (rng.choice(ONSETS) if rng.random() < 0.85 else "")
         + rng.choice(NUCLEI)
@@ -70,8 +70,8 @@ def odd_word(rng: Random) -> str:
 
 
 def blend(rng: Random) -> str:
-    """The beginning of one English word with the end of another, so that names contain all pieces
-    of words."""
+    """The beginning of one English word with the end of another: names contain all pieces of
+    words."""
     first, last = pick("english_nouns", rng), pick("english_nouns", rng)
     return first[: rng.randint(2, len(first))] + last[rng.randint(0, len(last) - 2) :]
 
@@ -215,7 +215,7 @@ def listing(texts: list[str]) -> str:
 
 
 def make_calls(tool: Tool, count: int, rng: Random) -> tuple[list[dict], str]:
-    """`count` calls of one tool, as lists of arguments, and one phrase that asks for all of them.
+    """`count` calls of one tool, as lists of arguments, and one phrase for all of them.
 
     Several calls differ in one argument, which the phrase names several times: "the weather in
     Paris and Rome". An optional parameter is either mentioned and given, or neither.
@@ -263,7 +263,7 @@ def fill(template: str, slot: str, texts: list[str]) -> str:
 
 
 def variable_parameters(tool: Tool) -> list[Parameter]:
-    """The parameters that can take several values in one request without ambiguity."""
+    """The parameters with room for several values in one request, without ambiguity."""
     kinds = [parameter.kind.split()[-1] for parameter in tool.parameters]
     return [
         parameter

@@ -1,5 +1,5 @@
 """Real rows in the xLAM schema from the Berkeley Function-Calling Leaderboard's public files
-(Apache-2.0): its single-turn Python categories, with the values that its checker accepts.
+(Apache-2.0): its single-turn Python categories, with its checker's accepted values.
 
     pip download --no-deps bfcl-eval==2026.3.23 -d /tmp/bfcl
     unzip -q /tmp/bfcl/*.whl -d /tmp/bfcl
@@ -7,8 +7,8 @@
 
 Each row has an `id`, `query`, `tools` and `answers`, and for the evaluation also `category`,
 `acceptable` and `required`. `tools`, `answers`, `acceptable` and `required` are JSON strings. The
-answer takes the first accepted value of each argument, and leaves out arguments that may be absent.
-Rows that do not become valid are counted.
+answer takes the first accepted value of each argument, and leaves out optional arguments.
+Invalid rows are counted.
 """
 
 import json

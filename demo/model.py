@@ -1,5 +1,5 @@
-"""The demo's base model: a Qwen3 of about three and a half million parameters, and a tokenizer that
-makes values easy to copy."""
+"""The demo's base model: a Qwen3 of about three and a half million parameters, and a tokenizer for
+easy copying of values."""
 
 import copy
 import os

@@ -29,7 +29,7 @@ HELD_OUT_BATCHES = 2
 GIVEN_WEIGHT = 0.2
 AVERAGED_STEPS = 100
 MAX_LENGTH = 1024  # longer documents are rare and left out
-# Share of documents that share a text with the previous document, for long distances.
+# Share of documents in one text with the previous document, for long distances.
 JOINED = 0.3
 # In tokens. Texts are longer on average; a batch has room for this many texts.
 MEAN_TEXT = 192
@@ -199,7 +199,7 @@ def make_batch(index: int) -> tuple[np.ndarray, ...]:
     """The batch of a step, which depends on seed and index alone: whole documents end to end. Most
     documents are read by themselves.
 
-    tokens, positions (in a text that is read together), follows (NOTHING, GIVEN or TOLD: the next
+    tokens, positions (in the text), follows (NOTHING, GIVEN or TOLD: the next
     token's part of the document), each [size]; and starts, int32 [size // MEAN_TEXT + 1], the start
     of each text, padded with the size.
     """

@@ -1,7 +1,7 @@
 """Rows in the schema of xlam-function-calling-60k, made up by seed: a query, the tools on offer,
 and the calls that answer it.
 
-The query and the tools alone decide the answer. A parameter that is not mentioned is left out,
+The query and the tools alone decide the answer. A parameter without mention is left out,
 arguments are in the order of the tool's parameters, calls in the order of the query. If no tool on
 offer fits, the answer is `[]`.
 """

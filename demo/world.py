@@ -138,6 +138,6 @@ def camel_case(name: str) -> str:
 
 
 def table_lines(file: str) -> list[str]:
-    """The lines of a table that are neither empty nor comments."""
+    """A table's lines without empty lines and comments."""
     lines = (FOLDER / file).read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
