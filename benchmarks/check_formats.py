@@ -88,7 +88,7 @@ BESIDE = {  # installed with a framework
     "smolagents": "pydantic==2.14.4", "zod-to-json-schema": "zod@3.25.76", "@modelcontextprotocol/sdk": "zod@4.6.7",
     "ai": "zod@4.6.7", "@openai/agents": "zod@4.6.7", "@langchain/core": "zod@4.6.7",
 }  # fmt: skip
-# Servers only check that these are set: none is asked for more than its tools.
+# Servers only check for these: none is asked for more than its tools.
 DUMMIES = """ACCESS_TOKEN AMAP_MAPS_API_KEY APIFY_TOKEN ARGOCD_API_TOKEN ATLASSIAN_API_TOKEN BACKLOG_API_KEY BRAVE_API_KEY
 CHANNEL_ACCESS_TOKEN CIRCLECI_TOKEN CURRENTS_API_KEY DATADOG_API_KEY DATADOG_APP_KEY EXA_API_KEY FIGMA_API_KEY FIRECRAWL_API_KEY
 GITHUB_PERSONAL_ACCESS_TOKEN GITLAB_PERSONAL_ACCESS_TOKEN GOOGLE_MAPS_API_KEY HEROKU_API_KEY JIRA_API_TOKEN NOTION_TOKEN
@@ -195,7 +195,7 @@ def chat_prompt(tools, template):
 
 
 def kept_tools(folder, registry, pin):
-    """The tools that a server lists or a framework makes, from the folder if they were listed
+    """A server's or a framework's tools, from the folder if they were listed
     before."""
     name = re.sub(r"\W+", "_", pin).strip("_")
     kept = folder / "tools" / f"{name}.json"
@@ -238,8 +238,8 @@ def install(folder, registry, package, pins):
 
 
 def framework_tools(folder, registry, package):
-    """The tools that a framework makes, by framework_tools.py or its JavaScript twin. Prints a line
-    for each function that it refuses."""
+    """A framework's tools, by framework_tools.py or its JavaScript twin. Prints a line
+    for each refused function."""
     script = Path(__file__).with_name(f"framework_tools.{'mjs' if registry == 'npm' else 'py'}")
     shutil.copy(script, folder)  # node looks for packages beside the script
     made = json.loads(

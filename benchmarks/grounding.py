@@ -30,7 +30,7 @@ DRAWS = 5
 
 
 def gold_arguments(rows):
-    """`(index of the row, declared type, value)` of each argument that gold gives."""
+    """`(index of the row, declared type, value)` of each gold argument."""
     for place, row in enumerate(rows):
         declared = {tool["name"]: tool.get("parameters", {}) for tool in json.loads(row.tools)}
         for call in json.loads(row.answers):

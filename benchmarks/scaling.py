@@ -199,7 +199,7 @@ def measure_evaluation(args, shape, model_dir):
 
 
 class GPUsInUse:
-    """`peak`: the most GiB that came into use on one GPU, by all processes, sampled twice a
+    """`peak`: the largest new use of memory on one GPU, in GiB, by all processes, sampled twice a
     second."""
 
     def __enter__(self):
@@ -266,7 +266,7 @@ def computed_gib(shape, quantization, gpus):
         query, key = (shape[heads] * shape["head_dim"] for heads in ("num_attention_heads", "num_key_value_heads"))
         return [(hidden, query), (hidden, key), (hidden, key), (query, hidden), (hidden, inner), (hidden, inner), (inner, hidden)]  # fmt: skip
 
-    def activations(shape):  # the widths of the tensors that a layer keeps, in about these numbers
+    def activations(shape):  # the widths of a layer's kept tensors, in about these numbers
         query = shape["num_attention_heads"] * shape["head_dim"]
         return shape["num_hidden_layers"] * (shape["hidden_size"] + shape["intermediate_size"] + 2 * query)
 

@@ -47,7 +47,7 @@ def differences(parameters, count=30, seed=0):
 
 
 def scored(schema, root, is_root=False):
-    """The scored schema without references: parts that must all fit, for each choice of its
+    """The scored schema without references: the parts (all must fit) for each choice of its
     unions."""
     if isinstance(schema, bool):
         return schema
@@ -168,7 +168,7 @@ def scored_part(part, root, nullable):
 
 
 def draw(schema, rng, depth=0):
-    """A value that a schema suggests, more often valid than not."""
+    """A value from a schema's suggestions, more often valid than not."""
     if depth > 6 or rng.random() < 0.07 or not isinstance(schema, dict):
         return rng.choice([None, True, 0, 7, 2.5, "", "x", [], ["x"], [1, "x"], {}, {"a": 1}, {"a": "x", "zz": 1}])
     parts = [schema, *schema.get("allOf", [])]
