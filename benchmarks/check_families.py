@@ -1,11 +1,12 @@
-"""Which model families train, how they generate, and whether that is what transformers' own generate says.
+"""Which model families train, how they generate, and whether they equal transformers' generate.
 
     python -m benchmarks.check_families                  # all, minutes on a CPU
     python -m benchmarks.check_families llama mamba2     # some
 
-Each is a tiny random model in float32 with the demo's tokenizer. train.py gives it two steps of LoRA on the demo's rows (on the
-linear layers of its decoder, whatever they are called), evaluate.py generates for some held-out rows from the adapter or, where
-the family cannot be trained, from the base; the texts must be those of plain transformers and PEFT, one row at a time.
+Each family is a tiny random model in float32 with the demo's tokenizer. train.py trains it for two
+steps of LoRA on the demo's rows (on its decoder's linear layers, whatever their names). evaluate.py
+generates for some held-out rows from the adapter, or from the base if the family cannot be trained.
+The texts must equal plain transformers' and PEFT's, one row at a time.
 """
 
 import argparse
@@ -78,7 +79,8 @@ TAGS = PROMPT_FORMATS["tags-1"]
 
 
 def build(name):
-    """A random model whose answers depend on what it reads: transformers' own initial weights say one thing to all."""
+    """A random model whose answers depend on its input: transformers' initial weights give one
+    answer to everything."""
     config = AutoConfig.for_model(name.split()[0], **(SIZES | FAMILIES[name]))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -89,7 +91,7 @@ def build(name):
 
 
 def run_script(module, flags):
-    """The script's main; returns the line of its failure, or None. Its output is of no interest here."""
+    """Run the script's main. Returns the line of its failure, or None. Its output is dropped."""
     AcceleratorState._reset_state(reset_partial_state=True)
     line = []
     for flag, value in flags.items():
@@ -106,7 +108,7 @@ def run_script(module, flags):
 
 
 def plain_texts(folder, adapter, tokenizer, prompts):
-    """By transformers and PEFT alone, to the end of the budget."""
+    """The texts of plain transformers and PEFT, to the end of the budget."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter).get_base_model()
@@ -120,7 +122,7 @@ def plain_texts(folder, adapter, tokenizer, prompts):
 
 
 def check(name, work_dir):
-    """`(trains, generates by, equal to transformers)`, words for the table."""
+    """`(trains, generates by, equal to transformers)`, as words for the table."""
     folder, run = work_dir / "model", work_dir / "run"
     for path in (folder, run):
         shutil.rmtree(path, ignore_errors=True)
@@ -130,7 +132,8 @@ def check(name, work_dir):
     except Exception as error:
         return "", "", f"this version of transformers does not build it: {type(error).__name__}"
     AutoTokenizer.from_pretrained(ROOT / "demo" / "base").save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)  # some families split text in a way of their own
+    # Some families split text in their own way.
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     common = {"model_name_or_path": folder, "dataset_name": "demo", "quantization": "none", "dtype": "fp32"}
     problem = run_script(
         train,

@@ -1,16 +1,21 @@
-"""Do the fast paths compute what the plain one does? Loss and LoRA gradients on the same weights and rows, one table.
+"""Do the fast paths compute the same as the plain path? Loss and LoRA gradients on the same weights
+and rows, one table.
 
-    python -m benchmarks.check_fast_paths                  # four layers of Qwen3-4B's shape on a GPU, minutes
-    python -m benchmarks.check_fast_paths --shape tiny     # on a CPU: without CUDA graphs and Liger
-    python -m benchmarks.check_fast_paths --attention_gradients      # of each attention path alone, in seconds
+    python -m benchmarks.check_fast_paths  # four layers of Qwen3-4B's shape, minutes on a GPU
+    python -m benchmarks.check_fast_paths --shape tiny  # on a CPU: without CUDA graphs and Liger
+    python -m benchmarks.check_fast_paths --attention_gradients  # attention paths only, seconds
 
-In bf16 two right ways to add up differ in the last digits. So everything is measured against float32, and a fast path is
-right if it is no further from it than the plain bf16 path is: transformers' SDPA attention with its block mask, PEFT's own
-LoRA layers, nothing compiled. Exits with 1 if one is not. Dropout is 0 in the table. Beside it, dropout must follow the seed
-and move the gradients as far as PEFT's does, and a compiled layer must drop what its hash says, forward and backward. Decoding
-must attend to as much of each cache slot as a mask shows, and the demo's model must say in float32 what it says on a CPU, with
-slots used again (a CPU is there compared with itself). Each attention path must have the gradients of eager float32 on packed
-examples of 64 tokens modulo 128, at which cuDNN's kernel has none (pytorch#196678).
+In bf16, two correct orders of summation differ in the last digits. So everything is compared with
+float32. A fast path is correct if it is no further from float32 than the plain bf16 path:
+transformers' SDPA attention with its block mask, PEFT's own LoRA layers, nothing compiled. Exits
+with 1 if a path is wrong.
+
+Dropout is 0 in the table. In checks beside the table, dropout must follow the seed and move the
+gradients as far as PEFT's dropout, and a compiled layer must drop the elements that its hash
+selects, forward and backward. Decoding must attend to exactly the part of each cache slot that a
+mask shows. The demo's model must give the CPU's texts in float32, with slots used again (on a CPU,
+it is compared with itself). Each attention path must have the gradients of eager float32 on packed
+examples of 64 tokens modulo 128, for which cuDNN's kernel is wrong (pytorch#196678).
 """
 
 import argparse
@@ -69,8 +74,9 @@ TAGS = PROMPT_FORMATS["tags-1"]
 
 
 def attention_gradient_errors(device):
-    """The attention paths whose gradients are not those of eager float32, on three packed examples of 64 tokens modulo 128, as
-    their sum is. Scores are around 0, and then around -150, at which cuDNN's backward fails. Its line is for comparison."""
+    """The attention paths whose gradients differ from eager float32's, on three packed examples
+    whose lengths and sum are 64 modulo 128. Scores are around 0, and then around -150, where
+    cuDNN's backward fails. cuDNN's line is for comparison."""
     dtype, most = (torch.bfloat16, 3e-2) if device == "cuda" else (torch.float32, 1e-3)
     lengths = torch.tensor([64, 192, 320], device=device)
     document = torch.arange(3, device=device).repeat_interleave(lengths)
@@ -96,7 +102,8 @@ def attention_gradient_errors(device):
         for name, attention, bound in (
             ("isolated", isolated_attention, most),
             ("sdpa", sdpa_attention_forward, most),
-            ("eager", eager_attention_forward, math.inf),  # its scores near -150 are rounded to a whole number in bf16
+            # In bf16, its scores near -150 are rounded to whole numbers.
+            ("eager", eager_attention_forward, math.inf),
             ("sdpa by cuDNN", sdpa_attention_forward, None),
         ):
             by_cudnn = bound is None
@@ -181,7 +188,8 @@ def main():
 
     def loss_and_gradients(dtype, **path):
         model = build(dtype, **path)
-        step(model, 0)  # so that what is compared comes from a second step, whose rows no graph was captured with
+        # The compared values are from a second step, whose rows no graph was captured with.
+        step(model, 0)
         return step(model, 1)
 
     def dropout_errors():
@@ -208,7 +216,8 @@ def main():
         return errors + ["dropout of a compiled layer"] * (hashed_dropout_error() > (1e-2 if on_gpu else 1e-5))
 
     def hashed_dropout_error():
-        """Output and gradients of one compiled projection against the same written out in float32, the mask not compiled."""
+        """Output and gradients of one compiled projection against the same projection in float32,
+        with an uncompiled mask."""
         base = torch.nn.Linear(2560, 1024, bias=False, device=accelerator.device).requires_grad_(False)
         draw = {"device": accelerator.device, "requires_grad": True}
         x, a, b = torch.randn(3000, 2560, **draw), torch.randn(32, 2560, **draw), torch.randn(1024, 32, **draw)
@@ -224,17 +233,18 @@ def main():
         y = projection(x.to(base.weight.dtype), a, b, base, 2.0, 0.05)
         got = y, *torch.autograd.grad((y * weights).sum(), (x, a, b))
         off = [((ours - theirs).norm() / theirs.norm()).item() for ours, theirs in zip(got, wanted, strict=True)]
-        print(f"dropout of a compiled layer: output and gradients off by {', '.join(f'{each:.1e}' for each in off)}")
+        print(f"dropout of a compiled layer: output and gradients off by {', '.join(f'{share:.1e}' for share in off)}")
         return max(off)
 
     def decoding_error(sliding_window):
-        """Eight slots filled to different lengths: this device's way, in bf16 on a GPU, against the CPU's mask in float32."""
+        """Eight slots filled to different lengths: this device's path, in bf16 on a GPU, against
+        the CPU's mask in float32."""
         lengths = torch.tensor([1, 15, 16, 17, 300, 128, 129, 400], dtype=torch.int32)
         states = torch.randn(8, 32, 1, 128), torch.randn(8, 8, 400, 128), torch.randn(8, 8, 400, 128)
         dtype = torch.bfloat16 if on_gpu else torch.float32
         wanted, got = (
             isolated_attention(
-                None, *(each.to(device, to) for each in states), None, 128**-0.5,
+                None, *(state.to(device, to) for state in states), None, 128**-0.5,
                 slot_lengths=lengths.to(device), sliding_window=sliding_window,
             )[0].cpu().flatten(1)
             for device, to in (("cpu", torch.float32), (accelerator.device, dtype))
@@ -244,7 +254,8 @@ def main():
         return off
 
     def num_different_texts():
-        """Of 32 rows in a few slots, free and, if xgrammar is there, two in three held to the grammar of their tools."""
+        """Of 32 rows in a few slots: free rows and, with xgrammar, two in three with the grammar of
+        their tools."""
         demo = AutoModelForCausalLM.from_pretrained(ROOT / "demo" / "base", dtype=torch.float32).eval()
         rows = load_rows("demo", generators=GENERATORS)[0][:32]
         prompts = [TAGS.render(row.query, row.tools) for row in rows]
@@ -284,7 +295,7 @@ def main():
             table.add_row("float32, of NF4" if nf4 else "float32", f"{wanted[nf4][0]:.6f}", "", "")
         try:
             loss, gradient = loss_and_gradients(torch.bfloat16 if on_gpu else torch.float32, **path)
-        except Exception:  # the other paths are to be seen all the same
+        except Exception:  # the other paths are checked all the same
             traceback.print_exc()
             wrong.append(name)
             table.add_row(name, "failed")

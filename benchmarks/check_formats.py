@@ -1,10 +1,11 @@
-"""How the tools of public MCP servers and agent frameworks are read: refused, noted, rendered, given back, and with which meaning.
+"""How the tools of public MCP servers and agent frameworks are read: refused, noted, rendered,
+converted back, and with which meaning.
 
-    python -m benchmarks.check_formats /tmp/formats                      # all: installs from npm and PyPI, an hour, 9 GB
+    python -m benchmarks.check_formats /tmp/formats  # all: npm and PyPI, an hour, 9 GB
     python -m benchmarks.check_formats /tmp/formats --only mcp-server-git
 
-Linux, npm and Python's venv are needed. A server is started without a network, asked for its tools over stdio, and killed. Its list is
-kept in the folder: a second run asks none.
+Needs Linux, npm and Python's venv. A server is started without a network, asked for its tools over
+stdio, and killed. Its list is kept in the folder, so a second run asks no server.
 """
 
 import argparse
@@ -87,7 +88,7 @@ BESIDE = {  # installed with a framework
     "smolagents": "pydantic==2.14.4", "zod-to-json-schema": "zod@3.25.76", "@modelcontextprotocol/sdk": "zod@4.6.7",
     "ai": "zod@4.6.7", "@openai/agents": "zod@4.6.7", "@langchain/core": "zod@4.6.7",
 }  # fmt: skip
-# Servers only look if these are set: none is asked for more than its tools.
+# Servers only check for these: none is asked for more than its tools.
 DUMMIES = """ACCESS_TOKEN AMAP_MAPS_API_KEY APIFY_TOKEN ARGOCD_API_TOKEN ATLASSIAN_API_TOKEN BACKLOG_API_KEY BRAVE_API_KEY
 CHANNEL_ACCESS_TOKEN CIRCLECI_TOKEN CURRENTS_API_KEY DATADOG_API_KEY DATADOG_APP_KEY EXA_API_KEY FIGMA_API_KEY FIRECRAWL_API_KEY
 GITHUB_PERSONAL_ACCESS_TOKEN GITLAB_PERSONAL_ACCESS_TOKEN GOOGLE_MAPS_API_KEY HEROKU_API_KEY JIRA_API_TOKEN NOTION_TOKEN
@@ -100,7 +101,7 @@ ENVIRONMENT = dict.fromkeys(DUMMIES, "dummy") | {
     "MAPBOX_ACCESS_TOKEN": "pk.eyJ1IjoiZHVtbXkifQ.dummy", "JIRA_API_BASE_PATH": "http://localhost/rest", "JIRA_HOST": "localhost",
     "npm_config_update_notifier": "false", "NO_UPDATE_NOTIFIER": "1", "DO_NOT_TRACK": "1",
 }  # fmt: skip
-SECONDS = 90  # for an answer of a server
+SECONDS = 90  # timeout of a server's answer
 
 
 def main():
@@ -115,7 +116,8 @@ def main():
     )
     args = parser.parse_args()
     folder, totals = args.folder.resolve(), {}
-    template = chat_template(AutoTokenizer.from_pretrained(ROOT / "demo" / "base"), "tags-1")  # as export.py writes it
+    # As export.py writes it.
+    template = chat_template(AutoTokenizer.from_pretrained(ROOT / "demo" / "base"), "tags-1")
     for kind, pins in (("servers", SERVERS), ("frameworks", FRAMEWORKS)):
         chosen = [(registry, pin) for registry in pins for pin in pins[registry] if pin.startswith(tuple(args.only))]
         findings, answered = Counter(), 0
@@ -138,7 +140,8 @@ def main():
 
 
 def check_tool(tool, template, values):
-    """Counts of one tool, by name: whether it is read, and agreements in prompt, round trip and meaning. A line for each difference."""
+    """Counts of one tool, by name: whether it is read, and whether prompt, round trip and meaning
+    agree. Prints a line for each difference."""
     found = Counter({"tools": 1})
 
     def difference(name, sentence):
@@ -159,7 +162,7 @@ def check_tool(tool, template, values):
         chat_prompt([tool], template) == prompt == chat_prompt(openai_tools(read.tools), template)
     )
     found["given back equal"] += to_json(flat_tools(openai_tools(read.tools)).tools) == to_json(read.tools)
-    if read.notes:  # of a schema that contains itself the flat form accepts more, below its cut
+    if read.notes:  # of a recursive schema, the flat form accepts more below its cut
         return found
     changed = differences(arguments_schema(tool), values)
     found["drawn arguments compared"] += 2 * values
@@ -181,7 +184,7 @@ def arguments_schema(tool):
 
 
 def chat_prompt(tools, template):
-    """The prompt that the chat template makes of tools as they are; the error if it makes none."""
+    """The chat template's prompt for unchanged tools, or its error."""
     try:
         ((prompt,), _) = render_jinja_template(
             [[{"role": "user", "content": "q"}]], tools=tools, chat_template=template, add_generation_prompt=True
@@ -192,7 +195,8 @@ def chat_prompt(tools, template):
 
 
 def kept_tools(folder, registry, pin):
-    """The tools that a server lists, or that a framework makes, from the folder if it was asked before."""
+    """A server's or a framework's tools, from the folder if they were listed
+    before."""
     name = re.sub(r"\W+", "_", pin).strip("_")
     kept = folder / "tools" / f"{name}.json"
     if not kept.exists():
@@ -209,7 +213,8 @@ def kept_tools(folder, registry, pin):
 
 
 def install(folder, registry, package, pins):
-    """Install pinned packages with their dependencies into a folder of their own; the command that starts the package, if any."""
+    """Install pinned packages with their dependencies into a separate folder. Returns the command
+    that starts the package, if any."""
     done, python = folder / "installed", folder / "bin" / "python"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -233,7 +238,8 @@ def install(folder, registry, package, pins):
 
 
 def framework_tools(folder, registry, package):
-    """The tools that a framework makes, by framework_tools.py or its twin in JavaScript; a line for each function that it refuses."""
+    """A framework's tools, by framework_tools.py or its JavaScript twin. Prints a line
+    for each refused function."""
     script = Path(__file__).with_name(f"framework_tools.{'mjs' if registry == 'npm' else 'py'}")
     shutil.copy(script, folder)  # node looks for packages beside the script
     made = json.loads(
@@ -256,7 +262,8 @@ def call(command):
 
 
 def list_tools(command, home):
-    """The tools of the MCP server that a command starts: without a network but for loopback, and ended with all its children."""
+    """The tools of the MCP server that a command starts. The server has no network except loopback,
+    and is ended with all its children."""
     home.mkdir(parents=True, exist_ok=True)
     alone = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     shell = ["sh", "-c", 'ip link set lo up; exec "$@"', "sh"]

@@ -1,5 +1,5 @@
 // The tools that a JavaScript framework makes of zod schemas, as JSON on stdout: the twin of framework_tools.py.
-// check_formats.py runs it in the framework's own folder: `node framework_tools.mjs ai`.
+// check_formats.py runs it in the framework's folder: `node framework_tools.mjs ai`.
 
 import * as zod from "zod"
 
@@ -37,7 +37,7 @@ const SCHEMAS = {
   ping: {},
 }
 
-// One converter a framework: what its own client sends.
+// One converter for each framework: its client's request.
 const CONVERTERS = {
   zod: async () => (name, schema) => ({ type: "function", function: { name, parameters: z.toJSONSchema(schema, { io: "input" }) } }),
   "zod-to-json-schema": async () => {

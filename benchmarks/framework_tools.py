@@ -1,5 +1,6 @@
-"""The tools that an agent framework makes of 20 functions, as JSON on stdout. check_formats.py runs this file in the framework's own
-environment: `python framework_tools.py langchain-core`. It prints {"tools": {function: tool}, "refused": {function: error}}."""
+"""The tools that an agent framework makes of 20 functions, as JSON on stdout. check_formats.py runs
+this file in the framework's environment: `python framework_tools.py langchain-core`. It prints
+{"tools": {function: tool}, "refused": {function: error}}."""
 
 import dataclasses
 import datetime
@@ -248,7 +249,8 @@ def ping() -> str:
 FUNCTIONS = [value for value in [*vars().values()] if inspect.isfunction(value) and value.__module__ == __name__]
 
 
-# One function a framework: what its own client sends to OpenAI, or to its own vendor, as a plain value.
+# One function for each framework: its client's request to OpenAI, or to its own vendor, as a plain
+# value.
 
 
 def agno(function):
@@ -330,7 +332,7 @@ def openai_agents(function):
 
     try:
         made = function_tool(function)
-    except Exception:  # its strict mode takes no free dict
+    except Exception:  # its strict mode refuses a free dict
         made = function_tool(function, strict_mode=False)
     return {
         "type": "function",

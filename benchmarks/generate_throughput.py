@@ -1,10 +1,11 @@
-"""How fast model_utils.generation.generate is beside transformers' own generate: 100 prompts of xLAM's lengths, 96 new tokens each.
+"""How fast model_utils.generation.generate is, compared with transformers' generate: 100 prompts of
+xLAM's lengths, 96 new tokens each.
 
-    python -m benchmarks.generate_throughput                    # Qwen3-4B's shape with random weights, on one GPU
-    python -m benchmarks.generate_throughput --shape tiny       # a dry run on a CPU
+    python -m benchmarks.generate_throughput                 # Qwen3-4B's shape, on one GPU
+    python -m benchmarks.generate_throughput --shape tiny    # a dry run on a CPU
 
-Nothing is downloaded. A random model has no reason to stop, so that all rows get all their tokens from both. Where xgrammar is
-installed, also held to a grammar: of this random model, a string that does not end.
+Nothing is downloaded. A random model does not stop, so all rows get all their tokens from both.
+With xgrammar, also with a grammar: of this random model, a string that does not end.
 """
 
 import argparse
@@ -84,7 +85,7 @@ def main():
             lambda: map(sum, zip(*(transformers([p]) for p in prompts[:5]), strict=True)),
         ),
     ]
-    transformers(prompts[:2])  # libraries set themselves up
+    transformers(prompts[:2])  # libraries initialize themselves
     prompt_ids = encode_prompts(tokenizer, prompts)
     choose_engine(model, prompt_ids, max(map(len, prompt_ids)) + args.new_tokens)  # a check once for each model
     list(generate(model, tokenizer, TAGS, prompts[:2], 2, batch_tokens=4096))

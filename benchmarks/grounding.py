@@ -1,10 +1,12 @@
-"""How many values eval_utils/grounding.py takes for grounded, right and wrong ones, and how its time grows with a text.
+"""How many right and wrong values eval_utils/grounding.py finds grounded, and how its time grows
+with a text.
 
     python -m benchmarks.grounding rows.jsonl [more.jsonl]
 
-Right values are gold's own. Wrong ones are drawn with a seed: for each argument of gold a value of another row, of an argument of the
-same declared type, that is not the one wanted. Some of these stand in the row all the same (1, "New York"): the figure is for two
-versions of the rules on the same rows. Then seconds for a text of n, 2n and 4n characters that is copied, and for one that is not there.
+Right values are gold's. Wrong values are drawn with a seed: for each argument of gold, a different
+value of the same declared type, from another row. Some of these occur in the row all the same (1,
+"New York"): the figure compares two versions of the rules on the same rows. Then the seconds for
+texts of n, 2n and 4n characters, for a copied text and for an absent text.
 """
 
 import argparse
@@ -28,7 +30,7 @@ DRAWS = 5
 
 
 def gold_arguments(rows):
-    """`(place of the row, declared type, value)` of each argument that gold gives."""
+    """`(index of the row, declared type, value)` of each gold argument."""
     for place, row in enumerate(rows):
         declared = {tool["name"]: tool.get("parameters", {}) for tool in json.loads(row.tools)}
         for call in json.loads(row.answers):
@@ -38,7 +40,7 @@ def gold_arguments(rows):
 
 
 def other_values(arguments, seed):
-    """`(place of the row, value)`: for each argument, the value of one of the same type in another row."""
+    """`(index of the row, value)`: for each argument, a value of the same type from another row."""
     generator = random.Random(seed)
     by_type = defaultdict(list)
     for place, kind, value in arguments:
@@ -74,7 +76,8 @@ def main():
     for piece in PIECES:
         n = args.characters
         times = [seconds("x" + piece * (factor * n // len(piece))) for factor in (1, 2, 4)]
-        print(f"{piece!r:40} {' '.join(f'{each:7.2f}' for each in times)} s, {times[2] / times[0]:.1f} times for 4 n")
+        shown = " ".join(f"{seconds:7.2f}" for seconds in times)
+        print(f"{piece!r:40} {shown} s, {times[2] / times[0]:.1f} times for 4 n")
 
 
 if __name__ == "__main__":

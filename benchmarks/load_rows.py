@@ -1,12 +1,13 @@
-"""How long 60,000 rows take until they are ready to train on: read, validated and tokenised, the first time and from the cache.
+"""How long 60,000 rows take until they are ready to train on: read, validated and tokenised, the
+first time and from the cache.
 
     python -m benchmarks.load_rows                                        # the demo's tokenizer
-    python -m benchmarks.load_rows --tokenizer PATH                       # another one beside it
+    python -m benchmarks.load_rows --tokenizer PATH                       # a second tokenizer
     git worktree add /tmp/before COMMIT; python -m benchmarks.load_rows --beside /tmp/before
 
-Nothing is downloaded. Each line of the table is a process of its own with an empty cache, then a second one that finds it filled.
-Seconds are those on the clock and, in brackets, those of all cores, which a busy machine changes less. `peak` is the memory that the
-first of the two processes had in use at most.
+Nothing is downloaded. Each line of the table is a process with an empty cache, followed by a second
+process with a full cache. Seconds are wall-clock time and, in brackets, the CPU time of all cores,
+which a busy machine changes less. `peak` is the first process's peak memory.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from demo.model import build_tokenizer
 from demo.rows import generate_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-# Runs in the checkout that is measured. Prints the seconds to load and to tokenise, by the clock and of all cores, and the peak in MiB.
+# Runs in the measured checkout. Prints the seconds to load and to tokenise, as wall-clock and CPU
+# time, and the peak in MiB.
 MEASURE = """
 import resource, sys, time
 from transformers import AutoTokenizer

@@ -1,15 +1,17 @@
-"""More GPUs and sharding: memory a GPU and tokens a second by model shape, launch file and precision; and whether all cuts train alike.
+"""More GPUs and sharding: memory a GPU and tokens a second by model shape, launch file and
+precision; and whether all cuts of a step train alike.
 
-    python -m benchmarks.scaling                               # 4B and 14B shapes on one GPU and, where there are two, on two
+    python -m benchmarks.scaling                            # 4B and 14B shapes on one and two GPUs
     python -m benchmarks.scaling --shapes 4b --systems single fsdp2
-    python -m benchmarks.scaling --equality --shapes 4b        # 20 steps of eight examples, cut in every way
-    python -m benchmarks.scaling --equality --shapes tiny      # a dry run on a CPU
-    python -m benchmarks.scaling --evaluation --shapes 4b      # evaluate.py: rows/s and memory
-    python -m benchmarks.scaling --computed                    # other shapes and numbers of GPUs, by arithmetic
+    python -m benchmarks.scaling --equality --shapes 4b     # 20 steps of eight examples, all cuts
+    python -m benchmarks.scaling --equality --shapes tiny   # a dry run on a CPU
+    python -m benchmarks.scaling --evaluation --shapes 4b   # evaluate.py: rows/s and memory
+    python -m benchmarks.scaling --computed                 # other shapes and GPUs, by arithmetic
 
-Random weights and rows of xLAM's lengths, as in train_throughput.py; `accelerate launch train.py` itself with LoRA r=32, 8 examples
-a GPU and step, dropout 0. Equality: the effective batch is 8 whatever the number of processes. Evaluation: 400 prompts, 96 new tokens
-each, since a random model does not stop.
+Random weights and rows of xLAM's lengths, as in train_throughput.py. Runs `accelerate launch
+train.py` with LoRA r=32, 8 examples a GPU and step, dropout 0. Equality: the effective batch is 8
+for any number of processes. Evaluation: 400 prompts, 96 new tokens each, since a random model does
+not stop.
 """
 
 import argparse
@@ -50,7 +52,7 @@ SYSTEMS = {  # by name: launch file, processes, flags
     "fsdp2": ("fsdp2.yaml", 2, {}),
     "fsdp2, compiled": ("fsdp2.yaml", 2, {"torch_compile": True}),
 }
-CUTS = {  # likewise, with the examples of a micro-batch
+CUTS = {  # by name: launch file, processes, examples of a micro-batch, flags
     "1 x 8": ("single_gpu.yaml", 1, 8, {}),
     "8 x 1": ("single_gpu.yaml", 1, 1, {}),
     "1 x 8, float32": ("single_gpu.yaml", 1, 8, {"dtype": "fp32"}),
@@ -64,7 +66,7 @@ CUTS = {  # likewise, with the examples of a micro-batch
     "2 processes, 1 x 4, float32": ("multi_gpu.yaml", 2, 4, {"dtype": "fp32"}),
     "2 processes, 1 x 4, FSDP2, float32": ("fsdp2.yaml", 2, 4, {"dtype": "fp32"}),
 }
-REFERENCES = ("1 x 8", "1 x 8, float32")  # the others are compared with these
+REFERENCES = ("1 x 8", "1 x 8, float32")  # the other cuts are compared with these
 MEASURED = {"4b": 25262, "14b": 9254}  # tokens/s of one H200, "single, graphs" in bf16
 ON_CPU = {"single_gpu.yaml": "cpu.yaml", "multi_gpu.yaml": "cpu_2proc.yaml", "fsdp2.yaml": "cpu_fsdp2.yaml"}
 
@@ -111,7 +113,7 @@ def run(args, name, model_dir, launch_file, processes, flags):
     folder = name.replace(" ", "_").replace(",", "")
     result = launch_training(args.work_dir, folder, model_dir, common | flags, launch_file, processes)
     result["minutes"] = (time.perf_counter() - start) / 60
-    print(json.dumps({name: result}), flush=True)  # a killed run keeps what it has measured
+    print(json.dumps({name: result}), flush=True)  # a killed run keeps its measurements
     return result
 
 
@@ -136,8 +138,9 @@ def measure(args, shape, model_dir):
 
 
 def compare_cuts(args, shape, model_dir):
-    """Largest relative difference of a step's loss and gradient norm from one GPU's single pass in the same precision (float32's own
-    from bf16's), in the steps with the same weights (the first two: the warm-up begins at 0) and in all."""
+    """Largest relative difference of a step's loss and gradient norm from one GPU's single pass in
+    the same precision (for float32's own line, from bf16's). Over the steps with the same weights
+    (the first two: the warm-up begins at 0) and over all steps."""
     columns = ("cut", "loss, first 2 steps", "all steps", "gradient norm, first 2", "all")
     table = Table(*columns, title=f"{shape}, 8 examples a step: largest difference from 1 x 8, %")
     references = {}  # by dtype
@@ -146,7 +149,7 @@ def compare_cuts(args, shape, model_dir):
             continue
         dtype = flags.get("dtype")
         if name not in REFERENCES and dtype not in references:
-            continue  # what it would be compared with has failed
+            continue  # its reference has failed
         flags = flags | {
             "quantization": "none",
             "per_device_train_batch_size": batch,
@@ -196,7 +199,8 @@ def measure_evaluation(args, shape, model_dir):
 
 
 class GPUsInUse:
-    """`peak`: the GiB that came into use on one GPU, of all processes, looked at twice a second."""
+    """`peak`: the largest new use of memory on one GPU, in GiB, by all processes, sampled twice a
+    second."""
 
     def __enter__(self):
         self.peak, self.ended = 0.0, threading.Event()
@@ -237,7 +241,7 @@ def print_computed(work_dir):
 
 
 def time_at_work(examples, gpus):
-    """The part of the time that a GPU does not wait for the one whose rows of the step have the most tokens."""
+    """The share of time that a GPU does not wait for the GPU with the most tokens in the step."""
     full_steps = range(len(examples) // (8 * gpus))
     shares = [TrainingData(examples, 42, 8, 1, gpus, index).chunks(full_steps) for index in range(gpus)]
     tokens = np.array([[num_tokens(chunk) for chunk in share] for share in shares])
@@ -245,7 +249,8 @@ def time_at_work(examples, gpus):
 
 
 def computed_speed(shape):
-    """At the FLOP/s that the widest measured shape not wider than this one reaches: wider ones come nearer to the GPU's peak."""
+    """The speed at the FLOP/s of the widest measured shape not wider than this shape: wider shapes
+    get nearer to the GPU's peak."""
     narrower = [name for name in MEASURED if SHAPES[name]["hidden_size"] <= SHAPES[shape]["hidden_size"]]
     measured = narrower[-1] if narrower else next(iter(MEASURED))
     speed = MEASURED[measured] * flops_per_token(SHAPES[measured]) / flops_per_token(SHAPES[shape])
@@ -253,15 +258,15 @@ def computed_speed(shape):
 
 
 def computed_gib(shape, quantization, gpus):
-    """Weights by their number, activations (without compiling or checkpointing) in proportion to what the 4B shape was measured at,
-    in a pass of 3,536 tokens."""
+    """Weights by their number. Activations (without compiling or checkpointing) in proportion to
+    the 4B shape's, measured in a pass of 3,536 tokens."""
 
     def widths(shape):  # of a layer's linear layers, (in, out)
         hidden, inner = shape["hidden_size"], shape["intermediate_size"]
         query, key = (shape[heads] * shape["head_dim"] for heads in ("num_attention_heads", "num_key_value_heads"))
         return [(hidden, query), (hidden, key), (hidden, key), (query, hidden), (hidden, inner), (hidden, inner), (inner, hidden)]  # fmt: skip
 
-    def activations(shape):  # the tensors that a layer keeps are this wide, in about these numbers
+    def activations(shape):  # the widths of a layer's kept tensors, in about these numbers
         query = shape["num_attention_heads"] * shape["head_dim"]
         return shape["num_hidden_layers"] * (shape["hidden_size"] + shape["intermediate_size"] + 2 * query)
 
@@ -272,7 +277,7 @@ def computed_gib(shape, quantization, gpus):
         layers * sum(32 * (inputs + outputs) for inputs, outputs in widths(shape)) * 16
     )  # weight, gradient, two moments
     base = layers * layer + rest
-    if gpus > 1:  # what is gathered at a time: embedding and head, and two layers
+    if gpus > 1:  # gathered at a time: embedding and head, and two layers
         base = base / gpus + rest + 2 * layer
     return (base + adapter) / 2**30 + 18.9 * activations(shape) / activations(SHAPES["4b"])
 

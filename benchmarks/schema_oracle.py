@@ -1,9 +1,11 @@
-"""Whether a tool's schema and the flat form that is read of it accept the same arguments: `jsonschema` on the original is the judge.
+"""Whether a tool's schema and its flat form accept the same arguments. `jsonschema` on the original
+schema is the judge.
 
-Left out of the comparison, as docs/formats.md has it: keywords that are text for the model (`minimum`, `pattern`, `format`, ..., a
-union's members that only require arguments), and what a schema that contains itself accepts below the cut. Three readings are the
-project's own and are written out here a second time, by other means: objects with named properties are closed unless they are
-declared open, `nullable` adds null, and a schema of `properties` or `items` alone is an object or an array.
+Not compared, as in docs/formats.md: keywords that are text for the model (`minimum`, `pattern`,
+`format`, ..., a union's members that only require arguments), and the values that a recursive
+schema accepts below the cut. Three readings are the project's own and are implemented here a second
+time, by other means: objects with named properties are closed unless declared open, `nullable` adds
+null, and a schema with only `properties` or `items` is an object or an array.
 """
 
 import json
@@ -25,9 +27,10 @@ JSON_WORDS = {
 
 
 def differences(parameters, count=30, seed=0):
-    """The arguments, of `count` drawn ones, which one of the JSON Schema `parameters` and its flat form accepts and the other
-    does not, as `(arguments, original accepts, flat accepts)`. Raises NotFlat for a schema that is refused, and AssertionError
-    for a flat form that does not come back from OpenAI's."""
+    """Of `count` drawn arguments, those that only one of the JSON Schema `parameters` and its flat
+    form accepts, as `(arguments, original accepts, flat accepts)`. Raises NotFlat for a refused
+    schema, and AssertionError if the flat form does not survive the way to OpenAI's form and
+    back."""
     read = flat_tools([{"name": "f", "inputSchema": parameters}])
     assert json.dumps(flat_tools(openai_tools(read.tools)).tools) == json.dumps(read.tools), read.tools
     original = JSON_TYPES(scored(parameters, parameters, is_root=True) if not read.notes else parameters)
@@ -44,7 +47,8 @@ def differences(parameters, count=30, seed=0):
 
 
 def scored(schema, root, is_root=False):
-    """The schema of what is scored, without references: parts that must all fit, for each choice that its unions leave."""
+    """The scored schema without references: the parts (all must fit) for each choice of its
+    unions."""
     if isinstance(schema, bool):
         return schema
     return whole(parts_of(schema, root), root, is_root)
@@ -83,7 +87,7 @@ def whole(parts, root, is_root):
         branches = [whole([*rest, *member], root, is_root) for member in members]
         if nullable:
             return {"anyOf": [*branches, {"type": "null"}]}
-        # Without the keywords that are not scored, two members may seem to fit.
+        # Without the unscored keywords, two members may seem to fit.
         is_partial = any(has_text(part, root) for member in [rest, *members] for part in member)
         return {"anyOf" if is_partial else key: branches}
     nullable = any(part.get("nullable") for part in parts)
@@ -121,7 +125,7 @@ def is_text(member, rest):
 
 
 def has_text(part, root):
-    """Whether a schema has keywords, or types, that are not scored, at any depth."""
+    """Whether a schema has unscored keywords or types at any depth."""
     unions = [part[key] for key in ("anyOf", "oneOf") if key in part]
     members = [parts_of(member, root) for union in unions for member in union if is_possible(member)]
     if members and STRUCTURE & part.keys() and all(is_text(member, [part]) for member in members):
@@ -138,7 +142,7 @@ def has_text(part, root):
         *(part.get(key) for key in ("items", "additionalProperties", "additionalItems")),
     ]
     members += [parts_of(schema, root) for schema in inner if isinstance(schema, dict)]
-    return any(has_text(each, root) for member in members for each in member)
+    return any(has_text(part, root) for member in members for part in member)
 
 
 def scored_part(part, root, nullable):
@@ -151,7 +155,8 @@ def scored_part(part, root, nullable):
         if isinstance(part.get(key), dict | bool):
             schema[key] = scored(part[key], root)
     schema["properties"] = dict.fromkeys(part.get("properties", {}), True)
-    if part.get("additionalProperties", True) in (True, {}):  # what is required is declared, with any value
+    # A required argument is declared, with any value.
+    if part.get("additionalProperties", True) in (True, {}):
         schema["properties"] = dict.fromkeys(part.get("required", []), True) | schema["properties"]
     places = part["items"] if isinstance(part.get("items"), list) else part.get("prefixItems")
     if places:
@@ -163,7 +168,7 @@ def scored_part(part, root, nullable):
 
 
 def draw(schema, rng, depth=0):
-    """A value that a schema suggests, right more often than not."""
+    """A value from a schema's suggestions, more often valid than not."""
     if depth > 6 or rng.random() < 0.07 or not isinstance(schema, dict):
         return rng.choice([None, True, 0, 7, 2.5, "", "x", [], ["x"], [1, "x"], {}, {"a": 1}, {"a": "x", "zz": 1}])
     parts = [schema, *schema.get("allOf", [])]
@@ -213,7 +218,7 @@ KINDS = ["string", "integer", "number", "boolean", "null", "array", "object"]
 
 
 def draw_schema(rng, depth=0):
-    """A JSON Schema as tools have them, with what they seldom have too."""
+    """A JSON Schema such as tools have, with rare features too."""
     if depth > 3:
         return {"type": rng.choice(KINDS[:5])}
     if depth and rng.random() < 0.12:
@@ -312,7 +317,8 @@ def draw_parameters(seed):
     rng = random.Random(seed)
     root = draw_object(rng, 0) | {"$defs": DEFINITIONS}
     union = draw_schema(rng, 1)
-    # Whether arguments are closed to those of the other members is nobody's to know if a member has no properties.
+    # If a member has no properties, nobody can tell whether arguments are closed to the other
+    # members' arguments.
     members = [member for key in ("anyOf", "oneOf") for member in union.get(key, [])]
     if rng.random() < 0.3 and all(isinstance(member, dict) and member.get("properties") for member in members):
         root |= {key: value for key, value in union.items() if key in ("anyOf", "oneOf", "allOf")}

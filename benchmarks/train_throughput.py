@@ -1,12 +1,14 @@
-"""How fast train.py trains beside TRL's SFTTrainer: the same model, the same rows, real tokens counted alike, in one run.
+"""How fast train.py trains, compared with TRL's SFTTrainer: the same model, the same rows, real
+tokens counted alike, in one run.
 
-    python -m benchmarks.train_throughput                          # all systems on one GPU, the better part of an hour
+    python -m benchmarks.train_throughput                  # all systems on one GPU, nearly an hour
     python -m benchmarks.train_throughput --systems graphs trl_published
-    python -m benchmarks.train_throughput --shape tiny             # a dry run on a CPU
+    python -m benchmarks.train_throughput --shape tiny     # a dry run on a CPU
 
-Nothing is downloaded: the model has Qwen3-4B's shape and random weights, the rows xLAM's lengths (total log-normal of median
-350 and sigma 0.5 within 100 to 1,024 tokens, completion of median 65 and sigma 0.55). Ours is `accelerate launch train.py`
-itself. TRL needs `pip install trl`, its best setting liger-kernel too. Every system runs in a process of its own.
+Nothing is downloaded: the model has Qwen3-4B's shape and random weights, the rows have xLAM's
+lengths (total log-normal of median 350 and sigma 0.5 within 100 to 1,024 tokens, completion of
+median 65 and sigma 0.55). Ours is `accelerate launch train.py`. TRL needs `pip install trl`; its
+best setting also needs liger-kernel. Every system runs in a separate process.
 """
 
 import argparse
@@ -66,7 +68,8 @@ def ours(batch=8, accumulation=1, quantization="none", **flags):
     } | flags
 
 
-# All with LoRA r=32, alpha=64, dropout 0.05 on the seven projections. A packed block of 8,192 tokens holds about 20 rows.
+# All with LoRA r=32, alpha=64, dropout 0.05 on the seven projections. A packed block of 8,192
+# tokens holds about 20 rows.
 OURS = {
     "published": ours(2, 4, "nf4", gradient_checkpointing=True),
     "plain": ours(),
@@ -76,7 +79,8 @@ OURS = {
     "compiled": ours(torch_compile=True),
     "compiled_graphs": ours(torch_compile=True, cuda_graphs=True),
     "compiled_graphs_nf4": ours(8, 1, "nf4", torch_compile=True, cuda_graphs=True),
-    "compiled_graphs_nf4_2x4": ours(2, 4, "nf4", torch_compile=True, cuda_graphs=True),  # for 16 to 24 GiB
+    # For 16 to 24 GiB.
+    "compiled_graphs_nf4_2x4": ours(2, 4, "nf4", torch_compile=True, cuda_graphs=True),
     "large_liger": ours(40, liger_kernel=True),
     "large_compiled": ours(40, torch_compile=True),
     "large_compiled_graphs": ours(40, torch_compile=True, cuda_graphs=True),
@@ -113,12 +117,14 @@ def main():
         measure = measure_ours if name in OURS else measure_trl
         results[name] = measure(args, name, model_dir)
         results[name]["minutes"] = (time.perf_counter() - start) / 60
-        print(json.dumps({name: results[name]}), flush=True)  # a killed run keeps what it has measured
+        # A killed run keeps its measurements.
+        print(json.dumps({name: results[name]}), flush=True)
     print_table(results, ceiling, args.shape)
 
 
 def make_model(folder, shape):
-    """Random weights in bf16, with the demo's tokenizer: which ids the rows have does not matter to the speed."""
+    """Random weights in bf16, with the demo's tokenizer: the rows' ids do not matter for the
+    speed."""
     if (folder / "config.json").exists():
         return
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
@@ -131,11 +137,12 @@ def make_model(folder, shape):
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     del model
-    torch.cuda.empty_cache()  # what is measured has the GPU to itself
+    torch.cuda.empty_cache()  # the measurement has the GPU to itself
 
 
 def make_rows(path, tokenizer, count=4000, seed=0):
-    """Rows of as many tokens as xLAM's; a word is one token to the demo's tokenizer, and the blank before it another."""
+    """Rows of as many tokens as xLAM's. A word is one token in the demo's tokenizer, and the blank
+    before it another."""
     rng = np.random.default_rng(seed)
     words = [token for token in sorted(tokenizer.get_vocab()) if re.fullmatch("[a-z]{3,}", token)]
     tools = json.dumps([{"name": "write", "description": "Writes.", "parameters": {"text": {"type": "str"}}}])
@@ -167,8 +174,9 @@ def matrix_product_ceiling():
 
 
 def measure_ours(args, name, model_dir):
-    """The mean of train.py's own train/tokens_per_second, which leaves out logging and saving, after the first quarter of the steps.
-    (TRL's clock runs from one step's end to another's, without saving.)"""
+    """The mean of train.py's own train/tokens_per_second after the first quarter of the steps. It
+    excludes logging and saving. (TRL's clock runs from one step's end to the next, without
+    saving.)"""
     every = max(1, args.measured_steps // 3)
     flags = OURS[name] | {"max_train_steps": 4 * every, "logging_steps": every}
     launch_file = "single_gpu.yaml" if torch.cuda.is_available() else "cpu.yaml"
@@ -176,7 +184,8 @@ def measure_ours(args, name, model_dir):
 
 
 def launch_training(work_dir, name, model_dir, flags, launch_file, processes=1):
-    """`accelerate launch train.py` on the rows of work_dir: speed, memory and curves, or the last line of its error."""
+    """`accelerate launch train.py` on the rows of work_dir: speed, memory and curves, or the last
+    line of its error."""
     output_dir = work_dir / name
     flags = flags | {
         "model_name_or_path": model_dir,
@@ -198,7 +207,8 @@ def launch_training(work_dir, name, model_dir, flags, launch_file, processes=1):
 
 
 def launch(script, flags, launch_file, processes, log):
-    """`accelerate launch` of a script of ours, its output in the file `log`; returns the last line of its error, if it had one."""
+    """`accelerate launch` of our script, with its output in the file `log`. Returns the last line
+    of its error, if any."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q", f"--num_processes={processes}"]
     done = subprocess.run(
         [*launcher, "--config_file", ROOT / "accelerate_configs" / launch_file, ROOT / script,
@@ -225,7 +235,7 @@ def measure_trl(args, name, model_dir):
 
 
 def run_trl(args, model_dir, settings):
-    """SFTTrainer on the same tokens; a micro-batch's real tokens are counted where its loss is computed."""
+    """SFTTrainer on the same tokens. A micro-batch's real tokens are counted with its loss."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -250,7 +260,8 @@ def run_trl(args, model_dir, settings):
             tokens[0] += inputs["input_ids"].numel() if mask is None else int(mask.sum())
             return super().compute_loss(model, inputs, *arguments, **kwargs)
 
-    liger = {"cross_entropy": False, "fused_linear_cross_entropy": False}  # TRL's own chunked loss stays
+    # TRL's own chunked loss stays.
+    liger = {"cross_entropy": False, "fused_linear_cross_entropy": False}
     config = {
         "output_dir": str(args.work_dir / "trl"), "max_steps": warmup + args.measured_steps, "learning_rate": 1e-4,
         "bf16": on_gpu, "use_cpu": not on_gpu, "completion_only_loss": True, "max_length": 1024,
@@ -289,7 +300,8 @@ def flops_per_token(shape):
     with torch.device("meta"):
         model = Qwen3ForCausalLM(Qwen3Config(**shape))
         counted = count_flops(add_lora(model.requires_grad_(False), 32, 64, 0.0, TARGETS), gradient_checkpointing=False)
-    return counted.per_token + 0.19 * counted.per_completion_token  # 75 of 400 tokens are completion
+    # 75 of 400 tokens are completion.
+    return counted.per_token + 0.19 * counted.per_completion_token
 
 
 def print_table(results, ceiling, shape):

@@ -1,5 +1,7 @@
-"""The embedded default: a tiny pretrained base model, a generator of xLAM-like rows, and the script that made the model.
+"""The embedded default: a tiny pretrained base model, a generator of xLAM-like rows, and the script
+that made the model.
 
-`world.py` knows the tools, `language.py` makes up values and requests, `rows.py` joins them into rows of query, tools and
-answers. `model.py`, `corpus.py` and `pretrain.py` made the base model: they are not needed to use it.
+`world.py` reads the tools, `language.py` makes up values and requests, and `rows.py` joins them
+into rows of query, tools and answers. `model.py`, `corpus.py` and `pretrain.py` made the base
+model. Using the model does not need them.
 """

@@ -1,7 +1,9 @@
-"""The pretraining corpus, made up by seed: documents about tools, requests and values in many notations.
+"""The pretraining corpus, made up by seed: documents about tools, requests and values in many
+notations.
 
-It shows JSON tool lists and how requests are met in YAML, XML, Python, prose or JSON under other keys, with the notation
-named in an instruction. The format that the demo's adapter learns, and the tools kept unseen, do not occur in it.
+It shows JSON tool lists, and calls for requests in YAML, XML, Python, prose or JSON under other
+keys. An instruction names the notation. The corpus contains neither the format that the demo's
+adapter learns nor the unseen tools.
 """
 
 import json
@@ -18,7 +20,8 @@ Calls = list[tuple[str, dict]]
 
 
 class Document(NamedTuple):
-    """A text in two parts: what is given, made up at random, and what is told, much of which follows from the first."""
+    """A text in two parts: a given part, made up at random, and a told part, most of which follows
+    from the given part."""
 
     given: str
     told: str
@@ -31,7 +34,7 @@ KEYS = (
 
 
 def documents(seed: int | str) -> Iterator[Document]:
-    """The endless documents of a seed, none of which has anything in it that is kept for the demo's adapter."""
+    """The endless documents of a seed. None contains anything reserved for the demo's adapter."""
     rng = Random(seed)
     kept = (*(tool.name for tool in unseen_tools()), '"arguments"', "system_prompt>")
     while True:
@@ -72,7 +75,7 @@ def dumps(value: object) -> str:
 
 
 def plain(value: object) -> str:
-    """A value as notations without quotes write it."""
+    """A value in notations without quotes."""
     if isinstance(value, list):
         return ", ".join(map(plain, value))
     return value if isinstance(value, str) else dumps(value)
@@ -124,7 +127,7 @@ def as_prose(calls: Calls) -> str:
 
 
 def as_json(calls: Calls, keys: tuple[str, str], always_list: bool) -> str:
-    """Calls in JSON, under keys other than those of the demo's rows."""
+    """Calls in JSON, under keys other than the demo rows' keys."""
     objects = [{keys[0]: name, keys[1]: values} for name, values in calls] or [{keys[0]: None}]
     return dumps(objects if always_list or len(objects) > 1 else objects[0])
 
@@ -181,7 +184,7 @@ SEVERAL = ("Answer each request.", "There are several requests.", "Answer one af
 
 
 def notation(rng: Random) -> tuple[str, Callable[[Calls], str]]:
-    """An instruction and the notation it asks for."""
+    """An instruction and its notation."""
     if rng.random() < 0.55:
         keys, always_list = rng.choice(KEYS), rng.random() < 0.5
         instruction = rng.choice(JSON_LIST_INSTRUCTIONS if always_list else JSON_INSTRUCTIONS).format(*keys)
@@ -194,7 +197,8 @@ def notation(rng: Random) -> tuple[str, Callable[[Calls], str]]:
 
 
 def solved_task(rng: Random) -> Document:
-    """Tools, a request and its calls in the notation that an instruction asks for; or several requests, if it says so."""
+    """Tools, a request and its calls in the notation of an instruction. If the instruction asks for
+    it, several requests."""
     world = some_world(rng)
     tasks = [make_task(world, rng)]
     if rng.random() < 0.3:
@@ -221,7 +225,7 @@ def solved_task(rng: Random) -> Document:
         opening, closing = "<{}>\n", "\n</{}>\n"
     else:
         opening, closing = rng.choice(("{}: ", "# {}\n", "{}:\n", "[{}] ")), "\n"
-        parts, told = ([(name.capitalize(), body) for name, body in each] for each in (parts, told))
+        parts, told = ([(name.capitalize(), body) for name, body in sections] for sections in (parts, told))
     if len(tasks) > 1:
         parts.append(told.pop(0))
     given = "".join(opening.format(name) + body + closing.format(name) for name, body in parts)
@@ -234,7 +238,7 @@ def solved_task(rng: Random) -> Document:
 
 
 def tool_question(rng: Random) -> Document:
-    """Questions on a list of tools, with their answers."""
+    """Questions about a list of tools, with answers."""
     task = some_task(rng)
     lines = []
     for _ in range(rng.randint(2, 6)):
@@ -276,7 +280,7 @@ def tool_manual(rng: Random) -> Document:
 
 
 def conversions(rng: Random) -> Document:
-    """Values as people say them and as programs write them."""
+    """Values in people's words and in programs' notation."""
     kinds = (
         "date 2019 2032",
         "date 2019 2032",

@@ -1,4 +1,5 @@
-"""Invents tools at random for the pretraining corpus, so that the base model learns to read any tool and not certain ones."""
+"""Invents tools at random for the pretraining corpus, so that the base model learns to read any
+tool instead of particular tools."""
 
 import re
 from random import Random
@@ -28,8 +29,8 @@ KINDS = (
 )
 
 
-# Requests that name one of the two alone: {0} is the verb, {1} the thing, {2} a value, {6} "inspected", {7} "inspecting",
-# {8} a verb that says nothing.
+# Requests that name only the action or only the thing: {0} is the verb, {1} the thing, {2} a value,
+# {6} "inspected", {7} "inspecting", {8} a verb without meaning.
 ACTION_OF = ("{0} {2}", "have {2} {6}", "{2} has to be {6}", "do some {7} for {2}", "{0} {2} for me", "do a {0} of {2}")
 THING_OF = (
     "take care of the {1} {2}",
@@ -43,15 +44,17 @@ THING = ("see to the {1}", "take care of my {1}", "put the {1} to use", "have a 
 PARTICIPLES = dict(
     pair.split(":")
     for pair in "get:got make:made send:sent buy:bought sell:sold find:found seek:sought give:given show:shown begin:begun "
-    "run:run hold:held keep:kept take:taken draw:drawn sow:sown cut:cut shut:shut split:split feed:fed read:read tell:told "
-    "teach:taught lend:lent let:let put:put bid:bid set:set leave:left bring:brought build:built catch:caught choose:chosen "
-    "drive:driven eat:eaten hide:hidden know:known lead:led ride:ridden say:said see:seen sing:sung speak:spoken spend:spent "
-    "steal:stolen sweep:swept think:thought throw:thrown wear:worn win:won write:written".split()
+    "run:run hold:held keep:kept take:taken draw:drawn sow:sown cut:cut shut:shut split:split feed:fed "
+    "read:read tell:told teach:taught lend:lent let:let put:put bid:bid set:set leave:left bring:brought "
+    "build:built catch:caught choose:chosen drive:driven eat:eaten hide:hidden know:known lead:led ride:ridden "
+    "say:said see:seen sing:sung speak:spoken spend:spent steal:stolen sweep:swept think:thought throw:thrown "
+    "wear:worn win:won write:written".split()
 )
 
 
 def invent_world(rng: Random) -> list[Tool]:
-    """A few families of tools, each around one thing or one action, so that there are near misses to tell apart."""
+    """A few families of tools, each around one thing or one action, so that near misses must be
+    told apart."""
     world = []
     for family in range(5):
         action, thing = invent_action(rng), invent_thing(rng)
@@ -65,7 +68,8 @@ def invent_world(rng: Random) -> list[Tool]:
 
 
 def invent_word(rng: Random) -> str:
-    """A noun: mostly English, from a short list, which is learnt, and a long one, of which each word is rare."""
+    """A noun: mostly English, from a short list, which is learnt, and a long list, whose words are
+    rare."""
     source = rng.choices(("things", "english_nouns", "blend", "odd", "made"), weights=(45, 35, 10, 6, 4))[0]
     made = {"blend": blend, "odd": odd_word, "made": made_word}
     return made[source](rng) if source in made else pick(source, rng)
@@ -85,21 +89,22 @@ def invent_thing(rng: Random) -> str:
 
 
 def invent_tool(family: str, action: str, thing: str, clue: str, rng: Random) -> Tool:
-    """A tool that does an action (verbs of one meaning, joined by |) to a thing; the clue, "action" or "thing", tells it
-    from the others of its family."""
+    """A tool for an action (verbs of one meaning, joined by |) on a thing. The clue, "action"
+    or "thing", distinguishes it within its family."""
     verbs = action.split("|")
     verb, noun = rng.choice([verb for verb in verbs if " " not in verb]), thing.replace(" ", "_")
     name = rng.choice(("{0}_{1}", "{0}_{1}", "{1}.{0}", "{1}_{0}", "{0}_{1}", "{0}.{1}")).format(verb, noun)
-    if rng.random() < 0.25:  # a name that tells nothing: it has to be copied from the tool that its description tells
+    # A meaningless name: it must be copied from the tool with the matching description.
+    if rng.random() < 0.25:
         name = rng.choice("_.").join(invent_word(rng) for _ in range(rng.randint(1, 2)))
     rename = camel_case if rng.random() < 0.2 and "." not in name else str
     parameters = [invent_named(thing, rng)] if rng.random() < 0.4 else []
-    said: set[str] = {clause for parameter in parameters for clause in parameter.clauses}
+    used: set[str] = {clause for parameter in parameters for clause in parameter.clauses}
     for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4))):
         parameter = invent_parameter(rng, required=not parameters or rng.random() < 0.6)
         clauses = {*parameter.clauses, *parameter.false_clauses}
-        if parameter.name not in {other.name for other in parameters} and not said & clauses:
-            said |= clauses
+        if parameter.name not in {other.name for other in parameters} and not used & clauses:
+            used |= clauses
             parameters.append(parameter)
     parameters = [Parameter(**vars(p) | {"name": rename(p.name)}) for p in parameters]
     rng.shuffle(parameters)
@@ -111,7 +116,7 @@ def invent_tool(family: str, action: str, thing: str, clue: str, rng: Random) ->
 
 
 def invent_named(thing: str, rng: Random) -> Parameter:
-    """The parameter that says which thing, named after it: the pet of `feed_pet`."""
+    """The parameter for the thing's name, named after the thing: the pet of `feed_pet`."""
     kind = rng.choice(("made", "made", "made", "item", "title", "id", "person", "word"))
     description = rng.choice(("The {}.", "Name of the {}.", "Which {}.", "The {} it is about.")).format(thing)
     clauses = invent_clauses(thing, kind, rng)
@@ -121,7 +126,8 @@ def invent_named(thing: str, rng: Random) -> Parameter:
 def invent_requests(
     verbs: list[str], thing: str, clue: str, parameters: list[Parameter], rng: Random
 ) -> tuple[str, ...]:
-    """Ways to ask for a tool, which may name the values of one or two parameters. Some give no more than the clue away."""
+    """Ways to ask for a tool, which may name the values of one or two parameters. Some contain only
+    the clue."""
     asks = verbs[0] in ("get", "check", "compute", "find", "predict", "list", "compare", "measure")
     named = [p for p in parameters if p.required and p.kind != "bool"]
     rng.shuffle(named)
@@ -130,7 +136,7 @@ def invent_requests(
     slots = [f'"{{{p.name}}}"' if p.kind in ("title", "sentence") else f"{{{p.name}}}" for p in named]
     draw = rng.random()
     if len(named) > 1 and draw < 0.3:
-        # two values: told apart by a label, or else by their kinds
+        # Two values, distinguished by a label, or else by their kinds.
         patterns = ["{0} {2} in {4} {3}", "{0} the {1} {2} with {4} {3}", "{0} {2} for the {4} {3}"]
         patterns += ["{0} the {5} {2} with {3}", "{0} {5} {2} after {3}", "give {5} {2} the {4} {3}"]
         if named[0].type != named[1].type or of_thing:
@@ -199,7 +205,7 @@ def inflected(verb: str, ending: str) -> str:
 
 
 def invent_parameter(rng: Random, required: bool) -> Parameter:
-    """One of the known parameters, perhaps under another name, or a new one."""
+    """A known parameter, perhaps under another name, or a new parameter."""
     known = rng.choice(list(known_parameters().values()))
     fresh = rng.random() < 0.5
     label = " ".join([pick("qualities", rng)] if rng.random() < 0.6 else [pick("things", rng), pick("qualities", rng)])
@@ -211,7 +217,7 @@ def invent_parameter(rng: Random, required: bool) -> Parameter:
             kind = "choice " + ",".join(make_value("word", rng)[0] for _ in range(rng.randint(2, 4)))
         fields = {"kind": kind, "name": name, **invent_clauses(label, kind, rng)}
     else:
-        # renamed or described anew, but not both: one of the two has to tell what it is
+        # A new name or a new description, but not both: one of the two must identify the parameter.
         fields = vars(known) | ({"name": name} if rng.random() < 0.35 else {})
     if fresh or (fields["name"] == known.name and rng.random() < 0.2):
         fields["description"] = rng.choice(("The {}.", "The {}.", "Name of the {}.", "Which {}.", "{} to use.")).format(
@@ -223,7 +229,8 @@ def invent_parameter(rng: Random, required: bool) -> Parameter:
 
 
 def invent_clauses(label: str, kind: str, rng: Random) -> dict:
-    """Clauses for a new parameter: some name it, and some leave it to the value and the other clauses to tell."""
+    """Clauses for a new parameter. Some name it; some leave it to the value and the other
+    clauses."""
     if kind == "bool":
         yes = rng.choice(
             ((f"with {label}", f"including {label}"), (f"and {label} it",), (f"in {label}", f"using {label}"))

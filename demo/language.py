@@ -1,4 +1,4 @@
-"""Makes up values and the English requests that mention them: the part of the demo that rows and corpus share."""
+"""Makes up values and the English requests that mention them, for both rows and corpus."""
 
 import functools
 import re
@@ -31,7 +31,7 @@ JOINERS = (" and ", ", and ", ", then ", "; also, ", ", and after that ", ", and
 SENTENCE_JOINERS = ("Also, ", "Then ", "Next, ", "And ", "After that, ", "Finally, ", "")
 
 
-# --- values: each maker returns a value, or a value and the text that says it ---
+# --- values: each maker returns a value, or a value and its text ---
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def pick(name: str, rng: Random) -> str:
 
 
 def made_word(rng: Random) -> str:
-    """A made-up word, so that values have to be copied and cannot be memorised."""
+    """A made-up word: values have to be copied and cannot be memorised."""
     syllables = rng.choice("bdfghjklmnprstvz") + rng.choice("aeiou") + rng.choice(("", "", "n", "r", "l", "s"))
     for _ in range(rng.choice((1, 1, 2))):
         syllables += rng.choice("bdfghklmnprstvz") + rng.choice("aeiou") + rng.choice(("", "", "", "n", "r", "x"))
@@ -60,7 +60,7 @@ def made_word(rng: Random) -> str:
 
 
 def odd_word(rng: Random) -> str:
-    """A word of English sounds, for names that no list of words has."""
+    """A word of English sounds, for names outside the word lists."""
     return "".join(
         (rng.choice(ONSETS) if rng.random() < 0.85 else "")
         + rng.choice(NUCLEI)
@@ -70,7 +70,8 @@ def odd_word(rng: Random) -> str:
 
 
 def blend(rng: Random) -> str:
-    """The beginning of one English word with the end of another: all pieces of words are met in names to copy."""
+    """The beginning of one English word with the end of another: names contain all pieces of
+    words."""
     first, last = pick("english_nouns", rng), pick("english_nouns", rng)
     return first[: rng.randint(2, len(first))] + last[rng.randint(0, len(last) - 2) :]
 
@@ -189,7 +190,8 @@ STRINGS: dict[str, Callable[[Random], str]] = {
 
 
 def make_value(kind: str, rng: Random) -> tuple[object, str]:
-    """A random value of a kind and the text that says it: `("2026-05-03", "May 3, 2026")`, `([4, 7], "4 and 7")`."""
+    """A random value of a kind and its text: `("2026-05-03", "May 3, 2026")`, `([4, 7], "4 and
+    7")`."""
     head, _, rest = kind.partition(" ")
     if head in STRINGS or head == "choice":
         value = STRINGS[head](rng) if head in STRINGS else rng.choice(rest.split(","))
@@ -213,17 +215,17 @@ def listing(texts: list[str]) -> str:
 
 
 def make_calls(tool: Tool, count: int, rng: Random) -> tuple[list[dict], str]:
-    """`count` calls of one tool, as lists of arguments, and the phrase that asks for them all.
+    """`count` calls of one tool, as lists of arguments, and one phrase for all of them.
 
-    Several calls differ in one argument, which the phrase names several times: "the weather in Paris and Rome".
-    Optional parameters are mentioned or left out, and are left out of the arguments likewise.
+    Several calls differ in one argument, which the phrase names several times: "the weather in
+    Paris and Rome". An optional parameter is either mentioned and given, or neither.
     """
     request = rng.choice(tool.requests)
     parameters = [p for p in tool.parameters if p.required or rng.random() < 0.4]
     pairs: dict[str, list[tuple[object, str]]] = {}
     varied = rng.choice(variable_parameters(tool)) if count > 1 else None
     for parameter in parameters:
-        # no two alike: "from EUR to EUR" asks for nothing
+        # No two values alike: "from EUR to EUR" asks for nothing.
         taken = [value for made in pairs.values() for value, _ in made]
         made: list[tuple[object, str]] = []
         while len(made) < (count if parameter is varied else 1):
@@ -238,7 +240,8 @@ def make_calls(tool: Tool, count: int, rng: Random) -> tuple[list[dict], str]:
 
 
 def phrase(request: str, parameters: list[Parameter], texts: dict, arguments: dict, rng: Random) -> str:
-    """The request with its slots filled, and clauses in random order for the parameters that have no slot."""
+    """The request with its slots filled, and clauses in random order for the parameters without a
+    slot."""
     clauses = []
     for parameter in parameters:
         slot = f"{{{parameter.name}}}"
@@ -252,7 +255,7 @@ def phrase(request: str, parameters: list[Parameter], texts: dict, arguments: di
 
 
 def fill(template: str, slot: str, texts: list[str]) -> str:
-    """Puts texts into a slot of a template; quotes around the slot go around each text."""
+    """Put texts into a slot of a template. Quotes around the slot surround each text."""
     quoted = f'"{slot}"'
     if quoted in template:
         return template.replace(quoted, listing([f'"{text}"' for text in texts]))
@@ -260,7 +263,7 @@ def fill(template: str, slot: str, texts: list[str]) -> str:
 
 
 def variable_parameters(tool: Tool) -> list[Parameter]:
-    """The parameters that can take several values in one request without doubt about which value belongs where."""
+    """The parameters with room for several values in one request, without ambiguity."""
     kinds = [parameter.kind.split()[-1] for parameter in tool.parameters]
     return [
         parameter
@@ -272,7 +275,8 @@ def variable_parameters(tool: Tool) -> list[Parameter]:
 
 
 def say(phrases: list[str], rng: Random) -> str:
-    """One or more requests as a person would write them: polite or not, in one sentence or several."""
+    """One or more requests as a person would write them: polite or not, in one or several
+    sentences."""
     sentences = []
     if len(phrases) > 1 and rng.random() < 0.5 and not any(map(is_question, phrases)):
         joined = phrases[0]

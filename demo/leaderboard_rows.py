@@ -1,12 +1,14 @@
-"""Real rows in the xLAM schema from the Berkeley Function-Calling Leaderboard's public files (Apache-2.0): its single-turn Python
-categories, with what its checker accepts.
+"""Real rows in the xLAM schema from the Berkeley Function-Calling Leaderboard's public files
+(Apache-2.0): its single-turn Python categories, with its checker's accepted values.
 
-    pip download --no-deps bfcl-eval==2026.3.23 -d /tmp/bfcl && unzip -q /tmp/bfcl/*.whl -d /tmp/bfcl
+    pip download --no-deps bfcl-eval==2026.3.23 -d /tmp/bfcl
+    unzip -q /tmp/bfcl/*.whl -d /tmp/bfcl
     python -m demo.leaderboard_rows /tmp/bfcl/bfcl_eval/data rows.jsonl
 
-Each row has an `id`, `query`, `tools` and `answers`, and for the evaluation alone `category`, `acceptable` and `required`, JSON
-strings all but the first two and `category`. The answer is made of the first value accepted for each argument; arguments that may
-be left out are. Rows that do not become valid are counted.
+Each row has an `id`, `query`, `tools` and `answers`, and for the evaluation also `category`,
+`acceptable` and `required`. `tools`, `answers`, `acceptable` and `required` are JSON strings. The
+answer takes the first accepted value of each argument, and leaves out optional arguments.
+Invalid rows are counted.
 """
 
 import json
@@ -56,7 +58,7 @@ def read_lines(path):
 
 
 def accepted(path):
-    """The accepted calls by id; none where the category wants no call and has no such file."""
+    """The accepted calls by id. Empty for a category without calls, which has no such file."""
     return {record["id"]: record["ground_truth"] for record in read_lines(path)} if path.exists() else {}
 
 
@@ -73,7 +75,8 @@ def flat_tool(function):
 
 
 def with_choices(spec):
-    """The description, with what the flat form has no place of its own for: the values to choose from, and the keys of objects."""
+    """The description, with the choices and the keys of objects, which have no field in the flat
+    form."""
     items = spec.get("items", {})
     choices = spec.get("enum") or items.get("enum") or []
     keys = spec.get("properties") or items.get("properties") or {}

@@ -1,4 +1,5 @@
-"""The demo's base model: a Qwen3 of about three and a half million parameters, and a tokenizer under which values are easy to copy."""
+"""The demo's base model: a Qwen3 of about three and a half million parameters, and a tokenizer for
+easy copying of values."""
 
 import copy
 import os
@@ -11,13 +12,15 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 END_TOKEN = "<|endoftext|>"
-# Words (each part of a camelCase name on its own), single digits, line ends, and runs of anything else. A value thus has
-# the same tokens after a space in a query as after a quote in JSON, so copying it is a matter of repeating tokens.
+# Words (each part of a camelCase name is one), single digits, line ends, and runs of other
+# characters. A value has the same tokens after a space in a query and after a quote in JSON, so
+# copying it only repeats tokens.
 PIECES = Regex(r"\p{Lu}?\p{Ll}+|\p{Lu}+(?!\p{Ll})|\p{L}|\p{N}|\n|[^\p{L}\p{N}\n]+")
 
 
 def build_tokenizer(texts, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE on an iterable of texts; it adds no special tokens, and decoding restores any text exactly."""
+    """Trains a byte-level BPE on an iterable of texts. It adds no special tokens, and decoding
+    restores any text exactly."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -57,9 +60,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str) -> None:
-    """Saves both as `AutoModelForCausalLM` and `AutoTokenizer` load them, the weights in bfloat16."""
+    """Saves both for `AutoModelForCausalLM` and `AutoTokenizer`, with weights in bfloat16."""
     os.makedirs(folder, exist_ok=True)
-    # written beside it and moved, so that whatever stops this leaves whole files
+    # Written to a temporary folder and moved, so that an interruption leaves whole files.
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(partial)
         tokenizer.save_pretrained(partial)

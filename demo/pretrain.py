@@ -1,6 +1,6 @@
 """Pretrains the demo's base model from scratch on its synthetic corpus: a few minutes on one GPU.
 
-python -m demo.pretrain --output_dir demo/base --compile --passes 3 --steps 8100  # as the base was made
+python -m demo.pretrain --output_dir demo/base --compile --passes 3 --steps 8100  # the demo's base
 python -m demo.pretrain --output_dir /tmp/base --steps 20 --batch_tokens 4096 --device cpu
 """
 
@@ -25,11 +25,14 @@ from model_utils.attention import ISOLATED
 
 TOKENIZER_DOCUMENTS = 6000
 HELD_OUT_BATCHES = 2
-GIVEN_WEIGHT = 0.2  # of the tokens that a document gives: most of them cannot be foreseen, so they would drown the rest
+# Weight of a document's given tokens. Most are unpredictable and would drown the rest.
+GIVEN_WEIGHT = 0.2
 AVERAGED_STEPS = 100
-MAX_LENGTH = 1024  # longer documents, which are rare, are left out
-JOINED = 0.3  # of the documents come after another in one text where they fit, so that long distances are met too
-MEAN_TEXT = 192  # tokens: texts are longer on average, and a batch has room for as many as if they were not
+MAX_LENGTH = 1024  # longer documents are rare and left out
+# Share of documents in one text with the previous document, for long distances.
+JOINED = 0.3
+# In tokens. Texts are longer on average; a batch has room for this many texts.
+MEAN_TEXT = 192
 NOTHING, GIVEN, TOLD = 0, 1, 2
 MADE_AHEAD = 64  # batches
 
@@ -43,9 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup_steps", type=int, default=100)
     parser.add_argument("--weight_decay", type=float, default=0.05)
     parser.add_argument("--vocab_size", type=int, default=3072)
-    parser.add_argument(
-        "--passes", type=int, default=1, help="how often each batch is used; more where the CPUs are slow"
-    )
+    parser.add_argument("--passes", type=int, default=1, help="how often each batch is used; more if the CPUs are slow")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compile", action="store_true", help="compile the model: slower to start, then faster")
@@ -71,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     )
     tokenizer = build_tokenizer(texts, args.vocab_size)
     log(f"tokenizer of {len(tokenizer)} after {time.time() - started:.0f} s")
-    # The processes fork before CUDA starts. Each makes whole batches, in order, ahead of the training.
+    # The processes fork before CUDA starts. Each makes whole batches, in order, ahead of training.
     shape = (args.seed, args.batch_tokens)
     pool = multiprocessing.get_context("fork").Pool(
         args.workers, start_worker, (tokenizer.backend_tokenizer.to_str(), shape)
@@ -82,25 +83,25 @@ def main(args: argparse.Namespace) -> None:
     model = build_model(tokenizer, args.seed).to(args.device)
     model.set_attn_implementation(ISOLATED)
     decayed = [weight for weight in model.parameters() if weight.ndim > 1]
-    others = [weight for weight in model.parameters() if weight.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    undecayed = [weight for weight in model.parameters() if weight.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, args))
     loss_of = torch.compile(token_loss) if args.compile else token_loss
-    log(
-        f"{model.num_parameters():,} parameters, {args.workers} workers; first batch after {time.time() - started:.0f} s"
-    )
+    elapsed = time.time() - started
+    log(f"{model.num_parameters():,} parameters, {args.workers} workers; first batch after {elapsed:.0f} s")
 
-    # What is saved is a running average of the weights over the last steps: good at any time, however the run ends.
+    # The saved model is a running average of the weights over the last steps: good at any time,
+    # however the run ends.
     average = copy.deepcopy(model).eval()
-    weights, averages = [list(each.parameters()) for each in (model, average)]
+    weights, averages = [list(module.parameters()) for module in (model, average)]
 
     model.train()
     used: list[tuple[np.ndarray, ...]] = []
     training_started = window_started = time.time()
     window_loss, waited = torch.zeros((), device=args.device), 0.0
     for step in range(1, args.steps + 1):
-        # a batch is fresh first and comes again later, from a random place of what was used
+        # A batch is fresh first. It is used again later, from a random place among used batches.
         if (step - 1) % args.passes == 0:
             asked = time.time()
             batch = next(batches)
@@ -143,7 +144,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def token_loss(model: torch.nn.Module, batch: list[torch.Tensor], given_weight: float = GIVEN_WEIGHT) -> torch.Tensor:
-    """Weighted mean cross-entropy of a batch as `make_batch` describes it, on the model's device."""
+    """Weighted mean cross-entropy of a batch of `make_batch`, on the model's device."""
     tokens, positions, follows, starts = batch
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.device.type == "cuda"):
         logits = model(
@@ -169,13 +170,15 @@ def learning_rate_factor(step: int, args: argparse.Namespace) -> float:
 def to_device(batch: tuple[np.ndarray, ...], device: str) -> list[torch.Tensor]:
     tensors = [torch.from_numpy(array) for array in batch]
     if device != "cpu":
-        tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]  # no waiting for the copy
+        # Do not wait for the copy.
+        tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
     tokens, positions, follows, starts = tensors
     return [tokens.long(), positions.long(), follows, starts]
 
 
 def made_ahead(pool, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, ...]]:
-    """The batches of `indices` in order, up to MADE_AHEAD of them under way: more would only take the CPU from training."""
+    """The batches of `indices` in order, with up to MADE_AHEAD in progress. More would take the CPU
+    from training."""
     under_way = collections.deque()
     for index in indices:
         under_way.append(pool.apply_async(make_batch, (index,)))
@@ -193,18 +196,20 @@ def start_worker(tokenizer: str, shape: tuple[int, int]) -> None:
 
 
 def make_batch(index: int) -> tuple[np.ndarray, ...]:
-    """The batch of a step, which depends on seed and index alone: whole documents end to end, most of them read by
-    themselves.
+    """The batch of a step, which depends on seed and index alone: whole documents end to end. Most
+    documents are read by themselves.
 
-    tokens, positions (in what is read together), follows (NOTHING, GIVEN or TOLD: the next token's part of the document), each
-    [size]; and starts, int32 [size // MEAN_TEXT + 1], where what is read together starts, filled up with the size.
+    tokens, positions (in the text), follows (NOTHING, GIVEN or TOLD: the next
+    token's part of the document), each [size]; and starts, int32 [size // MEAN_TEXT + 1], the start
+    of each text, padded with the size.
     """
     tokenizer, seed, size = worker
-    tokens = np.zeros(size, dtype=np.int16)  # token 0 ends documents, and fills up
+    tokens = np.zeros(size, dtype=np.int16)  # token 0 ends documents, and pads
     positions, follows = np.zeros(size, dtype=np.int16), np.zeros(size, dtype=np.uint8)
     starts, end = [0], 0
     rng = random.Random(f"{seed} {index} joined")
-    room = size // MEAN_TEXT - size // MAX_LENGTH  # for texts, and the rest that is left over in pieces of MAX_LENGTH
+    # Room for texts. The rest of the batch is padded in pieces of MAX_LENGTH.
+    room = size // MEAN_TEXT - size // MAX_LENGTH
     for document in documents(f"{seed} {index}"):
         given, told = (tokenizer.encode(text).ids for text in document)
         length = len(given) + len(told) + 1
@@ -219,7 +224,8 @@ def make_batch(index: int) -> tuple[np.ndarray, ...]:
         positions[end : end + length] = np.arange(end, end + length) - starts[-1]
         end += length
         starts.append(end)
-    positions[end:] = np.arange(size - end) % MAX_LENGTH  # what is left over: nothing is learnt of it
+    # Nothing is learnt from the padding.
+    positions[end:] = np.arange(size - end) % MAX_LENGTH
     starts += range(end + MAX_LENGTH, size, MAX_LENGTH)
     return tokens, positions, follows, np.array(starts + [size] * (size // MEAN_TEXT + 1 - len(starts)), dtype=np.int32)
 

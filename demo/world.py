@@ -1,7 +1,9 @@
-"""The tools of the demo and the ways people ask for them, read from the text tables beside this file.
+"""The tools of the demo and the ways people ask for them, read from the text tables beside this
+file.
 
-`parameters.txt` describes each parameter once: the kind of its values, and the clauses that say it in a request.
-`seen_tools.txt` holds the tools for training; `unseen_tools.txt` holds tools of other domains, to measure generalisation.
+`parameters.txt` describes each parameter once: the kind of its values, and the clauses that mention
+it in a request. `seen_tools.txt` holds the tools for training, `unseen_tools.txt` tools of other
+domains, to measure generalisation.
 """
 
 import functools
@@ -15,7 +17,8 @@ KIND_TYPES = {"int": "int", "float": "float", "bool": "bool", "points": "List[Li
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a tool; `kind` names the maker of its values in `language.py`, such as `place` or `int 2 30`."""
+    """One parameter of a tool. `kind` names the maker of its values in `language.py`, such as
+    `place` or `int 2 30`."""
 
     name: str
     kind: str
@@ -34,14 +37,15 @@ class Parameter:
         return KIND_TYPES.get(head, "str")
 
     def schema(self) -> dict:
-        """The parameter as xLAM's tool lists describe it."""
+        """The parameter in the form of xLAM's tool lists."""
         schema = {"description": self.description, "type": self.type if self.required else f"{self.type}, optional"}
         return schema if self.default is None else schema | {"default": self.default}
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool with its parameters and `requests`: ways to ask for it, where `{name}` stands for a parameter's value."""
+    """A tool with its parameters and `requests`: ways to ask for it, with `{name}` for a
+    parameter's value."""
 
     name: str
     description: str
@@ -50,7 +54,7 @@ class Tool:
     domain: str
 
     def schema(self) -> dict:
-        """The tool as xLAM's tool lists describe it."""
+        """The tool in the form of xLAM's tool lists."""
         parameters = {parameter.name: parameter.schema() for parameter in self.parameters}
         return {"name": self.name, "description": self.description, "parameters": parameters}
 
@@ -69,7 +73,7 @@ def unseen_tools() -> tuple[Tool, ...]:
 
 @functools.cache
 def known_parameters() -> dict[str, Parameter]:
-    """The parameters that the seen tools draw on, by name."""
+    """The parameters of the seen tools, by name."""
     return read_parameters("parameters.txt")
 
 
@@ -85,7 +89,8 @@ def read_parameters(file: str) -> dict[str, Parameter]:
 
 
 def read_tools(file: str, known: dict[str, Parameter]) -> tuple[Tool, ...]:
-    """Reads a table of tools: a line for name, parameters and description, and an indented one for the requests."""
+    """Reads a table of tools: a line for name, parameters and description, and an indented line for
+    the requests."""
     tools, domain = [], ""
     lines = iter(table_lines(file))
     for line in lines:
@@ -103,7 +108,8 @@ def read_tools(file: str, known: dict[str, Parameter]) -> tuple[Tool, ...]:
 
 
 def read_parameter(text: str, known: dict[str, Parameter]) -> Parameter:
-    """Reads `name`, `name?` or `name=default`; `name:other` takes after another parameter or after a kind of value."""
+    """Reads `name`, `name?` or `name=default`. In `name:other`, the name is modelled on another
+    parameter or a kind of value."""
     text, _, default = text.partition("=")
     name, _, other = text.rstrip("?").partition(":")
     base = known.get(other) if other else known[name]
@@ -132,6 +138,6 @@ def camel_case(name: str) -> str:
 
 
 def table_lines(file: str) -> list[str]:
-    """The lines of a table that are neither empty nor comments."""
+    """A table's lines without empty lines and comments."""
     lines = (FOLDER / file).read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]

@@ -1,1 +1,1 @@
-"""What an output is worth: predictions on disk and metrics. No model code here, and no torch."""
+"""Predictions on disk, their metrics and the report. No model code, no torch."""

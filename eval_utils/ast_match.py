@@ -1,14 +1,16 @@
-"""The Berkeley Function-Calling Leaderboard's AST match of one output, Python categories. Pure functions, no torch.
+"""The Berkeley Function-Calling Leaderboard's AST match of one output, for its Python categories.
+Pure functions, no torch.
 
-Written from what its checker does (PyPI `bfcl-eval` 2026.3.23, `eval_checker/ast_eval/ast_checker.py`), and compared with it.
-Where that checker fails a right answer or passes a wrong one by accident, this one does not:
-- Parallel calls are matched one to one as well as can be. First come, first served, as there, a call that fits two accepted
-  ones may take the only place of another.
-- `true` is never 1, inside lists and objects too, where Python's `==` says that it is.
-- An element of a list must have its type whether the list may be left out or not, and an int may stand for a float in a list
-  as it may outside.
-- Strings in lists in lists, or in lists in objects, are compared like all others.
-- `""` among the accepted values permits to leave the argument out, not to give an empty list.
+Written after the leaderboard's checker (PyPI `bfcl-eval` 2026.3.23,
+`eval_checker/ast_eval/ast_checker.py`) and compared with it. The checker fails some right answers
+and passes some wrong ones by accident. This match differs:
+- Parallel calls are matched one to one, with the most matches possible. The checker gives a call
+  the first accepted call that fits, which may be the only fit of a later call.
+- `true` is never 1, not even inside lists and objects. Python's `==` makes them equal.
+- Elements of a list must have the declared type, whether the list is optional or required. An int
+  may stand for a float in a list, as outside of one.
+- Strings in nested lists, or in lists in objects, are compared like all strings.
+- `""` among the accepted values makes the argument optional. It does not accept an empty list.
 """
 
 import re
@@ -25,13 +27,13 @@ _IGNORED = str.maketrans({**dict.fromkeys(" ,./-_*^"), "'": '"'})
 
 
 def ast_match(calls, acceptable, tools):
-    """Whether `calls` are the calls wanted, each value one of those accepted, in any order. Never raises.
+    """Whether `calls` are the wanted calls in any order, with accepted values. Never raises.
 
     Args:
-        calls: what a model said, any JSON value; all but a list of `{"name", "arguments"}` is a miss.
-        acceptable: the calls wanted, a list of `{function name: {argument: [accepted values]}}`, the row's `acceptable` parsed.
-            `""` among the values: the argument may be left out. An object among them has lists of accepted values itself,
-            and so have the objects in a list.
+        calls: the model's answer, any JSON value. Only a list of `{"name", "arguments"}` can match.
+        acceptable: the row's `acceptable`, parsed: the wanted calls as a list of
+            `{function name: {argument: [accepted values]}}`. `""` among the values: the argument
+            may be left out. An accepted object holds lists of accepted values too, also in a list.
         tools: the row's tools in xLAM's flat form, parsed.
     """
     try:
@@ -41,12 +43,12 @@ def ast_match(calls, acceptable, tools):
         parameters = _parameters(tools)
         fitting = best_pairs([[_call_fits(call, want, parameters) for want in acceptable] for call in calls])
         return len(fitting) == len(calls)
-    except (ValueError, RecursionError):  # no calls; or both sides nested deeper than any call is
+    except (ValueError, RecursionError):  # no calls, or both sides nested too deep
         return False
 
 
 def _parameters(tools):
-    """`{function name: {argument: what describes it}}`, of whatever of the tools is in order."""
+    """`{function name: {argument: its spec}}`, without malformed tools."""
     named = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
     parameters = {tool["name"]: tool.get("parameters") for tool in named if isinstance(tool.get("name"), str)}
     return {name: specs for name, specs in parameters.items() if isinstance(specs, dict)}
@@ -66,64 +68,70 @@ def _call_fits(call, want, parameters):
 
 
 def _declared(spec):
-    """The type that a tool declares of an argument, an informal text; None where it declares none."""
+    """An argument's declared type, an informal text, or None."""
     declared = spec.get("type") if isinstance(spec, dict) else None
     return declared if isinstance(declared, str) else None
 
 
 def _may_be_absent(accepted, spec):
-    """Some lists of accepted values say so of arguments that the tool requires: then the tool is right, as it would refuse."""
+    """Whether an argument may be left out. Some rows accept "" for an argument that the tool
+    requires. The tool would refuse the call, so the argument stays required."""
     declared = _declared(spec)
     required = declared is not None and "optional" not in declared.lower() and "default" not in spec
     return isinstance(accepted, list) and "" in accepted and not required
 
 
 def _argument_fits(value, accepted, declared):
-    kind, element = _read_type(declared)
-    if not isinstance(accepted, list) or not _has_type(value, kind, accepted):
+    python_type, element = _read_type(declared)
+    if not isinstance(accepted, list) or not _has_type(value, python_type, accepted):
         return False
-    if isinstance(value, str) and kind not in (str, None):
-        return value in accepted  # a variable's name, `data['sales']`, or a word such as "dontcare": to the letter
-    return any(_fits(value, each, element) for each in accepted)
+    if isinstance(value, str) and python_type not in (str, None):
+        # A variable's name (`data['sales']`) or a word such as "dontcare" must match to the letter.
+        return value in accepted
+    return any(_fits(value, candidate, element) for candidate in accepted)
 
 
 def _read_type(declared):
-    """Python's type of JSON values for a text like `List[int], optional`, and the text that stands in its brackets; None where
-    it is not understood."""
+    """The Python type for a text like `List[int], optional`, and the text in its brackets. An
+    unknown type is None."""
     match = _TYPE.fullmatch(declared.lower()) if declared else None
     while match and match[1] == "optional" and match[2]:
         match = _TYPE.fullmatch(match[2])
     return (_KINDS.get(match[1]), match[2]) if match else (None, None)
 
 
-def _has_type(value, kind, accepted):
-    """The type declared, or that of the first accepted value, which may be a variable's name; an int may stand for a float."""
-    first = next((type(each) for each in accepted if each != ""), None)
-    kind = kind or first or str
-    return type(value) in (kind, first) or (kind is float and type(value) is int)
+def _has_type(value, declared, accepted):
+    """Whether a value has the declared type, or the type of the first accepted value, which may be
+    a variable's name. An int may stand for a float."""
+    first = next((type(candidate) for candidate in accepted if candidate != ""), None)
+    python_type = declared or first or str
+    return type(value) in (python_type, first) or (python_type is float and type(value) is int)
 
 
 def _fits(value, accepted, element):
-    """Whether a value is the one accepted; `element` is the type declared of the elements, where the value is a list."""
+    """Whether a value equals an accepted value. element: the declared type of a list's elements."""
     if isinstance(value, dict) and isinstance(accepted, dict):
         return _object_fits(value, accepted)
     if isinstance(value, list) and isinstance(accepted, list):
-        kind, inner = _read_type(element)
+        element_type, inner = _read_type(element)
         pairs = zip(value, accepted, strict=False)
-        return len(value) == len(accepted) and all(_has_type(v, kind, [a]) and _fits(v, a, inner) for v, a in pairs)
+        fitting = (_has_type(v, element_type, [a]) and _fits(v, a, inner) for v, a in pairs)
+        return len(value) == len(accepted) and all(fitting)
     return _equal(value, accepted)
 
 
 def _object_fits(value, accepted):
-    """Key by key: the types are not known here, since tools in xLAM's form do not declare them, so 5.0 is 5."""
+    """Compare key by key. Tools in xLAM's form do not declare the types inside an object, so 5.0 is
+    5."""
     listed = {key: values if isinstance(values, list) else [] for key, values in accepted.items()}
     return all(key in value or "" in values for key, values in listed.items()) and all(
-        key in listed and any(_equal(v, each) for each in listed[key]) for key, v in value.items()
+        key in listed and any(_equal(v, candidate) for candidate in listed[key]) for key, v in value.items()
     )
 
 
 def _equal(a, b):
-    """Equality of JSON values, but of strings without what the leaderboard ignores in them."""
+    """JSON equality. Strings are compared as the leaderboard does: without case, spaces and some
+    punctuation."""
     if isinstance(a, str) and isinstance(b, str):
         return _standard(a) == _standard(b)
     if isinstance(a, bool) or isinstance(b, bool):

@@ -1,4 +1,4 @@
-"""Finished evaluations, read from their folders and scored: scores.jsonl, metrics.json, report.html and the table."""
+"""Scores finished evaluations: scores.jsonl, metrics.json, report.html and the table."""
 
 import itertools
 from pathlib import Path
@@ -15,7 +15,8 @@ from run_utils.errors import UserError, require
 from run_utils.files import lock_folder, read_json
 from run_utils.redaction import redact
 
-# The reference article's figures in %, on its own model and data. Their parser and their prompt are not known.
+# The reference article's figures in %, on its own model and data. Its parser and its prompt are
+# unknown.
 PUBLISHED_FOR = ("Qwen/Qwen3-4B-Base", "Salesforce/xlam-function-calling-60k")
 PUBLISHED = {
     "published: base": {"json_valid": 63.37, "exact_match": 0.0, "tools_exist": 63.37},
@@ -41,7 +42,7 @@ def read_folder(folder):
     environment = redact(read_json(folder / "environment.json"))
     settings = redact(read_yaml(folder / "args.yaml"))
     if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in [*PROMPT_FORMATS]:
-        raise UserError(f"{folder / 'args.yaml'} names no systems, or a prompt format that is not here")
+        raise UserError(f"{folder / 'args.yaml'} names no systems or an unknown prompt format")
     answers = {}
     for prediction in read_predictions(folder / "predictions.jsonl"):
         answers.setdefault(prediction["system"], {})[prediction["id"]] = prediction
@@ -53,7 +54,7 @@ def read_folder(folder):
 
 
 def score_folder(folder, baseline=None):
-    """Score the texts of a finished evaluation: scores.jsonl, metrics.json, report.html and the table."""
+    """Score a finished evaluation: scores.jsonl, metrics.json, report.html and the table."""
     if folder.is_dir():
         lock_folder(folder)
     finished = read_folder(folder)
@@ -72,19 +73,20 @@ def score_folder(folder, baseline=None):
 
 
 def compare_folders(folders, output_dir, baseline=None):
-    """The same for the systems of several finished evaluations of the same rows; a base with the same answers in two stands once."""
+    """Compare the systems of several finished evaluations of the same rows. A base with the same
+    answers in two evaluations is shown once."""
     folders, output_dir = list(map(Path, folders)), Path(output_dir)
     require(len({folder.resolve() for folder in folders}) == len(folders), "--compare names a folder twice")
     output_dir.mkdir(parents=True, exist_ok=True)
     lock_folder(output_dir)
     check_comparison_folder(output_dir)
     evaluations = dict(zip(short_names(folders), map(read_folder, folders), strict=True))
-    first, *others = evaluations.values()
-    for folder, finished in zip(folders[1:], others, strict=True):
+    first, *rest = evaluations.values()
+    for folder, finished in zip(folders[1:], rest, strict=True):
         if finished.rows != first.rows:
             pairs = itertools.zip_longest(first.rows, finished.rows)
-            other = next((a.id for a, b in pairs if a != b and a), finished.rows[-1].id)
-            raise UserError(f"{folder} is of other rows than {folders[0]}, from row {other} on")
+            differing = next((a.id for a, b in pairs if a != b and a), finished.rows[-1].id)
+            raise UserError(f"{folder} has other rows than {folders[0]}, from row {differing} on")
     labels = {folder.resolve(): label for folder, label in zip(folders, evaluations, strict=True)}
     evaluation = score_systems(
         evaluations,
@@ -98,7 +100,7 @@ def compare_folders(folders, output_dir, baseline=None):
 
 
 def short_names(folders):
-    """The part of each path that the others do not share: runs/a/evaluation and runs/b/evaluation are a and b."""
+    """The part of each path that differs: runs/a/evaluation and runs/b/evaluation are a and b."""
     paths = [list(folder.resolve().parts) for folder in folders]
     for end in (0, -1):
         while all(len(path) > 1 for path in paths) and len({path[end] for path in paths}) == 1:
@@ -107,9 +109,9 @@ def short_names(folders):
     return ["/".join(path) for path in paths]
 
 
-def score_systems(evaluations, baseline, **about):
-    """The systems of `{label: Finished}`, all of the same rows, as one Evaluation. baseline: as in --baseline. about: its other
-    fields."""
+def score_systems(evaluations, baseline, **fields):
+    """One Evaluation of the systems of `{label: Finished}`, all on the same rows. baseline: as in
+    --baseline. fields: the Evaluation's other fields."""
     rows = next(iter(evaluations.values())).rows
     answers = {
         SystemKey(label, system): by_id
@@ -119,18 +121,18 @@ def score_systems(evaluations, baseline, **about):
     formats = {key: evaluations[key.label].prompt_format(key.system) for key in answers}
     named = [key for key in answers if key.name == baseline] or [key for key in answers if key.label == baseline]
     require(named or not baseline, f"--baseline names {', '.join(key.name for key in answers)}, not {baseline}")
-    # Adapters may have been trained on different rows: a fact about one need not hold for all.
+    # Adapters may have different training rows, so a fact about one may not hold for another.
     adapted = [finished.in_training for finished in evaluations.values() if finished.settings.get("adapter")]
     in_training = {
         fact: adapted[0][fact] if adapted and all(facts[fact] == adapted[0][fact] for facts in adapted) else None
         for fact in TRAINING_FACTS
     }
     results = compare_systems(rows, answers, formats, in_training, named)
-    return Evaluation(rows, answers, *results, **about)
+    return Evaluation(rows, answers, *results, **fields)
 
 
 def write_evaluation(folder, evaluation):
     write_results(folder, evaluation)
     write_report(folder / "report.html", report_of(evaluation))
     print_table(evaluation)
-    print(f"Report, every row in it: {folder / 'report.html'}   Figures: {folder / 'metrics.json'}")
+    print(f"Report with every row: {folder / 'report.html'}   Figures: {folder / 'metrics.json'}")

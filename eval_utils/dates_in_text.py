@@ -1,7 +1,7 @@
 """Dates and times of day in a text, in figures and in words. Pure functions, no torch.
 
-Names of months are Unicode's (babel's data), in the languages of LANGUAGES. dateparser is not used: at 0.2 seconds a
-query it takes "me", "to" and "set" for dates.
+Month names are Unicode's (babel's data), in the languages of LANGUAGES. dateparser is not used: it
+takes 0.2 seconds a query, and reads "me", "to" and "set" as dates.
 """
 
 import functools
@@ -16,7 +16,7 @@ LANGUAGES = "en de fr es it pt nl sv da nb fi pl cs ro hu tr el ru uk hi ar id".
 _D = r"(?P<day>\d{1,2})(?:st|nd|rd|th|er|o|\.)?(?![^\W_]|[.:]\d)"
 _Y = r"(?P<year>\d{4})(?![^\W_])"
 _OF = r"(?:of |del? |d['’])?(?:the )?"
-# In the format of a moment, midnight means that there was no time to give.
+# Midnight in a timestamp means that no time was given.
 _MIDNIGHT = r"(?:[t ]00:00(?::00(?:\.0+)?)?(?:z|\+00:00)?(?![^\W_]|:\d)|t(?=\d))?"
 _FIGURES = (
     rf"(?<![\d./-])(?P<year>\d{{4}})(?P<s>[-/]|\. ?)(?P<b>\d{{1,2}})(?P=s)(?P<c>\d{{1,2}})(?!\d|[./-]\d){_MIDNIGHT}",
@@ -36,16 +36,19 @@ _TIMES = [
     for pattern in (
         r"(?<![\d:.])(?P<hour>\d{1,2}):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d)(?:\.0+)?)?(?:z(?![^\W_]))?(?![:\d])"
         rf"{_HALF}?",
-        rf"\b(?P<minute>{'|'.join(_MINUTE_WORDS)}|\d{{1,2}})(?: minutes)? (?P<side>past|to) {_HOUR}(?![^\W_]|[:.,]\d){_HALF}?",
+        rf"\b(?P<minute>{'|'.join(_MINUTE_WORDS)}|\d{{1,2}})(?: minutes)? (?P<side>past|to) {_HOUR}"
+        rf"(?![^\W_]|[:.,]\d){_HALF}?",
         rf"{_HOUR}(?:\.(?P<minute>[0-5]\d)| (?P<minute_word>thirty|fifteen|forty-five))?(?:{_HALF}| ?o['’]?clock\b)",
-        r"(?<![\d:.])(?P<hour>\d{1,2})(?: ?h ?(?P<minute>[0-5]\d)(?:m|min)?|h|(?:\.(?P<german>[0-5]\d))? uhr(?: (?P<after>[0-5]?\d))?)(?![^\W_])",
+        r"(?<![\d:.])(?P<hour>\d{1,2})"
+        r"(?: ?h ?(?P<minute>[0-5]\d)(?:m|min)?|h|(?:\.(?P<german>[0-5]\d))? uhr(?: (?P<after>[0-5]?\d))?)(?![^\W_])",
         r"(?:(?P<part>上午|早上|下午|晚上|午前|午後|오전|오후) ?)?(?<!\d)(?P<hour>\d{1,2}) ?[点點时時시](?:钟|整)?"
         r"(?: ?(?P<minute>\d{1,2}) ?[分분]?|(?P<half_past>半| ?반))?",
         r"\b(?P<twelve>noon|midnight)\b",
     )
 ]
 _DATE_OR_TIME = re.compile(
-    r"\d|noon|midnight|past|o['’]?clock|[ap]\.?m\b|morning|afternoon|evening|(?:quarter|five|ten|twenty) (?:minutes )?to\b",
+    r"\d|noon|midnight|past|o['’]?clock|[ap]\.?m\b|morning|afternoon|evening|"
+    r"(?:quarter|five|ten|twenty) (?:minutes )?to\b",
     re.IGNORECASE,
 )
 
@@ -69,8 +72,9 @@ _DATES = [
 
 @functools.cache
 def _months():
-    """`{casefolded name: month}`: whole names, and abbreviations with a full stop; of English, three letters too. Then other
-    abbreviations, which are a month's only between a day and a year: "out" is October in Portuguese."""
+    """Two dicts `{casefolded name: month}`. First, whole names and abbreviations with a full stop,
+    in English also three letters. Second, other abbreviations, which count only between a day and a
+    year: "out" is October in Portuguese."""
     names, abbreviations = {"sept": 9}, {}
     for language in LANGUAGES:
         for forms in Locale(language).months.values():
@@ -82,15 +86,15 @@ def _months():
 
 
 class Dates:
-    """The dates and times of day of a text; `add` reads more of it."""
+    """The dates and times of day of all texts given to `add`."""
 
     def __init__(self):
         self.dates = set()  # (year, month, day); year or day may be None
-        self.shortened = set()  # the same less the year or the day, which a value may leave out
+        self.shortened = set()  # dates without the year or the day, which a value may leave out
         self.times = set()  # (hour, minute, second)
 
     def add(self, text):
-        """Returns the figures in the dates (str), as words of the text: the 2024 of 5.3.2024."""
+        """Read a text. Returns the figures (str) in its dates, such as the 2024 of 5.3.2024."""
         figures = set()
         if _DATE_OR_TIME.search(text := han_as_figures(text)):
             for match in (match for pattern in _DATES for match in pattern.finditer(text)):
@@ -102,10 +106,12 @@ class Dates:
         return figures
 
     def without(self, text, numbers):
-        """A value's text less the known dates and times; None if a whole one in figures is unknown: its figures one by one
-        prove nothing, since other dates have them too.
+        """A value's text without its known dates and times, or None if a whole date or time in
+        figures is unknown. The figures of an unknown date prove nothing one by one: other dates
+        have them too.
 
-        numbers: those of the source; a year may be among them that its date lacks."""
+        numbers: the source's numbers. A year may be among them that the source's date lacks.
+        """
         if not _DATE_OR_TIME.search(text := han_as_figures(text)):
             return text
 
@@ -128,7 +134,8 @@ class Dates:
 
 
 def _dates(match):
-    """The dates (year, month, day) that a match may mean, None for what it lacks; of `5/3/2024` both."""
+    """The dates (year, month, day) that a match may mean, with None for a missing part. `5/3/2024`
+    has two."""
     found = {"year": None, "day": None, "c": None} | match.groupdict()
     years = [None if found["year"] is None else int(found["year"])]
     if found["year"] and len(found["year"]) == 2:
@@ -154,7 +161,8 @@ def _dates(match):
 
 
 def _times(match):
-    """The times (hour, minute, second) that a match may mean: `3:00` is 15:00 as well, `03:00` is not."""
+    """The times (hour, minute, second) that a match may mean: `3:00` may be 15:00, `03:00` may
+    not."""
     found = {key: value.lower() for key, value in match.groupdict().items() if value}
     if "twelve" in found:
         return {(12 if found["twelve"] == "noon" else 0, 0, 0)}

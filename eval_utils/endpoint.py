@@ -1,6 +1,7 @@
-"""Completions of an OpenAI-compatible server, such as vLLM's, llama.cpp's or a hosted one, for evaluate.py. No torch.
+"""Completions of an OpenAI-compatible server (vLLM, llama.cpp, a hosted one) for evaluate.py. No
+torch.
 
-By the openai package, which is optional: it is imported when prompts are sent.
+The optional package openai is imported when prompts are sent.
 """
 
 import asyncio
@@ -15,46 +16,44 @@ from data_utils.tool_formats import openai_tools
 from run_utils.errors import UserError
 from run_utils.redaction import address_secrets, hide, redact
 
-FINISH = {
-    "stop": "end",
-    "tool_calls": "end",
-    "length": "length",
-    None: "end",
-}  # the server's finish_reason, in generation.Generation's words
-# How servers say with a 400 that a prompt has no room: OpenAI and vLLM "maximum context length", llama.cpp "context size".
-# Where servers put words that are no answer, beside `content`.
+# The server's finish_reason in the words of generation.Generation.
+FINISH = {"stop": "end", "tool_calls": "end", "length": "length", None: "end"}
+# Fields beside `content` whose text is no answer.
 OTHER_WORDS = ("reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks", "refusal", "audio")
+# A server's 400 for an overlong prompt: OpenAI and vLLM "maximum context length", llama.cpp
+# "context size".
 TOO_LONG = re.compile(r"context.(length|size|window)", re.IGNORECASE)
 
 
 def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8, timeout=60, retries=3):
-    """Greedy completions, as `(index, completion)` in the order in which they finish.
+    """Yields greedy completions as `(index, completion)`, in the order in which they finish.
 
-    url: what stands before /completions or /chat/completions, such as `http://localhost:8000/v1`. prompts: texts, sent as they
-    are; or `(query, OpenAI's tools)`, sent as a chat of one message. At most `concurrency` requests run at a time. One that meets
-    a broken connection, a time-out (after `timeout` seconds), a 429 or a 5xx is sent again, at most `retries` times, after growing
-    pauses or as long as the server asks for. The key is `api_key` or the environment's OPENAI_API_KEY.
+    url: the part before /completions or /chat/completions, such as `http://localhost:8000/v1`.
+    prompts: texts, sent unchanged, or pairs `(query, OpenAI's tools)`, sent as a chat of one
+    message. At most `concurrency` requests run at a time. A request is sent again, at most
+    `retries` times, after a broken connection, a time-out (`timeout` seconds), a 429 or a 5xx. The
+    pauses grow, or are as long as the server asks for. The key is `api_key` or the environment's
+    OPENAI_API_KEY.
 
-    A completion is `{"text", "num_tokens", "finish", "seconds"}`. num_tokens is None if the server does not count them. finish
-    is "end", "length", "too_long" (prompt and new tokens do not fit the server's context) or another word of the server's.
-    seconds is the time since the answer before, so that they add up to the time that all took. An answer has "came_as" too, how
-    the text came (see read_message), and "choice", as the server sent it, if there was more or less in it than a text.
+    A completion is `{"text", "num_tokens", "finish", "seconds"}`. num_tokens is None if the server
+    does not count tokens. finish is "end", "length", "too_long" (prompt and new tokens exceed the
+    server's context) or the server's own word. seconds is the time since the previous completion,
+    so the seconds add up to the total time. A server's answer also has "came_as", the text's origin
+    (see read_message), and "choice", the server's choice unchanged, if it holds more or less than a
+    text.
 
-    Raises UserError if the server cannot be reached, refuses, or still fails.
+    Raises UserError if the server is unreachable, refuses a request, or fails after all retries.
     """
     openai = import_openai()
     url = url.rstrip("/").removesuffix("/completions").removesuffix("/chat")
-    key = api_key or os.environ.get("OPENAI_API_KEY") or "none"  # the client wants one, local servers do not
+    # The client requires a key; local servers do not.
+    key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
     secrets = [key, *address_secrets(url)]
-    # Requests advance while the caller waits for the next one, on a loop of our own. Leaving it, by an error, an interrupt or a
-    # caller who has seen enough, cancels what is under way; threads would have to be waited for.
+    # The requests run in a private event loop while the caller waits for the next completion.
+    # Leaving the loop (an error, an interrupt, a caller that stops early) cancels them. Threads
+    # would have to be waited for.
     with asyncio.Runner() as runner:
-        client = openai.AsyncOpenAI(
-            base_url=url,
-            api_key=key,
-            timeout=timeout,
-            max_retries=retries,
-        )
+        client = openai.AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries)
         requests = Requests(openai, client, model, max_new_tokens, concurrency)
         try:
             last = time.perf_counter()
@@ -73,7 +72,7 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
 class Endpoint:
     """A system behind an OpenAI-compatible server (see `complete`).
 
-    as_chat: the query is sent as a chat with OpenAI's tools, and not as the prompt format's text.
+    as_chat: send the query as a chat with OpenAI's tools, instead of the prompt format's text.
     """
 
     url: str
@@ -100,7 +99,8 @@ def import_openai():
 
 
 class Requests:
-    """Requests to one server, some at a time. `finished` is the queue of `(index, completion or the exception)`."""
+    """Concurrent requests to one server. `finished` is the queue of `(index, completion or
+    exception)`."""
 
     def __init__(self, openai, client, model, max_new_tokens, concurrency):
         self.openai = openai
@@ -122,7 +122,7 @@ class Requests:
         try:
             async with self.free:
                 outcome = await self.completion(prompt)
-        except Exception as error:  # whatever it is, it is for the caller to see
+        except Exception as error:  # the caller raises it
             outcome = error
         self.finished.put_nowait((index, outcome))
 
@@ -146,8 +146,8 @@ class Requests:
 
 
 def read_answer(answer, is_chat):
-    """A completion from a server's answer, parsed JSON: of its first choice, whatever is in it. Raises ValueError if it is an
-    answer to something else."""
+    """The completion in the first choice of a server's answer (parsed JSON). Raises ValueError if
+    the answer has no choices."""
     if not isinstance(answer, dict) or "choices" not in answer:
         raise ValueError("no completion in its answer")
     choices, usage = answer["choices"], answer.get("usage")
@@ -157,8 +157,8 @@ def read_answer(answer, is_chat):
     if is_chat:
         message = fields["message"] if isinstance(fields.get("message"), dict) else {}
         text, came_as = read_message(message, finish)
-        others = {key for key, value in message.items() if value} - {"role", "content"}
-        is_plain = came_as == "content" and message["content"] == text and not others
+        other_fields = {key for key, value in message.items() if value} - {"role", "content"}
+        is_plain = came_as == "content" and message["content"] == text and not other_fields
     else:
         is_plain = isinstance(fields.get("text"), str)
         text, came_as = (fields["text"], "text") if is_plain else ("", "nothing")
@@ -173,12 +173,12 @@ def read_answer(answer, is_chat):
 
 
 def read_message(message, finish_reason):
-    """The text of a chat's message, and how it came.
+    """The text of a chat's message, and its origin.
 
-    "tool_calls", or the older "function_call": the text of the list of calls, with the arguments as the server gives them. If
-    these are no JSON, that is for the scores to see. "content": a text, or the parts of one. "no calls": `[]`, of an empty list of
-    tool_calls if the model ended by itself and there are no words anywhere. "nothing": "", which is no abstention; a refusal or
-    reasoning alone is this.
+    "tool_calls", or the older "function_call": the list of calls as text, with the server's
+    arguments unchanged. Invalid JSON in them is for the scores. "content": a text, or the parts of
+    one. "no calls": `[]`, if tool_calls is an empty list, the model ended by itself and no field
+    has text. "nothing": "", which is no abstention. A refusal or reasoning alone is nothing.
     """
     if calls := message.get("tool_calls"):
         calls = calls if isinstance(calls, list) else [calls]
@@ -197,7 +197,8 @@ def read_message(message, finish_reason):
 
 
 def render_functions(functions):
-    """The text of a list of calls; of what is no function as JSON, which no score takes for a call."""
+    """A list of calls as text. If an element is no function, the list as JSON, which no score reads
+    as calls."""
     if all(isinstance(function, dict) and isinstance(function.get("name"), str) for function in functions):
         calls = [{"name": function["name"], "arguments": function.get("arguments") or {}} for function in functions]
         return render_calls(calls)
@@ -205,16 +206,16 @@ def render_functions(functions):
 
 
 def part_text(part):
-    """The text of a part of a message's content; "" if it is something else: reasoning, a refusal, an image."""
+    """The text of a part of a message's content, or "" for reasoning, a refusal or an image."""
     if isinstance(part, dict):
         part = part.get("text") if part.get("type", "text") in ("text", "output_text") else None
     return part if isinstance(part, str) else ""
 
 
 def in_words(openai, error, url, model, timeout, retries, secrets):
-    """One line: the fault, and the remedy. Servers repeat the key that they refuse."""
+    """One line with the fault and the remedy. Servers repeat the refused key."""
 
-    def shorten(text):  # after the secrets are gone: half of one is one
+    def shorten(text):  # redacted first: half a secret is one too
         text = " ".join(redact(str(text), secrets).split())
         return text[:200] + "..." * (len(text) > 200)
 
@@ -222,27 +223,27 @@ def in_words(openai, error, url, model, timeout, retries, secrets):
         return f"{type(error).__name__}: {shorten(error)}"
 
     def server_words(error):
-        """The message in the body of a refusal, in the form of OpenAI's errors or any other."""
+        """The message in the body of a refusal, in OpenAI's form or any other."""
         message = error.body.get("message") if isinstance(error.body, dict) else None
         return shorten(message or error.response.text or error.response.reason_phrase)
 
     url = redact(url)
     tries = f"{retries + 1} times" if retries else "once"
     if isinstance(error, openai.APITimeoutError):
-        return f"{url} did not answer within {timeout} s, tried {tries}: allow it more time, or send fewer requests at once"
+        return f"{url} did not answer within {timeout} s, tried {tries}: allow more time or send fewer requests at once"
     if isinstance(error, openai.APIConnectionError):
         return f"cannot reach {url}, tried {tries} ({one_line(error.__cause__)}): is the server running there?"
     if not isinstance(error, openai.APIStatusError):
         return (
             f"{url} does not answer like an OpenAI-compatible server ({one_line(error)}): does its address end in /v1?"
         )
-    said = f"{error.status_code}: {server_words(error)}"
+    reply = f"{error.status_code}: {server_words(error)}"
     if error.status_code in (401, 403):
-        return f"{url} refuses the key for {model} ({said}): set OPENAI_API_KEY to one that may use this model"
+        return f"{url} refuses the key for {model} ({reply}): set OPENAI_API_KEY to one that may use this model"
     if error.status_code == 404:
-        return f"{url} has no model {model}, or not this API ({said}): {url}/models lists the names that it knows"
+        return f"{url} has no model {model}, or not this API ({reply}): {url}/models lists its models"
     if error.status_code == 429:
-        return f"{url} turns requests for {model} away, tried {tries} ({said}): send fewer at once, or later"
+        return f"{url} limits requests for {model}, tried {tries} ({reply}): send fewer at once, or later"
     if error.status_code >= 500:
-        return f"{url} fails on {model}, tried {tries} ({said}): its log may say why"
-    return f"{url} refuses the request for {model} ({said})"
+        return f"{url} fails on {model}, tried {tries} ({reply}): see the server's log"
+    return f"{url} refuses the request for {model} ({reply})"

@@ -1,10 +1,10 @@
-"""An evaluation's folder: rows, each system's answer to each row, and where they come from.
+"""An evaluation's folder: the rows, each system's answer to each row, and their origin.
 
-rows.jsonl              the rows, so that a finished evaluation is read without model and data set
-predictions.jsonl       a line for each system and row: texts without a verdict. Scores are made when it is read, so that a
-                        new metric applies to old answers
-predictions-0.jsonl     the answers of one process, until all are done
-args.yaml, environment.json    the arguments, and all that the answers depend on
+rows.jsonl              the rows: a finished evaluation is read without model and data set
+predictions.jsonl       one line per system and row: texts without scores. They are scored when
+                        read, so a new metric applies to old answers
+predictions-0.jsonl     the answers of one process, until all processes are done
+args.yaml, environment.json    the arguments, and everything that the answers depend on
 scores.jsonl, metrics.json, report.html    see comparison.py
 """
 
@@ -20,30 +20,34 @@ from run_utils.arguments import as_yaml
 from run_utils.errors import UserError
 from run_utils.files import lock_folder, read_json, write_json, write_json_lines, write_text
 
-TRAINING_S = ("adapter_config.json", "split.json", "state.json")  # of these folders too, environment.json is one
+# Files of train.py's folders. Evaluations have an environment.json too.
+TRAINING_FILES = ("adapter_config.json", "split.json", "state.json")
 TRAINING_FACTS = ("tools_seen", "near_repeat")  # of a row, see write_rows
-RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")  # made once the predictions are there
+# An evaluation's files beside its predictions.
+RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")
 
 
 class EvaluationFolder:
-    """The folder of an evaluation that runs. Each process appends to a file of its own.
+    """The folder of a running evaluation. Each process appends to its own file.
 
-    identity: all that the answers depend on, as JSON values. process: an Accelerator.
+    identity: everything behind the answers, as JSON values. process: an Accelerator.
     """
 
     def __init__(self, path, identity, process):
         self.path, self.identity, self.process = Path(path), identity, process
 
     def prepare(self, args, rows, in_training, record):
-        """Lock the folder and write what the evaluation is about; on the main process. Raises UserError if it holds anything
-        but the same evaluation. in_training: see write_rows. record: for environment.json, the identity among it."""
+        """On the main process: lock the folder and write the evaluation's inputs. in_training: see
+        write_rows. record: the content of environment.json, including the identity. Raises
+        UserError if the folder holds anything but the same evaluation."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock_folder(self.path)
             if args.overwrite_output_dir:
                 clear(self.path)
             check_folder(self.path, self.identity)
-            write_json(self.path / "environment.json", record)  # first: it shows whose the others are
+            # Written first: it identifies the folder's other files.
+            write_json(self.path / "environment.json", record)
             write_text(self.path / "args.yaml", as_yaml(args))
             write_rows(self.path, rows, in_training)
             merge(self.path)
@@ -52,37 +56,40 @@ class EvaluationFolder:
 
     @functools.cached_property
     def answered(self):
-        """(system, row id) of the answers that were there at the start. Read from the merged file alone: the parts are already
-        growing if another process is ahead of this one."""
+        """(system, row id) of the answers at the start, from the merged file alone: another process
+        may already append to its part."""
         return {(p["system"], p["id"]) for p in read_predictions(self.path / "predictions.jsonl")}
 
     def rows_to_answer(self, system, rows):
-        """This process's share of the rows without an answer, and the number of processes that have one."""
-        left = [row for row in rows if (system, row.id) not in self.answered]
-        left = sorted(left, key=lambda row: -len(row.query) - len(row.tools))  # an even share of long rows each
-        share = left[self.process.process_index :: self.process.num_processes]
-        return share, min(self.process.num_processes, len(left))
+        """This process's share of the unanswered rows, and the number of processes with a share."""
+        unanswered = [row for row in rows if (system, row.id) not in self.answered]
+        # Sorted by length: the processes share the long rows evenly.
+        unanswered = sorted(unanswered, key=lambda row: -len(row.query) - len(row.tools))
+        share = unanswered[self.process.process_index :: self.process.num_processes]
+        return share, min(self.process.num_processes, len(unanswered))
 
     def append(self, predictions):
-        """Write predictions (dicts) as they come."""
+        """Append predictions (dicts) to this process's file."""
         journal.append(self.path / f"predictions-{self.process.process_index}.jsonl", predictions)
 
     def close(self, record):
-        """Gather the processes' answers, once all have theirs; on the main process. record: as in `prepare`."""
+        """On the main process, after all processes: gather their answers. record: as in
+        `prepare`."""
         merge(self.path)
         write_json(self.path / "environment.json", record)
 
 
 def check_folder(output_dir, identity):
-    """Whether a folder can be continued: it holds nothing of this kind, or predictions of the same evaluation.
+    """Check that a folder is free of results or holds the same evaluation. Raises UserError
+    otherwise.
 
-    identity: all that the predictions depend on, as JSON values. Raises UserError where the folder holds others.
+    identity: as in EvaluationFolder.
     """
     check_no_training(output_dir)
     if (output_dir / "environment.json").exists():
         saved = read_json_or_empty(output_dir / "environment.json")
     elif found := [path.name for path in results_in(output_dir)]:
-        raise UserError(f"{output_dir} has files that no evaluation here has made: {', '.join(found)}")
+        raise UserError(f"{output_dir} has files that no evaluation made: {', '.join(found)}")
     else:
         saved = identity
     if any(saved.get(key) != value for key, value in identity.items()):
@@ -100,28 +107,28 @@ def read_json_or_empty(path):
 
 
 def check_no_training(output_dir):
-    if found := [name for name in TRAINING_S if (output_dir / name).exists()]:
+    if found := [name for name in TRAINING_FILES if (output_dir / name).exists()]:
         raise UserError(f"{output_dir} is a folder of train.py's ({', '.join(found)}): choose another --output_dir")
 
 
 def check_comparison_folder(output_dir):
-    """Raises UserError unless a comparison may be written to a folder: it holds no results, or those of a comparison."""
+    """Raises UserError unless the folder holds no results, or a comparison's."""
     check_no_training(output_dir)
     if (output_dir / "predictions.jsonl").exists() or parts(output_dir):
         raise UserError(f"{output_dir} holds an evaluation: name another --output_dir for the comparison")
-    others = [path.name for path in (*results_in(output_dir), output_dir / "environment.json") if path.exists()]
+    existing = [path.name for path in (*results_in(output_dir), output_dir / "environment.json") if path.exists()]
     is_comparison = "evaluations" in read_json_or_empty(output_dir / "metrics.json")
-    if others and not (is_comparison and "environment.json" not in others):
+    if existing and not (is_comparison and "environment.json" not in existing):
         raise UserError(
-            f"{output_dir} has files that no comparison has made: {', '.join(others)}; choose another --output_dir"
+            f"{output_dir} has files that no comparison made: {', '.join(existing)}; choose another --output_dir"
         )
 
 
 def write_rows(output_dir, rows, in_training):
-    """rows.jsonl: the rows themselves, so that a finished evaluation is read again without model and data set.
+    """Write rows.jsonl, so that a finished evaluation is read without model and data set.
 
-    in_training: facts about the rows and the training rows, each `{row id: bool}`, or None if unknown. "tools_seen": all tools of
-    the row were on offer in training; "near_repeat": its query nearly repeats a training query.
+    in_training: `{fact: {row id: bool}}`, or None for an unknown fact. "tools_seen": all tools of
+    the row were on offer in training. "near_repeat": the query nearly repeats a training query.
     """
     write_json_lines(
         output_dir / "rows.jsonl",
@@ -130,7 +137,8 @@ def write_rows(output_dir, rows, in_training):
 
 
 def read_rows(output_dir):
-    """The rows of an evaluation and `in_training` as write_rows was given them. Raises UserError if there are none."""
+    """The rows of an evaluation, and in_training as in write_rows. Raises UserError if the folder
+    has no readable rows."""
     path = output_dir / "rows.jsonl"
     try:
         with path.open(encoding="utf-8") as file:
@@ -139,7 +147,8 @@ def read_rows(output_dir):
             raise ValueError("which is empty")
         in_training = {}
         for fact in TRAINING_FACTS:
-            known = {record["id"]: record.pop(fact, None) for record in records}  # older files have no near_repeat
+            # Older files have no near_repeat.
+            known = {record["id"]: record.pop(fact, None) for record in records}
             in_training[fact] = None if None in known.values() else known
         rows = [Row(**record) for record in records]
         for row in rows:
@@ -150,7 +159,7 @@ def read_rows(output_dir):
 
 
 def check_row(row):
-    """Raises ValueError unless the row's columns are what the scores read."""
+    """Raises ValueError unless the scores can read the row's columns."""
     if not all(isinstance(value, str) for value in row):
         raise ValueError(f"a column of row {row.id!r} is no text")
     for tool in parse_json(row.tools):
@@ -167,7 +176,7 @@ def check_row(row):
 
 
 def parts(output_dir):
-    """The processes' files, and no other that is called much the same."""
+    """The processes' files, and no files with similar names."""
     return sorted(path for path in output_dir.glob("predictions-*.jsonl") if path.stem.split("-", 1)[1].isdecimal())
 
 
@@ -177,19 +186,19 @@ def results_in(output_dir):
 
 
 def clear(output_dir):
-    """Delete an earlier evaluation, and nothing else that lies in the folder; nothing at all where none of ours is there."""
+    """Delete the files of an earlier evaluation and no other files. Without one, delete nothing."""
     path = output_dir / "environment.json"
     try:
         is_evaluation = path.exists() and "rows_sha256" in read_json(path)
     except UserError:  # damaged
-        is_evaluation = not any((output_dir / name).exists() for name in TRAINING_S)
+        is_evaluation = not any((output_dir / name).exists() for name in TRAINING_FILES)
     if is_evaluation:
         for path in (*results_in(output_dir), output_dir / "environment.json"):
             path.unlink()
 
 
 def read_predictions(path):
-    """Every whole prediction of a file; none if there is no file."""
+    """Every whole prediction of a file, or none if the file is missing."""
     if not path.exists():
         return []
     records = [record for record in journal.read(path) if isinstance(record, dict)]
@@ -197,8 +206,8 @@ def read_predictions(path):
 
 
 def scorable(prediction):
-    """The prediction with a value of its type in each field that the scores read. One whose text is no text, as earlier
-    versions wrote of a server's unusual message, is broken: its text is empty, and it came as nothing."""
+    """The prediction with a valid value in each field that the scores read. Earlier versions stored
+    a server's unusual message as the text: such a text becomes "", and came_as "nothing"."""
     text, finish, seconds, num_tokens = (prediction.get(key) for key in ("text", "finish", "seconds", "num_tokens"))
     if not isinstance(prediction.get("came_as", ""), str):
         del prediction["came_as"]
@@ -212,27 +221,28 @@ def scorable(prediction):
 
 
 def describe_messages(system, predictions):
-    """Lines on how a server's texts came: a wrong parser of tool calls shows here. None on a system that has no server.
+    """Lines about the form of a server's answers, which reveal a wrong parser of tool calls. Empty
+    for a system without a server.
 
-    predictions: those of one system, in the rows' order.
+    predictions: one system's, in the rows' order.
     """
     found = Counter(prediction["came_as"] for prediction in predictions if "came_as" in prediction)
     lines = []
-    if chat := [f"{found[name]} as {name}" for name in ("tool_calls", "content", "function_call") if found[name]]:
-        lines.append(f"{system}: of {len(predictions)} answers came {', '.join(chat)}.")
+    if chat := [f"{found[name]} had {name}" for name in ("tool_calls", "content", "function_call") if found[name]]:
+        lines.append(f"{system}: of {len(predictions)} answers, {', '.join(chat)}.")
     if found["no calls"]:
         lines.append(
-            f"{system}: {found['no calls']} had an empty list of tool_calls and no word: each counts as [], an abstention. "
-            "Some servers send the empty list with every message."
+            f"{system}: {found['no calls']} had an empty list of tool_calls and no text: each counts as [], an "
+            "abstention. Some servers send the empty list with every message."
         )
     if without := [prediction["id"] for prediction in predictions if prediction.get("came_as") == "nothing"]:
         shown = ", ".join(without[:20]) + ", ..." * (len(without) > 20)
-        lines.append(f"{system}: {len(without)} had no text that can be scored, and count as broken: {shown}")
+        lines.append(f"{system}: {len(without)} had no text, and count as broken: {shown}")
     return lines
 
 
 def merge(output_dir):
-    """Gather the processes' files in predictions.jsonl, each prediction once."""
+    """Gather the processes' files in predictions.jsonl, with each prediction once."""
     merged = output_dir / "predictions.jsonl"
     predictions = {
         (prediction["system"], prediction["id"]): prediction

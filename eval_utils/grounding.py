@@ -1,11 +1,13 @@
-"""Whether the values that a call passes stand in the query or the tools, or were made up. Pure functions, no torch.
+"""Whether the values of a call occur in the query or the tools, or were made up. Pure functions, no
+torch.
 
     sources = Sources(query, tools)
     made_up = [value for value in leaf_values(call["arguments"]) if not sources.is_grounded(value)]
 
-The rules are generous about form (25, "25%", "twenty-five", "25th", 二十五) and strict about content: a number must stand
-as a whole token, since nearly any digit is found inside some longer number. Numbers that make up one thing (a date, a
-version, an address, a ratio) must stand in its order. Everything is linear in the length of the text.
+The rules are lenient about form (25, "25%", "twenty-five", "25th", 二十五), strict about content.
+A number must be a whole token, since nearly any digit occurs inside some longer number. Numbers
+that form one thing (a date, a version, an address, a ratio) must keep their order. The time is
+linear in the length of the text.
 """
 
 import functools
@@ -20,7 +22,7 @@ from eval_utils.numbers_in_text import SPACELESS, decimal, has_token, normalize,
 
 # "e-mail" is "email" too, "U.S." is "US".
 _JOINED = re.compile(r"(?<![^\W\d_])[^\W\d_]++(?:[-'’.][^\W\d_]++)++")
-# Where the parts of a name meet: camelCase, HTTPServer, dataset1.
+# The borders between the parts of a name: camelCase, HTTPServer, dataset1.
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
 _SPACELESS_CHARACTER = re.compile(f"[{SPACELESS}]")
 # Numbers whose order counts: 1.2.3, and 16:9, 1920x1080, 10-5, 978-3-16, a pair of coordinates.
@@ -28,19 +30,20 @@ _DOTTED = re.compile(r"(?<![\d.])\d++(?:\.\d++){2,}+")
 _NUMBER = r"\d++(?:\.\d++)?+"
 _SERIES = re.compile(rf"(?<![\d.])-?{_NUMBER}(?:(?:[-–:/x×]|, ?(?=-?\d+\.\d\d))-?{_NUMBER})++", re.IGNORECASE)
 _PHONE = re.compile(r"(?<!\w)(?:\+ ?)?\(?\d(?:[() ./-]{0,2}\d){6,14}(?![() ./-]{0,2}\d)")
-# Keys of xLAM's format itself. Other keys in tools are names (of arguments, of what a default holds).
+# Keys of xLAM's format. Other keys in tools are names of arguments, or inside a default.
 _FORMAT_KEYS = {"name", "description", "parameters", "type", "default", "enum", "required"}
 _IRREGULAR = {"man": "men", "woman": "women", "child": "children", "person": "people", "foot": "feet", "tooth": "teeth"}
 _IRREGULAR |= {"goose": "geese", "mouse": "mice"}
 _UNITS = (
-    "minute hour second day week year millisecond meter kilometer centimeter millimeter mile foot inch yard pound ounce "
-    "gram kilogram milligram liter milliliter byte kilobyte megabyte gigabyte terabyte watt kilowatt hertz megahertz"
+    "minute hour second day week year millisecond meter kilometer centimeter millimeter mile foot inch yard pound "
+    "ounce gram kilogram milligram liter milliliter byte kilobyte megabyte gigabyte terabyte watt kilowatt hertz "
+    "megahertz"
 )
 
 
 def leaf_values(arguments):
-    """Yields the numbers and strings of a call's arguments, in order, however deep inside. Keys of objects are no
-    values; booleans, null and "" hold nothing that could be looked up."""
+    """Yields the numbers and strings of a call's arguments, in order and at any depth. Skips keys,
+    booleans, null and "", which cannot be looked up."""
     stack = [arguments]
     while stack:  # no recursion: a value may be nested deeper than Python's stack
         value = stack.pop()
@@ -53,10 +56,11 @@ def leaf_values(arguments):
 
 
 class Sources:
-    """The sources of the values of one row's calls: all the text of its query (str) and tools (the parsed list)."""
+    """The text of one row's query (str) and tools (the parsed list), in which values are looked
+    up."""
 
     def __init__(self, query, tools):
-        self._texts = []  # for values that are nothing but punctuation
+        self._texts = []  # for values of punctuation alone
         self._words = set()  # casefolded
         self._numbers = set()  # Decimal: exact
         self._dates = Dates()
@@ -67,15 +71,17 @@ class Sources:
                 self._read(normalize(value))
             else:
                 self._numbers.add(decimal(value))
-        # A call's float was rounded when it was parsed: it is compared with what the text's numbers round to.
+        # A call's float was rounded by the parser, so the text's numbers are rounded too.
         self._floats = {float(number) for number in self._numbers if number.is_finite()}
         self._sorted_series = {tuple(sorted(series)) for series in self._series}
 
     def is_grounded(self, value):
-        """Whether a value (of a list or an object: every leaf) stands in the query or the tools.
+        """Whether a value occurs in the query or the tools. Of a list or an object, every leaf must
+        occur.
 
-        A number does if an equal one is a whole token; a string if each word, number, date and time in it does, words
-        in any order; one that has none of them if it occurs as it is. True of what leaf_values skips. Never raises.
+        A number occurs if an equal number is a whole token. A string occurs if each word, number,
+        date and time in it does, in any order. A string without any of these must occur literally.
+        Values that leaf_values skips always occur. Never raises.
         """
         return all(
             self._has_text(normalize(leaf)) if isinstance(leaf, str) else self._has_number(leaf)
@@ -110,11 +116,12 @@ class Sources:
             return False
         rest = without_number_forms(rest, self._numbers)
         rest = _JOINED.sub(lambda match: " " if _squash(match[0]) in self._words else match[0], rest)
-        # As it is, too: a date that is taken out may have been part of something else ("may 1/2.5").
+        # Try the whole text too: a removed date may be part of something else ("may 1/2.5").
         return any(all(map(self._has_token, tokens(form))) for form in {rest, text})
 
     def _is_reordered(self, pattern, text):
-        """Whether a series in a value has the numbers of one in the source, and not in its order."""
+        """Whether a series in the value has the numbers of a series in the source, in another
+        order."""
         return any(
             series not in self._series and tuple(sorted(series)) in self._sorted_series
             for series in _series(pattern, text)
@@ -124,7 +131,7 @@ class Sources:
         return any(self._numbers.issuperset(numbers) and all(map(self._has_word, words)) for numbers, words in readings)
 
     def _has_word(self, word):
-        """Whether a word stands there: itself, as one of several of its kind, as another name of its unit, in its parts."""
+        """Whether a word occurs: itself, its plural, another name of its unit, or its parts."""
         name = word.casefold()
         if name in self._words or not self._words.isdisjoint(_plurals(name) | _unit_names().get(name, set())):
             return True
@@ -137,7 +144,7 @@ class Sources:
 
 
 def _tool_values(tools):
-    """The strings and numbers in the tools, names that are keys among them."""
+    """The strings and numbers in the tools, including keys that are names."""
     stack = [tools]
     while stack:
         value = stack.pop()
@@ -151,15 +158,15 @@ def _tool_values(tools):
 
 
 def _word_forms(word):
-    """The forms of a word of the text, casefolded: itself, and the parts of a name written in one."""
+    """The casefolded forms of a word: itself, and the parts of a compound name."""
     if _SPACELESS_CHARACTER.match(word):
         return [*word, *_pairs(word)]
     return {form.casefold() for form in (word, *_parts(word))}
 
 
 def _parts(word):
-    """The parts of `camelCase` or `dataset1`. Where no space tells the words apart, each two characters: a stretch of
-    text is found, in time that does not grow with the text."""
+    """The parts of `camelCase` or `dataset1`. In scripts without spaces, each two characters: a
+    stretch of text is found in linear time."""
     return _pairs(word) if _SPACELESS_CHARACTER.match(word) else _HUMP.split(word)
 
 
@@ -181,7 +188,7 @@ def _digits(match):
 
 
 def _plurals(noun):
-    """English words for several of what a noun (casefolded) is one of. "news" is no plural of "new"."""
+    """The English plurals of a casefolded noun. "news" is no plural of "new"."""
     if noun in _IRREGULAR:
         return {_IRREGULAR[noun]}
     if len(noun) < 3 or not noun.isascii() or not noun.isalpha() or noun == "new":
@@ -191,8 +198,9 @@ def _plurals(noun):
 
 @functools.cache
 def _unit_names():
-    """`{name: other names of the units that it may be}`, casefolded. A value's "m" is a minute or a meter of the text; a letter
-    of the text, and "in", may be anything. Unicode's, by babel."""
+    """`{name: other names of its possible units}`, casefolded, from Unicode's data (babel). A
+    value's "m" is a minute or a meter of the text. A text's single letters and "in" are ambiguous,
+    so they match no unit."""
     names = {}
     for unit in _UNITS.split():
         shown = (format_unit(n, unit, length, locale="en") for n in (1, 2) for length in ("long", "short", "narrow"))
@@ -205,5 +213,5 @@ def _unit_names():
 
 @functools.cache
 def _currencies():
-    """`{"JPY": "japanese yen"}`. Unicode's, by babel."""
+    """`{"JPY": "japanese yen"}`, from Unicode's data (babel)."""
     return {code: get_currency_name(code, locale="en").casefold() for code in list_currencies("en")}

@@ -1,12 +1,14 @@
-"""One way to pair calls with gold's, for the metrics, the outcomes, the leaderboard's match and the report's page."""
+"""One pairing of calls with gold's calls, for the metrics, the outcomes, the leaderboard's match
+and the report."""
 
 from data_utils.tool_calls import json_equal
 
 
 def best_pairs(weights):
-    """Pairs (i, j), each i and each j in one at most, whose sum of `weights[i][j]` is the largest (scipy's
-    linear_sum_assignment). Weights are at least 0, and two of weight 0 are no pair. Sorted by i."""
-    # Late: they load for a second, and train.py's arguments name the metrics.
+    """Pairs (i, j) with the largest sum of `weights[i][j]` (scipy's linear_sum_assignment), sorted
+    by i. Each i and each j is in at most one pair. Weights are at least 0; weight 0 makes no
+    pair."""
+    # Late: scipy loads for a second, and train.py's arguments name the metrics.
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 
@@ -19,14 +21,15 @@ def best_pairs(weights):
 
 
 def equal_calls(calls, gold):
-    """Pairs (i, j) of equal calls[i] and gold[j], as many as there can be."""
+    """Pairs (i, j) of equal calls[i] and gold[j], as many as possible."""
     return best_pairs([[json_equal(call, wanted) for wanted in gold] for call in calls])
 
 
 def pair_calls(calls, gold):
-    """Pairs (i, j) of calls[i] and gold[j] of one name, with as many equal arguments as can be, and among these the nearest in
-    place. An element that is no call, of a name with arguments, is in no pair."""
-    size = len(calls) * len(gold) + 1  # above any sum of nearness: one equal argument more counts more
+    """Pairs (i, j) of calls[i] and gold[j] with the same name: first the most equal arguments, then
+    the nearest places. An element without a name and arguments is in no pair."""
+    # Larger than any sum of nearness, so equal arguments count first.
+    size = len(calls) * len(gold) + 1
 
     def weight(i, j):
         call, wanted = calls[i], gold[j]
@@ -43,5 +46,5 @@ def is_call(value):
 
 
 def num_equal(arguments, gold):
-    """How many arguments equal gold's."""
+    """The number of arguments equal to gold's."""
     return sum(name in gold and json_equal(value, gold[name]) for name, value in arguments.items())

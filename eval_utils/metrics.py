@@ -1,7 +1,7 @@
-"""The metrics, in one table: each is a function of what a model said about one row. Pure functions, no torch.
+"""The metrics, in one table: each is a function of one Output. Pure functions, no torch.
 
-To add a metric, add a line to METRICS: evaluate.py, the evaluations inside train.py, metrics.json, the table of results and the
-report take it from there, of evaluations that are finished already too (texts are kept, scores are not).
+To add a metric, add a line to METRICS. evaluate.py, train.py's evaluations, metrics.json, the table
+and the report use it, also for finished evaluations: texts are kept, scores are not.
 """
 
 import json
@@ -18,14 +18,11 @@ from eval_utils.matching import equal_calls, num_equal
 from eval_utils.outcomes import kind_of_answer, outcome
 from eval_utils.outputs import Output
 
-SCORING = "6"  # counted up when a definition below changes: figures of two versions are not to be compared
-
-
-# Headline
+SCORING = "6"  # count up if a definition changes: figures of two versions are not comparable
 
 
 def json_valid(output):
-    """The answer is strict JSON, all of it, a list or an object."""
+    """The whole answer is strict JSON: a list or an object."""
     return isinstance(output.value, list | dict)
 
 
@@ -34,7 +31,7 @@ def lenient_json_valid(output):
 
 
 def exact_match(output):
-    """The answer equals gold as JSON, calls in order; true is not 1, 5 is 5.0."""
+    """The answer equals gold as JSON, calls in order. true is not 1; 5 is 5.0."""
     return json_equal(output.value, output.gold)
 
 
@@ -43,12 +40,12 @@ def lenient_exact_match(output):
 
 
 def tools_exist(output):
-    """The answer is valid and makes at least one call (none only where gold has none), all to tools on offer."""
+    """A valid answer with at least one call (none if gold has none), to tools on offer only."""
     return _tools_exist(output.value, output, nameless_pass=False)
 
 
 def lenient_tools_exist(output):
-    """As above, of the lenient value, and elements that name no tool pass."""
+    """As above, for the lenient value. Elements without a name pass."""
     return _tools_exist(output.lenient, output, nameless_pass=True)
 
 
@@ -63,7 +60,7 @@ def _tools_exist(value, output, nameless_pass):
 
 
 def no_hallucination(output):
-    """Tools exist, every argument is one that its tool declares, and every value occurs in the query or the tools."""
+    """Tools exist, all arguments are declared, all values occur in the query or the tools."""
     if not tools_exist(output) or output.calls is None:
         return False
     declared = all(call["arguments"].keys() <= declared_arguments(output, call) for call in output.calls)
@@ -78,22 +75,19 @@ def values(output):
     return [value for call in output.calls or [] for value in leaf_values(call["arguments"])]
 
 
-# The ladder: each step contains the one before.
-
-
 def exact_typed(output):
     """Exact match, and 1 is not 1.0."""
     return exact_match(output) and json.dumps(output.value, sort_keys=True) == json.dumps(output.gold, sort_keys=True)
 
 
 def exact_any_order(output):
-    """Exact match, whatever the order of the calls; repeated calls count."""
+    """Exact match in any order of the calls; repeated calls count."""
     return isinstance(output.value, list) and same_calls(output.value, output.gold)
 
 
 def exact_schema_aware(output):
-    """Exact match in any order, on both sides with strings in Unicode's NFC, optional arguments at their defaults, values
-    converted to the declared types; and a call alone is a list of one."""
+    """Exact match in any order, after NFC of strings, defaults for optional arguments and
+    conversion to the declared types. A single call is a list of one."""
     value = [output.value] if isinstance(output.value, dict) else output.value
     try:
         check_calls(value)
@@ -105,7 +99,6 @@ def exact_schema_aware(output):
 
 
 def same_calls(calls, gold):
-    """Equality as JSON whatever the order."""
     return len(calls) == len(gold) == len(equal_calls(calls, gold))
 
 
@@ -125,79 +118,73 @@ def nfc(text):
 
 
 def converted(value, schema):
-    """The value as its declared type where it can be read as one: "5" as 5, 5 as "5", "true" as true."""
-    kind = schema.get("type")
+    """The value converted to its declared type if possible: "5" to 5, 5 to "5", "true" to true."""
+    declared = schema.get("type")
     if isinstance(value, list):
         places = schema.get("prefixItems", [])
         rest = [schema.get("items", {})] * (len(value) - len(places))
         return [converted(element, inner) for element, inner in zip(value, [*places, *rest], strict=False)]
     if isinstance(value, dict):
-        known, others = schema.get("properties", {}), schema.get("additionalProperties") or {}
+        known, rest = schema.get("properties", {}), schema.get("additionalProperties") or {}
         known = {nfc(name): inside for name, inside in known.items()}
-        return {nfc(name): converted(element, known.get(nfc(name), others)) for name, element in value.items()}
+        return {nfc(name): converted(element, known.get(nfc(name), rest)) for name, element in value.items()}
     if isinstance(value, str):
         value = nfc(value)
     members = schema.get("anyOf") or schema.get("oneOf")
     if members and not conforms(value, schema):
-        readings = ((converted(value, each), each) for each in members)
-        return next((reading for reading, each in readings if conforms(reading, each)), value)
-    if isinstance(value, str) and kind == "boolean" and value.strip().lower() in ("true", "false"):
+        readings = ((converted(value, member), member) for member in members)
+        return next((reading for reading, member in readings if conforms(reading, member)), value)
+    if isinstance(value, str) and declared == "boolean" and value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"
-    if isinstance(value, str) and kind in ("integer", "number"):
+    if isinstance(value, str) and declared in ("integer", "number"):
         try:
             number = parse_json(value)
         except ValueError:
             return value
         return number if isinstance(number, int | float) and not isinstance(number, bool) else value
-    if kind == "string" and isinstance(value, int | float) and not isinstance(value, bool):
+    if declared == "string" and isinstance(value, int | float) and not isinstance(value, bool):
         return json.dumps(value)
     return value
 
 
-# Call or no call. None: the figure is of other rows.
-
-
 def over_call(output):
-    """Of the rows where gold calls nothing: the output calls something."""
+    """Of the rows without gold calls: the output calls a tool."""
     return None if output.gold else kind_of_answer(output) == "calls"
 
 
 def missed_call(output):
-    """Of the rows where gold calls tools: the output is a valid empty list."""
+    """Of the rows with gold calls: the output is a valid empty list."""
     return kind_of_answer(output) == "abstains" if output.gold else None
 
 
 def acceptable_match(output):
-    """Of the rows with a column `acceptable`: the Berkeley leaderboard's AST match, parallel calls matched as well as can be."""
+    """Of rows with `acceptable`: the Berkeley leaderboard's AST match, with the best pairs."""
     acceptable = output.task.acceptable
     return None if acceptable is None else ast_match(output.value, acceptable, output.tools)
 
 
-# Diagnostics: pairs (numerator, denominator), summed over the rows.
-
-
 def call_precision(output):
-    """Of the calls made: those that equal one of gold's."""
+    """The share of the calls equal to a gold call."""
     return output.num_right_calls, len(output.calls or [])
 
 
 def call_recall(output):
-    """Of gold's calls: those that were made."""
+    """The share of gold's calls in the answer."""
     return output.num_right_calls, len(output.gold)
 
 
 def call_f1(output):
-    """The harmonic mean of the two, over all rows."""
+    """The harmonic mean of the calls' precision and recall, over all rows."""
     return 2 * output.num_right_calls, len(output.calls or []) + len(output.gold)
 
 
 def argument_precision(output):
-    """Of the arguments given: those that equal gold's, calls paired by name so that as many are equal as can be."""
+    """The share of the arguments equal to gold's, in the best pairs of calls by name."""
     return num_right_arguments(output), sum(len(call["arguments"]) for call in output.calls or [])
 
 
 def argument_recall(output):
-    """Of gold's arguments: those that were given, likewise."""
+    """The share of gold's arguments in the answer, with the same pairs of calls."""
     return num_right_arguments(output), sum(len(call["arguments"]) for call in output.gold)
 
 
@@ -206,13 +193,13 @@ def num_right_arguments(output):
 
 
 def names_match(output):
-    """The names of the calls are gold's, whatever their order."""
+    """The calls have gold's names, in any order."""
     calls = output.calls
     return calls is not None and Counter(c["name"] for c in calls) == Counter(c["name"] for c in output.gold)
 
 
 def required_coverage(output):
-    """Of the required arguments of the tools called: those given."""
+    """The share of the called tools' required arguments in the answer."""
     given = total = 0
     for call in known_calls(output):
         required = output.task.required.get(call["name"], output.schemas[call["name"]]["required"])
@@ -226,34 +213,35 @@ def known_calls(output):
 
 
 def schema_conformity(output):
-    """Of the calls made to tools on offer: those whose arguments are what the tool's types ask for."""
+    """The share of the calls to tools on offer whose arguments fit the tool's types."""
     calls = known_calls(output)
     return sum(conforms(call["arguments"], output.schemas[call["name"]]) for call in calls), len(calls)
 
 
 def unknown_arguments(output):
-    """Of the arguments given to tools on offer: those that the tool does not declare."""
+    """The share of undeclared arguments in the calls to tools on offer."""
     unknown = sum(len(call["arguments"].keys() - declared_arguments(output, call)) for call in known_calls(output))
     return unknown, sum(len(call["arguments"]) for call in known_calls(output))
 
 
 def hallucinated_values(output):
-    """Of the values given: those that occur neither in the query nor in the tools."""
+    """The share of the values found neither in the query nor in the tools."""
     given = values(output)
     return sum(not output.sources.is_grounded(value) for value in given), len(given)
 
 
 class Metric(NamedTuple):
-    """kind: a rate's function returns true or false, or None for a row that it is not about; a mean's and a count's a number; a
-    ratio's a pair (numerator, denominator), both summed over the rows."""
+    """function returns a bool for a rate, a number for a mean or a count, and a pair (numerator,
+    denominator) for a ratio, summed over the rows. None: the metric does not apply to the row."""
 
     title: str
     kind: Literal["rate", "mean", "count", "ratio"]
     function: Callable[[Output], object]
     lenient: Callable[[Output], bool] | None = None  # an upper bound of a rate
-    headline: bool = True  # in the table on the terminal and in the curves of a training
+    headline: bool = True  # in the terminal's table and in training curves
 
 
+# exact_typed, exact_match, exact_any_order, exact_schema_aware: each contains the previous metric.
 METRICS = {
     "json_valid": Metric("JSON valid", "rate", json_valid, lenient_json_valid),
     "exact_match": Metric("exact match", "rate", exact_match, lenient_exact_match),
@@ -279,35 +267,34 @@ METRICS = {
 
 
 def score(output):
-    """`{name: value}` of one output; an upper bound's name begins with `lenient_`. "outcome" is its outcome's name."""
+    """`{name: value}` of one output, with "outcome" and each upper bound as `lenient_` + name."""
     scores = {name: metric.function(output) for name, metric in METRICS.items()}
     bounds = {f"lenient_{name}": metric.lenient(output) for name, metric in METRICS.items() if metric.lenient}
     return {"outcome": outcome(output), **scores, **bounds}
 
 
 def summarize(scores):
-    """The figures of many outputs' scores, by metric: of a rate `{"k", "n", "rate", "low", "high"}` with its Wilson interval, of a
-    ratio `{"k", "n", "ratio", "low", "high"}` with its interval by bootstrap_ratio, of a mean `{"n", "mean"}`, of a count
-    `{"n", "count"}`. A row that does not parse is a miss, never an exclusion; a metric that no row is about is left out."""
-    # Late: it imports scipy, which loads for a second, and train.py's arguments name the metrics.
-    from eval_utils.statistics import bootstrap_ratio, wilson_interval
+    """A rate's figure is `{"k", "n", "rate", "low", "high"}` (Wilson's interval), a ratio's `{"k",
+    "n", "ratio", "low", "high"}` (bootstrap), a mean's `{"n", "mean"}`, a count's `{"n", "count"}`.
+    Answers that do not parse are misses, never excluded. Metrics without rows are left out."""
+    from eval_utils.statistics import bootstrap_ratio, wilson_interval  # late: scipy, as in matching
 
     kinds = {name: metric.kind for name, metric in METRICS.items()}
     kinds |= {f"lenient_{name}": "rate" for name, metric in METRICS.items() if metric.lenient}
     figures = {}
     for name, kind in kinds.items():
-        mine = [each[name] for each in scores if each[name] is not None]
-        if not mine:
+        results = [row_scores[name] for row_scores in scores if row_scores[name] is not None]
+        if not results:
             continue
         if kind == "rate":
-            k, n = sum(mine), len(mine)
+            k, n = sum(results), len(results)
             low, high = wilson_interval(k, n)
             figures[name] = {"k": k, "n": n, "rate": k / n, "low": low, "high": high}
         elif kind == "ratio":
-            k, n = (sum(pair[i] for pair in mine) for i in (0, 1))
+            k, n = (sum(pair[i] for pair in results) for i in (0, 1))
             if n:
-                low, high = bootstrap_ratio(*zip(*mine, strict=True))
+                low, high = bootstrap_ratio(*zip(*results, strict=True))
                 figures[name] = {"k": k, "n": n, "ratio": k / n, "low": low, "high": high}
         else:
-            figures[name] = {"n": len(mine), kind: sum(mine) / len(mine) if kind == "mean" else sum(mine)}
+            figures[name] = {"n": len(results), kind: sum(results) / len(results) if kind == "mean" else sum(results)}
     return figures

@@ -1,4 +1,4 @@
-"""The model card of an adapter and of an export: where it comes from, what it was measured at, how it is asked, what it cannot do."""
+"""The model card of an adapter or an export: its origin, prompt, figures and limits."""
 
 import html
 import re
@@ -27,17 +27,17 @@ TEMPLATE = """\
 {% for name, value in facts.items() -%}
 | {{ name }} | {{ value }} |
 {% endfor %}
-## How it is asked
+## Prompt
 
-A query and the tools on offer become this prompt, and what follows it is a JSON list of calls, `[{"name": ..., "arguments": {...}}]`, and the
-end-of-sequence token; a list without calls where no tool serves:
+The query and the tools on offer become this prompt. The model continues it with a JSON list of calls,
+`[{"name": ..., "arguments": {...}}]`, and the end-of-sequence token. If no tool fits, the list is empty:
 
 ```
 {{ prompt }}```
 
 {{ loading }}
 
-## How good it is
+## Evaluation
 
 {{ evaluation }}
 
@@ -45,10 +45,10 @@ end-of-sequence token; a list without calls where no tool serves:
 
 ## Limits
 
-- It calls tools and says nothing else: no answers in words, no questions back.
-- Whether it refrains from calling where no tool serves was learnt from the training rows alone: where these always call, it always calls.
-- Queries in other languages than the training rows', conversations, and more tools than these offer were not measured unless said above.
-- Its calls are to be checked against the tools before they are executed: `infer.py --strict` does, constrained decoding enforces it.
+- It only calls tools. It does not answer in words or ask back.
+- It learnt to abstain (no tool fits) from the training rows alone. If every training row has a call, it always calls.
+- Languages other than the training rows', conversations, and more tools per row were not measured, unless stated above.
+- Check its calls against the tools before you execute them: `infer.py --strict` does; constrained decoding enforces it.
 """
 HOW_TO_LOAD_ADAPTER = """\
 ```python
@@ -56,10 +56,11 @@ from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained(folder)
 ```
 
-or merged into its base, with a chat template that renders the prompt from `messages` and `tools`: `export.py --adapter folder`."""
+or merged into its base, with a chat template that renders the prompt from `messages` and `tools`:
+`export.py --adapter folder`."""
 HOW_TO_LOAD_MERGED = (
-    "With `AutoModelForCausalLM` and `tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)`, or any server "
-    "that applies the chat template."
+    "With `AutoModelForCausalLM` and `tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)` "
+    "or any server that applies the chat template."
 )
 RECIPE = (
     *("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_train_steps", "per_device_train_batch_size"),
@@ -87,8 +88,9 @@ def write_adapter_card(folder, args, environment):
 
 
 def write_card(folder, what, loading, args, environment, *, curves=(), evaluation=None, library="peft"):
-    """Write README.md. args, environment: what read_adapter gives. curves: `(step, training loss, held-out loss)`, as read_curves gives them.
-    evaluation: a metrics.json, parsed, of this adapter or export, or None."""
+    """Write README.md. args, environment: from read_adapter. curves: `(step, training loss,
+    held-out loss)`, from read_curves. evaluation: the parsed metrics.json of this adapter or
+    export, or None."""
     base = one_line(environment.get("base") or published_name(str(args["model_name_or_path"])))
     data = one_line(environment.get("data") or published_name(str(args.get("dataset_name", "unknown"))))
     prompt_format = PROMPT_FORMATS[args["prompt_format"]]
@@ -141,7 +143,8 @@ def listed(value):
 
 
 def escaped(value):
-    """A value as Markdown that shows it as it is, on one line and in one cell: names come from other people's files."""
+    """A value as Markdown that shows it literally, on one line and in one cell. Names come from
+    other people's files."""
     return html.escape(re.sub(r"[\\`*\[\]|]", r"\\\g<0>", one_line(value)), quote=False)
 
 
@@ -151,7 +154,7 @@ def precision(quantization, mixed_precision):
 
 
 def evaluation_results(evaluation, data):
-    """The figures of the adapter as the hub's leaderboards read them."""
+    """The adapter's figures in the form of the hub's leaderboards."""
     figures = (evaluation or {}).get("systems", {}).get("adapter", {})
     return [
         EvalResult(
@@ -168,9 +171,9 @@ def evaluation_results(evaluation, data):
 
 
 def describe_evaluation(evaluation):
-    """Markdown on a metrics.json, or on the lack of one."""
+    """Markdown about a metrics.json, or about its absence."""
     if not evaluation:
-        return "Not evaluated on the rows that training held out: `python evaluate.py --adapter DIR` does that."
+        return "Not evaluated on the rows that training held out: `python evaluate.py --adapter DIR` evaluates them."
     lines = [
         f"| held-out rows, % (95 % interval) | {' | '.join(HEADLINE.values())} |",
         "|---" * (len(HEADLINE) + 1) + "|",
@@ -199,11 +202,9 @@ def describe_curves(curves, environment):
 
 
 def read_curves(run, environment, most=8):
-    """`(step, training loss, held-out loss)` at some of a run's evaluations up to an adapter's step, from its metrics.jsonl.
-
-    The last are those of the adapter, whose environment.json, parsed, has its step and held-out loss. A loss that is not known
-    is None. Without the file, as in runs of older versions, there are no entries.
-    """
+    """`(step, training loss, held-out loss)` of some of a run's evaluations up to an adapter's step,
+    from its metrics.jsonl. environment: the adapter's environment.json, parsed, with its step and
+    held-out loss. An unknown loss is None. Empty without the file, as in runs of older versions."""
     last_step, file = environment.get("global_step"), Path(run) / "metrics.jsonl"
     if not isinstance(last_step, int) or not file.exists():
         return []
@@ -226,13 +227,13 @@ def read_curves(run, environment, most=8):
 
 
 def latest(losses, step):
-    """The newest loss, of a dict by step, that a step has had: a later one is of other weights."""
-    earlier = [at for at in losses if at <= step]
+    """The newest loss up to a step, from a dict by step: a later loss is of other weights."""
+    earlier = [logged for logged in losses if logged <= step]
     return losses[max(earlier)] if earlier else None
 
 
 def check_figures(metrics):
-    """For read_json: fails unless a metrics.json has the figures of a card."""
+    """For read_json: raises unless a metrics.json has the card's figures."""
     for figures in dict(metrics["systems"]).values():
         for name in HEADLINE:
             if figures.get(name):
@@ -241,8 +242,8 @@ def check_figures(metrics):
 
 
 def read_evaluation(adapter, training_args):
-    """The figures of evaluation/ beside an adapter, where evaluate.py puts them, if they are of this adapter on the rows that its
-    training held out; else None."""
+    """The figures in evaluation/ beside an adapter, evaluate.py's default folder, if they are of
+    this adapter on its held-out rows. Otherwise None."""
     folder = Path(adapter).parent / "evaluation"
     if not folder.exists():
         return None

@@ -1,4 +1,5 @@
-"""Numbers in forms that are more than one token: fractions, signs in words, Chinese and Japanese numerals. Pure functions."""
+"""Numbers of more than one token: fractions, signs in words, Chinese and Japanese numerals. Pure
+functions."""
 
 import re
 from fractions import Fraction
@@ -18,7 +19,7 @@ _WHOLE = rf"(?:{NUMBER_WORD})(?:[ _-](?:{NUMBER_WORD})){{0,3}}"
 _BELOW = r"(?: degrees?)?(?: (?:[cf]\b|celsius|fahrenheit))? below(?: zero| freezing)\b"
 _DIGIT = "|".join(list(SMALL)[:10])
 _COUNT = "|".join(["an?", *list(SMALL)[1:20]])
-# Beside each pattern, signs of a match: looked up first, since most texts have none.
+# Signs of a match, and its pattern. Signs are looked up first, since most texts have none.
 _FORMS = [
     (signs, re.compile(pattern, re.IGNORECASE))
     for signs, pattern in (
@@ -33,15 +34,17 @@ _FORMS = [
         ),
         (
             "point",
-            rf"\b(?P<minus>(?:minus|negative) )?(?:(?P<spoken>{_WHOLE}) )?point (?P<digits>(?:{_DIGIT})(?: (?:{_DIGIT})){{0,9}})\b",
+            rf"\b(?P<minus>(?:minus|negative) )?(?:(?P<spoken>{_WHOLE}) )?"
+            rf"point (?P<digits>(?:{_DIGIT})(?: (?:{_DIGIT})){{0,9}})\b",
         ),
         (" ".join(_MULTIPLES), rf"\b(?P<multiple>{'|'.join(_MULTIPLES)})\b"),
         ("below", rf"(?<![\w.])(?P<negative>{_DECIMAL})(?: ?°[^\W\d_]?)?{_BELOW}"),
         ("below", rf"\b(?P<negative>{NUMBER_WORD}){_BELOW}"),
-        # West and south of a coordinate, which has a degree sign or two decimals.
+        # A coordinate in the west or south, with a degree sign or two decimals.
         (
             "w s",
-            r"(?<![\w.])(?P<negative>\d{1,3}(?:\.\d{1,15})?(?= ?°)|\d{1,3}\.\d{2,15})(?: ?°)? ?(?:(?-i:[WS])|west|south)\b",
+            r"(?<![\w.])(?P<negative>\d{1,3}(?:\.\d{1,15})?(?= ?°)|\d{1,3}\.\d{2,15})"
+            r"(?: ?°)? ?(?:(?-i:[WS])|west|south)\b",
         ),
         (
             " ".join(_HAN_CHARACTERS),
@@ -58,14 +61,15 @@ _FORMS = [(signs.split(), pattern) for signs, pattern in _FORMS]
 
 
 def number_forms(text):
-    """The numbers in such forms: `1/2`, "three quarters", "5 below zero", 74.0060° W, 百分之五. All that each may be: 5 and 0.05."""
+    """The numbers in such forms: `1/2`, "three quarters", "5 below zero", 74.0060° W, 百分之五. All
+    possible numbers: 5 and 0.05."""
     return {
         number for pattern in _patterns(text) for match in pattern.finditer(text) for number in _form_numbers(match)
     }
 
 
 def without_number_forms(text, known):
-    """The text less the known numbers (a set of Decimals) in such forms."""
+    """The text without the known numbers (a set of Decimals) in such forms."""
     for pattern in _patterns(text):
         text = pattern.sub(lambda match: match[0] if known.isdisjoint(_form_numbers(match)) else " ", text)
     return text
@@ -84,11 +88,8 @@ def _form_numbers(match):
         return {-(decimal(spoken_numbers([negative.lower()])[0] if negative.isalpha() else negative))}
     if found.get("digits"):
         whole = spoken_numbers(re.split("[ _-]", (found["spoken"] or "zero").lower()))[-1]
-        return {
-            decimal(
-                f"{'-' * bool(found['minus'])}{whole}.{''.join(str(SMALL[word]) for word in found['digits'].lower().split())}"
-            )
-        }
+        places = "".join(str(SMALL[word]) for word in found["digits"].lower().split())
+        return {decimal(f"{'-' * bool(found['minus'])}{whole}.{places}")}
     if found.get("figures"):
         return {EXACT.multiply(decimal(found["figures"]), _han_number(f"一{found['han_scale']}"))}
     if found.get("han"):
@@ -110,7 +111,8 @@ def _form_numbers(match):
 
 
 def _quotients(whole, count, of, scale=1):
-    """whole + count / of, times scale: exactly, or rounded to two to four places, to double precision."""
+    """(whole + count / of) * scale: exact, and rounded to two to four places in double
+    precision."""
     if of == 0:
         return set()
     value = (whole + Fraction(int(count), int(of))) * scale
@@ -122,12 +124,12 @@ def _quotients(whole, count, of, scale=1):
 
 
 def han_as_figures(text):
-    """The text with its Chinese numerals in figures, 三月五日 as 3月5日, for the rules about dates and times."""
+    """The text with Chinese numerals in figures (三月五日 as 3月5日), for dates and times."""
     return _HAN_NUMERAL.sub(lambda match: str(_han_number(match[0])), text)
 
 
 def _han_number(numeral):
-    """二十五 is 25, 三千五百 3500, and without a unit the digits stand one by one: 二〇二四 is 2024."""
+    """二十五 is 25, 三千五百 is 3500. Without units, digits are read in turn: 二〇二四 is 2024."""
     if not any(character in _HAN_UNITS for character in numeral):
         return decimal("".join(str(_HAN_DIGITS[character]) for character in numeral))
     total, section, digit = 0, 0, 0

@@ -1,9 +1,11 @@
-"""Words and numbers in a text: figures, English number words, Chinese and Japanese numerals. Pure functions, no torch.
+"""Words and numbers in a text: figures, English number words, Chinese and Japanese numerals. Pure
+functions, no torch.
 
-Text and value go through the same scanner, so that a copy is always found. Time is linear in the length of the text.
+Text and value go through the same scanner, so a copy is always found. The time is linear in the
+length of the text.
 
-Number words of other languages are left out. text2num knows six of them, but not which one a text is in: it takes
-"miles" for Spain's thousand and "due" for Italy's two.
+Number words of other languages are left out. text2num has six languages but cannot detect the
+language of a text: it takes "miles" for Spain's thousand and "due" for Italy's two.
 """
 
 import re
@@ -11,15 +13,17 @@ import unicodedata
 from decimal import Context
 from typing import NamedTuple
 
-# Scripts without spaces between words (Thai to Khmer, kana, Han), and Korean, whose particles stick to the words.
+# Scripts without spaces between words (Thai to Khmer, kana, Han), and Korean, whose particles stick
+# to the words.
 SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _ALNUM = rf"[^\W_{SPACELESS}]"
-# Vowel signs and accents: `\w` is letters and digits alone, and would cut a Hindi word at each of them.
+# Vowel signs and accents. `\w` does not match them, and would split a Hindi word at each sign.
 MARK = "[" + "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c) in ("Mn", "Mc")) + "]"
 _LONG_MARKS = re.compile(rf"({MARK}{{30}}){MARK}+")
-_DIRECTIONS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # marks in right-to-left text, beside figures
+# Direction marks of right-to-left text, next to figures.
+_DIRECTIONS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴-⁹]+")
 
 _UNITS = (
@@ -39,13 +43,15 @@ SCALES |= {"billion": 10**9, "trillion": 10**12}
 _LETTER_SCALES = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9, "t": 10**12, "tn": 10**12}
 NUMBER_WORD = "|".join(sorted([*SMALL, *(f"{scale}(?:s|th)?" for scale in SCALES)], key=len, reverse=True))
 _PHRASE = rf"(?:{NUMBER_WORD})(?:[\ _-](?:and[\ _-])?(?:{NUMBER_WORD}))*"
-# "10 minus 5" and "x minus 5" are terms, "set it to minus 5" is a number. A look-behind has one width: one for each word.
+# "10 minus 5" and "x minus 5" are terms; "set it to minus 5" is a number. A look-behind has a fixed
+# width: one for each word.
 _OPERANDS = r"(?<=[\d)]\ )|(?<=\b[a-z]\ )|" + "|".join(rf"(?<=\b{word}\ )" for word in SMALL)
 
 _TOKEN = re.compile(
     rf"""
-    # An order of numbers that is a name: 1.2.3, 00:1B:44:11:3A:B7.
-    (?<!{_ALNUM})(?<![:.]) (?P<hex> (?=[0-9a-f]{{0,4}}:[0-9a-f:]{{0,40}}\d) (?:[0-9a-f]{{0,4}}:){{3,7}}[0-9a-f]{{1,4}} ) (?!:|{_ALNUM})
+    # Numbers in an order that form a name: 1.2.3, 00:1B:44:11:3A:B7.
+    (?<!{_ALNUM})(?<![:.])
+    (?P<hex> (?=[0-9a-f]{{0,4}}:[0-9a-f:]{{0,40}}\d) (?:[0-9a-f]{{0,4}}:){{3,7}}[0-9a-f]{{1,4}} ) (?!:|{_ALNUM})
     |
     # A sign that touches its number and nothing before, or a minus between two terms, as in "x^2 - 3x".
     (?:
@@ -77,20 +83,25 @@ _TOKEN = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _WORD = re.compile(rf"(?:{_ALNUM}++{MARK}*+)++")
-_THOUSANDS = re.compile(r"[1-9]\d{0,2}(?:,\d{2,3})*,\d{3}(?:\.\d+)?")  # the groups of two are India's
-_POINTS = re.compile(r"[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?")  # thousands as most of Europe writes them
-EXACT = Context(prec=400, traps=[])  # beyond any number that is meant as one; nothing raises, whatever the digits
+# The groups of two are India's.
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}(?:,\d{2,3})*,\d{3}(?:\.\d+)?")
+# Thousands with points, as in most of Europe.
+_POINTS = re.compile(r"[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?")
+# More digits than any meant number has. Nothing raises, whatever the digits.
+EXACT = Context(prec=400, traps=[])
 
 
 def normalize(text):
-    """NFKC, each run of whitespace one space. Case is left: camelCase is still to be split."""
+    """NFKC, with each run of whitespace as one space. Case is kept: camelCase is split later."""
     if not text.isascii():
         text = _DIRECTIONS.sub("", text)
-        text = _LONG_MARKS.sub(r"\1", text)  # sorting a run of accents, as NFKC does, takes the square of its length
+        # NFKC sorts a run of accents, in quadratic time.
+        text = _LONG_MARKS.sub(r"\1", text)
         text = _SUPERSCRIPT.sub(r"^\g<0>", text)  # x² is x^2, not x2
         text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)  # 1½ is 1 1/2, not 11/2
         text = unicodedata.normalize("NFKC", text)
-        text = text.replace("ı", "i").replace("İ", "I")  # which IGNORECASE takes for an i, and casefold does not
+        # IGNORECASE takes them for an i; casefold does not.
+        text = text.replace("ı", "i").replace("İ", "I")
     return " ".join(text.split())
 
 
@@ -100,15 +111,17 @@ def decimal(number):
 
 
 class Reading(NamedTuple):
-    """One way to read a token: the numbers (Decimal) and the words (as written) that are all in it."""
+    """One reading of a token: all its numbers (Decimal) and all its words (as written)."""
 
     numbers: tuple = ()
     words: tuple = ()
 
 
 def tokens(text):
-    """The tokens of a text, each distinct one once, as the list of its readings: "1.5 million" is 1500000, or 1.5 and a word."""
-    # A neighbour can change how one is read: `(1,234)`; so do the number before a minus and the currency after a number.
+    """The distinct tokens of a text, each as the list of its readings: "1.5 million" is 1500000, or
+    1.5 and a word."""
+    # Neighbours can change a reading: `(1,234)`, a number before a minus, a currency after a
+    # number.
     distinct = {
         (text[max(match.start() - 1, 0) : match.end() + 1], match["operand"] is None, _before_euro(match)): match
         for match in _TOKEN.finditer(text)
@@ -142,13 +155,15 @@ def _phrase_readings(match):
     words = re.split("[ _-]", match["phrase"])
     numbers = tuple(map(decimal, spoken_numbers([word.lower() for word in words])))
     percent = [Reading((*numbers[:-1], hundredth(numbers[-1])))] if match["phrase_percent"] else []
-    is_year = len(numbers) == 2 and all(10 <= number <= 99 for number in numbers)  # nineteen eighty-four
+    # Nineteen eighty-four.
+    is_year = len(numbers) == 2 and all(10 <= number <= 99 for number in numbers)
     year = [Reading((100 * numbers[0] + numbers[1],))] if is_year else []
     return [Reading(numbers), *percent, *year, Reading(words=tuple(words))]
 
 
 def _figure_readings(match):
-    """A number in figures, or several that only commas part: `5,10,15`. A chain of two dots or more is a word: 1.2.3."""
+    """A number in figures, or several with only commas between: `5,10,15`. A chain with two dots or
+    more is a word: 1.2.3."""
     if match["spaced"]:
         parts = match["spaced"].replace(",", ".").split(" ")
         readings = [Reading((decimal("".join(parts)),)), *_apart(parts)]
@@ -199,7 +214,7 @@ def _listed(items):
 
 
 def _apart(parts):
-    """The reading of groups of digits as a number each; none where a group begins with 0."""
+    """Each group of digits as a number. No reading if a group begins with 0."""
     return [] if any(part.startswith("0") for part in parts) else [Reading(tuple(map(decimal, parts)))]
 
 
@@ -208,9 +223,11 @@ def hundredth(number):
 
 
 def spoken_numbers(words):
-    """The numbers that a run of number words is: one (`two hundred and five`) or several (`five and ten`)."""
+    """The numbers in a run of number words: one (`two hundred and five`) or several (`five and
+    ten`)."""
     numbers = []
-    total, group, scale = 0, None, None  # of the number so far: the part in thousands, the rest, its last thousands
+    # Of the current number: the part in thousands, the rest, the last factor of thousands.
+    total, group, scale = 0, None, None
     for before, word in zip(["", *words], words, strict=False):
         if word == "and":
             continue

@@ -1,34 +1,34 @@
-"""The outcome of a row: exactly one, the first that holds, from the model's answer, its gold and the tools on offer."""
+"""The outcome of a row: the first that applies to the answer, its gold and the tools on offer."""
 
 from collections import Counter
 
 from data_utils.tool_calls import END_TAG, json_equal
 from data_utils.tool_schema import conforms
 
-# In the order in which they are tried: name -> what it means.
+# In order of precedence: name -> meaning.
 OUTCOMES = {
     "right": "equals gold",
-    "prompt too long": "the model has no positions for the prompt",
-    "cut off": "the token budget was used up inside the answer's JSON",
+    "prompt too long": "the model's context has no room for the prompt",
+    "cut off": "the token budget ended inside the answer's JSON",
     "unparseable": "no strict JSON: prose, a fence, a broken value, or text after the value",
     "wrong shape": "JSON, but not a list of calls",
-    "over-call": "calls tools where gold calls none",
-    "missed call": "an empty list where gold calls tools",
+    "over-call": "calls tools, gold calls none",
+    "missed call": "an empty list, gold calls tools",
     "unknown tool": "calls a tool that is not on offer",
     "missing call": "fewer calls than gold",
     "extra call": "more calls than gold",
     "wrong tool": "as many calls, to other tools",
     "unknown argument": "an argument that the tool does not declare",
-    "missing argument": "an argument of gold's is not given",
+    "missing argument": "an argument of gold's is missing",
     "extra argument": "a declared argument that gold does not give",
-    "wrong type": "another value than gold's, of a type that the tool does not take",
-    "wrong value": "another value than gold's",
+    "wrong type": "a value that differs from gold's, of a type that the tool does not accept",
+    "wrong value": "a value that differs from gold's",
     "order only": "gold's calls in another order",
 }
 
 
 def outcome(output):
-    """The name of an Output's outcome (see eval_utils/metrics.py for Output)."""
+    """The name of an Output's outcome."""
     gold, calls = output.gold, output.calls
     if json_equal(output.value, gold):
         return "right"
@@ -52,7 +52,7 @@ def outcome(output):
 
 
 def still_open(text):
-    """Whether the list or object that a text starts with is open at its end: in a string, or with a bracket to close."""
+    """Whether the list or object at the start of a text is still open at its end."""
     stack, in_string, escaped = [], False, False
     for character in text.lstrip():
         if in_string:
@@ -88,7 +88,8 @@ def names(calls):
 
 
 def kind_of_answer(output):
-    """Whether the output "calls" tools, "abstains" (a valid empty list), or is "broken", which is never an abstention."""
+    """Whether the output "calls" tools, "abstains" (a valid empty list) or is "broken". A broken
+    output is never an abstention."""
     if output.calls is None:
         return "broken"
     return "calls" if output.calls else "abstains"
@@ -103,8 +104,8 @@ def call_table(outputs):
 
 
 def what_followed(output):
-    """The kind of text after the value at the start: none ("end"), the closing tag, a fence, another value, or prose; "no value" if
-    the text starts with none."""
+    """The kind of text after the value at the start: "end" (none), "closing tag", "fence", "another
+    value" or "prose". "no value" if the text does not start with a value."""
     if output.opening is None:
         return "no value"
     rest = output.text[output.opening[1] :].strip()

@@ -10,8 +10,10 @@ from eval_utils.matching import equal_calls, pair_calls
 
 
 class Task:
-    """A row as the scores read it, once for all systems. gold: the list of calls wanted. tools: the tools on offer; schemas: the
-    JSON Schema of each tool's arguments, by its name. sources: see Sources. acceptable, required: those columns' values.
+    """A row, parsed once for all systems.
+
+    gold: the wanted calls. tools: the tools on offer. schemas: `{tool name: JSON Schema of its
+    arguments}`. sources: see Sources. acceptable, required: the columns' values.
     """
 
     def __init__(self, row):
@@ -31,10 +33,11 @@ class Task:
 
 
 class Output:
-    """A model's answer to one Task: the text, and the value that the row's prompt format parses from it.
+    """A model's answer to one Task: the text, and the value that the prompt format parses from it.
 
-    finish: why generation stopped (Generation.finish). parsed: whether all of the text is one JSON value; value: this value, else
-    None. calls: the value if it is a list of calls, else None.
+    finish: the reason for the end of generation (Generation.finish). parsed: whether the whole text
+    is one JSON value. value: the value, or None. calls: the value if it is a list of calls, or
+    None.
     """
 
     def __init__(self, task, text, prompt_format, finish="end"):
@@ -61,7 +64,8 @@ class Output:
 
     @functools.cached_property
     def lenient(self):
-        """The value that a forgiving parser finds, for upper bounds: the parser of published figures is not known."""
+        """A forgiving parser's value, for upper bounds: the published figures' parser
+        is unknown."""
         return lenient_value(self.text)
 
     @functools.cached_property
@@ -70,7 +74,7 @@ class Output:
 
     @functools.cached_property
     def pairs(self):
-        """Calls beside gold calls of the same name (see pair_calls)."""
+        """Calls paired with gold calls of the same name (see pair_calls)."""
         calls = self.calls or []
         return [(calls[i], self.gold[j]) for i, j in pair_calls(calls, self.gold)]
 

@@ -1,8 +1,9 @@
-"""report.html: one file with several systems' answers to the same rows, and whether training helped.
+"""report.html: one file with several systems' answers to the same rows, and whether training
+helped.
 
-The page asks the network for nothing: styles, script, drawings and data are inside it. Texts of models and data sets are
-strangers' texts: the template escapes them all, the script sets them as text and never as markup, and a content security
-policy forbids the rest. The form of a report: see `render_report`.
+The page makes no network requests: styles, script, drawings and data are inside it. Texts of models
+and data sets are untrusted: the template escapes them, the script inserts them as text, never as
+markup, and a content security policy forbids the rest. For the form of a report, see render_report.
 """
 
 import json
@@ -17,9 +18,9 @@ from data_utils.tool_calls import json_equal
 from eval_utils.matching import is_call, pair_calls
 from run_utils.files import write_text
 
-SIGNIFICANT = 0.05  # a p below it is called a difference
-# Fill and ink by tone: Okabe and Ito's colours, which stay apart for colour-blind readers. There are more outcomes than
-# colours that do, so a tone's second and third round are hatched and dotted.
+SIGNIFICANT = 0.05  # a difference with a smaller p is called clear
+# Fill and ink by tone: Okabe and Ito's colours, which colour-blind readers can tell apart. There
+# are more outcomes than such colours, so a tone's second and third round are hatched and dotted.
 PALETTE = {
     "good": [("#0072b2", "#fff"), ("#56b4e9", "#000")],
     "bad": [("#d55e00", "#000"), ("#e69f00", "#000"), ("#cc79a7", "#000"), ("#f0e442", "#000"), ("#8c4a6b", "#fff")],
@@ -35,24 +36,29 @@ def write_report(path, report):
 
 
 def render_report(report):
-    """The page as text that UTF-8 can hold.
+    """The page, as text that UTF-8 can encode.
 
-    report: JSON values. All keys are there, any list or dict of them may be empty, and figures may lack a metric:
-      title, subtitle: str; systems: [name], the order of columns; system_help: {name: text}; record: {name: value}
-      warnings: [str], at the top; notes: [str], below the table
-      metrics: [{"name", "title", "kind": "rate" | "ratio" | "mean" | "count", "help"[, "headline": bool]}]
-      figures: {system: {metric or "lenient_" + metric: figure, "num_examples", "finish": {reason: count},
-        "rows_per_second"}} with a figure as metrics.summarize makes it
-      gold: {metric: figure}, gold judged as if it were an output; published: {label: {metric: percent}}
-      outcomes: [{"name", "title", "tone": "good" | "bad" | "neutral"[, "help"]}]; outcome_counts: {system: {name: count}}
+    report: JSON values. All keys are present, any list or dict may be empty, and figures may lack a
+    metric:
+      title, subtitle: str; systems: [name], the order of columns; system_help: {name: text}
+      record: {name: value}; warnings: [str], at the top; notes: [str], below the table
+      metrics: [{"name", "title", "kind": "rate" | "ratio" | "mean" | "count", "help"[, "headline":
+        bool]}]
+      figures: {system: {metric or "lenient_" + metric: figure, "num_examples", "finish": {reason:
+        count}, "rows_per_second"}}, a figure as in metrics.summarize
+      gold: {metric: figure}, of gold as an output; published: {label: {metric: percent}}
+      outcomes: [{"name", "title", "tone": "good" | "bad" | "neutral"[, "help"]}]
+      outcome_counts: {system: {name: count}}
       call_table: {system: {"gold_calls" | "gold_none": {"calls", "abstains", "broken": count}}}
-      pairs: [{"a", "b": systems, "metric", "title", "both", "neither": count, "a_only", "b_only": [row id], "p"}], the
-        first the pair of the page's first sentence
-      slices: [{"title", "values": [{"value", "n", "figures": {system: figure}}]}]; worst_tools: {} or one of these
+      pairs: [{"a", "b": systems, "metric", "title", "both", "neither": count, "a_only", "b_only":
+        [row id], "p"}], first the pair of the verdict
+      slices: [{"title", "values": [{"value", "n", "figures": {system: figure}}]}]
+      worst_tools: {} or a slice
       rows: [{"id", "query", "tools", "gold": [call], "category": str or None, "outputs": {system:
-        {"text", "value", "outcome", "finish", "num_tokens", "scores": {metric: value}}}}]; a ratio's value is
-        [numerator, denominator], and None is that of a row that a metric is not about
-    Raises ValueError where a number is not finite (JSON has no such number, and neither has a browser).
+        {"text", "value", "outcome", "finish", "num_tokens", "scores": {metric: value}}}}]; a
+        ratio's value is [numerator, denominator]; None if the metric does not apply to the row
+
+    Raises ValueError if a number is not finite: neither JSON nor a browser has such numbers.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -72,23 +78,25 @@ def render_report(report):
         significant=SIGNIFICANT,
         data=embed_json(row_data(report, outcomes)),
     )
-    return _SURROGATE.sub("\ufffd", page)  # lone ones, all of them: Python's strings hold no pairs
+    return _SURROGATE.sub("\ufffd", page)  # lone surrogates: Python's strings hold no pairs
 
 
 def embed_json(value):
-    """JSON for inside a <script>: no `<` is left that could end it, and lone surrogates travel as escapes, so that the
-    page's script reads exactly `value`. What is not ASCII stays as it is, a third to a sixth of the size of its escapes."""
+    """JSON for inside a <script>. No `<` is left that could end the script, and lone surrogates are
+    escaped, so the script reads exactly `value`. Other non-ASCII characters stay unescaped:
+    escapes would take three to six times the size."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
-# ---- figures as words ------------------------------------------------------------------------------------------------
+# ---- figures as words ----------------------------------------------------------------------------
 
 
 def show_figure(figure):
-    """A figure's words, {"text", "interval", "of"}, and for a bar its "rate", "low" and "high" in percent; None of None."""
+    """A figure's texts {"text", "interval", "of"}, and for a bar its "rate", "low" and "high" in
+    percent. None for None."""
     if figure is None:
         return None
     if "rate" in figure or "ratio" in figure:
@@ -104,7 +112,7 @@ def show_figure(figure):
 
 
 def show_number(number):
-    """Three decimals of what is small, one of what is large."""
+    """Three decimals for a small number, one for a large number."""
     return f"{number:.3f}" if abs(number) < 10 else f"{number:,.1f}"
 
 
@@ -117,24 +125,25 @@ def show_p(p):
 
 
 def show_json(value):
-    """A value of the record: strings as they are, lists and objects indented."""
+    """A value of the record: a string unchanged, other values as indented JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def metric_lines(report):
-    """(name, title, help) of all metrics, each upper bound that was measured below its metric."""
+    """(name, title, help) of all metrics, with each measured upper bound below its metric."""
     measured = {name for figures in report["figures"].values() for name in figures}
     lines = []
     for metric in report["metrics"]:
         name, title = metric["name"], metric["title"]
         lines.append((name, title, metric["help"]))
         if f"lenient_{name}" in measured:
-            lines.append((f"lenient_{name}", f"{title}, leniently", "Upper bound: of what a forgiving parser finds."))
+            lines.append((f"lenient_{name}", f"{title}, leniently", "Upper bound, with a forgiving parser."))
     return lines
 
 
 def verdict(pairs):
-    """The page's first sentence: whether the second system of the first pair is better than its first; None without pairs."""
+    """The page's first sentence: whether the first pair's second system beats its first. None
+    without pairs."""
     if not pairs:
         return None
     pair = pairs[0]
@@ -148,18 +157,20 @@ def verdict(pairs):
     return pair | {"answer": answer, "tone": tone, "n": n, "lost": lost, "gained": gained, "rates": rates}
 
 
-# ---- outcomes --------------------------------------------------------------------------------------------------------
+# ---- outcomes ------------------------------------------------------------------------------------
 
 
 def style_outcomes(report):
-    """The outcomes with "fill", "ink" and "texture", in order; those that rows have and the list lacks come last.
+    """The outcomes in order, with "fill", "ink" and "texture". Outcomes that only the rows have are
+    appended.
 
-    An outcome's look depends on its place in the list alone, so that two reports can be laid side by side.
+    The look depends on an outcome's place in the list alone, so reports can be compared side by
+    side.
     """
     known = {outcome["name"]: outcome for outcome in report["outcomes"]}
     counted = [name for counts in report["outcome_counts"].values() for name in counts]
-    said = [output["outcome"] for row in report["rows"] for output in row["outputs"].values()]
-    for name in [*counted, *said]:
+    shown = [output["outcome"] for row in report["rows"] for output in row["outputs"].values()]
+    for name in [*counted, *shown]:
         known.setdefault(name, {"name": name, "title": str(name), "tone": "neutral"})
     used = Counter()
     styled = []
@@ -174,13 +185,15 @@ def style_outcomes(report):
 
 
 def outcome_bar(outcomes, counts):
-    """One system's bar: for each outcome that occurs its "index", "count", and "x" and "width" in percent of the bar."""
+    """One system's bar: for each outcome that occurs, its "index", "count", and "x" and "width" in
+    percent of the bar."""
     total = sum(counts.values())
     segments, x = [], 0.0
     for index, outcome in enumerate(outcomes):
         if count := counts.get(outcome["name"], 0):
             width = 100 * count / total
-            # A label stands in its segment where it fits the narrowest bar, 300 px of 6.5 px characters.
+            # A label is shown if it fits its segment of the narrowest bar: 300 px, 6.5 px per
+            # character.
             fitting = [
                 words
                 for words in (f"{outcome['title']} {width:.0f}%", f"{width:.0f}%")
@@ -193,19 +206,19 @@ def outcome_bar(outcomes, counts):
     return segments
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------------
+# ---- rows ----------------------------------------------------------------------------------------
 
 
 def row_data(report, outcomes):
-    """The data of the page's script. Values are compared here, not there: a browser's numbers are doubles, and two
-    different account numbers would look equal."""
+    """The data of the page's script. Values are compared here: a browser's numbers are doubles, in
+    which two different account numbers may be equal."""
     metrics = {metric["name"]: metric for metric in report["metrics"]}
     outcome_index = {outcome["name"]: index for index, outcome in enumerate(outcomes)}
     row_index = {row["id"]: index for index, row in enumerate(report["rows"])}
     scored = dict.fromkeys(
         name for row in report["rows"] for output in row["outputs"].values() for name in output["scores"]
     )
-    tools = {}  # by their JSON: rows share them, and the page holds each once
+    tools = {}  # by their JSON: rows share tools, the page holds each once
 
     def output_data(row, system):
         output = row["outputs"].get(system)
@@ -250,13 +263,15 @@ def _score_title(name, metrics):
 
 
 def compare_calls(gold, value):
-    """The output's calls beside gold's: None if the value is no list or object, else a list of
+    """The output's calls beside gold's. None if the value is no list or object, else a list of
 
-      {"state": "equal" | "changed" | "missing" | "extra", "name": str, "arguments": [[state, key, said, wanted]]}
+      {"state": "equal" | "changed" | "missing" | "extra", "name": str,
+       "arguments": [[state, key, given, wanted]]}
 
-    in the output's order, missing calls last; texts of JSON for said and wanted, None on the side that lacks the argument.
-    An element without name and arguments is {"state": "extra", "json": text}. Calls are paired as the figures pair them,
-    by pair_calls. A key beside name and arguments is an argument of the state "stray".
+    in the output's order, missing calls last. given and wanted are JSON texts, or None on the side
+    without the argument. An element without name and arguments is {"state": "extra", "json": text}.
+    Calls are paired as in the figures, by pair_calls. A key beside name and arguments is an
+    argument in the state "stray".
     """
     if not isinstance(value, list | dict):
         return None
@@ -272,23 +287,23 @@ def compare_calls(gold, value):
 
 
 def _compare_call(wanted, call):
-    there, here = wanted["arguments"], call["arguments"]
+    gold, given = wanted["arguments"], call["arguments"]
     arguments = [
         ["extra", key, _json(value), None]
-        if key not in there
+        if key not in gold
         else ["equal", key, _json(value), None]
-        if json_equal(value, there[key])
-        else ["changed", key, _json(value), _json(there[key])]
-        for key, value in here.items()
+        if json_equal(value, gold[key])
+        else ["changed", key, _json(value), _json(gold[key])]
+        for key, value in given.items()
     ]
-    arguments += [["missing", key, None, _json(value)] for key, value in there.items() if key not in here]
+    arguments += [["missing", key, None, _json(value)] for key, value in gold.items() if key not in given]
     arguments += [["stray", key, _json(value), None] for key, value in call.items() if key not in ("name", "arguments")]
     state = "equal" if all(argument[0] == "equal" for argument in arguments) else "changed"
     return {"state": state, "name": call["name"], "arguments": arguments}
 
 
 def _shown_call(state, call):
-    """A call all of whose arguments share its state."""
+    """A call whose arguments all have its state."""
     if not is_call(call):
         return {"state": state, "json": _json(call)}
     sides = (lambda text: [None, text]) if state == "missing" else (lambda text: [text, None])

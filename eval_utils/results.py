@@ -1,4 +1,5 @@
-"""Several systems' answers to the same rows become an Evaluation: the content of the table, metrics.json and the report."""
+"""Scores several systems' answers to the same rows: the content of the table, metrics.json and the
+report."""
 
 import itertools
 import json
@@ -15,18 +16,19 @@ from eval_utils.slices import describe_near_repeats, near_repeats, slices, worst
 from eval_utils.statistics import flips, mcnemar
 from run_utils.files import write_json, write_json_lines
 
-TONES = {"right": "good", "order only": "neutral"}  # of outcomes; the others are bad
+TONES = {"right": "good", "order only": "neutral"}  # all other outcomes are bad
 GOLDS_OWN = ("no_hallucination", "required_coverage", "schema_conformity", "hallucinated_values", "acceptable_match")
 
 
 @dataclass
 class Evaluation:
-    """Several systems' answers to the same rows, scored. The table, scores.jsonl, metrics.json and report.html are each made
-    of one.
+    """Several systems' answers to the same rows, scored: the source of the table, scores.jsonl,
+    metrics.json and report.html.
 
-    systems: the SystemKeys, in the order of the table. predictions: `{key: {row id: prediction}}`. scores, values: `{key:
-    [...]}` in the rows' order, of metrics.score and Output.value. figures: JSON values, the systems by their names.
-    published: `{label: {metric: percent}}`. record: where the answers come from, of environment.json.
+    systems: the SystemKeys, in the table's order. predictions: `{key: {row id: prediction}}`.
+    scores, values: `{key: [...]}` in the rows' order, from metrics.score and Output.value. figures:
+    JSON values, by the systems' names. published: `{label: {metric: percent}}`. record: the
+    answers' origin, from environment.json.
     """
 
     rows: list
@@ -47,8 +49,9 @@ class Evaluation:
 def compare_systems(rows, predictions, prompt_formats, in_training, baseline=()):
     """The scores, the values and the figures of systems on the same rows.
 
-    rows: Rows. predictions: `{SystemKey: {row id: prediction}}`, a prediction a line of predictions.jsonl. prompt_formats: the
-    PromptFormat of each system. in_training: see folder.write_rows. baseline: see systems.verdict_pair.
+    rows: Rows. predictions: `{SystemKey: {row id: prediction}}`, as in predictions.jsonl.
+    prompt_formats: the PromptFormat of each system. in_training: see folder.write_rows. baseline:
+    see systems.verdict_pair.
     """
     first = first_of_equals(rows, predictions, prompt_formats)
     tasks = [Task(row) for row in rows]
@@ -95,8 +98,8 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
 
 
 def first_of_equals(rows, predictions, prompt_formats):
-    """`{key: the first key with the same answers}`: a base that several evaluations have stands once. A tuned system or a server
-    has only itself."""
+    """`{key: the first key with the same answers}`: a base in several evaluations is shown once. A
+    tuned system or a server has only itself."""
     found, first = {}, {}
     for key, by_id in predictions.items():
         answers = [(by_id[row.id]["text"], by_id[row.id]["finish"]) for row in rows]
@@ -122,33 +125,33 @@ def generation_figures(predictions):
 
 
 def pairs(rows, scores, verdict):
-    """Every two systems beside each other, by exact match; the pair of the verdict first."""
-    right = {
+    """Every two systems compared by exact match; the verdict's pair first."""
+    is_right = {
         key: {row.id: row_scores["exact_match"] for row, row_scores in zip(rows, of_system, strict=True)}
         for key, of_system in scores.items()
     }
     chosen = [verdict] if verdict else []
-    chosen += [pair for pair in itertools.combinations(right, 2) if set(pair) != set(verdict)]
+    chosen += [pair for pair in itertools.combinations(is_right, 2) if set(pair) != set(verdict)]
     return [
         {
             "a": a.name,
             "b": b.name,
             "metric": "exact_match",
             "title": METRICS["exact_match"].title,
-            **flips(right[a], right[b]),
+            **flips(is_right[a], is_right[b]),
         }
         for a, b in chosen
     ]
 
 
 def warnings(tasks, outputs, first):
-    """Lines about over-calls: an adapter that calls where its own base abstains, rightly.
+    """Warnings about over-calls: an adapter calls on rows on which its base rightly abstains.
 
-    outputs: `{key: [Output]}` of all systems, first: the key under which the answers of each are shown.
+    outputs: `{key: [Output]}` of all systems. first: `{key: the key with its answers on the page}`.
     """
     without = [place for place, task in enumerate(tasks) if not task.gold]
     if not without:
-        return ["No row here wants no call: whether a system still abstains where no tool fits is not measured."]
+        return ["Every row wants a call, so abstention is not measured."]
     lines = []
     for after in outputs:
         before = after._replace(system="constrained" if after.kind.grammar else "prompted")
@@ -159,14 +162,14 @@ def warnings(tasks, outputs, first):
         more, fewer = parsed.count(("abstains", "calls")), parsed.count(("calls", "abstains"))
         if more > fewer and mcnemar(more, fewer) < 0.05:
             lines.append(
-                f"Of {len(parsed)} rows without a call where both outputs parse, {after.name} calls in {more} where "
-                f"{first[before].name} abstains, the reverse in {fewer}: it calls too often."
+                f"{after.name} calls too often: of {len(parsed)} rows that want no call (both outputs parse), it calls "
+                f"in {more} in which {first[before].name} abstains; the reverse in {fewer}."
             )
     return lines
 
 
 def write_results(folder, evaluation):
-    """scores.jsonl and metrics.json. The latter first: it shows whose the others are."""
+    """Write scores.jsonl and metrics.json, the latter first: it identifies the folder."""
     write_json(folder / "metrics.json", {"scoring": SCORING, **evaluation.figures, **evaluation.record})
     write_json_lines(
         folder / "scores.jsonl",
@@ -179,7 +182,7 @@ def write_results(folder, evaluation):
 
 
 def report_of(evaluation):
-    """The dict that eval_utils/report.py renders."""
+    """The report in the form of eval_utils/report.py."""
     figures = evaluation.figures
     systems = [key.name for key in evaluation.systems]
     of_systems = figures["systems"]

@@ -1,4 +1,4 @@
-"""Exact match by kind of row, by tool, and with and without queries that nearly repeat a training query."""
+"""Exact match by kind of row, by tool, and with and without near-repeats of training queries."""
 
 from collections import defaultdict
 
@@ -6,8 +6,9 @@ from eval_utils.statistics import wilson_interval
 
 
 def near_repeats(rows, scores, near_repeat):
-    """`{"count", "slice"}`: how many rows' queries nearly repeat a training query (see data_utils/split.py), and exact match with and
-    without them. The slice is None if all rows are such or none is; the whole is None if it is not known."""
+    """`{"count", "slice"}`: the number of rows whose query nearly repeats a training query (see
+    data_utils/split.py), and exact match with and without them. The slice is None if all rows or no
+    rows are near-repeats. Returns None if near_repeat is unknown."""
     if near_repeat is None:
         return None
     parts = {True: [], False: []}
@@ -20,13 +21,14 @@ def near_repeats(rows, scores, near_repeat):
             "without near-repeats": parts[False],
             "near-repeats alone": parts[True],
         }
-        title = "queries that nearly repeat a training query, but for case, blanks, numbers or names"
+        title = "queries that equal a training query except for case, blanks, numbers or names"
         found = {"title": title, "values": [slice_figures(value, part, scores) for value, part in places.items()]}
     return {"count": len(parts[True]), "slice": found}
 
 
 def slices(tasks, scores, seen):
-    """Exact match by kind of row: `[{"title", "values": [{"value", "n", "figures": {system: rate}}]}]`."""
+    """Exact match by kind of row: `[{"title", "values": [{"value", "n", "figures": {system:
+    rate}}]}]`."""
     rows = [task.row for task in tasks]
     lengths = sorted(len(row.query) + len(row.tools) for row in rows)
     quarters = [lengths[len(lengths) * i // 4] for i in (1, 2, 3)] if len(lengths) >= 4 else []
@@ -67,7 +69,8 @@ def slice_figures(value, places, scores):
 
 
 def worst_tools(tasks, scores, judged, least=2, most=10):
-    """The tools that gold calls in at least two rows with the fewest exact matches of the judged system, worst first."""
+    """Exact match on the tools that gold calls in at least `least` rows, the judged system's worst
+    first."""
     places = defaultdict(list)
     for place, task in enumerate(tasks):
         for name in {call["name"] for call in task.gold}:
@@ -78,11 +81,12 @@ def worst_tools(tasks, scores, judged, least=2, most=10):
 
 
 def describe_near_repeats(evaluation):
-    """A sentence; None if near-repeats are not known."""
+    """One sentence, or None if near-repeats are unknown."""
     found = evaluation.figures["near_repeats"]
     if found is None:
         return None
-    line = f"{found['count']} of {len(evaluation.rows)} queries equal a training query but for case, blanks, numbers or names"
+    line = f"{found['count']} of {len(evaluation.rows)} "
+    line += "queries equal a training query except for case, blanks, numbers or names"
     if not found["slice"]:
         return f"{line}."
     _, without, _ = found["slice"]["values"]

@@ -1,11 +1,12 @@
-"""Intervals of figures, and what two systems on the same rows differ in. By scipy."""
+"""Intervals of figures, and the difference of two systems on the same rows. Uses scipy."""
 
 import numpy as np
 from scipy import stats
 
 
 def wilson_interval(k, n):
-    """The 95% interval of a proportion k/n, as (low, high): Wilson (1927), which holds near 0 and 1 and for small n."""
+    """The 95% interval of a proportion k/n, as (low, high), by Wilson (1927): valid near 0 and 1,
+    and for small n."""
     if n == 0:
         return 0.0, 1.0
     interval = stats.binomtest(k, n).proportion_ci(method="wilson")
@@ -13,11 +14,12 @@ def wilson_interval(k, n):
 
 
 def bootstrap_ratio(numerators, denominators, resamples=1000):
-    """The 95% interval of sum(numerators) / sum(denominators), as (low, high), for figures such as F1, of whose parts each row has
-    several: by drawing rows again (bootstrap). The same rows give the same interval.
+    """The 95% interval of sum(numerators) / sum(denominators), as (low, high), by bootstrap over
+    the rows. It suits figures such as F1, whose parts a row has several of. The same rows give the
+    same interval.
 
-    If all rows agree, every draw gives the same ratio, which is no certainty: Wilson's interval for as many rows as have
-    something to count. (0, 1) of a single such row.
+    If all rows agree, every resample gives the same ratio, which is no certainty: use Wilson's
+    interval, with n = the rows with a nonzero denominator. (0, 1) for a single such row.
     """
     k_all, n_all = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     counted = n_all > 0
@@ -29,7 +31,7 @@ def bootstrap_ratio(numerators, denominators, resamples=1000):
 
     def ratio(k, n, axis=-1):
         total = n.sum(axis=axis)
-        # A draw of rows with nothing to count has no ratio of its own: it takes the overall one.
+        # If a resample has a zero denominator, use the overall ratio.
         return np.divide(k.sum(axis=axis), total, out=np.full_like(total, overall), where=total > 0)
 
     result = stats.bootstrap(
@@ -39,8 +41,9 @@ def bootstrap_ratio(numerators, denominators, resamples=1000):
 
 
 def mcnemar(a_only, b_only):
-    """The p-value of a_only against b_only rows that one of two systems alone got right: McNemar's test with the mid-p correction
-    (Fagerland, Lydersen and Laake, 2013). 1 where no row differs."""
+    """The p-value of McNemar's test with the mid-p correction (Fagerland, Lydersen and Laake,
+    2013). a_only, b_only: the number of rows that only one of two systems gets right. 1 if no row
+    differs."""
     flips = a_only + b_only
     if flips == 0:
         return 1.0
@@ -49,8 +52,9 @@ def mcnemar(a_only, b_only):
 
 
 def flips(a, b):
-    """Two systems beside each other on the same rows, given as `{row id: right or not}` each: how many rows both and neither got
-    right, the ids that one alone did, and the p-value of the difference."""
+    """Two systems compared on the same rows, each as `{row id: is right}`: the number of rows that
+    both and neither get right, the row ids that only one gets right, and the p-value of the
+    difference."""
     a_only = [row_id for row_id in a if a[row_id] and not b[row_id]]
     b_only = [row_id for row_id in a if b[row_id] and not a[row_id]]
     return {

@@ -1,6 +1,6 @@
 """The table of an Evaluation on the terminal, and the lines below it.
 
-Names of folders, servers and tools are other people's text: they are printed as they are, never read as markup.
+Names of folders, servers and tools are untrusted: they are printed literally, never read as markup.
 """
 
 import sys
@@ -17,11 +17,11 @@ def print_table(evaluation):
     figures, published = evaluation.figures, evaluation.published
     headline = {name: metric for name, metric in METRICS.items() if metric.headline}
     caption = (
-        f"{len(evaluation.rows)} rows; {evaluation.subtitle}. Below each rate its 95% Wilson interval and, "
-        "in brackets, the lenient bound: first calls anywhere in the text, those without a name pass."
+        f"{len(evaluation.rows)} rows; {evaluation.subtitle}. Below each rate: its 95% Wilson interval and, "
+        "in brackets, an upper bound: the first calls anywhere in the text, even without a name."
     )
     if gold := figures["gold"].get("no_hallucination"):
-        caption += f" Gold itself has {100 * gold['rate']:.2f} % without hallucination, by the same rule."
+        caption += f" By the same rule, {100 * gold['rate']:.2f} % of gold has no hallucination."
     if published:
         caption += " Published: parser not stated; the figures fit 101 rows."
     table = Table(title=Text(evaluation.title), caption=Text(caption), caption_justify="left")
@@ -37,12 +37,12 @@ def print_table(evaluation):
     Console(width=None if sys.stdout.isatty() else 80).print(table)
     for pair in pairs_to_print(evaluation):
         gained, lost = len(pair["b_only"]), len(pair["a_only"])
-        print(f"{pair['b']} beside {pair['a']}: {gained} rows gained, {lost} lost (p = {pair['p']:.2g})")
+        print(f"{pair['b']} against {pair['a']}: {gained} rows gained, {lost} lost (p = {pair['p']:.2g})")
     for system, of_system in figures["systems"].items():
         stops = ", ".join(f"{count} {name}" for name, count in of_system["finish"].items() if count)
         speed = f"{of_system['rows_per_second']:.2f} rows/s; " if of_system["rows_per_second"] else ""
         beyond = of_system["golds_beyond_grammar"]
-        limit = f"; its grammar cannot say {beyond} of {of_system['num_examples']} golds" if beyond else ""
+        limit = f"; its grammar excludes {beyond} of {of_system['num_examples']} golds" if beyond else ""
         print(f"{system}: {speed}stopped by {stops}{limit}")
     for line in (describe_near_repeats(evaluation), *figures["warnings"]):
         if line:
@@ -50,20 +50,21 @@ def print_table(evaluation):
 
 
 def pairs_to_print(evaluation):
-    """The report's verdict, and the pairs beside the prompted base or of one kind of system; all are in the report."""
+    """The verdict's pair, then the pairs with the prompted base or of the same system. The report
+    has all pairs."""
     kinds = {key.name: key.system for key in evaluation.systems}
-    first, *others = evaluation.figures["pairs"] or [None]
+    first, *rest = evaluation.figures["pairs"] or [None]
 
     def is_of_interest(pair):
         a, b = kinds[pair["a"]], kinds[pair["b"]]
         return "raw" not in (a, b) and ("prompted" in (a, b) or a == b)
 
-    return [*filter(None, [first]), *filter(is_of_interest, others)]
+    return [*filter(None, [first]), *filter(is_of_interest, rest)]
 
 
 def cell(name, metric, figures):
     figure, bound = figures.get(name), figures.get(f"lenient_{name}")
-    if figure is None:  # no row is about it
+    if figure is None:  # no row applies
         return ""
     if metric.kind != "rate":
         return f"{figure[metric.kind]:.4g}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# datasets 5.2.0: texts in a column of its Json feature come back as other values, and numbers rounded.
-# Installs the pinned version into a temporary folder and exits with 1 if the behaviour is another one.
+# datasets 5.2.0: texts in a column of its Json feature are read as other values, and numbers are rounded.
+# Installs the pinned version into a temporary folder and exits with 1 if the behaviour differs.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -16,7 +16,7 @@ import datasets
 
 texts = ["007", "12.50", "true", "null", "1e5", "NaN", "Rome"]
 rows = [{"arguments": {"value": text}} for text in texts]
-rows += [{"arguments": {"value": [1]}}]  # one row differs in type: the column becomes Json by itself
+rows += [{"arguments": {"value": [1]}}]  # one row differs in type: the column becomes Json automatically
 with open("mixed.jsonl", "w") as file:
     file.writelines(json.dumps(row) + "\n" for row in rows)
 mixed = datasets.load_dataset("json", data_files="mixed.jsonl", split="train")

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# xgrammar 0.2.8: the compiler's cache makes a grammar refuse a text of its own, and a schema's floats are written with 17 digits.
-# Installs the pinned version into a temporary folder and exits with 1 if the behaviour is another one.
+# xgrammar 0.2.8: the compiler's cache makes a grammar refuse a valid text, and a schema's floats are written with 17 digits.
+# Installs the pinned version into a temporary folder and exits with 1 if the behaviour differs.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-# Without its dependency triton, which no CPU needs. torch is any version: it is not part of what is shown.
+# Without its dependency triton, which a CPU does not need. Any torch version would do.
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps xgrammar==0.2.8 apache-tvm-ffi==0.1.15.post2
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check numpy pydantic torch==2.13.0 transformers==5.23.0
 cd "$work"
@@ -23,7 +23,7 @@ def accepts(compiled, text):
     return matcher.accept_string(text) and matcher.is_terminated()
 
 
-# An object whose required key "b" may come after others.
+# An object whose required key "b" may follow other keys.
 GRAMMAR = r"""
 root ::= "{" start
 null ::= "null"

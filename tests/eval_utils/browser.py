@@ -1,4 +1,5 @@
-"""A headless Chromium for tests of pages, driven over its DevTools protocol through a pair of pipes: no package, no port."""
+"""A headless Chromium for tests of pages, driven by its DevTools protocol over a pair of pipes: no
+package, no port."""
 
 import base64
 import json
@@ -18,12 +19,13 @@ TIMEOUT = 30  # seconds for one answer: the machine may be busy
 
 
 class Browser:
-    """One tab. What goes wrong in the page and what it asks of the network is kept in `errors` and `requests`."""
+    """One tab. `errors` has the page's errors and warnings, `requests` its network requests."""
 
     def __init__(self, profile):
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
-        ends = [os.dup(to_browser), os.dup(from_browser)]  # copies, in case one of the four is itself 3 or 4
+        # Copies, in case one of the four is 3 or 4.
+        ends = [os.dup(to_browser), os.dup(from_browser)]
 
         def pipes_in_place():  # Chromium reads from 3 and writes to 4
             high = [os.dup(os.dup(end)) for end in ends]
@@ -34,7 +36,7 @@ class Browser:
             [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             close_fds=False,
             preexec_fn=pipes_in_place,
-            start_new_session=True,  # a group of its own, to end with all its children
+            start_new_session=True,  # to end the browser with all its children
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -57,7 +59,8 @@ class Browser:
         os.close(self._read)
 
     def send(self, method, **params):
-        """The result of one command. Raises RuntimeError with the browser's words, or TimeoutError."""
+        """The result of one command. Raises RuntimeError with the browser's message, or
+        TimeoutError."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": params}
         if self._session:
@@ -98,35 +101,35 @@ class Browser:
             self.errors.append(params["entry"])
 
     def open(self, path):
-        """Load a file and wait until it is there."""
+        """Load a file and wait for its load event."""
         self._loaded = False
         self.send("Page.navigate", url=path.resolve().as_uri())
         while not self._loaded:
             self._receive()
 
     def run(self, script):
-        """The value of a JavaScript expression; a promise is waited for."""
+        """The value of a JavaScript expression. A promise is awaited."""
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"].get("description", script))
         return answer["result"].get("value")
 
     def wait_for(self, script):
-        """Until a JavaScript expression holds."""
+        """Wait until a JavaScript expression is true."""
         deadline = time.monotonic() + TIMEOUT
-        while not self.run(f"Boolean({script})"):  # an element would come as {}
+        while not self.run(f"Boolean({script})"):  # an element would be returned as {}
             if time.monotonic() > deadline:
                 raise TimeoutError(script)
             time.sleep(0.05)
 
     def press(self, key, code):
-        """One key, as the keyboard sends it; code: its Windows virtual key code."""
+        """Press a key, as a keyboard does. code: its Windows virtual key code."""
         text = {"text": "\r"} if key == "Enter" else {"text": " "} if key == " " else {}
         self.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def click(self, selector):
-        """A real click in the middle of what a selector finds first."""
+        """A real click in the middle of the first element of a selector."""
         self.run(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
         box = self.run(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
         place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1}

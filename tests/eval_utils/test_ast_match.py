@@ -1,4 +1,5 @@
-"""The leaderboard's AST match: a table for each rule, and what must hold of any row, any permitted and any forbidden change."""
+"""The leaderboard's AST match: a table for each rule, and properties of all rows and of all
+permitted and forbidden changes."""
 
 import copy
 import itertools
@@ -12,7 +13,7 @@ from eval_utils.ast_match import ast_match
 
 
 def one_argument(value, accepted, declared):
-    """The verdict on a call of one argument."""
+    """Whether a call with one argument matches."""
     tools = [{"name": "f", "parameters": {"x": {"type": declared} if declared else {}}}]
     return ast_match([{"name": "f", "arguments": {"x": value}}], [{"f": {"x": accepted}}], tools)
 
@@ -20,7 +21,7 @@ def one_argument(value, accepted, declared):
 @pytest.mark.parametrize(
     ("value", "accepted", "declared", "passes"),
     [
-        # numbers: an int may stand for a float, nothing else for anything
+        # Numbers: an int may stand for a float, nothing else for anything.
         (5, [5], "int", True),
         (5, [4, 5], "int", True),
         (6, [4, 5], "int", False),
@@ -33,7 +34,7 @@ def one_argument(value, accepted, declared):
         ("5.0", [5.0], "float", False),
         (5, ["5"], "str", False),
         (10**400, [1e308], "float", False),
-        # a bool is no number, whatever Python says
+        # A bool is no number, whatever Python says.
         (True, [1], "int", False),
         (1, [True], "bool", False),
         (False, [0.0], "float", False),
@@ -42,7 +43,7 @@ def one_argument(value, accepted, declared):
         (False, [True], "bool", False),
         (None, [1], "int", False),
         (None, ["", None], "int, optional", True),
-        # strings: without case, spaces and some punctuation
+        # Strings: without case, spaces and some punctuation.
         ("NEW YORK, N.Y.", ["New York, NY"], "str", True),
         ("april 1 2024", ["April 1,2024"], "str", True),
         ("a-b_c*d^e/f.g,h", ["ABCDEFGH"], "str", True),
@@ -51,13 +52,13 @@ def one_argument(value, accepted, declared):
         ("New\tYork", ["New York"], "str", False),
         ("", ["a"], "str", False),
         ("", ["a", ""], "str", True),
-        # what is accepted is a variable's name, or a word instead of a number: to the letter
+        # Accepted variable names, or words instead of a number, match to the letter.
         ("data['sales']", ["data['sales']"], "List[float]", True),
         ("data['Sales']", ["data['sales']"], "List[float]", False),
         ("dontcare", ["", "dontcare"], "int, optional", True),
         ("DontCare", ["", "dontcare"], "int, optional", False),
         (True, ["", True], "str", True),
-        # lists: order, length and the elements' types
+        # Lists: order, length and the elements' types.
         ([1, 2], [[1, 2]], "List[int]", True),
         ([2, 1], [[1, 2]], "List[int]", False),
         ([2, 1], [[1, 2], [2, 1]], "List[int]", True),
@@ -70,7 +71,8 @@ def one_argument(value, accepted, declared):
         ([1.0, 2.0], [[1, 2]], "List[float]", True),
         (["1"], [[1]], "List[int]", False),
         (["New-York"], [["new york"]], "List[str]", True),
-        (["apple"], [["Apple"]], "List[int]", True),  # a mistaken declaration: the leaderboard's rows have one
+        # A wrong declaration: the leaderboard has such a row.
+        (["apple"], [["Apple"]], "List[int]", True),
         ([["apple"]], [["Apple"], [["Apple"]]], "List[str]", True),
         ("a", [["a"]], "List[str]", False),
         (["a"], ["a"], "str", False),
@@ -81,7 +83,7 @@ def one_argument(value, accepted, declared):
         ([[1, 2.0]], [[[1, 2]]], "List[List[float]]", True),
         ([[1, 2], [3.0]], [[[1, 2], [3]]], "list", False),
         ([1, 2], [[1, 2]], "Tuple[int, int]", True),
-        # objects: key by key against lists of values; their types are not declared
+        # Objects: key by key against lists of values. The types inside are not declared.
         ({"a": 1}, [{"a": [1]}], "dict", True),
         ({"a": 1.0}, [{"a": [1]}], "dict", True),
         ({"a": True}, [{"a": [1]}], "dict", False),
@@ -106,7 +108,7 @@ def one_argument(value, accepted, declared):
         ([{"a": 1}], [[{"a": [1, 2]}, {"b": ["c"]}]], "List[dict]", False),
         (["a"], [[{"a": [1]}]], "List[dict]", False),
         ([1], [{"a": [1]}], "dict", False),
-        # types as people write them, or not at all: the accepted value's own then
+        # Informal types, or none: then the accepted value's type.
         (5, [5.0], " Number , optional", True),
         (5.0, [5], "integer", False),
         (5, [5.0], "Optional[float]", True),
@@ -121,7 +123,7 @@ def one_argument(value, accepted, declared):
         ("a b", ["AB"], ["str"], True),
         ("5", [5], None, False),
         ("", [""], None, True),
-        # nothing is accepted
+        # Nothing is accepted.
         (5, [], "int", False),
         (5, 5, "int", False),
         ("", "", "str", False),
@@ -145,14 +147,14 @@ def test_a_value_against_those_accepted(value, accepted, declared, passes):
         ({"needed": 1, "unknown": 4}, False),
     ],
 )
-def test_which_arguments_may_be_there_and_which_may_not(arguments, passes):
+def test_optional_arguments_may_be_absent_and_unknown_ones_fail(arguments, passes):
     specs = {"needed": {"type": "int"}, "free": {"type": "int, optional"}, "unlisted": {"type": "int, optional"}}
     tools = [{"name": "f", "parameters": specs | {"expected": {"type": "int", "default": 4}}}]
     accepted = {"needed": [1], "free": [2, ""], "expected": ["", 4], "undeclared": [4, ""]}
     assert ast_match([{"name": "f", "arguments": arguments}], [{"f": accepted}], tools) is passes
 
 
-def test_an_argument_that_the_tool_requires_cannot_be_absent_though_the_values_say_so():
+def test_an_argument_that_the_tool_requires_cannot_be_absent_even_if_the_values_allow_it():
     def without(spec, accepted):
         return ast_match(
             [{"name": "f", "arguments": {}}], [{"f": accepted}], [{"name": "f", "parameters": {"x": spec}}]
@@ -182,7 +184,7 @@ G = {"name": "g", "arguments": {}}
     ("calls", "passes"),
     [
         ([f(2), f(1), G], True),
-        ([G, f(1), f(2)], True),  # first come, first served, f(1) takes the place of f(2)
+        ([G, f(1), f(2)], True),  # in order of the calls, f(1) would take the place of f(2)
         ([f(1), f(1), G], True),
         ([f(2), f(2), G], False),
         ([f(2), f(1)], False),
@@ -203,7 +205,7 @@ def test_calls_in_any_order_one_to_one(calls, passes):
     + [[{"name": "f", "arguments": arguments}] for arguments in (None, [1], [["x", 1]], "x", '{"x": 1}', 1, True)]
     + [[f(1) | {"id": 1}], [{"f": {"x": 1}}]],
 )
-def test_all_but_a_list_of_calls_is_a_miss(calls):
+def test_any_value_but_a_list_of_calls_is_a_miss(calls):
     assert ast_match([f(1)], [{"f": {"x": [1]}}], TOOLS)
     assert not ast_match(calls, [{"f": {"x": [1]}}], TOOLS)
     assert not ast_match(calls, [], TOOLS)
@@ -229,34 +231,35 @@ def test_broken_tools_declare_nothing(tools):
     assert ast_match([{"name": "f", "arguments": {}}], [{"f": {}}], tools)
 
 
-def test_neither_depth_nor_number_is_too_much():
+def test_deep_values_and_many_calls_do_not_raise():
     deep = 1
     for _ in range(100_000):
         deep = [deep]
     assert not one_argument(deep, [1], "int")
     assert not one_argument(deep, [[1]], "List[int]")
-    assert not one_argument(deep, [deep], "list")  # deeper than any call: a miss, not an exception
+    assert not one_argument(deep, [deep], "list")  # deeper than any call: a miss, no exception
     assert not one_argument(1, [deep], "int")
     assert not one_argument([1], [[2]], "optional[" * 1000 + "list[" * 1000)
     assert not ast_match([G] * 100_000, ACCEPTED, TOOLS)
-    n = 100  # call i takes place i or i + 1: all have to move for the last
+    n = 100  # call i fits places i and i + 1: the last call moves all calls
     places = [{"f": {"x": [i - 1, i]}} for i in range(n)]
     assert ast_match([f(i) for i in range(n)], places, TOOLS)
     assert not ast_match([f(i) for i in range(n - 1)] + [f(n - 2)], [*places[:-1], {"f": {"x": [n]}}], TOOLS)
 
 
 @given(st.lists(st.sets(st.integers(0, 4)), max_size=5))
-@example([{0, 1, 2}, {0}, {0}])  # the second makes the first move, the third finds no one that can
+@example([{0, 1, 2}, {0}, {0}])  # the second call moves the first, the third has no place
 def test_the_matching_is_as_good_as_trying_all(choices):
     n = len(choices)
-    # Call i has x = i, and place p accepts those of the calls that may have it.
+    # Call i has x = i, and place p accepts the calls that may have it.
     calls = [f(i) for i in range(n)]
     acceptable = [{"f": {"x": [i for i in range(n) if place in choices[i]]}} for place in range(n)]
     possible = any(all(map(set.__contains__, choices, places)) for places in itertools.permutations(range(n)))
     assert ast_match(calls, acceptable, TOOLS) is possible
 
 
-# Rows as the leaderboard's: what is accepted, and one answer that takes of each argument one accepted value, or none.
+# Rows like the leaderboard's: the accepted values, and one answer that takes one accepted value, or
+# none, for each argument.
 
 TEXTS = st.text("abcXY ,'-é", min_size=1, max_size=5).filter(lambda text: text.strip(" ,-"))
 LEAVES = {
@@ -270,7 +273,7 @@ TYPES = [*LEAVES, *(f"List[{leaf}]" for leaf in LEAVES), "dict", "List[dict]"]
 
 @st.composite
 def accepted_and_chosen(draw, declared):
-    """A value as the column writes it, and as a call does."""
+    """An accepted value in the column's form and in a call's form."""
     if declared.startswith("List["):
         pairs = draw(st.lists(accepted_and_chosen(declared[5:-1]), max_size=3))
         return [accepted for accepted, _ in pairs], [chosen for _, chosen in pairs]
@@ -289,7 +292,7 @@ def accepted_and_chosen(draw, declared):
 
 @st.composite
 def rows(draw, min_calls=0):
-    """`(calls, acceptable, tools)`, the calls right."""
+    """`(calls, acceptable, tools)` with right calls."""
     optional = {name: {a: draw(st.booleans()) for a in draw(st.sets(st.sampled_from("xyz")))} for name in "fg"}
     types = {name: {a: draw(st.sampled_from(TYPES)) for a in sorted(optional[name])} for name in "fg"}
     marked = {name: {a: t + ", optional" * optional[name][a] for a, t in types[name].items()} for name in "fg"}
@@ -326,7 +329,8 @@ def test_the_order_of_calls_changes_no_verdict(row, other, random):
 
 
 def places_in(row):
-    """`(container, key, declared)` of each value in the calls; within objects nothing is declared."""
+    """`(container, key, declared)` of each value in the calls. Inside objects, nothing is
+    declared."""
     calls, _, tools = row
     types = {tool["name"]: {a: spec["type"] for a, spec in tool["parameters"].items()} for tool in tools}
 
@@ -346,7 +350,8 @@ def places_in(row):
 
 
 def with_each_changed(row, applies, change):
-    """The calls, once for each value that `applies(value, declared)` is true of, with that one changed."""
+    """The calls, once for each value for which `applies(value, declared)` is true, with this value
+    changed."""
     for i, (container, key, declared) in enumerate(places_in(row)):
         if applies(container[key], declared):
             calls, acceptable, tools = copy.deepcopy(row)
@@ -359,7 +364,7 @@ def is_a(*types):
     return lambda value, declared: type(value) in types
 
 
-FORBIDDEN = {  # name: which values, and what is made of them
+FORBIDDEN = {  # name: (applies, change)
     "a number as a string": (is_a(int, float), str),
     "a bool as a string": (is_a(bool), str),
     "a bool as an int": (lambda value, declared: type(value) is bool and declared == "bool", int),
@@ -385,7 +390,7 @@ def test_each_forbidden_change_of_a_value_fails(row):
 
 PERMITTED = {
     "a string in capitals": (is_a(str), str.upper),
-    "a string with more of what does not count": (is_a(str), lambda value: f" .{value}-_*^/,"),
+    "a string with more ignored characters": (is_a(str), lambda value: f" .{value}-_*^/,"),
     "a string with other quotes": (is_a(str), lambda value: value.replace("'", '"')),
     "an int for a whole float": (lambda value, d: type(value) is float and value.is_integer() and d == "float", int),
     "keys in another order": (is_a(dict), lambda value: dict(reversed(value.items()))),

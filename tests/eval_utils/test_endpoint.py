@@ -1,4 +1,5 @@
-"""Completions of a server, asked for by the real client from a real process that answers, and fails, as it is told."""
+"""Completions of a server: the real client asks a real process, which answers and fails by
+script."""
 
 import json
 import logging
@@ -19,8 +20,9 @@ from data_utils.rows import Row
 from eval_utils.endpoint import Endpoint, complete
 from run_utils.errors import UserError
 
-# Each prompt names what its requests get, one word a try, the last word from then on: a status, or "slow", "hang", "cut", "page",
-# "refused" (with the key), "repeat" (the key), or "choice" and its JSON.
+# The prompt scripts its answers: one word a try, the last word repeatedly. A word is a status,
+# "slow", "hang", "cut", "page", "refused" (with the key), "repeat" (the key), or "choice" with its
+# JSON.
 SERVER = r"""
 import collections, http.server, json, threading, time
 
@@ -58,9 +60,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.reply(200, "<html>Welcome</html>", "text/html")
         if word == "choice":
             choices = [json.loads(body["prompt"].split(":", 1)[1])]
-            return self.reply(200, json.dumps({"id": "1", "object": "x", "created": 1, "model": "m", "choices": choices}))
+            answer = {"id": "1", "object": "x", "created": 1, "model": "m", "choices": choices}
+            return self.reply(200, json.dumps(answer))
         if word == "refused":
-            return self.reply(401, json.dumps({"error": {"message": "x" * 180 + " bad key " + self.headers["Authorization"]}}))
+            message = "x" * 180 + " bad key " + self.headers["Authorization"]
+            return self.reply(401, json.dumps({"error": {"message": message}}))
         if word == "repeat":
             body["prompt"] = self.headers["Authorization"]
         if word.isdigit() and word != "200":
@@ -121,31 +125,33 @@ def url():
 
 
 def record_of(url):
-    """What the server has seen: `{"most": requests at one time, "requests": [{"path", "key", "body"}, ...]}`."""
+    """The server's record: `{"most": requests at one time, "requests": [{"path", "key", "body"},
+    ...]}`."""
     with urllib.request.urlopen(url) as answer:
         return json.load(answer)
 
 
-def test_completions_come_as_they_finish_and_requests_are_greedy(url, monkeypatch):
+def test_completions_are_in_order_of_finish_and_requests_are_greedy(url, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     start = time.perf_counter()
-    said = list(complete(url, "m", ["slow: a", "200: b", "cut: é", "200: uncounted"], 33))
+    completions = list(complete(url, "m", ["slow: a", "200: b", "cut: é", "200: uncounted"], 33))
     wall = time.perf_counter() - start
-    assert sorted(index for index, _ in said) == [0, 1, 2, 3] and said[-1][0] == 0
-    said = dict(said)
-    seconds = [said[index].pop("seconds") for index in range(4)]
-    assert min(seconds) > 0 and 0.3 < sum(seconds) <= wall  # however many ran at once
-    assert said[0] == {"text": "said slow: a", "num_tokens": 7, "finish": "end", "came_as": "text"}
-    assert said[1] == {"text": "said 200: b", "num_tokens": 7, "finish": "end", "came_as": "text"}
-    assert (said[2]["text"], said[2]["finish"]) == ("said cut: é", "length")
-    assert said[3]["num_tokens"] is None
+    assert sorted(index for index, _ in completions) == [0, 1, 2, 3] and completions[-1][0] == 0
+    completions = dict(completions)
+    seconds = [completions[index].pop("seconds") for index in range(4)]
+    assert min(seconds) > 0 and 0.3 < sum(seconds) <= wall  # the total time, despite concurrency
+    assert completions[0] == {"text": "said slow: a", "num_tokens": 7, "finish": "end", "came_as": "text"}
+    assert completions[1] == {"text": "said 200: b", "num_tokens": 7, "finish": "end", "came_as": "text"}
+    assert (completions[2]["text"], completions[2]["finish"]) == ("said cut: é", "length")
+    assert completions[3]["num_tokens"] is None
     for request in record_of(url)["requests"]:
         assert request["path"] == "/v1/completions" and request["key"] == "Bearer none"
         prompt = request["body"].pop("prompt")
-        assert prompt and request["body"] == {"model": "m", "max_tokens": 33, "temperature": 0}  # no stop strings
+        # No stop strings.
+        assert prompt and request["body"] == {"model": "m", "max_tokens": 33, "temperature": 0}
 
 
-def test_the_key_is_the_environments_or_the_one_given(url, monkeypatch):
+def test_the_key_is_an_argument_or_the_environments(url, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "from the environment")
     list(complete(url + "/completions", "m", ["200: a"], 4))
     list(complete(url + "/", "m", ["200: b"], 4, api_key="given"))
@@ -156,16 +162,18 @@ def test_the_key_is_the_environments_or_the_one_given(url, monkeypatch):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_so_many_requests_run_at_once_and_no_more(url, concurrency):
-    said = dict(complete(url, "m", [f"slow: {i}" for i in range(3 * concurrency)], 4, concurrency=concurrency))
-    assert [said[i]["text"] for i in range(3 * concurrency)] == [f"said slow: {i}" for i in range(3 * concurrency)]
+def test_as_many_requests_as_asked_run_at_once(url, concurrency):
+    completions = dict(complete(url, "m", [f"slow: {i}" for i in range(3 * concurrency)], 4, concurrency=concurrency))
+    assert [completions[i]["text"] for i in range(3 * concurrency)] == [
+        f"said slow: {i}" for i in range(3 * concurrency)
+    ]
     assert record_of(url)["most"] == concurrency
 
 
-def test_what_passes_is_tried_again(url):
+def test_a_passing_fault_is_tried_again(url):
     prompts = ["500 500 200: a", "429 200: b", "hang 200: c", "503 200: d"]
-    said = dict(complete(url, "m", prompts, 4, timeout=1))
-    assert [said[i]["text"] for i in range(4)] == [f"said {prompt}" for prompt in prompts]
+    completions = dict(complete(url, "m", prompts, 4, timeout=1))
+    assert [completions[i]["text"] for i in range(4)] == [f"said {prompt}" for prompt in prompts]
     tries = [request["body"]["prompt"] for request in record_of(url)["requests"]]
     assert [tries.count(prompt) for prompt in prompts] == [3, 2, 2, 2]
 
@@ -173,25 +181,25 @@ def test_what_passes_is_tried_again(url):
 @pytest.mark.parametrize(
     ("script", "tries", "message"),
     [
-        ("500", 2, r"{url} fails on some/model, tried 2 times \(500: as scripted\): its log may say why"),
+        ("500", 2, r"{url} fails on some/model, tried 2 times \(500: as scripted\): see the server's log"),
         (
             "429",
             2,
-            r"{url} turns requests for some/model away, tried 2 times \(429: as scripted\): send fewer at once.*",
+            r"{url} limits requests for some/model, tried 2 times \(429: as scripted\): send fewer at once.*",
         ),
-        ("hang", 2, r"{url} did not answer within 0.5 s, tried 2 times: allow it more time.*"),
+        ("hang", 2, r"{url} did not answer within 0.5 s, tried 2 times: allow more time.*"),
         ("401", 1, r"{url} refuses the key for some/model \(401: as scripted\): set OPENAI_API_KEY to .*"),
         ("403", 1, r"{url} refuses the key for some/model .*"),
         (
             "404",
             1,
-            r"{url} has no model some/model, .* \(404: as scripted\): {url}/models lists the names that it knows",
+            r"{url} has no model some/model, .* \(404: as scripted\): {url}/models lists its models",
         ),
         ("422", 1, r"{url} refuses the request for some/model \(422: as scripted\)"),
         ("page", 1, r"{url} does not answer like an OpenAI-compatible server \(.*\): does its address end in /v1\?"),
     ],
 )
-def test_what_does_not_pass_is_said_in_one_line(url, script, tries, message):
+def test_a_lasting_fault_is_one_line(url, script, tries, message):
     with pytest.raises(UserError) as caught:
         list(complete(url, "some/model", [f"{script}: a"], 4, timeout=0.5, retries=1))
     (line,) = str(caught.value).splitlines()
@@ -201,14 +209,14 @@ def test_what_does_not_pass_is_said_in_one_line(url, script, tries, message):
 
 
 def test_a_prompt_that_the_server_has_no_room_for_is_no_error(url):
-    said = dict(complete(url, "m", ["400: long", "200: b"], 4))
-    assert said[0].pop("seconds") >= 0
-    assert said[0] == {"text": "", "num_tokens": 0, "finish": "too_long"} and said[1]["finish"] == "end"
+    completions = dict(complete(url, "m", ["400: long", "200: b"], 4))
+    assert completions[0].pop("seconds") >= 0
+    assert completions[0] == {"text": "", "num_tokens": 0, "finish": "too_long"} and completions[1]["finish"] == "end"
     with pytest.raises(UserError, match="refuses the request for m .400: as scripted"):
         list(complete(url, "m", ["400: a"], 4))
 
 
-def test_nobody_there():
+def test_an_unreachable_server_is_one_line():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -223,15 +231,15 @@ def test_an_error_stops_the_other_requests_quietly(url, caplog):
     with pytest.raises(UserError, match="401"), caplog.at_level(logging.WARNING):
         list(complete(url, "m", ["hang: a", "401: b", "401: c", *[f"slow: {i}" for i in range(50)]], 4, concurrency=3))
     assert time.perf_counter() - start < 30 and len(record_of(url)["requests"]) < 10
-    assert not caplog.records  # asyncio tells of errors that nobody has looked at
+    assert not caplog.records  # asyncio logs exceptions that nobody retrieved
 
 
-def test_a_caller_who_has_seen_enough_waits_for_nothing(url):
+def test_a_caller_that_stops_early_waits_for_nothing(url):
     start = time.perf_counter()
     for index, _ in complete(url, "m", ["hang: a", "200: b"], 4):
         assert index == 1
         break
-    assert time.perf_counter() - start < 30  # the other one hangs for a minute
+    assert time.perf_counter() - start < 30  # the other request hangs for a minute
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -246,7 +254,7 @@ def test_no_torch():
 
 
 def test_a_chat_s_calls_are_the_text_of_their_list(url):
-    """Whether the server takes the list apart or leaves it in the content."""
+    """Whether the server parses the list or leaves it in the content."""
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
     asked = [
         "calls: a",
@@ -257,19 +265,21 @@ def test_a_chat_s_calls_are_the_text_of_their_list(url):
         "429 400: too long",
         "thinking: a",
     ]
-    said = dict(complete(f"{url}/chat/completions", "m", [(query, tools) for query in asked], 33))
-    assert said[6]["text"] == ""  # cut off before it said anything: no list of calls, not even an empty one
-    assert [said[i]["text"] for i in range(6)] == [
+    completions = dict(complete(f"{url}/chat/completions", "m", [(query, tools) for query in asked], 33))
+    # Cut off without text: no list of calls, not even an empty one.
+    assert completions[6]["text"] == ""
+    assert [completions[i]["text"] for i in range(6)] == [
         '[{"name": "f", "arguments": {"x":1}}, {"name": "f", "arguments": {"x":1}}]',
         '[{"name": "f", "arguments": {"x":}, {"name": "f", "arguments": {"x":}]',
         "content: [] as it is", "cut: [{", "", "",
     ]  # fmt: skip
-    assert [said[i]["finish"] for i in range(6)] == ["end", "end", "end", "length", "end", "too_long"]
+    assert [completions[i]["finish"] for i in range(6)] == ["end", "end", "end", "length", "end", "too_long"]
     requests = record_of(url)["requests"]
     assert {request["path"] for request in requests} == {"/v1/chat/completions"}
     assert all(request["body"]["tools"] == tools and request["body"]["temperature"] == 0 for request in requests)
     next(iter(complete(url, "m", [("none: a", [])], 33)))
-    assert "tools" not in record_of(url)["requests"][-1]["body"]  # which some servers refuse if it is empty
+    # Some servers refuse an empty list of tools.
+    assert "tools" not in record_of(url)["requests"][-1]["body"]
 
 
 CALL = {"name": "f", "arguments": '{"x": 1}'}
@@ -297,7 +307,7 @@ CALLS = '[{"name": "f", "arguments": {"x": 1}}]'
         ({"content": None, "tool_calls": ["f", {"function": CALL}]}, json.dumps(["f", CALL]), "tool_calls"),
         ({"content": None, "function_call": CALL}, CALLS, "function_call"),
         ({"content": None, "tool_calls": [], "function_call": CALL}, CALLS, "function_call"),
-        # No call, by a model that ended by itself, and not a word.
+        # No call and no text, by a model that ended by itself.
         ({"content": None, "tool_calls": []}, "[]", "no calls"),
         ({"content": "", "tool_calls": [], "refusal": None, "reasoning_content": ""}, "[]", "no calls"),
         # Nothing, which is no abstention.
@@ -316,23 +326,23 @@ CALLS = '[{"name": "f", "arguments": {"x": 1}}]'
 )
 def test_a_message_is_a_text_or_broken(url, message, text, came_as):
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    ((_, said),) = complete(url, "m", [(f"choice:{json.dumps(choice)}", [])], 33)
-    assert (said["text"], said["came_as"], said["finish"]) == (text, came_as, "end")
-    assert said.get("choice", choice) == choice  # as it came
-    assert ("choice" in said) is (message not in ({"content": CALLS}, {"content": "[]", "tool_calls": []}))
+    ((_, completion),) = complete(url, "m", [(f"choice:{json.dumps(choice)}", [])], 33)
+    assert (completion["text"], completion["came_as"], completion["finish"]) == (text, came_as, "end")
+    assert completion.get("choice", choice) == choice  # as it came
+    assert ("choice" in completion) is (message not in ({"content": CALLS}, {"content": "[]", "tool_calls": []}))
 
 
 @pytest.mark.parametrize("finish_reason", ["length", "content_filter", None, 5])
 def test_an_empty_list_of_calls_counts_if_the_model_ended_by_itself(url, finish_reason):
     choice = {"message": {"content": None, "tool_calls": []}, "finish_reason": finish_reason}
-    ((_, said),) = complete(url, "m", [(f"choice:{json.dumps(choice)}", [])], 33)
-    assert (said["text"], said["came_as"]) == ("", "nothing")
+    ((_, completion),) = complete(url, "m", [(f"choice:{json.dumps(choice)}", [])], 33)
+    assert (completion["text"], completion["came_as"]) == ("", "nothing")
 
 
 @pytest.mark.parametrize("choice", [{}, {"text": None}, {"text": 5}, {"text": ["[]"]}, None, "[]"])
 def test_a_completion_without_a_text_is_broken(url, choice):
-    ((_, said),) = complete(url, "m", [f"choice:{json.dumps(choice)}"], 33)
-    assert (said["text"], said["came_as"], said["choice"]) == ("", "nothing", choice)
+    ((_, completion),) = complete(url, "m", [f"choice:{json.dumps(choice)}"], 33)
+    assert (completion["text"], completion["came_as"], completion["choice"]) == ("", "nothing", choice)
 
 
 def rows_of(tmp_path, queries):
@@ -365,7 +375,7 @@ def outcomes(folder):
     }
 
 
-def test_how_the_answers_came_is_counted_and_what_has_no_text_is_named(url, tmp_path, run_here):
+def test_the_origins_of_the_texts_are_counted_and_answers_without_text_are_named(url, tmp_path, run_here):
     messages = [
         {"content": [{"type": "text", "text": CALLS}]},
         {"tool_calls": [{"function": CALL}]},
@@ -377,9 +387,9 @@ def test_how_the_answers_came_is_counted_and_what_has_no_text_is_named(url, tmp_
     result = run_here(evaluate, flags)
     assert result.code == 0, result.err
     shown = " ".join(result.out.split())
-    assert "endpoint: of 4 answers came 1 as tool_calls, 1 as content." in shown
-    assert "endpoint: 1 had an empty list of tool_calls and no word: each counts as []" in shown
-    assert "endpoint: 1 had no text that can be scored, and count as broken: 3" in shown
+    assert "endpoint: of 4 answers, 1 had tool_calls, 1 had content." in shown
+    assert "endpoint: 1 had an empty list of tool_calls and no text: each counts as []" in shown
+    assert "endpoint: 1 had no text, and count as broken: 3" in shown
     assert outcomes(tmp_path / "out") == {"0": "right", "1": "right", "2": "missed call", "3": "unparseable"}
     figures = json.loads((tmp_path / "out" / "metrics.json").read_text())["systems"]["endpoint"]
     assert figures["came_as"] == {"content": 1, "tool_calls": 1, "no calls": 1, "nothing": 1}
@@ -387,8 +397,8 @@ def test_how_the_answers_came_is_counted_and_what_has_no_text_is_named(url, tmp_
 
 
 @pytest.mark.parametrize("text", [None, 5, [{"type": "text", "text": "[]"}], {"text": "[]"}, True])
-def test_a_folder_with_a_text_that_is_none_is_read(url, tmp_path, run_here, text):
-    """As versions before this one wrote it, and could not score it."""
+def test_a_folder_with_a_text_that_is_no_string_is_read(url, tmp_path, run_here, text):
+    """Earlier versions wrote such folders and could not score them."""
     folder = tmp_path / "out"
     assert run_here(evaluate, endpoint_flags(url, rows_of(tmp_path, ["content: a", "content: none"]), folder)).code == 0
     path = folder / "predictions.jsonl"
@@ -398,19 +408,18 @@ def test_a_folder_with_a_text_that_is_none_is_read(url, tmp_path, run_here, text
             prediction |= {"text": text, "finish": None, "seconds": None, "num_tokens": "7"}
     path.write_text("".join(json.dumps(prediction) + "\n" for prediction in predictions))
     result = run_here(evaluate, {"rescore": folder})
-    assert result.code == 0 and "1 had no text that can be scored, and count as broken: 1" in " ".join(
-        result.out.split()
-    )
+    assert result.code == 0 and "1 had no text, and count as broken: 1" in " ".join(result.out.split())
     assert outcomes(folder)["1"] == "unparseable"
 
 
 def test_seconds_are_shared_by_the_processes_at_work(url):
-    """So those of all rows add up to the time that the processes took, not to as many times of it."""
+    """The sum over all rows is the processes' time, not a multiple of it."""
     rows = [Row(str(i), f"query {i}", "[]", "[]") for i in range(64)]
     system = Endpoint(url, "m", PROMPT_FORMATS["raw"], 4)
     start = time.perf_counter()
-    said = list(evaluate.predict("endpoint", system, rows, processes=4))
-    assert len(said) == 64 and 0 < sum(each["seconds"] for each in said) <= (time.perf_counter() - start) / 4
+    predictions = list(evaluate.predict("endpoint", system, rows, processes=4))
+    seconds = sum(prediction["seconds"] for prediction in predictions)
+    assert len(predictions) == 64 and 0 < seconds <= (time.perf_counter() - start) / 4
 
 
 @pytest.mark.slow
@@ -435,10 +444,11 @@ def test_two_processes_ask_for_half_of_the_rows_each(url, tmp_path):
 
 
 def planted_in(folder, *texts):
-    """The planted secrets (all of which begin with PLANTED, or are base64 of that) in a folder's files and in texts."""
+    """The planted secrets (they begin with PLANTED, or are its base64) in a folder's files and in
+    texts."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     parts = {str(path): path.read_bytes() for path in files} | {"terminal": "".join(texts).encode()}
-    # "ada:PLANTED", in the header that a client makes of an address
+    # "ada:PLANTED" in the header that a client makes from an address.
     return {name for name, content in parts.items() if b"PLANTED" in content or b"YWRhOlBMQU5URU" in content}
 
 
@@ -447,12 +457,13 @@ def test_credentials_of_an_endpoint_are_in_no_output(url, tmp_path, run_here, mo
     address = url.replace("://", "://ada:PLANTED-password@")
     data, folder = rows_of(tmp_path, ["content: a", "200: none"]), tmp_path / "out"
     runs = [run_here(evaluate, endpoint_flags(address, data, folder))]
-    runs += [run_here(evaluate, endpoint_flags(address, data, folder))]  # goes on: the same server
+    runs += [run_here(evaluate, endpoint_flags(address, data, folder))]  # resumes: the same server
     runs += [run_here(evaluate, {"rescore": folder})]
     assert [run.code for run in runs] == [0, 0, 0], runs[1].err
     assert not planted_in(folder, *(run.out + run.err for run in runs))
     assert read_args(folder)["endpoint"] == url.replace("://", "://***@")
-    for key in ("", "ada:PLANTED-password@"):  # in the header the key, or what the address has
+    # The header has the key, or the address's user and password.
+    for key in ("", "ada:PLANTED-password@"):
         refused = endpoint_flags(url.replace("://", f"://{key}"), rows_of(tmp_path, ["refused: a"]), tmp_path / "no")
         result = run_here(evaluate, refused | {"overwrite_output_dir": "true"})
         assert result.code == 1 and "bad key" in result.err and "***" in result.err
@@ -460,12 +471,12 @@ def test_credentials_of_an_endpoint_are_in_no_output(url, tmp_path, run_here, mo
 
 
 def test_a_server_that_repeats_the_key_in_a_text_has_it_hidden(url):
-    ((_, said),) = complete(url, "m", ["repeat: a"], 4, api_key="PLANTED-key")
-    assert said["text"] == "said Bearer ***"
+    ((_, completion),) = complete(url, "m", ["repeat: a"], 4, api_key="PLANTED-key")
+    assert completion["text"] == "said Bearer ***"
 
 
 def test_a_folder_with_credentials_loses_them_in_its_report(url, tmp_path, run_here):
-    """As versions before this one wrote it."""
+    """Earlier versions wrote such folders."""
     folder = tmp_path / "out"
     assert run_here(evaluate, endpoint_flags(url, rows_of(tmp_path, ["content: a"]), folder)).code == 0
     for name in ("args.yaml", "environment.json"):
@@ -479,7 +490,7 @@ def test_a_folder_with_credentials_loses_them_in_its_report(url, tmp_path, run_h
 
 @pytest.mark.slow
 def test_planted_credentials_are_in_no_output_of_any_script(url, flags, tmp_path):
-    """In an address, in the environment, in the name of a recipe, and in arguments that are refused."""
+    """In an address, in the environment, in the name of a recipe, and in refused arguments."""
     secret_place = tmp_path / "key=PLANTED-place"
     secret_place.mkdir()
     recipe = secret_place / "recipe.yaml"

@@ -18,7 +18,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-NOTATION = st.text(" 0123456789.,:-–/+%$€kmTxe()[]½²'apth", max_size=30)  # what the rules about figures are made of
+# The characters of the rules about figures.
+NOTATION = st.text(" 0123456789.,:-–/+%$€kmTxe()[]½²'apth", max_size=30)
 PIECES = st.lists(
     st.sampled_from(
         "two hundred and five million may 5th 2024 3pm 1,000 12:30 - % first 3/4 fıve x² minus half past 三 below zero 1.2.3 W".split()
@@ -29,7 +30,7 @@ PIECES = st.lists(
 @pytest.mark.parametrize(
     ("query", "value", "grounded"),
     [
-        # a number is a whole token
+        # A number is a whole token.
         ("base of 10 and height of 5", 5, True),
         ("base of 10 and height of 5", 5.0, True),
         ("base of 10 and height of 5", 1, False),
@@ -50,7 +51,7 @@ PIECES = st.lists(
         ("dataset_5", 5, True),
         ("2x² - 3x + 1", 2, True),
         ("10²", 102, False),
-        # signs
+        # Signs.
         ("-5 degrees", -5, True),
         ("-5 degrees", 5, False),
         ("5 degrees", -5, False),
@@ -76,7 +77,7 @@ PIECES = st.lists(
         ("40.7128° N, 74.0060° W", -40.7128, False),
         ("at 33.87 S", "-33.87", True),
         ("a 60 W bulb", -60, False),
-        # separators
+        # Separators.
         ("1,000 people", 1000, True),
         ("1 000 people", 1000, True),
         ("1,000 people", 1, False),
@@ -97,7 +98,7 @@ PIECES = st.lists(
         ("3.5 kg", "3,5", True),
         ("0,125", 0.125, True),
         ("1,500", 1.5, False),
-        # fractions and multiples
+        # Fractions and multiples.
         ("1/2 cup", 0.5, True),
         ("½ cup", 0.5, True),
         ("1½ cups", 1.5, True),
@@ -117,7 +118,7 @@ PIECES = st.lists(
         ("a couple of them", 2, True),
         ("a pair", 2, True),
         ("twice", 3, False),
-        # percent, currency, scale
+        # Percent, currency, scale.
         ("5%", 5, True),
         ("5%", 0.05, True),
         ("5 percent", 0.05, True),
@@ -138,7 +139,7 @@ PIECES = st.lists(
         ("2 thousand", 2000, True),
         ("3 dozen", 36, True),
         ("2 thousand", 200, False),
-        # number words
+        # Number words.
         ("twenty-five", 25, True),
         ("twenty-five", 5, False),
         ("two hundred", 200, True),
@@ -155,7 +156,7 @@ PIECES = st.lists(
         ("often", 10, False),
         ("one of them", 1, False),
         ("nineteen eighty-four", 1984, True),
-        # Chinese and Japanese numerals
+        # Chinese and Japanese numerals.
         ("帮我订三张票", 3, True),
         ("两张票", 2, True),
         ("二十五个", 25, True),
@@ -168,7 +169,7 @@ PIECES = st.lists(
         ("百分之五", 0.05, True),
         ("三分之一", 0.33, True),
         ("三点五公斤", 3.5, True),
-        # telephone numbers
+        # Telephone numbers.
         ("call +1 (555) 010-9999", "+15550109999", True),
         ("call +1 (555) 010-9999", 15550109999, True),
         ("call +1 (555) 010-9999", "555-010-9999", True),
@@ -176,7 +177,7 @@ PIECES = st.lists(
         ("call 555-0100", "5550100", True),
         ("call 5550100", "555-0100", True),
         ("call 555-0100", "0100-555", False),
-        # units, several of a kind
+        # Units, several of a kind.
         ("30 minutes", "30m", True),
         ("30 minutes", "30min", True),
         ("30 minutes", "31m", False),
@@ -189,7 +190,7 @@ PIECES = st.lists(
         ("books on shelves", "shelf", True),
         ("three women", "woman", True),
         ("the news", "new", False),
-        # an order of numbers that is a name
+        # An order of numbers that is a name.
         ("version 1.2.3", "1.2.3", True),
         ("version 1.2.3", "1.3.2", False),
         ("version 1.2.3", 2, False),
@@ -207,7 +208,7 @@ PIECES = st.lists(
         ("978-3-16-148410-0", "978-16-3-148410-0", False),
         ("4:3 and 3:4", "3:4", True),
         ("from 2019 to 2023", "2019-2023", True),
-        # numbers in strings
+        # Numbers in strings.
         ("42 people", "42", True),
         ("forty-two people", "42", True),
         ("142 people", "42", False),
@@ -217,7 +218,7 @@ PIECES = st.lists(
         ("version 2.5.1", "2.5.1", True),
         ("six of clubs", "6 of clubs", True),
         ("3.14", "3", False),
-        # words: in any order, each in full, names in their parts
+        # Words: in any order, each in full, names in their parts.
         ("the area of New York", "York, new", True),
         ("the area of New York", "New York City", False),
         ("a newish thing", "new", False),
@@ -239,11 +240,11 @@ PIECES = st.lists(
         ("서울에서 만나요", "서울", True),
         ("हिन्दी में", "हिन्दी", True),
         ("हिन्दी में", "हिन", False),
-        # only punctuation
+        # Only punctuation.
         ("is it a+b?", "+", True),
         ("is it a+b?", "-", False),
         ("cheers 🎉", "🎉", True),
-        # dates
+        # Dates.
         ("on March 5th, 2024", "2024-03-05", True),
         ("on 5 March 2024", "2024-03-05", True),
         ("on the 5th of March, 2024", "03/05/2024", True),
@@ -259,7 +260,7 @@ PIECES = st.lists(
         ("on March 5; it is 2024", "2024-03-05", True),
         ("on March 5th, 2024", "2024-03-06", False),
         ("on March 5th, 2024", "2023-03-05", False),
-        ("2024-03-05 to 2024-04-07", "2024-03-07", False),  # though each of its figures is there
+        ("2024-03-05 to 2024-04-07", "2024-03-07", False),  # although each of its figures occurs
         ("in March 2024", "2024-03", True),
         ("on March 5th, 2024", "2024-03-05T00:00:00Z", True),
         ("on March 5th, 2024 at 3pm", "2024-03-05T15:00:00", True),
@@ -275,7 +276,7 @@ PIECES = st.lists(
         ("le 1er avril 2024", "2024-04-01", True),
         ("el 5 de marzo de 2024", "5 March 2024", True),
         ("2 out of 5", "10-02", False),
-        # times
+        # Times.
         ("at 3pm", "15:00", True),
         ("at 3 p.m.", "15:00:00", True),
         ("at 3pm", "03:00", False),
@@ -296,7 +297,7 @@ PIECES = st.lists(
         ("at 2 in the afternoon", "02:00", False),
         ("下午三点半", "15:30", True),
         ("오후 3시 30분", "15:30", True),
-        # what says nothing, and all leaves of what has several
+        # Empty values, and all leaves of nested values.
         ("anything", "", True),
         ("anything", None, True),
         ("anything", True, True),
@@ -325,7 +326,7 @@ def test_the_rules(query, value, grounded):
         ("kelvin", False),
     ],
 )
-def test_all_that_the_tools_say_counts(value, grounded):
+def test_all_texts_of_the_tools_count(value, grounded):
     parameters = {
         "max_results": {"description": "At most, e.g. 20", "type": "int", "default": 0.5},
         "unit": {"description": "the unit", "type": "str", "enum": ["metric", "imperial"]},
@@ -335,7 +336,7 @@ def test_all_that_the_tools_say_counts(value, grounded):
     assert Sources("", tools).is_grounded(value) is grounded
 
 
-def test_leaves_are_the_values_that_say_something():
+def test_leaves_are_values_that_can_be_looked_up():
     arguments = {"a": [1, [2.5, {"key": "x"}]], "b": True, "c": None, "d": "", "e": {"f": {"g": 0}}, "h": [], "i": " "}
     assert list(leaf_values(arguments)) == [1, 2.5, "x", 0, " "]
 
@@ -345,7 +346,7 @@ def test_nesting_has_no_limit():
     for _ in range(100_000):
         value = [value]
     assert Sources("seven", value).is_grounded(value)
-    while isinstance(value, list):  # taken apart here: freeing it in one go is deep too
+    while isinstance(value, list):  # step by step: freeing the value at once is deep too
         value = value[0]
 
 
@@ -474,7 +475,7 @@ def test_a_date_is_found_as_each_language_writes_it(date, language):
 
 
 def in_chinese(n):
-    """Numerals for 0 <= n < 10,000, as schools teach them."""
+    """Numerals for 0 <= n < 10,000, as taught in schools."""
     digits, text = "零一二三四五六七八九", ""
     for power, unit in ((3, "千"), (2, "百"), (1, "十"), (0, "")):
         digit = n // 10**power % 10

@@ -1,4 +1,4 @@
-"""One pairing of calls: the best there is, beside trying all."""
+"""The pairing of calls, compared with trying all pairings."""
 
 import itertools
 

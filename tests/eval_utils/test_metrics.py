@@ -1,4 +1,4 @@
-"""The definitions of the metrics, and what a table of them makes of many outputs."""
+"""The definitions of the metrics, and the figures of many outputs."""
 
 import json
 import subprocess
@@ -70,7 +70,7 @@ def test_scores(text, gold, strict, lenient):
     assert "".join(str(int(verdicts[name])) for name in names) == strict
     assert "".join(str(int(verdicts[f"lenient_{name}"])) for name in names) == lenient
     for name in names:
-        assert verdicts[f"lenient_{name}"] >= verdicts[name]  # a bound is a bound
+        assert verdicts[f"lenient_{name}"] >= verdicts[name]  # an upper bound
 
 
 FRAGMENTS = st.sampled_from(
@@ -80,8 +80,8 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.lists(FRAGMENTS, max_size=12), st.randoms(use_true_random=False))
-def test_what_generation_cuts_off_changes_no_score(fragments, random):
-    """For every text and however it is chopped into pieces."""
+def test_text_that_generation_cuts_off_changes_no_score(fragments, random):
+    """For every text in any fragments."""
     text, end = "".join(fragments), 0
     while end < len(text) and not finished(text[:end]):
         end += random.randint(1, 9)
@@ -100,7 +100,7 @@ def test_texts_without_end_are_misses(text):
 
 
 def test_a_new_metric_is_one_line_of_the_table(monkeypatch):
-    """Of every kind: only a rate has an interval, only what has an upper bound gets a twin."""
+    """For each kind: only a rate has an interval, only a metric with an upper bound has a twin."""
     monkeypatch.setitem(METRICS, "words", Metric("words", "mean", lambda output: len(output.text.split())))
     monkeypatch.setitem(METRICS, "brackets", Metric("brackets", "count", lambda output: output.text.count("[")))
     figures = summarize([score("[]", []), score("one two three", [])])
@@ -110,7 +110,7 @@ def test_a_new_metric_is_one_line_of_the_table(monkeypatch):
 
 
 def test_no_torch_is_needed_to_score():
-    code = "import sys, eval_utils.table, eval_utils.report, eval_utils.predictions; sys.exit('torch' in sys.modules)"
+    code = "import sys, eval_utils.table, eval_utils.report, eval_utils.folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -119,14 +119,15 @@ def test_no_torch_is_needed_to_score():
     [
         ({"type": "Optional[int]"}, {"x": "5"}, {"x": 5}, True),
         ({"type": "Optional[int]"}, {"x": "five"}, {"x": 5}, False),
-        ({"type": "Union[int, str]"}, {"x": "5"}, {"x": 5}, False),  # as it is, it is of a type that is declared
+        # The value already has a declared type.
+        ({"type": "Union[int, str]"}, {"x": "5"}, {"x": 5}, False),
         ({"type": "Dict[str, int]"}, {"x": {"k": "5"}}, {"x": {"k": 5}}, True),
         ({"type": "str", "default": ""}, {"x": ""}, {}, True),
         ({"type": "int", "default": None}, {}, {"x": None}, True),
         ({"type": "str", "default": "a"}, {"x": "b"}, {}, False),
     ],
 )
-def test_what_a_schema_makes_equal(spec, given, gold, equal):
+def test_values_that_a_schema_makes_equal(spec, given, gold, equal):
     tools = [{"name": "f", "parameters": {"x": spec}}]
     text, gold = (json.dumps([{"name": "f", "arguments": arguments}]) for arguments in (given, gold))
     verdicts = metrics.score(Output(Task(Row("x", "q", json.dumps(tools), gold)), text, TAGS))

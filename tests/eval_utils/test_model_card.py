@@ -1,4 +1,4 @@
-"""The model card: names from other people's files stand in it as they are."""
+"""The model card shows names from other people's files literally."""
 
 from html.parser import HTMLParser
 
@@ -53,7 +53,8 @@ def rendered(folder):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_is_text_in_its_cell(tmp_path, name):
-    """Rendered by Python-Markdown: the table has its rows of two cells, with the name as it is but for line breaks."""
+    """Rendered by Python-Markdown: the table has rows of two cells, with the name unchanged except
+    for line breaks."""
     environment = {"base": name, "data": name, "gpus": [name], "torch": name, "mixed_precision": name}
     args = ARGS | {"lora_target_modules": [name, name], "learning_rate": name}
     write_card(tmp_path, "An adapter.", "", args, environment)

@@ -1,4 +1,4 @@
-"""Exactly one outcome a row, and each way to be wrong moves the figures that it should and no others."""
+"""Each row has exactly one outcome, and each error moves only its own figures."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def changed(path, value):
     return calls
 
 
-# What the mutation of GOLD is; its outcome; the rates that are still true of it (of those that are true of gold).
+# A mutation of GOLD; its outcome; the rates that stay true (of the rates that are true for gold).
 RATES = ["json_valid", "exact_match", "tools_exist", "no_hallucination", "exact_typed", "exact_any_order",
          "exact_schema_aware", "names_match"]  # fmt: skip
 VALID = {"json_valid", "tools_exist"}
@@ -135,7 +135,7 @@ def test_the_required_column_and_acceptable_values_are_the_rows_own():
     assert scored([OSLO])["acceptable_match"] is None
 
 
-def test_calls_are_told_from_abstentions_and_broken_outputs():
+def test_calls_abstentions_and_broken_outputs_are_told_apart():
     row = Row("x", "q", to_json(TOOLS), to_json(GOLD))
     none = row._replace(answers="[]")
     outputs = [Output(Task(r), text, TAGS) for r in (row, none) for text in (to_json([OSLO]), "[]", "no", "{}")]
@@ -148,7 +148,7 @@ def test_calls_are_told_from_abstentions_and_broken_outputs():
     ("after", "name"),
     [("", "end"), ("\n</answer>", "closing tag"), ("\n```", "fence"), (" [1]", "another value"), (" so", "prose")],
 )
-def test_what_followed_the_value(after, name):
+def test_the_text_after_the_value_has_a_name(after, name):
     row = Row("x", "q", "[]", "[]")
     assert what_followed(Output(Task(row), f"[] {after}", TAGS)) == name
     assert what_followed(Output(Task(row), f"Sure: [] {after}", TAGS)) == "no value"
@@ -165,7 +165,7 @@ def demo_rows():
     return [Row(r["id"], r["query"], r["tools"], r["answers"]) for r in generate_rows(60, seed=5)]
 
 
-def test_gold_is_right_in_all_that_compares_with_gold(demo_rows):
+def test_gold_is_right_by_every_metric_that_compares_with_gold(demo_rows):
     for row in demo_rows:
         scores = score(Output(Task(row), row.answers, TAGS))
         assert scores["outcome"] == "right" and all(scores[name] for name in RATES)
@@ -200,9 +200,9 @@ def test_every_text_has_exactly_one_outcome_and_the_ladder_is_one(text, finish):
                 assert 0 <= scores[name][0] <= scores[name][1]
 
 
-@pytest.mark.parametrize(("kind", "gold", "said"), [("str", 1, 1.0), ("float", "NaN", "NaN"), ("int", 1, 1.0)])
-def test_the_last_step_of_the_ladder_contains_the_others(kind, gold, said):
-    tools = [{"name": "f", "parameters": {"x": {"type": kind}, "y": {"type": "float", "default": "NaN"}}}]
-    calls = [[{"name": "f", "arguments": {"x": value}}] for value in (gold, said)]
+@pytest.mark.parametrize(("declared", "gold", "given"), [("str", 1, 1.0), ("float", "NaN", "NaN"), ("int", 1, 1.0)])
+def test_the_last_step_of_the_ladder_contains_the_others(declared, gold, given):
+    tools = [{"name": "f", "parameters": {"x": {"type": declared}, "y": {"type": "float", "default": "NaN"}}}]
+    calls = [[{"name": "f", "arguments": {"x": value}}] for value in (gold, given)]
     scores = scored(calls[1], gold=calls[0], tools=tools)
     assert scores["exact_match"] and scores["exact_any_order"] and scores["exact_schema_aware"]

@@ -1,4 +1,5 @@
-"""The page of results: nothing of model or data acts in it, empty reports too have one, and a browser shows what it should."""
+"""The page of results: no text of a model or data set is executed, empty reports have a page, and a
+browser shows it."""
 
 import json
 import re
@@ -39,18 +40,19 @@ def rate(k, n):
 
 
 def make_report(count):
-    """Rows of the demo, every third of which the raw base gets wrong in every way, and every fifth the adapter by a value."""
+    """Rows of the demo. The raw base gets every third row wrong, in all ways. The adapter gets
+    every fifth row wrong by a value."""
     rows = []
     for index, row in enumerate(generate_rows(count, seed=3)):
         gold = json.loads(row["answers"])
         wrong = [{"name": call["name"], "arguments": {**call["arguments"], "seed": index}} for call in gold]
-        said = {
+        values = {
             "raw": None if index % 3 else gold,
             "prompted": gold if index % 2 else [],
             "adapter": wrong if index % 5 == 4 else gold,
         }
         outputs = {}
-        for system, value in said.items():
+        for system, value in values.items():
             outcome = (
                 "unparseable"
                 if value is None
@@ -160,7 +162,7 @@ def make_report(count):
 
 
 class Page(HTMLParser):
-    """What a page is made of: its tags, the addresses in it, and the JSON for its script."""
+    """A page's tags, its addresses, and the JSON for its script."""
 
     def __init__(self, page):
         super().__init__()
@@ -186,7 +188,7 @@ class Page(HTMLParser):
 
 
 def poison(value):
-    """The same report with hostile text wherever it has text; names by which parts find each other change alike."""
+    """The same report with hostile text in all texts. Names that link its parts change alike."""
     if isinstance(value, str):
         return value + NASTY
     if isinstance(value, list):
@@ -214,7 +216,8 @@ def test_hostile_text_stays_text(tmp_path):
     assert page.tags.count("script") == clean.tags.count("script") == 2
     assert "img" not in page.tags and not page.handlers
     data = json.loads(page.data)
-    assert data["rows"][0]["query"] == data["rows"][0]["outputs"][0]["text"] == NASTY  # not a character is lost
+    # Not a character is lost.
+    assert data["rows"][0]["query"] == data["rows"][0]["outputs"][0]["text"] == NASTY
     assert data["tools"][0] == {"name": NASTY, NASTY: NASTY}
     assert "{{ 7*7 }}" in page.data and ">49" not in page.data
 
@@ -297,7 +300,8 @@ def call(name, **arguments):
     [
         ([call("f", x=1)], [call("f", x=1.0)], [("equal", ["equal"])]),
         ([call("f", x=1)], [call("f", x=True)], [("changed", ["changed"])]),
-        ([call("f", x=2**53)], [call("f", x=2**53 + 1)], [("changed", ["changed"])]),  # one number to a browser
+        # A browser reads both as one number.
+        ([call("f", x=2**53)], [call("f", x=2**53 + 1)], [("changed", ["changed"])]),
         ([call("f", x=1, y=2)], [call("f", y=2, z=3)], [("changed", ["equal", "extra", "missing"])]),
         ([call("f"), call("g", x=1)], [call("h")], [("extra", []), ("missing", []), ("missing", ["missing"])]),
         ([call("f", x=1), call("f", x=2)], [call("f", x=2), call("f", x=1)], [("equal", ["equal"])] * 2),
@@ -313,13 +317,13 @@ def call(name, **arguments):
 def test_compare_calls(gold, value, states):
     compared = compare_calls(gold, value)
     shown = [
-        (each["state"], "json" not in each and [argument[0] for argument in each["arguments"]]) for each in compared
+        (call["state"], "json" not in call and [argument[0] for argument in call["arguments"]]) for call in compared
     ]
     assert shown == [(state, arguments if arguments is not None else False) for state, arguments in states]
 
 
 def test_the_page_pairs_calls_as_the_figures_do():
-    """Six equal arguments, not the five of the pair that has the most by itself."""
+    """Six equal arguments, not five from the single best pair first."""
     gold = [call("f", a=1, b=2, c=3), call("f", a=1, b=2, d=4, e=5)]
     value = [call("f", a=1, b=2, c=3, d=4), call("f", a=1, b=2, c=3)]
     states = [argument[0] for shown in compare_calls(gold, value) for argument in shown["arguments"]]
@@ -356,19 +360,22 @@ def test_verdict(lost, gained, p, answer):
 
 
 def test_outcomes_look_different():
-    """Seventeen outcomes, fifteen of them bad: no two share fill and texture, nor change when others are absent."""
+    """Seventeen outcomes, fifteen of them bad: no two share fill and texture, and absent outcomes
+    change nothing."""
     report = EMPTY | {
         "outcomes": [{"name": str(i), "title": str(i), "tone": "bad" if i else "good"} for i in range(16)]
     }
-    looks = [(each["fill"], each["texture"]) for each in style_outcomes(report)]
+    looks = [(outcome["fill"], outcome["texture"]) for outcome in style_outcomes(report)]
     assert len(set(looks)) == 16
     counted = style_outcomes(report | {"outcome_counts": {"raw": {"9": 4, "unheard of": 1}}})
-    assert [(each["fill"], each["texture"]) for each in counted[:16]] == looks and counted[16]["name"] == "unheard of"
+    assert [(outcome["fill"], outcome["texture"]) for outcome in counted[:16]] == looks and counted[16][
+        "name"
+    ] == "unheard of"
     bar = outcome_bar(counted, {"9": 3, "unheard of": 1})
     assert [(segment["index"], segment["x"], segment["width"]) for segment in bar] == [(9, 0, 75), (16, 75, 25)]
 
 
-# ---- in a browser ----------------------------------------------------------------------------------------------------
+# ---- in a browser --------------------------------------------------------------------------------
 
 in_browser = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")]
 
@@ -381,7 +388,8 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, tmp_path):
-    """The page of 130 rows, one of them hostile, in a window of 1280; all that it did wrong is seen at the end."""
+    """The page of 130 rows, one of them hostile, in a window of 1280 px. Its errors and requests
+    are checked at the end."""
     report = make_report(130)
     report["rows"][7] |= {"query": f"needle {NASTY}", "tools": [{"name": NASTY, "parameters": NASTY}]}
     report["rows"][8]["outputs"]["adapter"]["text"] = "HAYSTACK " + "<i>" * 700_000
@@ -458,7 +466,8 @@ class TestInBrowser:
 
     def test_a_row_opens_by_mouse_and_shows_differences(self, page):
         page.click("#text")
-        page.send("Input.insertText", text="demo-0000004")  # the click on the row takes the focus from what was typed
+        # The click on the row takes the focus from the text field.
+        page.send("Input.insertText", text="demo-0000004")
         page.wait_for("document.querySelectorAll('details.row').length == 1")
         page.click("details.row > summary")
         page.wait_for("document.querySelector('details.row .outputs .call.changed')")

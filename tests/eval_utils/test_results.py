@@ -1,4 +1,4 @@
-"""Systems of one evaluation or of several: which are compared, what is warned of, and the table on the terminal."""
+"""Systems of one or several evaluations: comparisons, warnings, and the table on the terminal."""
 
 import json
 
@@ -66,7 +66,8 @@ def test_the_verdict_is_of_the_last_adapter_against_the_first_or_the_prompted_ba
 def test_the_verdict_is_against_the_baseline_that_was_asked_for():
     systems = keys(("a", "raw"), ("a", "prompted"), ("a", "adapter"), ("b", "adapter"))
     assert verdict_pair(systems, systems[:1]) == (systems[0], systems[3])
-    assert verdict_pair(systems, systems[3:]) == (systems[3], systems[2])  # then the other adapter is judged
+    # Then the other adapter is judged.
+    assert verdict_pair(systems, systems[3:]) == (systems[3], systems[2])
     assert verdict_pair(systems, systems[:3]) == (
         systems[2],
         systems[3],
@@ -97,7 +98,7 @@ def test_a_worse_adapter_is_named_on_the_page_whatever_the_folders_are_called():
     assert evaluation.figures["worst_tools"]["title"] == "the tools that y: adapter gets right least often"
 
 
-def test_a_base_that_answers_otherwise_stands_in_both_evaluations_and_so_do_equal_adapters():
+def test_a_base_with_different_answers_is_shown_twice_and_so_are_equal_adapters():
     rows = make_rows(2)
     texts = {("a", "prompted"): ["no", "no"], ("a", "adapter"): [CALL] * 2, ("b", "prompted"): ["no", ""], ("b", "adapter"): [CALL] * 2}  # fmt: skip
     assert evaluate(rows, texts).systems == keys(*texts)
@@ -112,7 +113,8 @@ def test_the_worst_tools_are_those_with_the_fewest_exact_matches():
 
 
 def over_calls(label, more=12, fewer=0):
-    """A base that abstains in `more` rows where its adapter calls, and the reverse in `fewer`; 4 outputs are broken."""
+    """A base that abstains in `more` rows in which its adapter calls, and the reverse in `fewer`. 4
+    outputs are broken."""
     return {
         (label, "prompted"): ["[]"] * more + [CALL] * fewer + ["no"] * 4,
         (label, "adapter"): [CALL] * more + ["[]"] * fewer + [CALL] * 4,
@@ -121,21 +123,21 @@ def over_calls(label, more=12, fewer=0):
 
 def test_a_folders_warning_of_over_calls_is_kept_in_its_comparison():
     rows = make_rows(0, 16)
-    line = "Of 12 rows without a call where both outputs parse, {}adapter calls in 12 where {}prompted abstains, the reverse in 0"
-    assert evaluate(rows, over_calls("")).figures["warnings"] == [line.format("", "") + ": it calls too often."]
+    line = "{}adapter calls too often: of 12 rows that want no call (both outputs parse), it calls in 12 in which "
+    line += "{}prompted abstains; the reverse in 0."
+    assert evaluate(rows, over_calls("")).figures["warnings"] == [line.format("", "")]
     other = {("first", "prompted"): over_calls("b")["b", "prompted"], ("first", "adapter"): ["[]"] * 16}
     warnings = evaluate(rows, other | over_calls("b")).figures["warnings"]
-    assert warnings == [
-        line.format("b: ", "first: ") + ": it calls too often."
-    ]  # whose base stands once, under `first`
+    # Its base is shown once, under `first`.
+    assert warnings == [line.format("b: ", "first: ")]
 
 
-def test_there_is_no_warning_where_the_adapter_calls_less_or_by_chance_more():
+def test_an_adapter_that_calls_less_or_by_chance_more_gets_no_warning():
     rows = make_rows(0, 16)
     assert evaluate(rows, over_calls("", more=0, fewer=12)).figures["warnings"] == []
     assert evaluate(rows, over_calls("", more=7, fewer=5)).figures["warnings"] == []
     (line,) = evaluate(make_rows(1), {("", "adapter"): [CALL]}).figures["warnings"]
-    assert line.startswith("No row here wants no call")
+    assert line.startswith("Every row wants a call")
 
 
 def test_names_with_brackets_and_colons_stay_whole_on_the_terminal(capsys):
@@ -145,7 +147,7 @@ def test_names_with_brackets_and_colons_stay_whole_on_the_terminal(capsys):
     print_table(evaluate(rows, texts))
     out = capsys.readouterr().out
     assert "[bold]title" in out and "20 rows; exp[lora], exp[/dim], :smile: [red]x\\." in " ".join(out.split())
-    assert "exp[/dim]: adapter beside exp[lora]: adapter: 0 rows gained, 9 lost" in out
+    assert "exp[/dim]: adapter against exp[lora]: adapter: 0 rows gained, 9 lost" in out
     for label in labels:
         assert f"\n{label}: adapter: 1.00 rows/s; stopped by 20 end" in out
 
@@ -156,7 +158,8 @@ def test_exact_match_is_shown_with_and_without_near_repeats(capsys):
     texts = {("", "prompted"): [""] * 10, ("", "adapter"): [CALL] * 7 + ["[]"] * 3}
     evaluation = evaluate(rows, texts, {"tools_seen": None, "near_repeat": near})
     print_table(evaluation)
-    line = "4 of 10 queries equal a training query but for case, blanks, numbers or names. Exact match on the other 6: prompted 0.00 %, adapter 50.00 %."  # fmt: skip
+    line = "4 of 10 queries equal a training query except for case, blanks, numbers or names. "
+    line += "Exact match on the other 6: prompted 0.00 %, adapter 50.00 %."
     assert line in capsys.readouterr().out and line in render_report(report_of(evaluation))
     found = evaluation.figures["near_repeats"]
     shown = [(part["value"], part["figures"]["adapter"]["k"], part["n"]) for part in found["slice"]["values"]]

@@ -12,7 +12,8 @@ def test_wilson_interval(k, n, low, high):
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "p"),  # Fagerland et al. (2013), table 1 and by hand: 2 * (P(X < least) + P(X = least) / 2)
+    # Fagerland et al. (2013), table 1 and by hand: 2 * (P(X < least) + P(X = least) / 2).
+    ("a", "b", "p"),
     [(0, 0, 1.0), (1, 7, 0.0391), (0, 5, 0.03125), (5, 5, 1.0), (3, 9, 0.0923), (9, 3, 0.0923)],
 )
 def test_mcnemar_with_mid_p(a, b, p):
@@ -32,7 +33,7 @@ def test_a_bootstrap_interval_holds_the_ratio_and_shrinks_with_rows():
         ([1] * 4, [1] * 4, 4, 4),
         ([0] * 30, [2] * 30, 0, 30),
         ([2, 3], [2, 3], 2, 2),
-        ([0] * 100, [5, 5, 5] + [0] * 97, 0, 3),  # only three rows have something to count
+        ([0] * 100, [5, 5, 5] + [0] * 97, 0, 3),  # only three rows have a denominator
         ([1, 2, 3] * 4, [2, 4, 6] * 4, 6, 12),  # agreement on one half is no certainty either
     ],
 )
@@ -40,7 +41,7 @@ def test_a_ratio_on_which_all_rows_agree_has_an_interval(numerators, denominator
     assert bootstrap_ratio(numerators, denominators) == wilson_interval(k, n)
 
 
-def test_one_row_with_something_to_count_tells_nothing_of_others():
+def test_one_row_with_a_denominator_has_the_widest_interval():
     assert bootstrap_ratio([0, 1, 0], [0, 1, 0]) == (0.0, 1.0)
 
 

@@ -136,7 +136,7 @@ def test_damaged_runs_and_results_are_no_runs_and_no_results(tmp_path, content):
         (tmp_path / name).write_bytes(content)
     assert not holds_run(tmp_path)
     assert "another model" in problem(check_folder, tmp_path, {"rows": 1})
-    assert "no comparison has made" in problem(check_comparison_folder, tmp_path)
+    assert "no comparison made" in problem(check_comparison_folder, tmp_path)
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "state.json").write_bytes(content)
     assert "state.json" in problem(read_checkpoint, tmp_path / "checkpoint-3")
