@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from data_utils.bad_rows import BadRow, json_field, keys_of, list_field, not_json
+from data_utils.bad_rows import BadRow, has_id, json_field, keys_of, list_field, not_json
 from data_utils.leaderboard import from_leaderboard
 from data_utils.messages import read_messages, role_of
 from data_utils.prompt import render_messages, to_json
@@ -44,6 +44,8 @@ def as_records(record):
     which something is left out. Raises BadRow."""
     name = layout_of(record)
     if name == "xLAM":
+        if CONVERSATION in record or OPENING in record:  # somebody else's
+            record = {key: value for key, value in record.items() if key not in (CONVERSATION, OPENING)}
         return name, [record], []
     layout = LAYOUTS[name]
     if missing := [column for column in layout.columns if record.get(column) is None]:
@@ -103,7 +105,7 @@ def turns_of(record, tools, messages):
     """A record for each turn of the assistant, and the notes of as_records. The messages before the turn are the query, its calls the
     answers, none if it answers in words. Several messages of the assistant in a row are one turn. Raises BadRow."""
     name = record.get("id")
-    if name in (None, ""):
+    if not has_id(record):
         name = hashlib.sha256(json.dumps([messages, tools]).encode()).hexdigest()[:16]
     opening = record.get("conversation_id")
     if opening in (None, ""):

@@ -64,7 +64,7 @@ def find_source(dataset_name, revision=None, config_name=None):
     on_hub = dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/"))
     named_as_file = path.suffix.lower() in READERS
     is_demo = dataset_name in ("demo", "demo_unseen")  # the latter: tools that no row of the former offers
-    if not is_demo and (path.is_dir() or (on_hub and not path.is_file() and not named_as_file)):
+    if not is_demo and ((dataset_name and path.is_dir()) or (on_hub and not path.is_file() and not named_as_file)):
         return find_hub_files(dataset_name, revision, config_name)
     if config_name:
         raise UserError(f"--dataset_config_name is for a data set on the hub or a folder, not for {dataset_name}")
@@ -77,7 +77,7 @@ def find_source(dataset_name, revision=None, config_name=None):
             raise UserError(f"{dataset_name}: no such file")
         return (File(path, path.name),)
     kinds = ", ".join(READERS)
-    raise UserError(f"{dataset_name} is neither a file ({kinds}) nor a folder, a hub id or 'demo'")
+    raise UserError(f"{dataset_name or 'an empty name'} is neither a file ({kinds}) nor a folder, a hub id or 'demo'")
 
 
 def find_hub_files(name, revision, config_name):
@@ -95,7 +95,8 @@ def find_hub_files(name, revision, config_name):
         if not local and constants.is_offline_mode():
             files = files_offline(name, revision, config_name)
         else:
-            files = datasets.load_dataset_builder(name, config_name, revision=revision).config.data_files
+            place = str(Path(name).resolve()) if local else name  # datasets finds no name in "."
+            files = datasets.load_dataset_builder(place, config_name, revision=revision).config.data_files
         if not files or "train" not in files:
             raise ValueError(f"no split train among {', '.join(map(str, files or ())) or 'none'}")
         urls = [str(url) for url in files["train"]]

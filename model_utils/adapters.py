@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import psutil
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
@@ -20,7 +19,7 @@ from data_utils.prompt import PROMPT_FORMATS, format_hash
 from model_utils.flops import num_weights
 from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
 from model_utils.self_checks import difference, num_positions, one_line, plain_logits, reference_logits, tolerance
-from run_utils.arguments import UserError, say
+from run_utils.arguments import UsageError, UserError, read_yaml, say
 from run_utils.files import read_json
 from run_utils.launch import is_sharded
 
@@ -35,6 +34,13 @@ WITHOUT_FUNCTION = {
 }
 UNORDERED = {"target_modules", "target_parameters", "exclude_modules"}
 REFUSED = ("layer_replication", "modules_to_save", "layers_pattern", "trainable_token_indices", "megatron_config")
+# Of args.yaml, the fields that evaluation, inference and export read.
+TEXTS = (
+    *("model_name_or_path", "model_revision", "prompt_format", "quantization", "eval_split", "dataset_name"),
+    *("dataset_config_name", "dataset_revision", "eval_dataset_name"),
+)
+NUMBERS = ("max_bad_rows", "eval_fraction", "seed", "lora_r", "lora_alpha")
+QUANTIZATIONS = ("none", "nf4", "int8")
 UNRECORDED = (  # set by no train.py, whose older adapters have no record to compare with
     *("use_rslora", "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
     *("layers_to_transform",),
@@ -144,15 +150,15 @@ def read_adapter(folder):
     for name in ("adapter_config.json", "adapter_model.safetensors", "args.yaml", "environment.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there")
+    environment = read_json(folder / "environment.json", check_environment)
     try:
-        environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
-        args = dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8")))
+        args = read_yaml(folder / "args.yaml")
         name = args.setdefault("prompt_format", environment.get("prompt_version"))  # the latter in older folders
-        _ = environment["base_fingerprint"], args["model_name_or_path"]
-        if record := environment.get("adapter"):
-            _ = record["config_sha256"], record["tensors"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} cannot be read: {one_line(error)}") from None
+        check_arguments(args)
+    except UsageError as error:  # a damaged folder is no wrong flag
+        raise UserError(str(error)) from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'args.yaml'} cannot be read: {error}") from None
     if name not in PROMPT_FORMATS:
         raise UserError(
             f"{folder} was trained on the prompt format {name}; data_utils/prompt.py has {', '.join(PROMPT_FORMATS)}"
@@ -164,6 +170,31 @@ def read_adapter(folder):
         )
     check_record(folder, args, environment)
     return args, environment
+
+
+def check_environment(environment):
+    """For read_json: fails unless an environment.json has what is read of it."""
+    _ = environment["base_fingerprint"], (environment.get("eval_loss") or 0) + 0.0
+    if record := environment.get("adapter"):
+        _ = record["config_sha256"], record["tensors"].items()
+
+
+def check_arguments(args):
+    """Raise ValueError on saved arguments of which one that is read is missing or of another type."""
+    for name in (*TEXTS, *NUMBERS):
+        value, kinds = args.get(name), str if name in TEXTS else int | float
+        if not isinstance(value, kinds | None) or (name in NUMBERS and not math.isfinite(value or 0)):
+            found = (
+                value if isinstance(value, float) else f"a {type(value).__name__}"
+            )  # YAML's aliases make texts without end
+            raise ValueError(f"{name} must be a {'text' if name in TEXTS else 'number'}, not {found}")
+    names = args.get("lora_target_modules") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("lora_target_modules must be a list of names")
+    if not args.get("model_name_or_path"):
+        raise ValueError("no model_name_or_path there")
+    if args.get("quantization", "none") not in QUANTIZATIONS:
+        raise ValueError(f"quantization must be {', '.join(QUANTIZATIONS)}, not {args['quantization']}")
 
 
 def read_config(folder):
@@ -273,19 +304,23 @@ def check_record(folder, args, environment):
 def read_split(folder):
     """The rows that an adapter was trained on and those held out (see find_held_out); None of an adapter from before."""
     path = Path(folder) / "split.json"
-    if not path.is_file():
+    if not path.exists():
         return None
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-        held_out = dict(split["held_out"])
-        repeats = split.get("near_repeats")  # None: an adapter from before
-        return {
-            "trained": dict(split["trained"]),
-            "held_out": held_out,
-            "near_repeats": repeats and [row_id for row_id in repeats if row_id in held_out],
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+    split = read_json(path, check_split)
+    repeats = split.get("near_repeats")  # None: an adapter from before
+    return {
+        "trained": split["trained"],
+        "held_out": split["held_out"],
+        "near_repeats": repeats and [row_id for row_id in repeats if row_id in split["held_out"]],
+    }
+
+
+def check_split(split):
+    """For read_json: fails unless a split.json has fingerprints by id."""
+    for rows in (split["trained"], split["held_out"]):
+        if not all(isinstance(fingerprint, str) for fingerprint in rows.values()):
+            raise ValueError("a fingerprint that is not a text")
+    _ = dict.fromkeys(split.get("near_repeats") or ())
 
 
 def load_adapter(model, folder, texts=()):
