@@ -3,11 +3,13 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from huggingface_hub import DatasetCard, constants, snapshot_download
+from tqdm import tqdm
 
 from data_utils import cache
 from data_utils.readers import READERS, accepted_beside, warn_of_json_columns
@@ -138,7 +140,11 @@ def validate_or_load(files):
     if stored := cache.load(kept):
         rows, *others = unpack(stored)
     else:
-        rows, *others = valid_rows(records_of(files))
+        is_main = os.environ.get("RANK", "0") == "0"
+        read = tqdm(
+            records_of(files), f"Reading {files[0].name}", unit="row", delay=5, leave=False, disable=not is_main
+        )
+        rows, *others = valid_rows(read)
         if len(rows) >= cache.FROM_ROWS:
             cache.save(kept, pack(rows, others))
     warn_of_json_columns(files[0].path)
