@@ -1,6 +1,7 @@
 """Errors of unreadable rows, and strictly parsed JSON values of records."""
 
 import json
+import math
 
 from data_utils.prompt import to_json
 from data_utils.tool_calls import parse_json
@@ -47,3 +48,9 @@ def list_field(record, column):
 
 def keys_of(value):
     return ", ".join(sorted(str(key) for key in value if value[key] is not None)) or "no keys"
+
+
+def has_id(record):
+    """Whether a record has an `id` that names it: NaN is a missing value too, as pandas writes it."""
+    value = record.get("id")
+    return value not in (None, "") and not (isinstance(value, float) and not math.isfinite(value))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from data_utils.bad_rows import BadRow, json_field, keys_of, list_field, not_json
+from data_utils.bad_rows import BadRow, has_id, json_field, keys_of, list_field, not_json
 from data_utils.leaderboard import from_leaderboard
 from data_utils.messages import read_messages, role_of
 from data_utils.prompt import render_messages, to_json
@@ -46,6 +46,8 @@ def as_records(record):
     `answers`, and a note for each turn that is left out in part or whole. Raises BadRow."""
     name = layout_of(record)
     if name == "xLAM":
+        if CONVERSATION in record or OPENING in record:  # somebody else's
+            record = {key: value for key, value in record.items() if key not in (CONVERSATION, OPENING)}
         return name, [record], []
     layout = LAYOUTS[name]
     if missing := [column for column in layout.columns if record.get(column) is None]:
@@ -108,7 +110,7 @@ def turns_of(record, tools, messages):
     The query is the messages before the turn. The answers are the turn's calls, or none if the turn
     is only words. Consecutive messages of the assistant are one turn."""
     name = record.get("id")
-    if name in (None, ""):
+    if not has_id(record):
         name = hashlib.sha256(json.dumps([messages, tools]).encode()).hexdigest()[:16]
     opening = record.get("conversation_id")
     if opening in (None, ""):

@@ -1,31 +1,35 @@
 """The rows of an evaluation: the rows that training held out, found by content."""
 
 import contextlib
-import json
 from pathlib import Path
 
 from data_utils.sources import load_rows
 from data_utils.split import find_held_out, split_rows
 from run_utils.errors import UserError
+from run_utils.files import read_json
 
 
 def read_split(folder):
     """The trained and held-out rows of an adapter (see find_held_out). None if an older adapter did
     not save them."""
     path = Path(folder) / "split.json"
-    if not path.is_file():
+    if not path.exists():
         return None
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-        held_out = dict(split["held_out"])
-        repeats = split.get("near_repeats")  # None: an older adapter
-        return {
-            "trained": dict(split["trained"]),
-            "held_out": held_out,
-            "near_repeats": repeats and [row_id for row_id in repeats if row_id in held_out],
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    split = read_json(path, check_split)
+    repeats = split.get("near_repeats")  # None: an adapter from before
+    return {
+        "trained": split["trained"],
+        "held_out": split["held_out"],
+        "near_repeats": repeats and [row_id for row_id in repeats if row_id in split["held_out"]],
+    }
+
+
+def check_split(split):
+    """For read_json: fails unless a split.json has fingerprints by id."""
+    for rows in (split["trained"], split["held_out"]):
+        if not all(isinstance(fingerprint, str) for fingerprint in rows.values()):
+            raise ValueError("a fingerprint that is not a text")
+    _ = dict.fromkeys(split.get("near_repeats") or ())
 
 
 def held_out_rows(args, adapter=None, generators=None):

@@ -9,7 +9,7 @@ import json
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-from data_utils.bad_rows import BadRow, json_field
+from data_utils.bad_rows import BadRow, has_id, json_field
 from data_utils.conversations import CONVERSATION, OPENING, as_records
 from data_utils.misfits import fit
 from data_utils.prompt import to_json
@@ -88,7 +88,7 @@ def read_row(record):
         raise BadRow("a call to a tool that is not in its list")
     fingerprint = content_hash(**values)
     names = {"conversation": record.get(CONVERSATION, ""), "opening": record.get(OPENING, "")}
-    row_id = fingerprint if record.get("id") in (None, "") else str(record["id"])
+    row_id = str(record["id"]) if has_id(record) else fingerprint
     row = Row(row_id, values["query"], tools, answers, fingerprint, **extras, **names)
     return row, values["answers"], read
 
@@ -101,7 +101,7 @@ def names_by_tool(value):
 
 def name_in_file(record, place):
     """A record's `id`, or its place in the file and its first characters."""
-    if isinstance(record, dict) and record.get("id") not in (None, ""):
+    if isinstance(record, dict) and has_id(record):
         return str(record["id"])
     text = (
         json.dumps(record, ensure_ascii=False, default=str) if isinstance(record, dict) else getattr(record, "doc", "")
@@ -142,7 +142,7 @@ def valid_rows(records):
                 if row.id in ids:
                     raise BadRow("the id of another row, with other content")
             except ValueError as error:
-                refuse(error, name_in_file(turn if record.get("id") not in (None, "") else record, place))
+                refuse(error, name_in_file(turn if has_id(record) else record, place))
                 continue
             rows.append(row)
             ids.add(row.id)

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from huggingface_hub import DatasetCard, constants, snapshot_download
+from tqdm import tqdm
 
 from data_utils import cache
 from data_utils.readers import READERS, accepted_beside, warn_of_json_columns
@@ -63,7 +65,7 @@ def find_source(dataset_name, revision, config_name, generators):
     on_hub = dataset_name.count("/") == 1 and not dataset_name.startswith((".", "/"))
     named_as_file = path.suffix.lower() in READERS
     is_made = dataset_name in generators
-    if not is_made and (path.is_dir() or (on_hub and not path.is_file() and not named_as_file)):
+    if not is_made and ((dataset_name and path.is_dir()) or (on_hub and not path.is_file() and not named_as_file)):
         return find_hub_files(dataset_name, revision, config_name)
     if config_name:
         raise UserError(f"--dataset_config_name is for a data set on the hub or a folder, not for {dataset_name}")
@@ -76,7 +78,7 @@ def find_source(dataset_name, revision, config_name, generators):
             raise UserError(f"{dataset_name}: no such file")
         return (File(path, path.name),)
     kinds = ", ".join(READERS)
-    raise UserError(f"{dataset_name} is neither a file ({kinds}) nor a folder, a hub id or 'demo'")
+    raise UserError(f"{dataset_name or 'an empty name'} is neither a file ({kinds}) nor a folder, a hub id or 'demo'")
 
 
 def find_hub_files(name, revision, config_name):
@@ -95,7 +97,8 @@ def find_hub_files(name, revision, config_name):
         if not local and constants.is_offline_mode():
             files = files_offline(name, revision, config_name)
         else:
-            files = datasets.load_dataset_builder(name, config_name, revision=revision).config.data_files
+            place = str(Path(name).resolve()) if local else name  # datasets finds no name in "."
+            files = datasets.load_dataset_builder(place, config_name, revision=revision).config.data_files
         if not files or "train" not in files:
             raise ValueError(f"no split train among {', '.join(map(str, files or ())) or 'none'}")
         urls = [str(url) for url in files["train"]]
@@ -138,7 +141,11 @@ def validate_or_load(files):
     if stored := cache.load(kept):
         rows, *others = unpack(stored)
     else:
-        rows, *others = valid_rows(records_of(files))
+        is_main = os.environ.get("RANK", "0") == "0"
+        read = tqdm(
+            records_of(files), f"Reading {files[0].name}", unit="row", delay=5, leave=False, disable=not is_main
+        )
+        rows, *others = valid_rows(read)
         if len(rows) >= cache.FROM_ROWS:
             cache.save(kept, pack(rows, others))
     warn_of_json_columns(files[0].path)

@@ -17,6 +17,7 @@ from data_utils.prompt import to_json
 from data_utils.tool_calls import parse_json
 from data_utils.tool_formats import flat_tools
 from run_utils.errors import UserError, say
+from run_utils.signals import Stopped
 
 
 def read_tools(path):
@@ -69,9 +70,11 @@ def functions_of(path):
             exec(compile(tree, path, "exec"), module.__dict__)
         except OSError:
             raise
-        # Any error of the user's code.
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
-            raise UserError(f"--tools {path}: {type(error).__name__}: {one_line(error)}") from None
+        except Stopped:
+            raise
+        except BaseException as error:  # whatever the user's own code raises
+            reason = ": ".join(filter(None, (type(error).__name__, one_line(error))))
+            raise UserError(f"--tools {path}: {reason}") from None
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         imported = {alias.asname or alias.name for node in imports for alias in node.names}
@@ -84,8 +87,10 @@ def functions_of(path):
                     functions.append(function_schema(function))
                 elif name in defined or not inspect.isfunction(function):
                     left_out.append(f"{name}: not a plain function")
-            except Exception as error:  # of transformers, pydantic, or a type's code
-                left_out.append(f"function {name}: {one_line(error)}")
+            except Stopped:
+                raise
+            except BaseException as error:  # of transformers, of pydantic, or of a type's own code
+                left_out.append(f"function {name}: {one_line(error) or type(error).__name__}")
     if not functions and not left_out:
         raise UserError(f"--tools {path} defines no public function")
     return functions, left_out

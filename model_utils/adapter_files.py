@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from model_utils.model_facts import one_line
-from run_utils.errors import UserError
+from run_utils.arguments import read_yaml
+from run_utils.errors import UsageError, UserError
 from run_utils.files import file_hash, read_json
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names
@@ -24,6 +24,13 @@ WITHOUT_FUNCTION = {
     *("megatron_core", "runtime_config"),
 }
 UNORDERED = {"target_modules", "target_parameters", "exclude_modules"}
+# The fields of args.yaml that evaluation, inference and export read.
+TEXTS = (
+    *("model_name_or_path", "model_revision", "prompt_format", "quantization", "eval_split", "dataset_name"),
+    *("dataset_config_name", "dataset_revision", "eval_dataset_name"),
+)
+NUMBERS = ("max_bad_rows", "eval_fraction", "seed", "lora_r", "lora_alpha")
+CHOICES = {"quantization": ("none", "nf4", "int8"), "eval_split": ("random", "tools")}
 REFUSED = ("layer_replication", "modules_to_save", "layers_pattern", "trainable_token_indices", "megatron_config")
 UNRECORDED = (  # set by no train.py, whose older adapters have no record to compare with
     *("use_rslora", "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
@@ -66,15 +73,15 @@ def read_adapter(folder):
     for name in ("adapter_config.json", "adapter_model.safetensors", "args.yaml", "environment.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there")
+    environment = read_json(folder / "environment.json", check_environment)
     try:
-        environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
-        args = dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8")))
+        args = read_yaml(folder / "args.yaml")
         name = args.setdefault("prompt_format", environment.get("prompt_version"))  # the latter in older folders
-        _ = environment["base_fingerprint"], args["model_name_or_path"]
-        if record := environment.get("adapter"):
-            _ = record["config_sha256"], record["tensors"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} cannot be read: {one_line(error)}") from None
+        check_arguments(args)
+    except UsageError as error:  # a damaged folder is no wrong flag
+        raise UserError(str(error)) from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'args.yaml'} cannot be read: {error}") from None
     if name not in PROMPT_FORMATS:
         raise UserError(
             f"{folder} was trained on the prompt format {name}; data_utils/prompt.py has {', '.join(PROMPT_FORMATS)}"
@@ -86,6 +93,30 @@ def read_adapter(folder):
         )
     check_record(folder, args, environment)
     return Adapter(folder, args, environment)
+
+
+def check_environment(environment):
+    """For read_json: fails unless an environment.json has the fields that scripts read."""
+    _ = environment["base_fingerprint"], (environment.get("eval_loss") or 0) + 0.0
+    if record := environment.get("adapter"):
+        _ = record["config_sha256"], record["tensors"].items()
+
+
+def check_arguments(args):
+    """Raise ValueError unless the fields of an args.yaml that other scripts read are of their types."""
+    for name in (*TEXTS, *NUMBERS):
+        value, types = args.get(name), str if name in TEXTS else int | float
+        if not isinstance(value, types | None) or (name in NUMBERS and not math.isfinite(value or 0)):
+            found = value if isinstance(value, float) else f"a {type(value).__name__}"
+            raise ValueError(f"{name} must be a {'text' if name in TEXTS else 'number'}, not {found}")
+    names = args.get("lora_target_modules") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("lora_target_modules must be a list of names")
+    if not args.get("model_name_or_path"):
+        raise ValueError("no model_name_or_path there")
+    for name, choices in CHOICES.items():
+        if args.get(name, choices[0]) not in choices:
+            raise ValueError(f"{name} must be {', '.join(choices)}, not {args[name]}")
 
 
 def read_config(folder):

@@ -455,6 +455,9 @@ def test_wrong_flags_are_told_before_anything_is_loaded(run_here, tools_file, tm
     [
         ("import sys\nsys.exit(0)", "SystemExit: 0"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("class Mine(BaseException): pass\nraise Mine('x')", "Mine: x"),
+        ("class M(type):\n    def __getattr__(cls, name): raise SystemExit\nclass A(metaclass=M): pass\ndef f(a: A):\n    'Do.'", "no tool is left: function f: SystemExit"),
         ("from __future__ import annotations\nimport dataclasses\nimport helper_of_mine\n@dataclasses.dataclass\nclass A:\n    x: int\n", "defines no public function"),
     ],
 )  # fmt: skip

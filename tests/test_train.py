@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -193,6 +194,18 @@ def test_checkpoints_beyond_the_limit_go_but_never_the_newest_or_the_best(train_
 def test_step_seeds_differ_by_step_process_and_seed():
     seeds = {step_seed(seed, step, process) for seed in range(3) for step in range(50) for process in range(4)}
     assert len(seeds) == 600
+
+
+@pytest.mark.parametrize("free", [10, 10**6])
+def test_too_little_space_for_the_checkpoints_is_told_before_the_first_step(run_here, flags, monkeypatch, free):
+    """8,192 weights are 96 KiB with Adam's moments: two checkpoints are kept, a third is written, and adapter/."""
+    full = type(shutil.disk_usage("/"))(2**40, 2**40 - free * 1024, free * 1024)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    result = run_here(train, flags | {"max_train_steps": 1, "save_total_limit": 2})
+    assert result.code == 0, result.err
+    warning = "Warning: 2 checkpoints and the next need about 0.3 MiB and the disk has 0.0 MiB free: make room, or lower --save_total_limit"
+    assert (warning in result.out) == (free == 10)
+    assert free != 10 or result.out.index(warning) < result.out.index("step 1/1")
 
 
 def test_no_flags_at_all_trains_the_embedded_demo(tmp_path):

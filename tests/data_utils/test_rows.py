@@ -337,3 +337,14 @@ def test_an_unreachable_hub_is_explained(hub, monkeypatch):
     hub.server_close()
     with pytest.raises(UserError, match="cannot reach .*HF_HUB_OFFLINE=1"):
         load_rows("some/rows")
+
+
+@pytest.mark.parametrize("row_id", [float("nan"), float("-inf"), None, ""])
+def test_a_missing_id_is_none_however_it_is_written(tmp_path, row_id):
+    rows, bad = load_rows(write_jsonl(tmp_path / "rows.jsonl", [row | {"id": row_id} for row in GOOD]))
+    assert not bad and [row.id for row in rows] == [row.fingerprint for row in rows]
+
+
+def test_a_row_s_own_x_conversation_is_not_ours(tmp_path):
+    named = [row | {"x-conversation": [number], "x-opening": {}} for number, row in enumerate(GOOD)]
+    assert load_rows(write_jsonl(tmp_path / "a.jsonl", named)) == load_rows(write_jsonl(tmp_path / "b.jsonl", GOOD))

@@ -238,6 +238,19 @@ def test_folders_without_training_rows_are_refused(tmp_path, name, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("place", "name"), [(".", "."), ("inner", ".."), (".", "inner/.."), ("inner", "../.")])
+def test_a_folder_may_be_named_from_inside_it(tmp_path, monkeypatch, place, name):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "train.jsonl").write_text(json.dumps(GOOD[0]))
+    monkeypatch.chdir(tmp_path / place)
+    assert len(load_rows(name)[0]) == 1
+
+
+def test_no_name_is_no_folder():
+    with pytest.raises(UserError, match="an empty name is neither a file"):
+        load_rows("")
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub on this machine with one data set, some/rows, whose files are `hub.files`."""

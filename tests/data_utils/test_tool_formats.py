@@ -4,6 +4,7 @@ chat template and training."""
 import copy
 import json
 import random
+import re
 
 import hypothesis.strategies as st
 import pytest
@@ -12,6 +13,7 @@ from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from benchmarks.schema_oracle import DEFINITIONS, draw_parameters
+from data_utils import schema_merge
 from data_utils.chat import template_text
 from data_utils.prompt import render_tags, to_json
 from data_utils.tool_formats import SCHEMA_KEYS, NotFlat, ReadTools, flat_tools, openai_calls, openai_tools
@@ -318,7 +320,7 @@ def test_a_definition_may_be_used_twice():
     assert read.notes == [] and "items" in read.tools[0]["parameters"]["a"]["properties"]["b"]
 
 
-@pytest.mark.parametrize(
+FORKS = pytest.mark.parametrize(
     "fork",
     [
         lambda ref: {"type": "object", "properties": {"l": {"$ref": ref}, "r": {"$ref": ref}}},
@@ -326,11 +328,35 @@ def test_a_definition_may_be_used_twice():
         lambda ref: {"anyOf": [{"$ref": ref}, {"$ref": ref}]},
     ],
 )
-def test_forking_references_are_refused_before_they_fill_the_memory(fork):
-    definitions = {f"D{level}": fork(f"#/$defs/D{level + 1}") for level in range(40)} | {"D40": {"type": "string"}}
-    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/D0"}}, "$defs": definitions}
+
+
+def forking_tools(fork, levels):
+    definitions = {f"D{level}": fork(f"#/$defs/D{level + 1}") for level in range(levels)}
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/D0"}}}
+    return [{"name": "f", "inputSchema": schema | {"$defs": definitions | {f"D{levels}": {"type": "string"}}}}]
+
+
+@FORKS
+def test_references_that_fork_are_refused_before_they_fill_the_memory(fork):
     with pytest.raises(NotFlat, match="too large, over 1000000 characters|more than 16 references or allOf"):
-        flat_tools([{"name": "f", "inputSchema": schema}])
+        flat_tools(forking_tools(fork, 40))
+
+
+@FORKS
+@pytest.mark.parametrize("levels", [3, 12])
+def test_the_chat_template_counts_references_that_fork_as_flat_tools_does(fork, levels, monkeypatch):
+    monkeypatch.setattr(schema_merge, "MAX_READ", 10_000)
+    template = CHAT_TEMPLATE.replace("max_read = 1000000", "max_read = 10000")
+    assert template != CHAT_TEMPLATE
+    tools, messages = forking_tools(fork, levels), [{"role": "user", "content": "q"}]
+    try:
+        expected = render_tags("q", to_json(flat_tools(tools).tools))
+    except NotFlat as error:
+        assert levels == 12
+        with pytest.raises(TemplateError, match=re.escape(str(error))):
+            render_jinja_template([messages], tools=tools, chat_template=template, add_generation_prompt=True)
+    else:
+        assert levels == 3 and rendered(messages, tools) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from data_utils.held_out import read_split
 from model_utils.adapter_files import read_adapter
 from model_utils.adapters import adapter_record, add_lora, load_adapter
 from model_utils.loading import ModelSource, base_fingerprint, load_base_model
-from run_utils.errors import UserError
+from run_utils.errors import UsageError, UserError
 
 MODULES = ["q_proj", "v_proj", "down_proj"]
 
@@ -48,6 +49,58 @@ def save_adapter(tiny_model, tmp_path):
         return folder
 
     return save
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *(("args.yaml", {name: value}) for name in ("model_name_or_path", "prompt_format", "quantization") for value in (5, ["a"], {"a": 1})),
+        *(("args.yaml", change) for change in ({"model_name_or_path": None}, {"quantization": "int3"}, {"model_revision": 5})),
+        *(("args.yaml", {name: value}) for name in ("dataset_name", "eval_dataset_name", "max_bad_rows", "seed") for value in (["a"], {})),
+        *(("args.yaml", change) for change in ({"max_bad_rows": "x"}, {"eval_fraction": float("nan")}, {"dataset_name": 5})),
+        *(("args.yaml", change) for change in ({"lora_r": "x"}, {"lora_target_modules": [["a"]]}, {"lora_target_modules": 5})),
+        *(("environment.json", change) for change in ({"base_fingerprint": None}, {"eval_loss": "x"}, {"adapter": 5}, {"adapter": {"tensors": 5}})),
+    ],
+)  # fmt: skip
+def test_a_saved_field_of_another_type_is_refused_in_a_line(save_adapter, name, change):
+    folder = save_adapter()
+    saved = yaml.safe_load((folder / name).read_text()) | change
+    if change == {"base_fingerprint": None}:
+        del saved["base_fingerprint"]
+    (folder / name).write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=f"{name} cannot be read: [^\n]*$") as caught:
+        read_adapter(folder)
+    assert not isinstance(caught.value, UsageError)
+
+
+@pytest.mark.parametrize("name", ["args.yaml", "environment.json"])
+@pytest.mark.parametrize("content", ["[" * 5000, "[]", "5", "", "{", "\x00"])
+def test_a_saved_file_that_is_damaged_is_refused_in_a_line(save_adapter, name, content):
+    folder = save_adapter()
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} [^\n]*$") as caught:
+        read_adapter(folder)
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_aliases_of_yaml_are_never_written_out(save_adapter):
+    folder = save_adapter()
+    levels = [f"x{level}: &x{level} [{', '.join([f'*x{level - 1}'] * 9)}]" for level in range(1, 20)]
+    lines = ["x0: &x0 [1]", *levels, "seed: *x19", *(folder / "args.yaml").read_text().splitlines()]
+    (folder / "args.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="seed must be a number, not a list$"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"trained": {"a": 5}, "held_out": {"b": [1]}}', '{"trained": {"a": [1]}, "held_out": {"b": "x"}}', '{"trained": []}', "[]",
+     '{"trained": {}, "held_out": {}, "near_repeats": [[]]}', '{"trained": {}, "held_out": {}, "near_repeats": 5}', "[" * 100_000],
+)  # fmt: skip
+def test_a_damaged_split_is_refused_in_a_line(tmp_path, content):
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(UserError, match=r"split.json cannot be read: [^\n]*$"):
+        read_split(tmp_path)
 
 
 def refusal(tiny_model, folder):
