@@ -1,1 +1,2 @@
-"""The base model, its adapter, and how they run: loading, LoRA, the fast paths and their checks, generation."""
+"""The base model, its adapter, and how they run: loading, LoRA, the fast paths and their checks,
+generation."""

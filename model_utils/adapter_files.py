@@ -1,4 +1,5 @@
-"""The files of an adapter's folder, read and compared with what train.py recorded. Nothing here needs a model."""
+"""The files of an adapter's folder: read, and compared with train.py's records. No model is
+needed."""
 
 import contextlib
 import hashlib
@@ -17,8 +18,8 @@ from run_utils.errors import UsageError, UserError
 from run_utils.files import file_hash, read_json
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names
-# Fields of an adapter_config.json. REFUSED are not trained here; they keep PEFT busy, import modules by name, or replace weights
-# of the base.
+# Fields of an adapter_config.json. train.py never sets REFUSED: these fields make PEFT work for
+# long, import modules by name, or replace weights of the base.
 WITHOUT_FUNCTION = {
     *("base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version", "auto_mapping"),
     *("megatron_core", "runtime_config"),
@@ -32,14 +33,14 @@ TEXTS = (
 NUMBERS = ("max_bad_rows", "eval_fraction", "seed", "lora_r", "lora_alpha")
 CHOICES = {"quantization": ("none", "nf4", "int8"), "eval_split": ("random", "tools")}
 REFUSED = ("layer_replication", "modules_to_save", "layers_pattern", "trainable_token_indices", "megatron_config")
-UNRECORDED = (  # set by no train.py, whose older adapters have no record to compare with
+UNRECORDED = (  # train.py never sets these; older adapters have no record of them
     *("use_rslora", "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
     *("layers_to_transform",),
 )
 
 
 class Adapter(NamedTuple):
-    """An adapter that train.py saved: its folder, the training's arguments, and environment.json."""
+    """An adapter of train.py: its folder, args.yaml and environment.json."""
 
     folder: Path
     args: dict
@@ -57,7 +58,7 @@ class Adapter(NamedTuple):
 
     @contextlib.contextmanager
     def named_in(self, flag):
-        """Add to a UserError within that the value of `flag` comes from the adapter's args.yaml."""
+        """Add to a UserError: the adapter's args.yaml has the value, and `flag` replaces it."""
         try:
             yield
         except UserError as error:
@@ -65,8 +66,8 @@ class Adapter(NamedTuple):
 
 
 def read_adapter(folder):
-    """The Adapter in a folder. Refuses, as UserError, a folder of another kind, an adapter of a prompt format that is not here
-    any more, and one edited since the training (check_record)."""
+    """The Adapter in a folder. Raises UserError if train.py did not save it, if its prompt format
+    is missing here, or if it was edited since the training (check_record)."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no adapter in {folder}: there is no such folder; train.py makes one")
@@ -76,7 +77,8 @@ def read_adapter(folder):
     environment = read_json(folder / "environment.json", check_environment)
     try:
         args = read_yaml(folder / "args.yaml")
-        name = args.setdefault("prompt_format", environment.get("prompt_version"))  # the latter in older folders
+        # Older folders have prompt_version.
+        name = args.setdefault("prompt_format", environment.get("prompt_version"))
         check_arguments(args)
     except UsageError as error:  # a damaged folder is no wrong flag
         raise UserError(str(error)) from None
@@ -103,7 +105,7 @@ def check_environment(environment):
 
 
 def check_arguments(args):
-    """Raise ValueError unless the fields of an args.yaml that other scripts read are of their types."""
+    """Raise ValueError if a field of args.yaml that other scripts read has a wrong type."""
     for name in (*TEXTS, *NUMBERS):
         value, types = args.get(name), str if name in TEXTS else int | float
         if not isinstance(value, types | None) or (name in NUMBERS and not math.isfinite(value or 0)):
@@ -120,8 +122,8 @@ def check_arguments(args):
 
 
 def read_config(folder):
-    """The fields of an adapter_config.json that change the function, as config_fields gives them. UserError if PEFT must not
-    read them."""
+    """The fields of an adapter_config.json that change the function (see config_fields). Raises
+    UserError if PEFT must not read the file."""
     path = Path(folder) / "adapter_config.json"
     fields = {}
 
@@ -134,24 +136,26 @@ def read_config(folder):
 
 
 def config_fields(config):
-    """The fields of a LoRA configuration, a dict, that change the function; those empty or off count as absent."""
+    """The fields of a LoRA configuration (a dict) that change the function. Empty and false fields
+    count as absent."""
     fields = {
         name: sorted(value) if name in UNORDERED and isinstance(value, (list, set)) else value
         for name, value in config.items()
         if name not in WITHOUT_FUNCTION
         and not (value is None or value is False or (isinstance(value, (list, dict, set)) and not value))
     }
-    return json.loads(json.dumps(fields))  # tuples and enumerations as a file has them
+    return json.loads(json.dumps(fields))  # tuples and enumerations as in a file
 
 
 def check_config(fields):
-    """Raise ValueError on a configuration that is not plain LoRA on named layers; PEFT reads it after that alone."""
+    """Raise ValueError unless a configuration is plain LoRA on named layers. PEFT only reads
+    checked files."""
     for name, value in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
         if fields.get(name) != value:
             raise ValueError(f"{name} must be {value}, not {fields.get(name)}")
     if found := [name for name in REFUSED if name in fields]:
         raise ValueError(f"{found[0]} is no part of LoRA on named layers")
-    # Any other text is a method that starts from changed weights of the base, which the file does not have.
+    # Any other text is a method that changes the base's weights, which the file does not have.
     if fields.get("init_lora_weights") not in (True, None, "gaussian"):
         raise ValueError(f"init_lora_weights is {fields['init_lora_weights']}, which changes the base")
     for name in UNORDERED & fields.keys():
@@ -181,8 +185,9 @@ def as_words(shape):
 
 
 def check_record(folder, args, environment):
-    """Refuse, as UserError, an adapter whose configuration or tensors are not those that train.py recorded. Returns what has
-    no record, in words: of an adapter from before, rank, alpha and modules are compared with its arguments alone."""
+    """Raise UserError if an adapter's configuration or tensors differ from train.py's record.
+    Returns the names of unrecorded facts: an older adapter only has its arguments to compare rank,
+    alpha and modules with."""
     fields, path = read_config(folder), Path(folder) / "adapter_config.json"
     if record := environment.get("adapter"):
         if config_hash(fields) != record["config_sha256"]:
@@ -200,8 +205,8 @@ def check_record(folder, args, environment):
 
 
 def tensor_shapes(folder):
-    """`{name: shape}` of an adapter's file, by its header alone; shapes in words. UserError if the file cannot be read, or if a
-    tensor does not hold floating-point numbers."""
+    """`{name: shape in words}` from the header of an adapter's file. Raises UserError if the file
+    cannot be read, or if a tensor's dtype is not a floating-point type."""
     path = Path(folder) / "adapter_model.safetensors"
     try:
         with safe_open(path, "pt") as file:
@@ -216,7 +221,8 @@ def tensor_shapes(folder):
 
 
 def compare_tensors(folder, shapes, wanted, known, origin):
-    """Refuse, as UserError, an adapter's file whose tensors, `{name: shape}`, lack one of `wanted` or are not of `known`."""
+    """Raise UserError if an adapter's tensors, `{name: shape}`, lack one of `wanted` or differ from
+    `known`."""
     misfits = {
         "does not have": sorted(wanted.keys() - shapes.keys()),
         "has unknown tensors": sorted(shapes.keys() - known.keys()),

@@ -1,4 +1,4 @@
-"""The LoRA adapter: put on a base, read from its folder, and loaded on the base that it was trained on."""
+"""LoRA adapters: a new one on a base, or one loaded from its folder onto its base."""
 
 import warnings
 
@@ -27,13 +27,14 @@ ROUTERS = {"router", "gate", "shared_expert_gate"}
 
 
 def linear_layers(model):
-    """The names of the linear layers of the decoder of text, the head and a mixture's routers left out; UserError where it has none."""
-    linear = (torch.nn.Linear, Conv1D)  # those of bitsandbytes are torch's too
+    """The names of the linear layers of the text decoder, without the head and a mixture's routers.
+    Raises UserError if there are none."""
+    linear = (torch.nn.Linear, Conv1D)  # bitsandbytes' layers are subclasses of torch's
     head, decoder = model.get_output_embeddings(), text_decoder(model)
-    names = {}  # a set in the model's order
+    names = {}  # an ordered set
     for path, module in decoder.named_modules():
         *parents, name = path.split(".")
-        # A number is a place in a sequence, which layers of other kinds have too.
+        # A number is an index in a sequence, which other types of layers have too.
         if isinstance(module, linear) and module is not head and not name.isdigit() and not ROUTERS & {*parents, name}:
             names[name] = None
     if not names:
@@ -42,12 +43,14 @@ def linear_layers(model):
 
 
 def expert_names(model):
-    """The names by which LoRA goes on the experts' weights of a mixture, as PEFT's target_parameters; none for other models."""
+    """The names of a mixture's expert weights for PEFT's target_parameters. Other models have
+    none."""
     return list(dict.fromkeys(f"{path.split('.')[-1]}.{name}" for path, name, _ in expert_parameters(model)))
 
 
 def describe_experts(model, names):
-    """How much of a mixture its experts' weights of these names are, in words."""
+    """The number of the experts' weights with these names, in words, beside the number in all
+    layers."""
     experts = [weight for path, name, weight in expert_parameters(model) if f"{path.split('.')[-1]}.{name}" in names]
     layers = [
         weight
@@ -65,17 +68,18 @@ def all_layers(model):
 
 
 def add_lora(model, r, alpha, dropout, target_modules):
-    """The model under a fresh LoRA adapter, in float32 whatever the base's dtype. B starts at zero: same outputs.
+    """The model with a new LoRA adapter, in float32 whatever the base's dtype. B starts at zero, so
+    outputs stay the same.
 
-    target_modules: names of layers, and of a mixture's experts as expert_names gives them.
-    """
-    from peft import LoraConfig, get_peft_model  # late: importing peft imports bitsandbytes, and takes seconds
+    target_modules: names of layers, and of a mixture's experts (see expert_names)."""
+    # Late: peft imports bitsandbytes, which takes seconds.
+    from peft import LoraConfig, get_peft_model
 
     from model_utils.fused_lora import fuse_lora
 
     if r > (width := layer_width(model)):
         raise UserError(f"--lora_r {r} is above the width of the model's layers, {width}: a lower one does the same")
-    # Of a model that also sees or hears, only the decoder of text is trained: nothing else meets these rows.
+    # In a model with vision or audio only the text decoder trains: rows are text.
     text_modules = {model.get_output_embeddings(), *text_decoder(model).modules()}
     elsewhere = [name for name, module in model.named_modules() if name and module not in text_modules]
     names = {name.split(".")[-1] for name, module in model.named_modules() if module in text_modules}
@@ -104,7 +108,8 @@ def add_lora(model, r, alpha, dropout, target_modules):
         model = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"cannot add LoRA to {', '.join(target_modules)}: {one_line(error)}") from None
-    # Of some mixtures PEFT takes the names of dense layers, or of a shared expert's, for those of the experts.
+    # In some mixtures, PEFT confuses the names of dense layers or of a shared expert with the
+    # experts' names.
     if taken := [name for name in layers if name not in config.target_modules]:
         others = [name for name in target_modules if name not in taken]
         raise UserError(
@@ -115,14 +120,14 @@ def add_lora(model, r, alpha, dropout, target_modules):
 
 
 def layer_width(model):
-    """The width of the layers, above which no rank is of use."""
+    """The width of the layers. A higher rank has no use."""
     embedded = model.get_input_embeddings().weight.shape[-1]
     return max(embedded, getattr(model.config.get_text_config(), "hidden_size", 0))
 
 
 def adapter_record(model):
-    """The adapter of a PEFT model as environment.json records it, a dict: a hash of its configuration, and its tensors' names and
-    shapes. UserError if such a configuration would not be loaded again."""
+    """A PEFT model's adapter as a dict for environment.json: a hash of its configuration, and its
+    tensors' names and shapes. Raises UserError if load_adapter would refuse the configuration."""
     from peft import get_peft_model_state_dict  # late, as in add_lora
 
     fields = config_fields(model.peft_config["default"].to_dict())
@@ -139,13 +144,13 @@ def adapter_record(model):
 
 
 def load_adapter(model, adapter, *, merge_checked_on=None):
-    """The base under an Adapter. Refuses, as UserError, an adapter trained on another base, and one whose tensors do not fit
-    the base.
+    """The base with an Adapter on it. Raises UserError if the adapter was trained on another base,
+    or if its tensors do not fit the base.
 
-    merge_checked_on: texts (int32 token ids) on which the merged model is compared with the unmerged one. With them the adapter
-    is merged into the base's weights, which is faster, unless these are quantised or shared with a layer that has no adapter,
-    as those of a tied head are.
-    """
+    merge_checked_on: texts (int32 token ids) to compare the merged model with the unmerged model.
+    If given, the adapter is merged into the base's weights, which is faster. Quantised weights are
+    not merged, and neither are weights shared with a layer without an adapter, such as a tied
+    head."""
     from peft import PeftModel  # late, as in add_lora
 
     folder, args, environment = adapter
@@ -159,12 +164,12 @@ def load_adapter(model, adapter, *, merge_checked_on=None):
         say(f"{folder} is from before train.py recorded what it saved: nothing verifies its {', '.join(unknown)}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of tensors that do not fit; refused below
+            warnings.simplefilter("ignore")  # PEFT warns about misfits; check_tensors raises
             model = PeftModel.from_pretrained(model, folder, ignore_mismatched_sizes=True).eval()
             check_tensors(model, folder)
     except (torch.OutOfMemoryError, UserError):
         raise
-    except Exception as error:  # whatever a broken file makes safetensors and peft raise
+    except Exception as error:  # broken files make safetensors and peft raise anything
         raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
     quantized = getattr(model.get_base_model(), "hf_quantizer", None) is not None
     if quantized or merge_checked_on is None or adapts_shared_weights(model):
@@ -177,18 +182,17 @@ def load_adapter(model, adapter, *, merge_checked_on=None):
 
 
 def check_tensors(model, folder):
-    """Refuse, as UserError, an adapter whose file has other tensors than the PEFT model made for it, or weights that are not
-    finite.
+    """Raise UserError if an adapter's file has other tensors than its PEFT model, or weights that
+    are not finite.
 
-    The base's embedding and head may be in the file too, if they have an adapter: PEFT saves them by itself.
-    """
+    The file may also have the base's embedding and head if they have an adapter: PEFT adds them."""
     from peft import get_peft_model_state_dict  # late, as in add_lora
 
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     adapts_ends = any(hasattr(layer, "base_layer") for layer in ends)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a hint on saving them, which nothing does here
+        warnings.simplefilter("ignore")  # PEFT's hint about saving embeddings
         known = wanted | get_peft_model_state_dict(model, save_embedding_layers=adapts_ends)
     known = {name: as_words(weight.shape) for name, weight in known.items()}
     compare_tensors(folder, tensor_shapes(folder), wanted, known, "of its adapter_config.json on this base")

@@ -16,12 +16,11 @@ from run_utils.signals import Stopped
 
 
 def answer_file(args, system, requests, identity):
-    """Answer the rows of --input: a line in --output for each, in their order. A kill loses no answer: the same
-    command continues.
+    """Answer the rows of --input in order: one line of --output per row. A kill loses no answer:
+    the same command continues.
 
-    system: a System. requests: a Request for each row. identity: all else that the answers depend on, a dict. A line of --output
-    names the row's tools that were left out.
-    """
+    system: a System. requests: a Request for each row. identity: a dict of everything else that the
+    answers depend on. A line of --output names the row's tools that were left out."""
     output, partial = Path(args.output), Path(f"{args.output}.partial")
     settings = ("system", "constrained", "format", "max_new_tokens", "quantization")
     identity |= {name: getattr(args, name) for name in settings}
@@ -50,7 +49,8 @@ def answer_file(args, system, requests, identity):
         if not is_full_disk(error):
             raise
         characters = sum(len(as_line(result)) for result in results.values()) / max(1, len(results))
-        free = describe_free(output.parent, 2 * len(requests) * characters)  # both files are there for a moment
+        # Both files exist for a moment.
+        free = describe_free(output.parent, 2 * len(requests) * characters)
         raise UserError(
             f"--output {output} could not be written: it needs {free}; {len(results)} of {len(requests)} rows are answered: make "
             "room, and the same command goes on"
@@ -69,7 +69,7 @@ def answer_file(args, system, requests, identity):
 
 
 def earlier_answers(partial, identity, num_rows):
-    """`{index: result}` of a run that was cut off."""
+    """`{index: result}` of an interrupted run."""
     answers = {}
     for record in open_journal(partial, identity):
         match record:
@@ -86,6 +86,6 @@ def as_result(reply, form):
 
 
 def as_line(result):
-    """A line of --output: in UTF-8, or with escapes if there is half a surrogate pair."""
+    """A line of --output: in UTF-8, or with escapes if it has half a surrogate pair."""
     text = to_json(result)
     return (text if encodes(text) else json.dumps(result)) + "\n"

@@ -1,4 +1,5 @@
-"""The attention kernel: examples of a padding-free batch kept apart without masks, and decoding over slots of a cache."""
+"""The attention kernel: it separates the examples of a padding-free batch without masks, and
+decodes over slots of a cache."""
 
 import inspect
 
@@ -9,23 +10,27 @@ from transformers import AttentionInterface
 from run_utils.errors import UserError
 
 try:
-    from torch.nn.attention.varlen import varlen_attn  # torch's own flash attention: no package is needed
+    # torch's own flash attention needs no package.
+    from torch.nn.attention.varlen import varlen_attn
 
     VARLEN_PARAMETERS = set(inspect.signature(varlen_attn).parameters)
 except ImportError:
     VARLEN_PARAMETERS = set()
 VARLEN_KNOWS_WINDOWS = "window_size" in VARLEN_PARAMETERS  # from torch 2.11 on; causal is a window
-VARLEN_ASKS_FOR_GQA = "enable_gqa" in VARLEN_PARAMETERS  # torch 2.11 takes fewer key-value heads unasked
+# torch 2.11 accepts fewer key-value heads without it.
+VARLEN_ASKS_FOR_GQA = "enable_gqa" in VARLEN_PARAMETERS
 
 ISOLATED = "isolated"  # the name in `attn_implementation`
-# cuDNN's backward has NaN in the query's gradient, in torch 2.11 to 2.13 on H100 and H200: with a mask, at lengths of 64 modulo
-# 128, if a row's scores are far below 0 (pytorch#196678). SDPA takes another kernel then. varlen_attn is never cuDNN's.
+# cuDNN's backward has NaN in the query's gradient, in torch 2.11 to 2.13 on H100 and H200: with a
+# mask, at lengths of 64 modulo 128, if a row's scores are far below 0 (pytorch#196678). Without
+# cuDNN, SDPA takes another kernel. varlen_attn never uses cuDNN.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-@torch.compiler.assume_constant_result  # compiled layers ask too, and cannot trace the question
+@torch.compiler.assume_constant_result  # compiled layers call it, and cannot trace it
 def has_varlen_kernel(device, dtype):
-    """Whether torch's variable-length flash attention runs here: from torch 2.11 and NVIDIA's Ampere generation on."""
+    """Whether torch's variable-length flash attention runs here. It needs torch 2.11 and an NVIDIA
+    GPU of the Ampere generation or newer."""
     return (
         VARLEN_KNOWS_WINDOWS
         and device.type == "cuda"
@@ -38,21 +43,23 @@ def isolated_attention(
     module, query, key, value, attention_mask, scaling, dropout=0.0, cu_seq_lens_q=None, max_length_q=None,
     slot_lengths=None, sliding_window=None, **kwargs,
 ):  # fmt: skip
-    """Causal attention within each example of a padding-free batch; or, with `slot_lengths`, of one new token a cache slot.
+    """Causal attention within each example of a padding-free batch, or, with `slot_lengths`, of one
+    new token per cache slot.
 
-    query: [batch, heads, tokens, head_dim]; key, value: [batch, kv_heads, tokens, head_dim]; returns
-    [batch, tokens, heads, head_dim]. Padding-free: batch 1, examples end to end, the i-th from cu_seq_lens_q[i] to
-    cu_seq_lens_q[i + 1] (int32), none longer than max_length_q. Decoding: batch the slots, one query token each, key and
-    value the cache; slot_lengths [slots] (int32) says how many of a slot's tokens count, the newest among them.
+    query: [batch, heads, tokens, head_dim]; key, value: [batch, kv_heads, tokens, head_dim];
+    returns [batch, tokens, heads, head_dim]. Padding-free: batch 1, examples end to end, none
+    longer than max_length_q; example i is from cu_seq_lens_q[i] to cu_seq_lens_q[i + 1] (int32).
+    Decoding: the batch is the slots, with one query token each; key and value are the cache;
+    slot_lengths [slots] (int32) is the number of a slot's tokens, the newest included.
 
-    Nothing outside the blocks on the diagonal is computed and no mask of tokens x tokens made. Registered with
-    `AttentionInterface` alone: transformers then makes no masks, so padded batches are refused.
-    """
+    Only the blocks on the diagonal are computed, without a tokens x tokens mask. The function is
+    only registered with `AttentionInterface`: transformers makes no masks for it, so padded batches
+    are refused."""
     if kwargs.get("softcap") or kwargs.get("s_aux") is not None:
         raise UserError(f"{ISOLATED} attention knows neither capped scores nor sinks, which this model has")
     if cu_seq_lens_q is None and slot_lengths is None:
         raise ValueError("isolated attention needs cu_seq_lens_q: it does not know padded batches")
-    if torch.is_autocast_enabled(query.device.type):  # as it does for PyTorch's own attention
+    if torch.is_autocast_enabled(query.device.type):  # as autocast does for PyTorch's own attention
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(dtype) for states in (query, key, value))
     if slot_lengths is not None:
@@ -85,12 +92,14 @@ def one_example(query, key, value, sliding_window, scaling, dropout):
 
 
 def decode(query, key, value, slot_lengths, sliding_window, scaling):
-    """The query heads that share a key-value head stand in for the query's tokens, so that no key is copied for them."""
+    """The query heads that share a key-value head take the place of query tokens, so no key is
+    copied."""
     slots, kv_heads, length, head_dim = key.shape
     query = query.reshape(slots, kv_heads, -1, head_dim)
     if has_varlen_kernel(query.device, query.dtype):
-        # No mask, and no slot is read beyond its length. By the operator beneath varlen_attn, whose own seqused_k only comes
-        # with torch 2.12. A sequence here is one key-value head of a slot.
+        # This needs no mask, and reads no slot beyond its length. It calls the operator under
+        # varlen_attn, which only has seqused_k from torch 2.12 on. A sequence is one key-value head
+        # of a slot.
         starts = torch.arange(slots * kv_heads + 1, dtype=torch.int32, device=query.device)
         window = {} if sliding_window is None else {"window_size_left": sliding_window - 1, "window_size_right": 0}
         attended, *_ = torch.ops.aten._flash_attention_forward(

@@ -1,10 +1,11 @@
-"""The decoder's forward and backward as CUDA graphs: two launches a micro-batch where there were thousands.
+"""The decoder's forward and backward as CUDA graphs: two launches per micro-batch instead of
+thousands.
 
-At eight examples a step a fast GPU finishes its kernels before the CPU has launched them. A CUDA graph is launched whole,
-but has fixed shapes and addresses. So micro-batches are padded to multiples of PADDING tokens, the padding as one more
-example without supervision, and each size has a graph of its own. The head and the loss stay outside, on the
-supervised tokens alone. Gradients are filled past autograd, where DDP does not see them: speed.gradient_sync takes its place.
-"""
+At eight examples a step, a fast GPU finishes its kernels before the CPU has launched them. A CUDA
+graph is launched whole, but has fixed shapes and addresses. So micro-batches are padded to
+multiples of PADDING tokens, with the padding as one more example without supervision, and each size
+has its own graph. The head and the loss stay outside, on the supervised tokens only. The graphs
+fill gradients outside autograd, so DDP misses them: speed.gradient_sync averages them."""
 
 import contextlib
 import gc
@@ -19,12 +20,13 @@ from model_utils.attention import ISOLATED, has_varlen_kernel
 from run_utils.errors import UserError
 from run_utils.launch import raise_anywhere
 
-PADDING = 256  # tokens; half of it is wasted on average, and a run meets (largest - smallest) / PADDING sizes
+# Tokens. Half of it is wasted on average; a run has (largest - smallest) / PADDING sizes.
+PADDING = 256
 
 
 def use_cuda_graphs(accelerator, model, data, steps):
-    """Let the training passes of a PEFT model replay CUDA graphs, one pair for each size of the micro-batches of `data` in
-    these steps (a range), and print their number."""
+    """Let the training passes of a PEFT model replay CUDA graphs: a forward and a backward graph
+    for each size of `data`'s micro-batches in these steps (a range). Prints the number of sizes."""
     whole_model = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
     if accelerator.device.type != "cuda" or not whole_model:
         raise UserError("--cuda_graphs is for GPUs, each with the whole model")
@@ -35,7 +37,7 @@ def use_cuda_graphs(accelerator, model, data, steps):
     if getattr(model, "is_loaded_in_8bit", False):
         raise UserError("--cuda_graphs cannot capture int8 layers, which wait for the CPU: use nf4 or none")
     max_length = max(len(example.input_ids) for example in data.examples)
-    # The largest first: the others fit in its memory.
+    # The largest first: the smaller sizes fit in its memory.
     sizes = sorted({padded(num_tokens(chunk)) for chunk in data.chunks(steps)}, reverse=True)
     graphed = GraphedDecoder(decoder, data.batch_size, max_length, sizes[0])
     problem = ""
@@ -49,24 +51,24 @@ def use_cuda_graphs(accelerator, model, data, steps):
         if not isinstance(error, torch.OutOfMemoryError) and not isinstance(error.__context__, torch.OutOfMemoryError):
             raise
         problem = "CUDA graphs do not fit in this GPU's memory; --cuda_graphs false would"
-    if problem:  # other processes are told by way of the GPU
+    if problem:  # free memory: raise_anywhere uses the GPU
         del graphed
         gc.collect()
         torch.cuda.empty_cache()
     raise_anywhere(problem)
     for parameter in graphed.parameters:
-        parameter.grad = None  # rid of what the warm-up left there
+        parameter.grad = None  # drop the warm-up's gradients
     decoder.forward = graphed
     accelerator.print(f"CUDA graphs for {len(sizes)} sizes of micro-batches")
 
 
 class GraphedDecoder:
-    """Stands in for `decoder.forward` in training.
+    """Takes the place of `decoder.forward` in training.
 
-    decoder: maps input_ids [1, tokens] to hidden states [1, tokens, hidden]; its trainable parameters get their gradients
-    added as usual. At most max_examples of max_length tokens each meet in a micro-batch of at most max_size tokens,
-    padding included. Dropout draws from the default generator, so `torch.manual_seed` before a step holds.
-    """
+    decoder: maps input_ids [1, tokens] to hidden states [1, tokens, hidden]; gradients are added to
+    its trainable parameters as usual. A micro-batch has at most max_examples examples of max_length
+    tokens each, and max_size tokens with padding. Dropout uses the default generator, so
+    `torch.manual_seed` before a step has effect."""
 
     def __init__(self, decoder, max_examples, max_length, max_size):
         weight = decoder.get_input_embeddings().weight
@@ -81,8 +83,10 @@ class GraphedDecoder:
         self.hidden_grad = torch.zeros_like(self.hidden)
         self.parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.anchor = torch.zeros((), device=self.device, requires_grad=True)  # for autograd to call Replay.backward
-        self.stream = torch.cuda.Stream()  # for warming up; memory that one stream has freed is not another's to reuse
+        # Autograd calls Replay.backward because this input requires a gradient.
+        self.anchor = torch.zeros((), device=self.device, requires_grad=True)
+        # For warm-ups: a stream cannot reuse another stream's freed memory.
+        self.stream = torch.cuda.Stream()
         self.graphs, self.pool = {}, torch.cuda.graph_pool_handle()
 
     def __call__(self, **kwargs):
@@ -98,7 +102,8 @@ class GraphedDecoder:
         return BaseModelOutputWithPast(last_hidden_state=Replay.apply(self.anchor, self, size, tokens))
 
     def forward(self, size):
-        # A context of its own: casts that an outer one has cached would be stale from the next step on.
+        # A separate context: casts that an outer context has cached would be stale in the next
+        # step.
         with torch.autocast("cuda", self.dtype):
             return self.plain_forward(
                 input_ids=self.input_ids[:, :size],
@@ -109,8 +114,9 @@ class GraphedDecoder:
             ).last_hidden_state
 
     def warm_up(self, size):
-        """What libraries and compilers set up at a first use must not be captured, and some choose by size. All sizes before
-        the first capture: a capture keeps its memory, and a warm-up beside it would take as much again."""
+        """Let libraries and compilers set up: a capture must not include setup, and some setup
+        depends on the size. Warm up all sizes before the first capture: a capture keeps its memory,
+        and a later warm-up would need as much again."""
         self.prepare(size)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -129,13 +135,14 @@ class GraphedDecoder:
         self.graphs[size] = forward, backward
 
     def prepare(self, size):
-        """As many examples of the greatest length as make up `size` tokens."""
+        """Fill the batch with `size` tokens of examples of the greatest length."""
         starts = torch.arange(len(self.cu_seq_lens), device=self.device) * self.max_length
         self.cu_seq_lens.copy_(starts.clamp(max=size))
         self.take_gradients()
 
     def take_gradients(self):
-        """Make `.grad` the tensors that the graphs add to, zeros where the optimizer has set it to None."""
+        """Make `.grad` the tensors that the graphs add to. Zero them if the optimizer has set
+        `.grad` to None."""
         fresh = [
             (parameter, gradient)
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True)
@@ -149,8 +156,8 @@ class GraphedDecoder:
 
 @contextlib.contextmanager
 def capturing(graph, pool=None):
-    """`torch.cuda.graph` without a garbage collection inside, which may free what no capture allows to be freed. What other
-    threads do, such as NCCL's, does not end it."""
+    """`torch.cuda.graph` without garbage collection, which may free objects that a capture must not
+    free. CUDA calls of other threads, such as NCCL's, do not end the capture."""
     gc.disable()
     try:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):

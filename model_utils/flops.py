@@ -8,7 +8,7 @@ import torch
 from model_utils.loading import expert_parameters, text_decoder
 from model_utils.model_facts import unwrapped
 
-# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; the longest matching name counts.
+# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets. The longest match counts.
 PEAK_BF16_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA A10G": 70e12,
@@ -27,7 +27,8 @@ PEAK_BF16_FLOPS = {
 
 
 def dtype_census(model):
-    """`{"trainable float32": 66_060_288, "frozen nf4": 3_623_878_656, ...}`: parameters by role and dtype."""
+    """`{"trainable float32": 66_060_288, "frozen nf4": 3_623_878_656, ...}`: parameters by role and
+    dtype."""
     census = Counter()
     for parameter in model.parameters():
         dtype = "nf4" if is_four_bit(parameter) else str(parameter.dtype).removeprefix("torch.")
@@ -37,7 +38,7 @@ def dtype_census(model):
 
 
 def is_four_bit(parameter):
-    return type(parameter).__name__ == "Params4bit"  # stored in whatever dtype
+    return type(parameter).__name__ == "Params4bit"  # its dtype is only for storage
 
 
 def num_weights(parameter):
@@ -45,8 +46,8 @@ def num_weights(parameter):
 
 
 class Flops(NamedTuple):
-    """FLOP of a training step, per token in the layers and per completion token in the head; per token what checkpointing computes
-    again; and the devices' peak in FLOP/s, None if it is not known."""
+    """FLOP of a training step: per token in the layers, per completion token in the head, and per
+    token that checkpointing recomputes; and the devices' peak in FLOP/s, None if unknown."""
 
     per_token: float
     per_completion_token: float
@@ -54,11 +55,12 @@ class Flops(NamedTuple):
     peak: float | None = None
 
     def utilization(self, num_tokens, num_supervised, seconds):
-        """Model FLOP utilisation (MFU): the share of the peak that the model needs, however it is computed."""
+        """Model FLOP utilisation (MFU): the model's FLOP as a share of the peak, without
+        recomputation."""
         return (self.per_token * num_tokens + self.per_completion_token * num_supervised) / seconds / self.peak
 
     def hardware_utilization(self, num_tokens, num_supervised, seconds):
-        """Hardware FLOP utilisation (HFU): MFU and the share of the peak that checkpointing's recomputation takes."""
+        """Hardware FLOP utilisation (HFU): MFU with checkpointing's recomputation."""
         recomputed = self.recomputed_per_token * num_tokens / seconds / self.peak
         return self.utilization(num_tokens, num_supervised, seconds) + recomputed
 
@@ -66,11 +68,11 @@ class Flops(NamedTuple):
 def count_flops(model, gradient_checkpointing, peak=None):
     """The Flops of training a PEFT model on text.
 
-    A frozen weight costs 4 per token (forward 2, gradient of its input 2; it has no gradient of its own), a trainable one 6,
-    and checkpointing runs the layers' forward once more. Only weights that multiply a token count: of a mixture the experts
-    that a token meets, of a model that also sees the decoder of text. Left out are attention's own products, a few per cent
-    at these lengths. Counted, though nothing computes it, is the gradient of the first projections' input.
-    """
+    A frozen weight costs 4 per token (forward 2, its input's gradient 2; it has no gradient
+    itself), a trainable weight 6. Checkpointing repeats the layers' forward. Only weights that
+    multiply tokens count: in a mixture, the experts used per token; in a model with vision or
+    audio, the text decoder. Attention's own products are left out: a few per cent at these lengths.
+    The gradient of the first projections' input is included, though nothing computes it."""
     base = unwrapped(model)
     head, decoder = base.get_output_embeddings(), text_decoder(base)
     in_head = set(head.modules())
@@ -91,8 +93,8 @@ def count_flops(model, gradient_checkpointing, peak=None):
 
 
 def shares_at_work(base):
-    """The share of its experts that a token meets, by the path of each mixture's experts in the decoder of text. An adapter on
-    them lies under the same path."""
+    """The share of the experts used per token, by the path of each mixture's experts in the text
+    decoder. The path of an adapter on the experts begins with the same path."""
     config = base.config.get_text_config(decoder=True)
     per_token = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None)
     return {
@@ -102,8 +104,9 @@ def shares_at_work(base):
 
 
 def weights_that_multiply(path, module, share=1):
-    """`{"frozen": ..., "trainable": ...}`: how many weights of this module, not of those within, multiply a token. Vectors do
-    not, and rows of an embedding are looked up, as those of a LoRA adapter's A on it are."""
+    """`{"frozen": ..., "trainable": ...}`: the number of weights of this module, without its
+    submodules, that multiply a token. Vectors do not, and rows of an embedding are looked up, also
+    in a LoRA adapter's A on it."""
     if isinstance(module, torch.nn.Embedding) or path.endswith("lora_embedding_A"):
         return Counter()
     counted = Counter()
@@ -114,7 +117,7 @@ def weights_that_multiply(path, module, share=1):
 
 
 def peak_flops(accelerator):
-    """The bf16 peak of all processes' devices in FLOP/s, or None where it is not known."""
+    """The bf16 peak of all processes' devices in FLOP/s, or None if unknown."""
     if accelerator.device.type != "cuda" or accelerator.mixed_precision != "bf16":
         return None
     name = torch.cuda.get_device_name(accelerator.device)

@@ -1,9 +1,8 @@
-"""PEFT's LoRA layers with a forward and a backward of a third of the kernels: the same sums, written out once.
+"""PEFT's LoRA layers with a third of the kernels in forward and backward: the same sums.
 
-PEFT computes `W x + scaling * B A dropout(x)` as nine operations or more, casts x to float32 on the way and keeps a dropped
-copy of x for the backward pass. Here W x is added in place to what the adapter gives, and of the dropout the mask alone is
-kept; in compiled code only the random numbers that it is made from.
-"""
+PEFT computes `W x + scaling * B A dropout(x)` in nine operations or more, casts x to float32, and
+keeps a dropped-out copy of x for the backward pass. Here W x is added in place to the adapter's
+output, and only the dropout mask is kept. Compiled code only keeps the mask's random numbers."""
 
 import functools
 
@@ -16,14 +15,13 @@ from torch.autograd.function import once_differentiable
 def fuse_lora(model):
     """Give the plain LoRA layers of a PEFT model the fused forward. Weights and names stay PEFT's.
 
-    Plain is W x + scaling * B A dropout(x): layers of a variant (DoRA and the others that PEFT knows), with a bias on B, or on
-    int8 weights, which have no dense form to ask for, stay PEFT's own.
-    """
+    Plain is W x + scaling * B A dropout(x). Other layers keep PEFT's forward: variants such as
+    DoRA, layers with a bias on B, and layers on int8 weights, which have no dense form."""
     eligible = {lora.Linear, getattr(lora, "Linear4bit", None)}
     for module in model.modules():
         if (
             type(module) in eligible
-            and isinstance(module.base_layer, torch.nn.Linear)  # GPT-2's are transposed
+            and isinstance(module.base_layer, torch.nn.Linear)  # GPT-2's Conv1D is transposed
             and not module.lora_variant
             and all(b.bias is None for b in module.lora_B.values())
         ):
@@ -41,14 +39,16 @@ class FusedForward:
         if self.disable_adapters or self.merged:
             return super().forward(x)
         (adapter,) = self.active_adapters
-        dropout = getattr(self.lora_dropout[adapter], "p", 0.0) if self.training else 0.0  # Identity has no p
+        # Identity has no p.
+        dropout = getattr(self.lora_dropout[adapter], "p", 0.0) if self.training else 0.0
         a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
         y = LoraProjection.apply(x.flatten(0, -2), a, b, self.base_layer, self.scaling[adapter], dropout)
         return y.view(*x.shape[:-1], -1)
 
 
 class LoraProjection(torch.autograd.Function):
-    """x: [tokens, in]; a: [r, in] and b: [out, r], float32 or x's dtype; base: a frozen Linear. Returns [tokens, out]."""
+    """x: [tokens, in]; a: [r, in] and b: [out, r], float32 or x's dtype; base: a frozen Linear.
+    Returns [tokens, out]."""
 
     @staticmethod
     def forward(ctx, x, a, b, base, scaling, dropout):
@@ -57,7 +57,8 @@ class LoraProjection(torch.autograd.Function):
         dropped, mask, noise = x, None, None
         if dropout and torch.compiler.is_compiling():
             noise = draw_noise(x.shape, x.device)
-            # Not x * mask, which backward makes again: found in both, it would be kept for each projection instead of x.
+            # Not x * mask as in backward: the compiler would find it in both, and keep it for each
+            # projection instead of x.
             dropped = (x.float() * (hashed_mask(noise, x.shape, dropout) / (1 - dropout))).to(x.dtype)
         elif dropout:
             dropped, mask = torch.native_dropout(x, dropout, True)
@@ -99,33 +100,36 @@ def add_product(y, left, right):
 
 @torch.library.custom_op("tool_calls::add_product", mutates_args={"y"})
 def _(y: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Out of the compiler's sight, who would add to a copy of y."""
+    """Hidden from the compiler, which would add to a copy of y."""
     y.addmm_(left, right)
 
 
 def draw_noise(shape, device):
-    """A random number for each row and each column of a [tokens, features] input: [tokens + features], int32, uniform."""
+    """A random number for each row and each column of a [tokens, features] input: [tokens +
+    features], int32, uniform."""
     return torch.randint(-(2**31), 2**31, (sum(shape),), dtype=torch.int32, device=device)
 
 
 def hashed_mask(noise, shape, dropout):
-    """Which entries of a [tokens, features] input dropout keeps, as bool, by a hash of their row's and their column's noise.
+    """Dropout's mask of a [tokens, features] input, bool, True for kept entries, by a hash of the
+    row's and the column's noise.
 
-    For compiled code, which makes it anew wherever it reads it, in kernels that wait for memory anyway, and stores none.
-    Entries are pairwise independent, since the exclusive-or of the numbers is. The multiplication is so that few pairs of
-    rows drop the same columns: those whose numbers differ in few bits, at a dropout of 0.05 one in a hundred thousand.
-    """
+    For compiled code: it computes the mask again at each use, in kernels that wait for memory
+    anyway, and stores none. Entries are pairwise independent, since the exclusive-or of their
+    numbers is. Because of the multiplication, few pairs of rows drop the same columns: pairs whose
+    numbers differ in few bits, at a dropout of 0.05 one in a hundred thousand."""
     rows, columns = noise.split(shape)
-    return (rows[:, None] ^ columns) * (0x9E3779B1 - 2**32) >= int(dropout * 2**32) - 2**31  # wraps around
+    # The product wraps around.
+    return (rows[:, None] ^ columns) * (0x9E3779B1 - 2**32) >= int(dropout * 2**32) - 2**31
 
 
 def dense(linear, weight):
-    """`linear.weight` or its transpose, dequantised where it is NF4; to bitsandbytes the transposed bytes mean the latter.
+    """`linear.weight` or its transpose, dequantised if it is NF4. bitsandbytes reads the transposed
+    bytes as the transpose.
 
-    Forward asks for one and backward for the other: in compiled code, dense weights that both use would be kept between
-    them, those of all layers. What is kept is their scales, a sixteenth of a byte a weight.
-    """
-    # FSDP2 gathers plain weights: the layer still has the state.
+    Forward uses one and backward the other: compiled code would keep dense weights that both use,
+    for all layers. It only keeps their scales, a sixteenth of a byte per weight."""
+    # FSDP2 gathers plain weights; the layer still has their quantisation state.
     quant_state = getattr(linear.weight, "quant_state", None) or getattr(linear, "quant_state", None)
     if quant_state is None:
         return weight

@@ -1,7 +1,7 @@
-"""Greedy generation of tool calls, in evaluate.py, infer.py, export.py and the evaluations of train.py.
+"""Greedy generation of tool calls, for evaluate.py, infer.py, export.py and train.py's evaluations.
 
-Continuous batching (slots.py) generates. A model that fails its check generates by transformers' own `generate`.
-"""
+Continuous batching (slots.py) generates. If a model fails its check, transformers' `generate`
+does."""
 
 import functools
 import math
@@ -38,28 +38,29 @@ from run_utils.errors import UserError, say
 class Generation(NamedTuple):
     text: str  # without end and padding tokens
     num_tokens: int
-    # "end": an end token; "closed": the answer was complete; "length": the budget was used up, or the model's positions were;
-    # "too_long": the model has no positions for the prompt
+    # "end": an end token; "closed": a complete answer; "length": no budget or no positions left;
+    # "too_long": more prompt tokens than positions
     finish: str
-    seconds: float  # every step's time divided by the rows in it
+    seconds: float  # the sum of its steps' times, divided by their rows
 
 
 class Engine(NamedTuple):
-    """One of the two ways to generate, as chosen for a model."""
+    """One of two ways to generate, chosen for a model."""
 
     name: str  # for environment.json
     generate: Callable  # (model, prompt_ids, answers, batch_tokens): yields (index, Generation)
-    room: float  # tokens of the longest row that it is known to suit
+    room: float  # tokens of the longest row that the check covers
 
 
-ENGINES = weakref.WeakKeyDictionary()  # by model, so that each is checked once
+ENGINES = weakref.WeakKeyDictionary()  # by model: one check for each
 
 
 def choose_engine(model, prompt_ids, room):
-    """The Engine of a model: continuous batching, if it passes the check, which is made once, and again for longer rows.
+    """The Engine of a model: continuous batching if the model passes its check. A model is checked
+    once, and again for longer rows.
 
-    prompt_ids: int32 arrays; room: the longest row's tokens, new ones included. Prints a line on stderr if the check fails.
-    """
+    prompt_ids: int32 arrays. room: the longest row's tokens, new tokens included. Prints a line on
+    stderr if the check fails."""
     base = unwrapped(model)
     room = min(room, num_positions(base.config))
     engine = ENGINES.get(base)
@@ -82,15 +83,16 @@ def generated_by(model):
 def generate(
     model, tokenizer, prompt_format, prompts, max_new_tokens, *, batch_tokens, tools=None, on_token=None, engine=None
 ):
-    """Greedy completions of the prompt texts, as `(index, Generation)` in the order in which rows finish.
+    """Greedy completions of the prompt texts, as `(index, Generation)` in order of completion.
 
-    The cache holds `batch_tokens` tokens (one row where that alone is more). Each row stops at any of the model's end tokens, or
-    when the prompt format says that its text is finished. Decoding options of the model's own generation_config are not in force.
+    The cache holds `batch_tokens` tokens, or one row if the row is longer. A row stops at any end
+    token of the model, or when its text is finished in the prompt format. The model's own decoding
+    options (generation_config) have no effect.
 
-    tools: for each prompt the tools (parsed) whose grammar its answer must keep to, or None. Whole answers do; one that the budget
-    cuts is a beginning of one that does. on_token: called with a row's Answer after each of its tokens.
-    engine: the model's Engine if it has been chosen already; a longer row is checked again.
-    """
+    tools: for each prompt the tools (parsed) whose grammar constrains its answer, or None. A
+    complete answer matches the grammar; an answer cut by the budget is the beginning of a match.
+    on_token: called with a row's Answer after each of its tokens. engine: the model's Engine if
+    already chosen; a longer row is checked again."""
     prompt_ids = encode_prompts(tokenizer, prompts)
     positions = num_positions(model.config)
     budgets = [min(max_new_tokens, positions - len(ids)) for ids in prompt_ids]
@@ -115,7 +117,7 @@ def generate(
 
 
 class Answer:
-    """What one row has generated so far, and whether it is finished."""
+    """One row's generated tokens so far, and whether the row is finished."""
 
     def __init__(self, index, budget, model, tokenizer, prompt_format, *, grammar=None, on_token=None):
         self.index, self.budget = index, budget
@@ -125,19 +127,22 @@ class Answer:
         self.matcher = new_matcher(grammar, self.end_tokens - {None}) if grammar is not None else None
         self.on_token = on_token or (lambda answer: None)
         self.tokens = []
-        self.closing = prompt_format.closing()  # None once the text can never be finished
+        self.closing = prompt_format.closing()  # None if the text can no longer be finished
         self.finish = None
         self.seconds = 0.0
 
     def add(self, token):
-        """Take the next token; returns why the row is finished with it (Generation.finish), or None."""
+        """Add the next token. Returns the row's Generation.finish, or None if it is not
+        finished."""
         if token in self.end_tokens:
             self.finish = "end"
             return self.finish
         self.tokens.append(token)
-        if self.matcher is not None and not self.matcher.accept_token(token):  # no token at all was allowed
+        # The grammar allowed no token.
+        if self.matcher is not None and not self.matcher.accept_token(token):
             raise UserError(f"no token of this tokenizer continues {self.text()!r} as the grammar of its tools wants")
-        # The whole text is judged, since pieces alone lack spaces and letters, but only if the verdict may have changed.
+        # Judge the whole text, since single tokens lack spaces and letters, but only if the result
+        # may have changed.
         is_text = token != self.tokenizer.pad_token_id
         if self.closing and is_text and self.closing.add(token_text(self.tokenizer, token)):
             text = self.text()
@@ -163,19 +168,22 @@ def token_text(tokenizer, token):
 
 
 def end_tokens(model, tokenizer):
-    """All tokens that end an answer: the one that training teaches, and those of the model's generation_config."""
+    """All tokens that end an answer: the training's end token, and the end tokens of the model's
+    generation_config."""
     own = unwrapped(model).generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
 
 
 def generate_plainly(model, prompt_ids, answers, batch_tokens):
-    """By transformers' own generate, in the model's own attention; in padded batches where padding changes nothing."""
+    """Generate with transformers' `generate` and the model's own attention, in padded batches if
+    padding changes nothing."""
     order = sorted(answers, key=lambda index: (answers[index].budget, len(prompt_ids[index])))
     padding_counts = find_padding_problem(model, [prompt_ids[index] for index in order], answers[order[-1]].budget)
     while order:
         batch = [answers[order.pop()]]
         width = len(prompt_ids[batch[0].index]) + batch[0].budget
-        # Only with rows of the same budget: one that goes on beyond its own might have no positions left.
+        # Rows of a batch have the same budget: a row beyond its own budget might have no positions
+        # left.
         while (
             order
             and not padding_counts
@@ -189,7 +197,8 @@ def generate_plainly(model, prompt_ids, answers, batch_tokens):
 
 
 def find_padding_problem(model, prompt_ids, budget):
-    """Whether rows padded to one batch could change each other's logits, with the longest as long as it may grow."""
+    """Whether rows padded to one batch could change each other's logits, with the longest row at
+    its full length."""
     shortest, longest = min(prompt_ids, key=len), max(prompt_ids, key=len)
     texts = [shortest, grown(longest, len(longest) + budget)]
     if len(texts[1]) > length_dependent_from(model.config):
@@ -199,12 +208,12 @@ def find_padding_problem(model, prompt_ids, budget):
         distance = difference(plain_logits(model, texts, "left"), reference)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever a model raises that cannot be padded
+    except Exception:  # models that cannot be padded raise anything
         return True
     return distance > tolerance(model, shortest, reference[:1])
 
 
-@torch.compiler.set_stance("force_eager")  # layers compiled for training know nothing of a cache
+@torch.compiler.set_stance("force_eager")  # layers compiled for training have no cache
 def generate_batch(model, prompts, answers):
     base = unwrapped(model)
     start = time.perf_counter()
@@ -222,7 +231,8 @@ def generate_batch(model, prompts, answers):
             )
     except (torch.OutOfMemoryError, UserError):
         raise
-    except Exception as error:  # whatever a model raises that transformers itself cannot generate from
+    # Some models cannot generate with transformers either, and raise anything.
+    except Exception as error:
         raise UserError(f"transformers' own generate fails on {type(base).__name__}: {one_line(error)}") from None
     finally:
         base.generation_config = own_config
@@ -231,7 +241,7 @@ def generate_batch(model, prompts, answers):
 
 
 class StopWith(StoppingCriteria):
-    """Hands each row its newest token, and says which rows are finished."""
+    """Gives each row its newest token, and reports the finished rows."""
 
     def __init__(self, answers):
         self.answers = answers
@@ -249,7 +259,8 @@ def constraints(answers, device):
 
 
 class KeepToGrammars(LogitsProcessor):
-    """Leaves each row the tokens that its grammar allows, after what StopWith has handed it."""
+    """Leaves each row the tokens that its grammar allows, after StopWith has added its newest
+    token."""
 
     def __init__(self, answers, masks):
         self.answers, self.masks = answers, masks

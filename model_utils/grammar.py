@@ -1,10 +1,10 @@
-"""Constrained decoding: a row's tools as a grammar of the answers allowed, and the tokens that it leaves at each step.
+"""Constrained decoding: a row's tools as a grammar of the allowed answers.
 
-The grammar is written here, in xgrammar's EBNF, not by xgrammar's converter of JSON Schema: the converter rewrites an enum's
-floats (0.7 as 0.69999999999999996), takes keys in the declared order alone, and can give a tool the rule of another. xgrammar is
-optional: it is imported when a grammar is compiled. Its masks are applied by plain torch operations, on a CPU as inside a CUDA
-graph.
-"""
+This module writes the grammar in xgrammar's EBNF. It does not use xgrammar's converter of JSON
+Schema, which rewrites an enum's floats (0.7 as 0.69999999999999996), only allows keys in the
+declared order, and can give a tool the rule of another tool. xgrammar is optional: it is imported
+when a grammar is compiled. Plain torch operations apply its masks, on a CPU and inside a CUDA
+graph."""
 
 import itertools
 import math
@@ -14,7 +14,8 @@ from data_utils.prompt import to_json
 from data_utils.tool_schema import conforms, tool_schema
 from run_utils.errors import UserError
 
-# Half a surrogate pair is no text. Numbers are finite and end. (= ...) is a lookahead: masks are made faster by it.
+# Half a surrogate pair is not text. Numbers are finite and have a bounded length. (= ...) is a
+# lookahead, which makes masks faster.
 TERMINALS = r"""
 string ::= "\"" characters
 characters ::= ("\"" | [^"\\\x00-\x1f\uD800-\uDFFF] characters | "\\" escape characters) (= [,}\]])
@@ -34,16 +35,18 @@ KEYWORDS = {
 }  # fmt: skip
 SCALARS = ("string", "number", "boolean", "null")
 ANY_DEPTH = 5  # levels of lists and objects in a value of unknown type
-ANY_LENGTH = 128  # elements of a list of unknown type, and keys that are not declared, in a row
-MAX_STATES = 130  # of the order of one object's keys: see pairs_in_order. Compiling takes about 0.1 ms for each
+ANY_LENGTH = 128  # elements of a list of unknown type, and undeclared keys in a row
+# States of the order of an object's keys (pairs_in_order). Each takes about 0.1 ms to compile.
+MAX_STATES = 130
 
 
 def calls_grammar(tools):
-    """The EBNF of all lists of calls to these tools (parsed, in xLAM's flat form), the empty one included, as `to_json` writes them.
+    """The EBNF of all lists of calls to these tools (parsed, in xLAM's flat form), the empty list
+    included, as `to_json` writes them.
 
-    Keys come in any order, each once: see `pairs_in_order` for objects of more than 6. A tool is left out if no arguments fit
-    its schema. Raises UserError if a schema has a keyword that is not in KEYWORDS.
-    """
+    Keys can have any order, each once; `pairs_in_order` limits objects of more than 6 keys. A tool
+    is left out if no arguments fit its schema. Raises UserError if a schema has a keyword outside
+    KEYWORDS."""
     rules = {}
     calls = []
     for tool in tools:
@@ -60,10 +63,10 @@ def literal(text):
 
 
 def rule(rules, alternatives):
-    """The name of the rule of these alternatives; None stands for one without texts, as a parameter and as the result.
+    """The name of the rule of these alternatives. None is a rule without texts, as a parameter and
+    as the result.
 
-    rules: `{body: name}`, to which it is added; equal ones are one rule.
-    """
+    rules: `{body: name}`; the rule is added, and equal bodies are one rule."""
     body = " | ".join(dict.fromkeys(filter(None, alternatives)))
     if body.isidentifier():  # a rule's name
         return body
@@ -71,10 +74,10 @@ def rule(rules, alternatives):
 
 
 def value_rule(rules, schema, depth=ANY_DEPTH):
-    """The rule of the values that fit a JSON Schema, or None. depth: how many levels a value of unknown type may have here.
+    """The rule of the values that fit a JSON Schema, or None. depth: the levels allowed in a value
+    of unknown type.
 
-    Members of `oneOf` that overlap are not kept apart: it is read as `anyOf`.
-    """
+    `oneOf` is read as `anyOf`: values of overlapping members are allowed."""
     if isinstance(schema, bool):
         return value_rule(rules, {}, depth) if schema else None
     if "enum" in schema:
@@ -88,18 +91,20 @@ def value_rule(rules, schema, depth=ANY_DEPTH):
     any_type = ("object", "array", *SCALARS) if depth else SCALARS
     types = [schema["type"]] if "type" in schema else any_type
     compound = {"object": object_rule, "array": array_rule}
-    return rule(rules, [compound[kind](rules, schema, depth) if kind in compound else kind for kind in types])
+    return rule(rules, [compound[name](rules, schema, depth) if name in compound else name for name in types])
 
 
 def number_types(value):
-    """A value of an enum; of a whole number, the integer and the float: 5 fits [5.0], and 5.0 fits [5]."""
+    """A value of an enum. For a whole number, both the integer and the float: 5 fits [5.0], and 5.0
+    fits [5]."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_whole = is_number and abs(value) < 2**53 and value == int(value)
     return (int(value), float(value)) if is_whole else (value,)
 
 
 def union_members(schema):
-    """The members of a schema's union, each with the keywords beside it; None if it has no union."""
+    """The members of a schema's union, each with the keywords beside the union; None without a
+    union."""
     for union in ("anyOf", "oneOf"):
         if union in schema:
             beside = {key: value for key, value in schema.items() if key != union}
@@ -141,7 +146,8 @@ def both(first, second):
 
 
 def merged(parts, others):
-    """The schemas of the named or numbered parts of two schemas; one that has no such part has its schema of others for it."""
+    """The schemas of the named or numbered parts of two schemas. For a missing part, a schema has
+    its element of `others`."""
     first, second = parts
     return {key: both(first.get(key, others[0]), second.get(key, others[1])) for key in first | second}
 
@@ -187,20 +193,21 @@ def object_rule(rules, schema, depth):
 
 
 def pairs_in_order(rules, pairs, required, other):
-    """The rule of an object. pairs: `{declared name: rule of the key and its value}`, each at most once; other: the EBNF of any
-    other key and its value, or None.
+    """The rule of an object. pairs: `{declared name: rule of the key and its value}`, each at most
+    once; other: the EBNF of any other key and its value, or None.
 
-    Keys come in the declared order, but some may be put off and come later. If all but one may, this is any order. A state is a
-    place in the declared order and the keys that are owed there. The number of keys owed at a time is bounded to keep the states
-    below MAX_STATES: up to 6 keys come in any order; of up to 8, two may be owed, of up to 14, one.
-    """
+    Keys have the declared order, but some can be postponed: they are owed. If all keys but one can
+    be owed, every order is possible. A state is a place in the declared order and the keys owed
+    there. The number of owed keys is bounded to keep the states below MAX_STATES: up to 6 keys have
+    any order; of up to 8 keys two can be owed, of up to 14 keys one."""
     names = list(pairs)
     most_owed = 0
     while most_owed + 1 < len(names) and num_states(len(names), most_owed + 1) <= MAX_STATES:
         most_owed += 1
-    # A rule of its own: to compile a repetition takes time wherever it stands.
+    # A separate rule: each occurrence of a repetition takes time to compile.
     others = rule(rules, [f'(", " {other}){{0,{ANY_LENGTH - 1}}}']) + " " if other else ""
-    onward, next_pair, after = {}, {}, {}  # by state: a pair but for those owed, any pair, and the rest after a pair
+    # By state: a pair that is not owed, any pair, and the rest after a pair.
+    onward, next_pair, after = {}, {}, {}
     for place in reversed(range(len(names) + 1)):
         for num_owed in range(min(most_owed, place) + 1):
             for owed in map(frozenset, itertools.combinations(range(place), num_owed)):
@@ -221,12 +228,13 @@ def pairs_in_order(rules, pairs, required, other):
 
 
 def num_states(num_keys, most_owed):
-    """All (place, keys before it that are owed)."""
+    """The number of states: a place, and the keys before it that are owed."""
     return sum(math.comb(num_keys + 1, owed + 1) for owed in range(most_owed + 1))
 
 
 def other_key(rules, names):
-    """The EBNF of a key that is none of these names, after its opening quote. Each has one spelling: no name passes as an escape."""
+    """The EBNF of a key unlike these names, after its opening quote. Each character has one
+    spelling, so no name passes as an escape."""
     following = {}  # {beginning of a name: its next characters}, as JSON spells them
     spelled = [re.findall(r"\\u....|\\.|.", to_json(name)[1:-1], re.DOTALL) for name in names]
     for characters in spelled:

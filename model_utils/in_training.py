@@ -1,4 +1,5 @@
-"""The held-out rows during training: their loss, and texts generated for them. train.py scores the texts."""
+"""The held-out rows during training: their loss, and their generated texts, which train.py
+scores."""
 
 import contextlib
 import sys
@@ -12,7 +13,7 @@ from data_utils.batching import micro_batches
 
 @contextlib.contextmanager
 def evaluation_mode(model):
-    """Without dropout and gradients."""
+    """Turn off dropout and gradients."""
     model.eval()
     try:
         with torch.no_grad():
@@ -22,10 +23,11 @@ def evaluation_mode(model):
 
 
 def evaluation_loss(accelerator, model, examples, *, batch_size, loss_fn, stop):
-    """Mean cross-entropy of the supervised tokens of `examples`, by their weights: the same, whatever the batches.
+    """Mean cross-entropy of the supervised tokens of `examples`, by their weights. The batch size
+    does not change it.
 
-    loss_fn: `(model, batch, device) -> summed loss`. Raises Stopped, on all processes at once, after a signal.
-    """
+    loss_fn: `(model, batch, device) -> summed loss`. Raises Stopped, on all processes at once,
+    after a signal."""
     loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
     batches = micro_batches(examples, batch_size, accelerator.num_processes, accelerator.process_index)
     hidden = not (accelerator.is_main_process and sys.stdout.isatty())
@@ -37,16 +39,17 @@ def evaluation_loss(accelerator, model, examples, *, batch_size, loss_fn, stop):
 
 
 def generated_texts(accelerator, model, system, rows, stop):
-    """`(text, finish)` of each row, in the order of the rows and the same on all processes, which share them out.
+    """`(text, finish)` of each row, in the order of the rows, equal on all processes, which share
+    the work.
 
-    system: a System of the model inside `model`. Raises Stopped, on all processes at once, after a signal.
-    """
+    system: a System of the model inside `model`. Raises Stopped, on all processes at once, after a
+    signal."""
     stop.check(wait=True)
     first, step = accelerator.process_index, accelerator.num_processes
     texts = []
     with evaluation_mode(model):
         for index, generation in system.answer(rows[first::step]):
-            if stop.number:  # processes have different numbers of rows: they meet after their last
+            if stop.number:  # processes have different numbers of rows: they synchronise below
                 break
             texts.append((first + index * step, generation.text, generation.finish))
     texts = gather_object(texts)

@@ -1,4 +1,5 @@
-"""The one place that loads a tokenizer and a base model, quantises it, and chooses its attention."""
+"""Tokenizers and base models: loaded, quantised and given their attention. No other module does
+this."""
 
 import contextlib
 import hashlib
@@ -30,8 +31,9 @@ class ModelSource(NamedTuple):
 
 
 def model_source(args, adapter=None):
-    """The base that a script's arguments name, else the one that the Adapter was trained on: with the adapter's own revision
-    if it is the same base, and the training's quantisation unless the arguments have one. UserError if it is out of reach."""
+    """The base that a script's arguments name, by default the Adapter's base. For the adapter's
+    base, the adapter's revision is the default. The default quantisation is the training's. Raises
+    UserError if the base is out of reach."""
     trained_with = adapter.args if adapter else {}
     name = args.model_name_or_path or trained_with["model_name_or_path"]
     is_own = name == trained_with.get("model_name_or_path")
@@ -46,7 +48,8 @@ def model_source(args, adapter=None):
 
 
 def resolve_model(name):
-    """The path or hub id that `transformers` loads: `demo` is the embedded model; a hub id must be within reach."""
+    """The path or hub id for `transformers`: `demo` is the embedded model. Raises UserError if
+    there is no such folder, or if a hub id is out of reach."""
     if name == "demo":
         return str(ROOT / "demo" / "base")
     if not Path(name).is_dir():
@@ -57,7 +60,8 @@ def resolve_model(name):
 
 
 def options(source):
-    # A model's own Python code runs with --trust_remote_code alone: without a choice, transformers asks on the terminal.
+    # A model's own Python code only runs with --trust_remote_code: without a value, transformers
+    # asks on the terminal.
     return {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
 
 
@@ -69,7 +73,8 @@ def load_config(source):
 
 
 def without_weights(config, trust_remote_code=False):
-    """The model of a configuration on the meta device: its layers and their shapes. UserError if there is no such model."""
+    """A configuration's model on the meta device: layers and their shapes. Raises UserError if
+    there is no such model."""
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -80,7 +85,8 @@ def without_weights(config, trust_remote_code=False):
 def load_tokenizer(source):
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **options(source))
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, tokenizers its own
+    # Transformers raises OSError, ValueError, KeyError; tokenizers has other errors.
+    except Exception as error:
         raise UserError(f"cannot load a tokenizer from {source.path}: {one_line(error)}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source.path} has no end-of-sequence token: generations could not stop")
@@ -90,13 +96,12 @@ def load_tokenizer(source):
 
 
 def choose_attention(model, requested, name, examples, compiled):
-    """Switch a base model to the attention implementation that training is to use, and return its name. It must pass
-    check_training_batches on these examples; UserError where none does.
+    """Set the attention implementation of a base model for training, and return its name. It must
+    pass check_training_batches on these examples. Raises UserError if none passes.
 
-    `auto` tries, in this order: examples kept apart by kernel, without masks, where torch has its variable-length kernel or on a
-    CPU (elsewhere the stand-in for that kernel would wait for the GPU in every layer, and cannot be compiled); SDPA's block
-    mask; eager.
-    """
+    `auto` tries, in this order: a kernel that separates examples without masks, if torch has its
+    variable-length kernel, or on a CPU; SDPA's block mask; eager. Elsewhere the first one's
+    substitute would wait for the GPU in every layer, and cannot be compiled."""
     isolated = has_varlen_kernel(model.device, model.dtype) or (model.device.type == "cpu" and not compiled)
     check_vocabulary(model, [example.input_ids for example in examples])
     candidates = [*([ISOLATED] if isolated else []), "sdpa", "eager"] if requested == "auto" else [requested]
@@ -104,7 +109,7 @@ def choose_attention(model, requested, name, examples, compiled):
     for candidate in candidates:
         try:
             implementation = set_attention(model, candidate)
-        except ValueError as error:  # transformers knows that the model has no such one
+        except ValueError as error:  # transformers refuses it for this model
             problem = problem or UserError(f"{name} has no --attn_implementation {candidate}: {one_line(error)}")
             continue
         if implementation in tried:
@@ -120,9 +125,10 @@ def choose_attention(model, requested, name, examples, compiled):
 
 
 def load_base_model(source, accelerator):
-    """The causal language model on this process's device, frozen, in bf16 or float32 as the Accelerator's precision
-    says; its linear layers in NF4 (double quantisation, QLoRA) or int8 if asked for. Its attention is transformers' own.
-    UserError if it cannot be loaded or if its files lack weights; weights that the model does not use are left unread."""
+    """The causal language model on this process's device, frozen, in bf16 or float32 by the
+    Accelerator's precision. Linear layers are in NF4 (double quantisation, QLoRA) or int8 if
+    requested. The attention is transformers' choice. Raises UserError if the model cannot be
+    loaded, or if its files lack weights. Unused weights are not read."""
     dtype = DTYPES[accelerator.mixed_precision]
     config = {
         "none": None,
@@ -131,14 +137,15 @@ def load_base_model(source, accelerator):
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            # Accelerate's and PEFT's guides want a float for FSDP2.
+            # FSDP2 needs a float here, by Accelerate's and PEFT's guides.
             bnb_4bit_quant_storage=dtype if is_sharded() else torch.uint8,
         ),
         "int8": BitsAndBytesConfig(load_in_8bit=True),
     }[source.quantization]
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report on missing weights is a line of ours below
+    # A UserError below replaces its report on missing weights.
+    transformers_logging.set_verbosity_error()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -150,18 +157,21 @@ def load_base_model(source, accelerator):
         )
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # transformers raises OSError, ValueError, ImportError, KeyError, SafetensorError
+    # Transformers raises OSError, ValueError, ImportError, KeyError, SafetensorError.
+    except Exception as error:
         raise UserError(f"cannot load a model from {source.path}: {one_line(error)}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
-    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers; a tied head is not one
+    # Transformers fills missing weights with random numbers. A tied head is not missing.
+    if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"{source.path} lacks {len(missing)} of its model's weights, {missing[0]} first: the files are incomplete, or of another "
             "architecture than config.json names"
         )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On a CPU, bitsandbytes repacks NF4 weights at the first evaluation and has no gradient through them then.
+            # On a CPU, bitsandbytes repacks NF4 weights at the first evaluation. They have no
+            # gradient after it.
             module.support_avx512bf16_for_cpu = False
     experts = [weight for _, _, weight in expert_parameters(model)] if source.quantization != "none" else []
     if experts:
@@ -173,14 +183,16 @@ def load_base_model(source, accelerator):
 
 
 def text_decoder(model):
-    """The decoder of text, without the head."""
+    """The text decoder, without the head."""
     decoder = model.get_decoder()
-    return decoder if any(True for _ in decoder.children()) else model.base_model  # some call their head the decoder
+    # Some models call their head the decoder.
+    return decoder if any(True for _ in decoder.children()) else model.base_model
 
 
 def expert_parameters(model):
-    """`(path of the module, name, parameter)` of the weights of a mixture's experts: transformers keeps those of a layer as
-    parameters [experts, ...] of one module, which no rule for linear layers finds. Paths are the text decoder's."""
+    """`(path of the module, name, parameter)` of the weights of a mixture's experts. transformers
+    keeps a layer's experts as parameters [experts, ...] of one module, which rules for linear
+    layers miss. Paths begin at the text decoder."""
     return [
         (path, name, parameter)
         for path, module in text_decoder(model).named_modules()
@@ -190,8 +202,9 @@ def expert_parameters(model):
 
 
 def base_fingerprint(model):
-    """A hash of all norms and of rows spread over the input embedding: the same for the same base in bf16, float32 or
-    NF4, whose quantisation leaves these alone. Merging an adapter into linear layers goes unnoticed."""
+    """A hash of all norms and of rows spread over the input embedding. The same base has the same
+    hash in bf16, float32 and NF4, since quantisation leaves these weights alone. An adapter merged
+    into linear layers does not change it."""
     weight = model.get_input_embeddings().weight.detach()
     rows = weight[torch.linspace(0, len(weight) - 1, 64).long().to(weight.device)].bfloat16().cpu()
     norms = [parameter.detach().bfloat16().cpu() for parameter in model.parameters() if parameter.ndim == 1]
@@ -202,7 +215,7 @@ def base_fingerprint(model):
 
 
 def weight_hashes(model):
-    """`{name: SHA-256}` of the bytes of each weight and of each buffer that is saved with them."""
+    """`{name: SHA-256}` of the bytes of each weight and each saved buffer."""
     return {
         name: hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy()).hexdigest()
         for name, tensor in model.state_dict().items()

@@ -1,8 +1,8 @@
-"""Before step 1: the run's largest micro-batches, so that running out of memory comes at once and not after hours.
+"""Before step 1: the run's largest micro-batches, so that a lack of memory shows at once and not
+after hours.
 
-The checks try and raise, on a GPU alone: a CPU has no such error to wait for. No gradients are left behind, and no random
-state that matters: the loop seeds every step.
-"""
+The checks run passes and catch the error, on a GPU only: a CPU has no such error. They leave no
+gradients behind. The random state may change: the loop seeds every step."""
 
 import gc
 
@@ -16,16 +16,17 @@ from run_utils.launch_file import is_sharded
 
 
 def check_training_memory(training, train, steps, args, loss_fn):
-    """Forward and backward over the largest micro-batches of these steps (a range) of the TrainingData `train`.
+    """Forward and backward over the largest micro-batches of these steps (a range) of the
+    TrainingData `train`.
 
-    loss_fn: `(model, batch, device) -> loss`. Raises UserError, on all processes, with the arguments that fit.
-    """
+    loss_fn: `(model, batch, device) -> loss`. Raises UserError, on all processes, with arguments
+    that fit."""
     if steps and can_check(training):
         raise_anywhere(training_problem(training, args, train, steps, loss_fn))
 
 
 def check_graph_memory(training, train, steps, loss_fn):
-    """Likewise with CUDA graphs, which keep their memory. Raises UserError."""
+    """The same with CUDA graphs, which keep their memory. Raises UserError."""
     if steps and can_check(training):
         fit = runs(training, loss_fn, largest_chunks(train.chunks(steps)))
         problem = "CUDA graphs leave too little of this GPU's memory; --cuda_graphs false would leave enough"
@@ -33,8 +34,8 @@ def check_graph_memory(training, train, steps, loss_fn):
 
 
 def check_evaluation_memory(training, data, args, loss_fn, system):
-    """The evaluation's largest batch, and the first text that `system` generates, beside whatever training keeps in memory.
-    Raises UserError, on all processes, with the arguments that fit."""
+    """The evaluation's largest batch, and the first text that `system` generates, beside training's
+    memory. Raises UserError, on all processes, with arguments that fit."""
     if data.eval_examples and can_check(training):
         raise_anywhere(evaluation_problem(training, args, data, loss_fn))
         rows = data.eval_rows[: args.eval_generate_examples][data.train.process_index :: data.train.num_processes]
@@ -42,17 +43,18 @@ def check_evaluation_memory(training, data, args, loss_fn, system):
 
 
 def can_check(training):
-    """On a GPU, but not under FSDP2: a process alone cannot try a pass, since all of them gather each layer."""
+    """Whether the model is on a GPU without FSDP2. With FSDP2 a process cannot try a pass alone,
+    since all processes gather each layer."""
     return one_process_model(training).device.type == "cuda" and not is_sharded()
 
 
 def one_process_model(training):
-    """Without DDP, which would wait for the other processes: they may try something else."""
+    """The model without DDP. DDP would wait for the other processes, which may try other passes."""
     return extract_model_from_parallel(training.model)
 
 
 def training_problem(training, args, train, steps, loss_fn):
-    """The problem of this process in words, with the arguments that fit; "" if there is none."""
+    """This process's problem in words, with arguments that fit; "" if there is none."""
 
     def fits(batch_size, checkpointing, max_seq_length):
         examples = [example for example in train.examples if len(example.input_ids) <= max_seq_length]
@@ -72,7 +74,7 @@ def training_problem(training, args, train, steps, loss_fn):
 
 
 def evaluation_problem(training, args, data, loss_fn):
-    """Likewise for the evaluation's largest batch."""
+    """The same for the evaluation's largest batch."""
 
     def fits(batch_size):
         chunks = share_out(data.eval_examples, batch_size, data.train.num_processes, data.train.process_index)
@@ -86,7 +88,8 @@ def evaluation_problem(training, args, data, loss_fn):
 
 
 def generation_problem(training, generations):
-    """Likewise for the cache of the calls that an evaluation generates: it is allocated whole for the first."""
+    """The same for the cache of an evaluation's generated calls, which is allocated whole at the
+    first."""
     with evaluation_mode(one_process_model(training)):
         try:
             next(generations, None)
@@ -100,8 +103,9 @@ def generation_problem(training, generations):
 
 
 def what_fits(args, fits):
-    """Changes to `args` with which `fits(batch_size, checkpointing, max_seq_length)` is true and the effective batch stays:
-    one of checkpointing and batch size if that is enough, else both, else a shorter --max_seq_length with them."""
+    """Changes to `args` with which `fits(batch_size, checkpointing, max_seq_length)` is true, at
+    the same effective batch: checkpointing or a smaller batch size if one is enough, else both,
+    else both with a shorter --max_seq_length."""
     batch_size, length = args.per_device_train_batch_size, args.max_seq_length
     smaller = [size for size in range(batch_size - 1, 0, -1) if batch_size % size == 0]
     checkpointing = "--gradient_checkpointing true" + " --cuda_graphs false" * args.cuda_graphs
@@ -124,10 +128,10 @@ def what_fits(args, fits):
 
 
 def runs(training, loss_fn, chunks):
-    """Whether there is the memory for a pass over each of the micro-batches, with Adam's moments beside it."""
+    """Whether a pass over each micro-batch fits in memory, with Adam's moments."""
     model, optimizer, trainable = one_process_model(training), training.optimizer, training.adapter_weights
 
-    def passes():  # a function of its own, so that its tensors are gone when it is
+    def passes():  # a function, so that its tensors are freed at its end
         moments = [torch.empty_like(parameter) for parameter in trainable * 2 if not optimizer.state]
         for chunk in chunks:
             loss = loss_fn(model, collate(chunk), model.device)

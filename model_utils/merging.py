@@ -1,4 +1,4 @@
-"""An adapter merged into its base's weights, and compared with the unmerged one."""
+"""An adapter merged into its base's weights, and compared with the unmerged model."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -16,11 +16,11 @@ class Merge(NamedTuple):
     distance: float  # of the merged model, before its weights are rounded to the base's dtype
     allowed: float  # of `distance`
     rounding: float  # of the merged model after that; 0 if nothing is rounded
-    dtype: torch.dtype  # that `distance` was computed in
+    dtype: torch.dtype  # of the computation of `distance`
 
     @property
     def problem(self):
-        """The reason not to use the merged model, as the predicate of a sentence; None if there is none."""
+        """The reason not to use the merged model, as the predicate of a sentence, or None."""
         if not self.distance <= self.allowed:
             return (
                 f"moves logits by {self.distance:.1e} of their spread, beyond rounding ({self.allowed:.1e}); the adapter "
@@ -43,13 +43,12 @@ class Merge(NamedTuple):
 
 
 def merge_adapter(model, texts):
-    """The base of a PEFT model with the adapter in its weights, in the dtypes that these had, and the Merge that the two are
-    compared by on `texts` (int32 token ids).
+    """`(model, Merge)`: the base of a PEFT model with the adapter in its weights, in their former
+    dtypes, and its comparison with the unmerged model on `texts` (int32 token ids).
 
-    Both in float32, if memory allows: one projection left out can move logits in bf16 no further than rounding does. What
-    counts as rounding in float32 is a hundredth of what the adapter does, or what another attention kernel does if that is
-    more.
-    """
+    Both are compared in float32 if memory allows: in bf16, a missing projection can move logits no
+    further than rounding does. In float32, rounding may be a hundredth of the adapter's effect, or
+    the difference of another attention kernel if that is larger."""
     dtypes = [(weight, weight.dtype) for weight in model.parameters()]
     if fits_in_float32(model):
         for weight, _ in dtypes:
@@ -75,14 +74,15 @@ def all_logits(model, texts):
 
 
 def fits_in_float32(model):
-    """Whether the memory that is free on the model's device holds its weights in float32, with half as much to spare."""
+    """Whether the free memory of the model's device holds the weights in float32, with half as much
+    to spare."""
     more = sum(weight.numel() * (4 - weight.element_size()) for weight in model.parameters())
     on_gpu = model.device.type == "cuda"
     return 1.5 * more < (torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available)
 
 
 def adapts_shared_weights(model):
-    """Whether a weight under an adapter's layer has another layer that uses it too."""
+    """Whether another layer also uses a weight under an adapter's layer."""
     users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     layers = [module.base_layer for module in model.modules() if hasattr(module, "base_layer")]
     return any(users[id(parameter)] > 1 for layer in layers for parameter in layer.parameters())

@@ -1,4 +1,4 @@
-"""What a model is, read from its configuration: positions, attention, token ids as a batch."""
+"""Facts about a model, mostly from its configuration, and token ids as a batch."""
 
 import math
 
@@ -13,17 +13,20 @@ def one_line(error):
 
 
 def unwrapped(model):
-    """The transformers model inside a PEFT model, with the adapter's layers in it; any other model itself."""
+    """The transformers model inside a PEFT model, with the adapter's layers in it. Any other model
+    is returned as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def num_positions(config):
-    """How many tokens the model has positions for, prompt and answer together; infinity where it needs none."""
+    """The number of tokens that the model has positions for, prompt and answer together; infinity
+    if it needs no positions."""
     text_config = config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "max_seq_len"):  # the latter is MPT's
         value = getattr(text_config, name, None)
         if isinstance(value, int) and value > 0:
-            # Scaled rotary positions reach further, whether the number above says so (as in Llama 3) or not (as in Vicuna).
+            # Scaled rotary positions reach further. The number above has this included in Llama 3,
+            # but not in Vicuna.
             rope = rope_parameters(config)
             return max(value, int((rope.get("original_max_position_embeddings") or value) * (rope.get("factor") or 1)))
     return math.inf
@@ -34,9 +37,9 @@ def rope_parameters(config):
 
 
 def length_dependent_from(config):
-    """From how many tokens on a text's rotary positions move those of its neighbours in a batch, and of itself as it grows, by
-    the variants that depend on the longest position; infinity in other models. By the configuration, since in bf16 the shift
-    may be no larger than rounding."""
+    """The length above which a text's rotary positions change its neighbours' in a batch, and its
+    own as it grows; infinity if the model has no variant that depends on the longest position. Read
+    from the configuration, since in bf16 the change may be as small as rounding."""
     rope = rope_parameters(config)
     if rope.get("rope_type") not in ("dynamic", "longrope"):
         return math.inf
@@ -45,11 +48,12 @@ def length_dependent_from(config):
 
 
 def set_attention(model, implementation):
-    """Switch the attention implementation and return the one in force: models of an older make keep their own."""
+    """Set the attention implementation. Returns the implementation in use: older models keep their
+    own."""
     base = unwrapped(model)
     if base.config._attn_implementation != implementation:
         verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # it warns of models that keep their own
+        transformers_logging.set_verbosity_error()  # it warns about models that keep their own
         try:
             base.set_attn_implementation(implementation)
         finally:
@@ -58,7 +62,8 @@ def set_attention(model, implementation):
 
 
 def pad(texts, side, device):
-    """Token ids (int32 arrays) as one batch, padded at the "left" or the "right": ids and mask, int64 [texts, longest]."""
+    """Token ids (int32 arrays) as one batch, padded at the "left" or the "right": ids and mask,
+    int64 [texts, longest]."""
     width = max(map(len, texts))
     ids = torch.zeros(len(texts), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)

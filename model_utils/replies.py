@@ -1,4 +1,4 @@
-"""A generated text as calls, or the reason if it is none."""
+"""Generated texts read as calls, or the reason for a failure."""
 
 import codecs
 import json
@@ -16,9 +16,9 @@ from run_utils.files import encodes
 
 class Reply(NamedTuple):
     text: str  # as generated
-    calls: list | None  # None if the text is no list of calls
-    problem: str  # the reason if it is none
-    misfits: list  # a sentence for each misfit of calls and tools
+    calls: list | None  # None if the text is not a list of calls
+    problem: str  # the reason if calls is None
+    misfits: list  # a sentence for each difference between calls and tools
 
     @property
     def remarks(self):
@@ -27,7 +27,7 @@ class Reply(NamedTuple):
 
 
 def replies(system, requests, on_token=None):
-    """`(index, Reply)` of each request to a System, in the order in which they finish."""
+    """`(index, Reply)` of each request to a System, in order of completion."""
     for index, generation in system.answer(requests, on_token):
         yield index, read_reply(system, requests[index], generation)
 

@@ -1,9 +1,9 @@
-"""Short checks of a model against plain transformers, before anything long: the fast paths here must say what it says.
+"""Short checks of a model against plain transformers before long work: this project's fast paths
+must give the same logits.
 
-Plain is one text at a time, without cache, by the attention that transformers gives the model by itself. Logits are
-compared on given tokens (teacher-forced). How far two right ways may differ is measured on the model at hand, in its
-dtype: as far as plain transformers differs from itself when the same text is padded.
-"""
+Plain transformers runs one text at a time, without a cache, with its default attention. Logits are
+compared on given tokens (teacher-forced). The allowed difference is measured on the model itself,
+in its dtype (see tolerance)."""
 
 import contextlib
 import inspect
@@ -17,25 +17,27 @@ from data_utils.batching import pack
 from model_utils.model_facts import length_dependent_from, one_line, pad, rope_parameters, set_attention, unwrapped
 from run_utils.errors import UserError
 
-LAST = 9  # positions of a text at whose logits the checks look: errors of windows, chunks and caches add up to the end
+# The last positions of a text, whose logits are compared: errors of windows, chunks and caches add
+# up to the end.
+LAST = 9
 
 
 @contextlib.contextmanager
 def plain_transformers(model, other_kernel=False):
-    """Within, the model is as transformers runs it by itself: with the attention that it chooses, and fresh. With
-    `other_kernel` it is another one, where the model has one."""
+    """Run the model as transformers does: with its default attention, and without earlier state.
+    other_kernel: with another attention, if the model has another."""
     base = unwrapped(model)
     before = base.config._attn_implementation
     chosen = base.get_correct_attn_implementation(None)
     if other_kernel:
         try:
             set_attention(base, "eager" if chosen != "eager" else "sdpa")
-        except ValueError:  # this model has no such one
+        except ValueError:  # this model does not have it
             set_attention(base, chosen)
     else:
         set_attention(base, chosen)
     if rope_parameters(base.config).get("rope_type") == "dynamic":
-        # It keeps the scale of the longest text that it has met since a short one.
+        # The model keeps the scale of its longest text until it reads a short one.
         base(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=base.device), use_cache=False)
     try:
         yield
@@ -44,11 +46,12 @@ def plain_transformers(model, other_kernel=False):
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # layers compiled for training's batches would be compiled again
+# Layers compiled for training's batches would be compiled again.
+@torch.compiler.set_stance("force_eager")
 def plain_logits(model, texts, padding_side="right", other_kernel=False):
-    """Logits of plain transformers at the last LAST positions of each text (int32 token ids), float32 [LAST, vocabulary] or
-    fewer. Several texts are padded to one batch: at the right, where a causal model must not see the padding, or at the
-    left, as transformers' generate wants them."""
+    """Logits of plain transformers at the last LAST positions of each text (int32 token ids),
+    float32 [LAST, vocabulary] or fewer. Several texts are padded to one batch: at the right, where
+    a causal model must ignore the padding, or at the left, as transformers' generate does."""
     ids, mask = pad(texts, padding_side, model.device)
     ends = [ids.shape[1] if padding_side == "left" else len(text) for text in texts]
     positions = [range(end - min(LAST, len(text)), end) for end, text in zip(ends, texts, strict=True)]
@@ -63,12 +66,13 @@ def plain_logits(model, texts, padding_side="right", other_kernel=False):
 
 
 class NotFiniteError(UserError):
-    """A base that cannot be used in any way."""
+    """A base with logits that are NaN or infinite: it has no use."""
 
 
 def reference_logits(model, texts):
-    """Plain logits of each text alone, which others are compared with: float32 [LAST, vocabulary] or fewer. Raises
-    NotFiniteError if they are NaN or infinite, as an adapter's weights are not."""
+    """Plain logits of each text alone, to compare others with: float32 [LAST, vocabulary] or fewer.
+    Raises NotFiniteError if they are NaN or infinite. The base is the cause: an adapter's weights
+    are finite."""
     logits = [plain_logits(model, [text])[0] for text in texts]
     for text, values in zip(texts, logits, strict=True):
         if not values.isfinite().all():
@@ -80,22 +84,24 @@ def reference_logits(model, texts):
 
 
 def difference(logits, reference):
-    """How far two lists of logits are apart, the worst text's root mean square as a share of the spread of the reference."""
+    """The distance of two lists of logits: the worst text's root mean square, as a share of the
+    reference's spread."""
     worst = 0.0
-    for mine, right in zip(logits, reference, strict=True):
-        share = ((mine - right).square().mean().sqrt() / right.std()).item()
+    for values, expected in zip(logits, reference, strict=True):
+        share = ((values - expected).square().mean().sqrt() / expected.std()).item()
         worst = max(worst, share if math.isfinite(share) else math.inf)
     return worst
 
 
 def tolerance(model, text, reference, effect=None):
-    """The distance that counts as rounding, as a share of the logits' spread: four times what another attention kernel of
-    transformers' own moves the text's plain logits, `reference`, within bounds that the dtype sets. In float32 the lower
-    bound is a hundredth of `effect`, the distance of what must not be taken for rounding, if it is given.
+    """The distance that counts as rounding, as a share of the logits' spread: four times the
+    distance between the text's plain logits, `reference`, and another attention kernel of
+    transformers, within bounds by dtype. In float32 the lower bound is a hundredth of `effect`, if
+    given: a distance that must not count as rounding.
 
-    One text alone, so that no fault of a batch can pass for rounding. In bf16 the kernels are 0.03 to 0.04 apart on
-    SmolLM2-135M (real rows, H100), as far as each is from float32, and a tenth of that on models of two layers.
-    """
+    A single text, so that no fault of a batch can pass for rounding. In bf16 the kernels are 0.03
+    to 0.04 apart on SmolLM2-135M (real rows, H100), as far as either is from float32, and a tenth
+    of this on models of two layers."""
     other = plain_logits(model, [text], other_kernel=True)
     least, most = (1e-4, 1e-3) if model.dtype == torch.float32 else (0.03, 0.2)
     if model.dtype == torch.float32 and effect is not None:
@@ -104,8 +110,9 @@ def tolerance(model, text, reference, effect=None):
 
 
 def check_vocabulary(model, texts):
-    """Refuse, as UserError, token ids beyond the model's input embedding: its tokenizer is another model's."""
-    # By its weight: PEFT's LoRA layer on an embedding has no num_embeddings.
+    """Raise UserError if token ids are beyond the model's input embedding: the tokenizer is another
+    model's."""
+    # PEFT's LoRA layer on an embedding has a weight, but no num_embeddings.
     size, highest = len(model.get_input_embeddings().weight), max(int(text.max()) for text in texts)
     if highest >= size:
         raise UserError(
@@ -115,13 +122,14 @@ def check_vocabulary(model, texts):
 
 
 def check_training_batches(model, name, examples):
-    """Refuse, as UserError, a model whose padding-free batches are not what plain transformers makes of each example.
+    """Raise UserError if a model's padding-free batches differ from plain transformers on each
+    example.
 
-    First two tiny examples end to end: editing one must not move the other's logits. Linear attention, caches and kernels
-    that ignore restarting positions fail this without a word. Then the run's longest example beside its shortest, both
-    against plain transformers: that finds chunks and windows that were ignored, and rotary positions that depend on the
-    longest example of a batch.
-    """
+    First, two tiny examples end to end: an edit of one must not move the other's logits. Linear
+    attention, caches and kernels that ignore restarting positions fail this test, and raise no
+    error themselves. Second, the run's longest example beside its shortest, both against plain
+    transformers. This finds ignored chunks and windows, and rotary positions that depend on the
+    longest example of a batch."""
     texts = sorted((example.input_ids for example in examples), key=len)
     longest, shortest = texts[-1], texts[0]
     try:
@@ -137,7 +145,7 @@ def check_training_batches(model, name, examples):
             )
     except (torch.OutOfMemoryError, NotFiniteError):
         raise
-    except Exception as error:  # what transformers and kernels raise that know that they cannot
+    except Exception as error:  # transformers and kernels raise anything if they cannot run
         reason = error if isinstance(error, UserError) else one_line(error)
         apart = length_dependent_from(model.config)
         hint = f"; --max_seq_length {apart} keeps them apart" if apart < len(longest) else ""
@@ -151,14 +159,16 @@ def check_isolation(model):
     first, edited, second = (np.arange(8, dtype=np.int32) + start for start in (1, 20, 40))
     logits = [packed_logits(model, [neighbour, second])[1] for neighbour in (first, edited)]
     leak = (logits[0] - logits[1]).abs().max() / logits[0].std()
-    # Exactly 0 where attention alone mixes tokens; mixtures of experts regroup their sums within rounding.
+    # The leak is exactly 0 if only attention mixes tokens. Mixtures of experts regroup sums, within
+    # rounding.
     if not leak < (1e-4 if model.dtype == torch.float32 else 2e-2):
         raise UserError(f"editing one moves another's logits by {leak:.1e} of their spread")
 
 
 @torch.no_grad()
 def packed_logits(model, texts):
-    """Logits at the last positions of each text, as training sees them: end to end in one padding-free batch."""
+    """Logits at the last positions of each text, end to end in one padding-free batch, as in
+    training."""
     batch = pack(texts)
     ends = batch["cu_seq_lens_q"][1:].tolist()
     positions = [range(end - min(LAST, len(text)), end) for end, text in zip(ends, texts, strict=True)]
@@ -168,5 +178,5 @@ def packed_logits(model, texts):
 
 
 def grown(text, length):
-    """The text repeated up to a length: what is wrong with a long text shows in any long text."""
+    """The text repeated up to a length: any long text shows the faults of long texts."""
     return np.resize(text, length)

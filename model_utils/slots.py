@@ -1,8 +1,8 @@
 """Continuous batching: rows share the slots of one preallocated cache.
 
-All slots decode one token at a time, on a GPU by replaying one CUDA graph. A finished row leaves its slot, and waiting
-prompts are prefilled into the free ones, end to end without padding, as in training.
-"""
+All slots decode one token at a time, on a GPU by replaying one CUDA graph. A finished row leaves
+its slot. Waiting prompts are prefilled into free slots, end to end without padding, as in
+training."""
 
 import contextlib
 import time
@@ -19,12 +19,13 @@ from model_utils.model_facts import length_dependent_from, one_line, set_attenti
 from model_utils.self_checks import LAST, difference, grown, reference_logits, tolerance
 from model_utils.token_masks import token_masks
 
-PREFILL_TOKENS = 8192  # of one forward pass over prompts, or a single longer prompt
+PREFILL_TOKENS = 8192  # of one forward pass over prompts; a longer prompt has a pass alone
 
 
 def problem_with_slots(model, prompt_ids, room):
-    """The reason why a model cannot generate by continuous batching, in words, or None. By teacher-forced logits in slots
-    against plain transformers: of the longest prompt, as long as a row may grow, of the shortest and of a half of that."""
+    """The reason that a model cannot generate by continuous batching, in words, or None. Compares
+    teacher-forced logits in slots with plain transformers on the longest prompt at a row's full
+    length, the shortest prompt, and half of the shortest."""
     shortest, longest = min(prompt_ids, key=len), max(prompt_ids, key=len)
     if room > (apart := length_dependent_from(model.config)):
         return f"rows beyond {apart} tokens move the rotary positions of all"
@@ -33,7 +34,7 @@ def problem_with_slots(model, prompt_ids, room):
     allowed = tolerance(model, shortest, reference[1:2])
     try:
         with slots_attention(model):
-            # One slot more than rows, as far along as a row can get: idle slots must not count.
+            # One slot more than rows, at the last position: idle slots must not count.
             slots = Slots(model, len(texts) + 1, room)
             slots.positions.fill_(room - 1)
             forced = min(LAST, len(texts[-1])) - 1
@@ -44,12 +45,12 @@ def problem_with_slots(model, prompt_ids, room):
                 slots.tokens[: len(texts)] = torch.tensor(tokens, device=model.device)
                 slots.decode([0, 1, 2])
                 logits.append(slots.logits[: len(texts)].clone())
-            mine = torch.stack(logits, dim=1).float()
+            slot_logits = torch.stack(logits, dim=1).float()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a model raises that knows nothing of such a cache
+    except Exception as error:  # models that cannot use such a cache raise anything
         return one_line(error)
-    distance = difference(list(mine), [right[-(forced + 1) :] for right in reference])
+    distance = difference(list(slot_logits), [expected[-(forced + 1) :] for expected in reference])
     if distance <= allowed:
         return None
     return f"in one cache, rows' logits would move by {distance:.1e} of their spread (rounding: {allowed:.1e})"
@@ -66,13 +67,14 @@ def slots_attention(model):
 
 
 def generate_in_slots(model, prompt_ids, answers, batch_tokens):
-    """answers: `{index: Answer}` of the prompts to complete."""
+    """`(index, Generation)` of each prompt to complete. answers: `{index: Answer}`."""
     rooms = {index: len(prompt_ids[index]) + answer.budget for index, answer in answers.items()}
     with slots_attention(model):
         for group, num_slots, length in plan_groups(rooms, batch_tokens):
             masks = token_masks([answers[index] for index in group], num_slots, model.device)
             slots = Slots(model, num_slots, length, masks)
-            waiting, running = deque(group), {}  # running: the answers of the rows in a slot, by slot
+            # running: {slot: Answer}
+            waiting, running = deque(group), {}
             while waiting or running:
                 start = time.perf_counter()
                 free = [slot for slot in range(num_slots) if slot not in running]
@@ -94,11 +96,12 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens):
 
 
 def plan_groups(rooms, batch_tokens):
-    """Rows that share a cache: `[(indices, slots, tokens a slot), ...]`, longest first. rooms: `{index: tokens it may need}`.
+    """Rows that share a cache: `[(indices, slots, tokens per slot), ...]`, longest first. rooms:
+    `{index: tokens that the row may need}`.
 
-    The rows left share one group if the cache has a slot for each. Else a group's rows need more than half of what its longest
-    needs, so that little of the cache lies idle.
-    """
+    The remaining rows share one group if the cache has a slot for each. Otherwise each row of a
+    group needs more than half the tokens of its longest row, so that little of the cache is
+    idle."""
     groups = []
     order = sorted(rooms, key=lambda index: -rooms[index])
     for done, index in enumerate(order):
@@ -111,7 +114,8 @@ def plan_groups(rooms, batch_tokens):
 
 
 def take_prompts(waiting, prompt_ids, most):
-    """Removes from the front of `waiting` at least one and at most `most` prompts that PREFILL_TOKENS hold."""
+    """Remove from the front of `waiting` at least one and at most `most` prompts, within
+    PREFILL_TOKENS."""
     taken, num_tokens = [], 0
     while waiting and len(taken) < most:
         num_tokens += len(prompt_ids[waiting[0]])
@@ -122,10 +126,10 @@ def take_prompts(waiting, prompt_ids, most):
 
 
 class Slots:
-    """A cache of `num_slots` rows of up to `length` tokens, and the model's two ways over it.
+    """A cache of `num_slots` rows of up to `length` tokens, and the model's prefill and decoding
+    with it.
 
-    masks: TokenMasks of as many rows, or None, which leaves the choice of tokens to the model alone.
-    """
+    masks: TokenMasks of as many rows, or None if no answer has a grammar."""
 
     def __init__(self, model, num_slots, length, masks=None):
         self.model = model
@@ -133,53 +137,58 @@ class Slots:
         self.cache = SlotCache(num_slots, length)
         self.slots = torch.arange(num_slots, device=model.device)
         self.tokens = torch.zeros_like(self.slots)  # the newest of each slot
-        self.positions = torch.zeros_like(self.slots)  # where these stand
-        self.logits = None  # [slots, vocabulary], from which the newest tokens were chosen
+        self.positions = torch.zeros_like(self.slots)  # of the newest tokens
+        self.logits = None  # [slots, vocabulary], the newest tokens' logits
         self.graph = None
 
     def keep_to_grammars(self, running):
-        """What comes next in each slot is to keep to its answer's grammar. running: `{slot: Answer}`."""
+        """Let each slot's grammar constrain its next token. running: `{slot: Answer}`."""
         if self.masks:
             self.masks.fill({slot: answer.matcher for slot, answer in running.items()})
 
     def choose(self, slots=slice(None)):
-        """The best token, int64, at each row of `self.logits`, which stand for all slots or these."""
+        """The best token, int64, for each row of `self.logits`. slots: the slots of the rows, by
+        default all."""
         logits = self.masks.apply(self.logits, slots) if self.masks else self.logits
         return logits.argmax(-1)
 
     @torch.compiler.set_stance("force_eager")
     def prefill(self, slots, prompts):
-        """Read a prompt (int32 token ids) into each of `slots`; returns `{slot: first new token}`."""
+        """Read a prompt (int32 token ids) into each of `slots`. Returns `{slot: first new
+        token}`."""
         batch = send_to_device(pack(prompts), self.model.device)
-        here = torch.tensor(slots, device=self.model.device)
+        slot_ids = torch.tensor(slots, device=self.model.device)
         lengths = batch["cu_seq_lens_q"].diff().long()
         batch["logits_to_keep"] = lengths.cumsum(0) - 1
-        self.cache.write_at = torch.repeat_interleave(here, lengths), batch["position_ids"][0]
+        self.cache.write_at = torch.repeat_interleave(slot_ids, lengths), batch["position_ids"][0]
         self.cache.shown = None
         self.logits = self.model(**batch, past_key_values=self.cache, use_cache=True).logits[0]
-        new_tokens = self.choose(here)
-        self.tokens[here], self.positions[here] = new_tokens, lengths
+        new_tokens = self.choose(slot_ids)
+        self.tokens[slot_ids], self.positions[slot_ids] = new_tokens, lengths
         return dict(zip(slots, new_tokens.tolist(), strict=True))
 
     def decode(self, slots):
-        """One more token for each of `slots`; returns `{slot: token}`. The other slots go through the motions."""
+        """Decode one more token for each of `slots`. Returns `{slot: token}`. The other slots
+        decode without effect."""
         if self.model.device.type != "cuda":
             self.step(self.width(slots))
         elif self.graph:
             self.graph.replay()
         else:
-            self.step(self.cache.length)  # what libraries set up at a first use must not be captured
-            if not getattr(self.model, "is_loaded_in_8bit", False):  # such layers wait for the CPU
+            # A capture must not include libraries' setup.
+            self.step(self.cache.length)
+            if not getattr(self.model, "is_loaded_in_8bit", False):  # int8 layers wait for the CPU
                 logits = self.logits
                 self.graph = torch.cuda.CUDAGraph()
                 with capturing(self.graph):
-                    self.step(self.cache.length)  # captured and not run
-                self.logits.copy_(logits)  # where replays will write theirs
+                    self.step(self.cache.length)  # captured, not run
+                self.logits.copy_(logits)  # replays write to this tensor
         tokens = self.tokens.tolist()
         return {slot: tokens[slot] for slot in slots}
 
     def width(self, slots):
-        """How much of each slot attention is to see: on a CPU no more than the longest row."""
+        """The number of a slot's tokens that attention reads: on a CPU no more than the longest row
+        has."""
         return self.cache.length if self.model.device.type == "cuda" else self.positions[slots].max().item() + 1
 
     @torch.compiler.set_stance("force_eager")
@@ -198,14 +207,17 @@ class Slots:
 
 
 class SlotCache(Cache):
-    """Keys and values, [slots, kv_heads, length, head_dim] a layer, allocated when first written."""
+    """Keys and values, [slots, kv_heads, length, head_dim] per layer, allocated when first
+    written."""
 
     def __init__(self, num_slots, length):
         super().__init__(layers=[])
         self.num_slots, self.length = num_slots, length
         self.keys, self.values = [], []
-        self.write_at = None  # slots and positions, int64 [tokens] each, of the tokens that come next
-        self.shown = None  # how much of every slot attention is to see; None for the new tokens alone
+        # Slots and positions of the next tokens, int64 [tokens] each.
+        self.write_at = None
+        # The number of each slot's tokens that attention reads; None: only the new tokens.
+        self.shown = None
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         if layer_idx == len(self.keys):

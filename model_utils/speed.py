@@ -1,4 +1,4 @@
-"""The fast paths that are switched on by a line: compiled layers, Liger's kernels, gradients averaged once a step."""
+"""The fast paths: compiled layers, Liger's kernels, FSDP2, gradients averaged once a step."""
 
 import contextlib
 
@@ -14,12 +14,13 @@ from model_utils.model_facts import one_line
 from run_utils.errors import UserError
 from run_utils.launch_file import is_sharded
 
-# Random numbers are PyTorch's own: else kernels would draw those of dropout's masks anew wherever they read them.
+# Use PyTorch's own random numbers: other kernels would draw dropout's numbers again at each use.
 COMPILE = {"dynamic": True, "options": {"fallback_random": True}}
 
 
 def enable_speedups(model, args, accelerator):
-    """Switch on gradient checkpointing, kernels and compiled layers of a PEFT model, as train.py's arguments ask."""
+    """Enable gradient checkpointing, kernels and compiled layers of a PEFT model by train.py's
+    arguments."""
     if accelerator.device.type == "cpu" and (args.quantization != "none" or args.gradient_checkpointing):
         faster = "--quantization none --gradient_checkpointing false"
         accelerator.print(f"On a CPU, {faster} is several times faster, if memory allows")
@@ -38,13 +39,13 @@ def use_liger_kernels(model):
         raise UserError("--liger_kernel needs a package that is not here: pip install liger-kernel")
     from transformers.integrations.liger import apply_liger_kernel  # late: it imports peft
 
-    # The head's loss is ours: it runs on the supervised tokens alone.
+    # train.py computes the head's loss, on the supervised tokens only.
     apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
 
 def compile_layers(model):
-    """Compile each decoder layer of a PEFT model by itself, for any number of tokens. Training needs one graph for all
-    layers and lengths, evaluation another."""
+    """Compile each decoder layer of a PEFT model separately, for any number of tokens. Training
+    needs one graph for all layers and lengths, evaluation another."""
     base = model.get_base_model()
     layers = getattr(base.get_decoder(), "layers", None)
     if layers is None:
@@ -53,45 +54,49 @@ def compile_layers(model):
         torch.compile(torch.sin)(torch.zeros(8, device=model.device))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever PyTorch, Triton and their compilers raise
+    except Exception as error:  # PyTorch, Triton and compilers raise anything
         needs = "gcc and Python's headers" if model.device.type == "cuda" else "g++"
         cause = one_line(getattr(error, "inner_exception", error))
         raise UserError(f"--torch_compile, which needs {needs}, does not work here: {cause}") from None
-    # Else the first layer, whose input has no gradient, would need a graph of its own.
+    # Without this, the first layer would need a separate graph: its input has no gradient.
     base.get_input_embeddings().register_forward_hook(
         lambda module, args, output: output.requires_grad_() if torch.is_grad_enabled() else output
     )
-    # For the whole process: floats are constants. Else some are taken for inputs, and each training run traces its graph
-    # twice, having found one (epsilon, LoRA's scaling) that cannot be.
+    # Make floats constants, in the whole process. Otherwise the compiler makes some floats inputs,
+    # finds one that cannot be an input (epsilon, LoRA's scaling), and traces each run's graph
+    # twice.
     torch._dynamo.config.specialize_float = True
-    # Else what a matrix product of the backward pass reads is kept, though it can be made anew from what is kept anyway: SwiGLU's
-    # output above all. At 17,700 tokens a step of Qwen3-4B's shape, without dropout, 17 of 73 GiB.
+    # Recompute the inputs of the backward pass's matrix products if possible, above all SwiGLU's
+    # output. At 17,700 tokens a step of Qwen3-4B's shape, without dropout, they would keep 17 of 73
+    # GiB.
     torch._functorch.config.ban_recompute_materialized_backward = False
     for layer in layers:
         layer.compile(**COMPILE)
 
 
 def prepare_model(accelerator, model, cuda_graphs):
-    """The model for training on all processes: under DDP, or its base under FSDP2 where the launch file says so. CUDA graphs fill the
-    gradients where DDP does not see them, and FSDP2 does not have the adapter: gradient_sync averages them then."""
+    """The model for training on all processes: under DDP, or with its base under FSDP2 if the
+    launch file asks for it. DDP does not see the gradients of CUDA graphs, and FSDP2 does not have
+    the adapter: in these cases gradient_sync averages the gradients."""
     if is_sharded():
         shard_base(accelerator, model)
     else:
         model = accelerator.prepare_model(model, evaluation_mode=cuda_graphs)
-    if (
-        is_sharded() or cuda_graphs
-    ):  # all start from the main process's adapter, as under DDP: GPUs of two kinds draw different numbers
+    if is_sharded() or cuda_graphs:
+        # Start from the main process's adapter, as under DDP: different GPUs draw different
+        # numbers.
         broadcast([parameter.data for parameter in model.parameters() if parameter.requires_grad])
     return model
 
 
 def shard_base(accelerator, model):
-    """Spread the frozen base of a PEFT model over the processes, by PyTorch's FSDP2, layer by layer: each is gathered when it is used.
+    """Spread the frozen base of a PEFT model over the processes with PyTorch's FSDP2. Each layer is
+    gathered when used.
 
-    The adapter stays whole on every process: it is small, and so it is saved, resumed and averaged as it is without FSDP.
-    """
+    The adapter stays whole on every process. It is small, and saving, resuming and averaging work
+    as without FSDP."""
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    options = {"mesh": mesh, "ignored_params": {each for each in model.parameters() if each.requires_grad}}
+    options = {"mesh": mesh, "ignored_params": {weight for weight in model.parameters() if weight.requires_grad}}
     base = model.get_base_model()
     layers = [module for module in base.modules() if type(module).__name__ in (base._no_split_modules or ())]
     if not layers:
@@ -99,16 +104,17 @@ def shard_base(accelerator, model):
             f"{type(base).__name__} does not say which its layers are: FSDP2 would gather all of it at once"
         )
     try:
-        for module in [*reversed(layers), base]:  # from the inside; with the base the rest: embedding, last norm, head
+        # From the inside out. The base's own call shards the embedding, the last norm and the head.
+        for module in [*reversed(layers), base]:
             fully_shard(module, **options)
-    except (TypeError, ValueError) as error:  # a scalar among its parameters, layers that share theirs
+    # For example a scalar parameter, or layers that share parameters.
+    except (TypeError, ValueError) as error:
         raise UserError(f"FSDP2 cannot share out {type(base).__name__}: {one_line(error)}") from None
-    mine = [each.to_local() for each in base.parameters() if isinstance(each, DTensor)]
-    size = sum(part.numel() * part.element_size() for part in mine) / 2**30
+    parts = [weight.to_local() for weight in base.parameters() if isinstance(weight, DTensor)]
+    size = sum(part.numel() * part.element_size() for part in parts) / 2**30
     accelerator.print(f"FSDP2: {size:.2f} GiB of the base on each of {accelerator.num_processes} processes")
-    if (
-        accelerator.device.type == "cuda"
-    ):  # the whole base was here for a moment: the peak is that of training from here on
+    if accelerator.device.type == "cuda":
+        # The whole base was on the GPU for a moment: measure the peak from here on.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     if accelerator.mixed_precision == "bf16":  # as accelerator.prepare_model does
@@ -117,7 +123,8 @@ def shard_base(accelerator, model):
 
 @contextlib.contextmanager
 def gradient_sync(accelerator, model, is_last_batch):
-    """Around forward and backward of a micro-batch: gradients are averaged over the processes once a step, with its last one."""
+    """Around forward and backward of a micro-batch: average gradients over the processes once a
+    step, with its last micro-batch."""
     under_ddp = isinstance(model, DistributedDataParallel)
     with accelerator.no_sync(model) if under_ddp and not is_last_batch else contextlib.nullcontext():
         yield
@@ -127,9 +134,9 @@ def gradient_sync(accelerator, model, is_last_batch):
 
 @torch.no_grad()
 def average_gradients(accelerator, parameters):
-    """Over the processes in one message, as DDP does in several."""
+    """Average over the processes in one message. DDP needs several."""
     for parameter in parameters:
-        if parameter.grad is None:  # it took no part here
+        if parameter.grad is None:  # not used on this process
             parameter.grad = torch.zeros_like(parameter)
     flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
     torch.distributed.all_reduce(flat)

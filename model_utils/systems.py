@@ -1,4 +1,5 @@
-"""A model that answers requests: a loaded base, perhaps under an adapter, a prompt format, and a way to decode."""
+"""A model that answers requests: a loaded base, perhaps under an adapter, a prompt format, and a
+way to decode."""
 
 import json
 from dataclasses import dataclass
@@ -17,10 +18,9 @@ from model_utils.token_masks import accepts
 class System:
     """Answers requests by greedy decoding.
 
-    model: transformers' or PEFT's. max_new_tokens: of each answer. batch_tokens: of the cache of keys and values, new ones
-    included. grammar: whether an answer keeps to the grammar of its request's tools. engine: of choose_engine; None: chosen for the
-    requests.
-    """
+    model: transformers' or PEFT's. max_new_tokens: per answer. batch_tokens: of the cache of keys
+    and values, new tokens included. grammar: whether an answer must match the grammar of its
+    request's tools. engine: from choose_engine; None: chosen for the requests."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -31,10 +31,11 @@ class System:
     engine: Engine | None = None
 
     def answer(self, requests, on_token=None):
-        """`(index, Generation)` of each request, in the order in which they finish. Nothing runs before the first is asked for.
+        """`(index, Generation)` of each request, in order of completion. A generator: nothing runs
+        before the first is requested.
 
-        requests: Rows, or anything else with a `query` and `tools` (JSON). on_token: called with an Answer after each token.
-        """
+        requests: Rows, or other objects with a `query` and `tools` (JSON). on_token: called with an
+        Answer after each token."""
         return generate(
             self.model,
             self.tokenizer,
@@ -48,24 +49,25 @@ class System:
         )
 
     def can_generate(self, row):
-        """Whether the grammar of a row's tools has the row's own answers."""
+        """Whether the grammar of a row's tools accepts the row's own answers."""
         vocab_size = self.model.config.get_text_config().vocab_size
         text = self.prompt_format.completion(row.answers)
         return accepts(self.tokenizer, vocab_size, json.loads(row.tools), text)
 
 
 def open_systems(names, base, tokenizer, *, prompt_format, adapter=None, merge=True, **decoding):
-    """`(name, System)` of each name of SYSTEMS but servers': those of the base first, since merging changes the base itself.
+    """`(name, System)` of each name of SYSTEMS except servers. The base's systems are first, since
+    merging changes the base.
 
-    prompt_format: a name of PROMPT_FORMATS, for systems without one of their own. adapter: an Adapter. merge: into the base's
-    weights, after a comparison on two example rows. decoding: System's max_new_tokens and batch_tokens.
-    """
+    prompt_format: a name of PROMPT_FORMATS, for systems without a format. adapter: an Adapter.
+    merge: merge it into the base's weights, after a comparison on two example rows. decoding:
+    System's max_new_tokens and batch_tokens."""
     adapted = None
     for name in sorted(names, key=lambda name: SYSTEMS[name].adapter):
-        kind = SYSTEMS[name]
-        system_format = PROMPT_FORMATS[kind.prompt or prompt_format]
-        if kind.adapter and adapted is None:
+        spec = SYSTEMS[name]
+        system_format = PROMPT_FORMATS[spec.prompt or prompt_format]
+        if spec.adapter and adapted is None:
             texts = example_texts(tokenizer, system_format, example_rows()[:2]) if merge else None
             adapted = load_adapter(base, adapter, merge_checked_on=texts)
-        model = adapted if kind.adapter else base
-        yield name, System(model, tokenizer, system_format, grammar=kind.grammar, **decoding)
+        model = adapted if spec.adapter else base
+        yield name, System(model, tokenizer, system_format, grammar=spec.grammar, **decoding)

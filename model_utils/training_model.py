@@ -1,4 +1,5 @@
-"""The model that a run trains: a base, its attention, a fresh adapter on it, and the record of where they come from."""
+"""The model of a run: a base, its attention, a new adapter on it, and the record of their
+origin."""
 
 import torch
 
@@ -12,17 +13,16 @@ from run_utils.launch import check_alike
 
 
 def load_model(args, source, data, accelerator, *, max_new_tokens):
-    """`(model, engine, record)`: the base under a fresh LoRA adapter, the Engine that generates with it, and a dict for
-    environment.json. Prints the model's attention, adapted layers and sizes.
+    """`(model, engine, record)`: the base with a new LoRA adapter, its Engine for generation, and a
+    dict for environment.json. Prints the model's attention, adapted layers and sizes.
 
-    args: train.py's. source: the base's ModelSource. data: its attention is checked on these examples,
-    and its engine on their prompts with max_new_tokens more.
-    """
+    args: train.py's. source: the base's ModelSource. data: its examples test the attention, and its
+    prompts, with max_new_tokens more, the engine."""
     base = load_base_model(source, accelerator)
     attention = choose_attention(
         base, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
     )
-    # Before the training and not after it: a model that the fast generation does not suit is named.
+    # Before training: a model that fails the check of fast generation is named early.
     engine = choose_engine(base, data.prompt_ids, max(map(len, data.prompt_ids)) + max_new_tokens)
     record = environment_record(
         base=published_name(args.model_name_or_path),
