@@ -1,1 +1,1 @@
-"""What a script is, whatever it does: arguments, the launch, where results come from, checkpoints, progress."""
+"""The frame of every script: arguments, the launch, records of origin, checkpoints, progress."""

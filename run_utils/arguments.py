@@ -1,4 +1,4 @@
-"""A script's dataclass becomes its flags, its recipes and its --help; what a user can put right ends in one line."""
+"""A script's dataclass as its flags, its recipes and its --help. A user's error is one line."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,8 @@ from run_utils.errors import UsageError, require, say
 from run_utils.redaction import redact
 
 ROOT = Path(__file__).resolve().parent.parent
-# About this invocation, not about the experiment: never written to args.yaml, so that it can be passed to --config.
+# Flags of an invocation, not of the experiment. args.yaml leaves them out, so that --config can
+# read it.
 INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 TRUTH = {"yes": True, "true": True, "t": True, "y": True, "1": True}
@@ -28,20 +29,19 @@ TRUTH |= {"no": False, "false": False, "f": False, "n": False, "0": False}
 def argument(default, help="", *, group=None, free_on_resume=False, **options):
     """A field of a script's dataclass: one flag, with its help and rules.
 
-    group: the heading of --help that starts with this flag. free_on_resume: a resumed run may change it without becoming
-    another experiment. options: limits on its value (above, at_least, below, at_most; see check_limits), and `inherited`,
-    which evaluate.py reads.
-    """
+    group: the heading of --help that starts with this flag. free_on_resume: a resumed run may
+    change it and stays the same experiment. options: limits of its value (above, at_least, below,
+    at_most; see check_limits), and `inherited`, which evaluate.py reads."""
     metadata = {"help": help, "group": group, "free_on_resume": free_on_resume, **options}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """The fields of a dataclass as flags, by the rules of transformers' HfArgumentParser, whose import takes seconds.
+    """The fields of a dataclass as flags, with the rules of transformers' HfArgumentParser, whose
+    import takes seconds.
 
-    A field has a default and is a `str`, `int`, `float`, `bool`, `Literal` of texts or `list[str]`, with or without `| None`.
-    An error is a UsageError of one line, which begins with `source`.
-    """
+    A field has a default and is a `str`, `int`, `float`, `bool`, `Literal` of texts or `list[str]`,
+    with or without `| None`. An error is a UsageError of one line, which begins with `source`."""
 
     source = ""
 
@@ -85,17 +85,17 @@ def spellings(name):
     return dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
 
 
-def value_options(kind):
-    """argparse's options for the values of a field's type."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # `X | None`
-        kind = next(member for member in typing.get_args(kind) if member is not types.NoneType)
-    if kind is bool:
+def value_options(field_type):
+    """argparse's options for a field's type."""
+    if typing.get_origin(field_type) in (types.UnionType, typing.Union):  # `X | None`
+        field_type = next(member for member in typing.get_args(field_type) if member is not types.NoneType)
+    if field_type is bool:
         return {"type": truth, "nargs": "?", "const": True}
-    if typing.get_origin(kind) is typing.Literal:
-        return {"choices": typing.get_args(kind)}
-    if typing.get_origin(kind) is list:
+    if typing.get_origin(field_type) is typing.Literal:
+        return {"choices": typing.get_args(field_type)}
+    if typing.get_origin(field_type) is list:
         return {"type": str, "nargs": "+"}
-    return {"type": kind}
+    return {"type": field_type}
 
 
 def truth(text):
@@ -110,12 +110,12 @@ def shown(default):
 
 
 def parse_arguments(arguments_class, description, demo_recipe, argv=None):
-    """Defaults of the dataclass, then the values of `--config FILE`, then the flags: the later one wins.
+    """The dataclass's defaults, then the values of `--config FILE`, then the flags: the last value
+    wins.
 
-    The values of the YAML file go through the parser as flags, so that `2e-4` is a number and a wrong type or choice is
-    refused as it is on the command line. With no `--config`, model, data set or adapter named, `demo_recipe` (a file of
-    recipes/) is the recipe. Raises UsageError.
-    """
+    The YAML file's values are parsed as flags, so that `2e-4` is a number, and a wrong type or
+    choice is refused as on the command line. If the flags name no `--config`, model, data set or
+    adapter, `demo_recipe` (a file of recipes/) is the recipe. Raises UsageError."""
     argv = sys.argv[1:] if argv is None else argv
     parser = ArgumentParser(arguments_class, description)
     recipe = parser.parse_known_args(argv)[0].config
@@ -127,7 +127,7 @@ def parse_arguments(arguments_class, description, demo_recipe, argv=None):
     if recipe:
         recipe_argv = recipe_as_flags(recipe, known - set(INVOCATION))
         parser.source = f"{recipe}: "
-        parser.parse_args(recipe_argv)  # its own pass, so that its errors name the file
+        parser.parse_args(recipe_argv)  # a separate pass, so that its errors name the file
         parser.source = ""
         argv = [*recipe_argv, *argv]
     values, unknown = parser.parse_known_args(argv)
@@ -138,7 +138,8 @@ def parse_arguments(arguments_class, description, demo_recipe, argv=None):
 
 
 def check_limits(arguments):
-    """Raises UsageError for a value outside the limits of its field, or a number that is not finite. None is no value."""
+    """Raise UsageError if a value is outside the limits of its field, or a number is not finite.
+    None has no limits."""
     for field in dataclasses.fields(arguments):
         limits = {name: field.metadata[name] for name in LIMITS if name in field.metadata}
         value = getattr(arguments, field.name)
@@ -170,12 +171,13 @@ def closest(word, candidates):
 
 
 def read_yaml(path):
-    """The mapping in a YAML file; raises UsageError when there is none."""
+    """The mapping in a YAML file. Raises UsageError if there is none."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, nesting without end
+    # ValueError: an impossible date. RecursionError: endless nesting.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold `name: value` lines")
@@ -183,8 +185,8 @@ def read_yaml(path):
 
 
 def as_yaml(arguments):
-    """The resolved arguments, as the text of a file that `--config` takes. None means the default and is left out,
-    credentials are `***`."""
+    """The resolved arguments, as the text of a file for `--config`. None means the default and is
+    left out. Credentials are `***`."""
     values = {
         name: redact(value)
         for name, value in dataclasses.asdict(arguments).items()

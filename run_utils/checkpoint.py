@@ -16,15 +16,16 @@ from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, say
 from run_utils.files import read_json, write_json
 
-WRITING_FAILS = (OSError, RuntimeError, SafetensorError)  # what a full disk is to Python, torch and safetensors
+# On a full disk, Python, torch and safetensors raise these.
+WRITING_FAILS = (OSError, RuntimeError, SafetensorError)
 
 
 class Training:
-    """Everything that training changes: a PEFT model, prepared by Accelerate, the optimizer, the scheduler, and whatever you add.
+    """Everything that training changes: a PEFT model, prepared by Accelerate, the optimizer, the
+    scheduler, and other objects of yours.
 
-    A checkpoint has the model's adapter in PEFT's format, and for each other object its `state_dict()` in NAME.pt, which a
-    resume gives to its `load_state_dict`.
-    """
+    A checkpoint has the model's adapter in PEFT's format, and the `state_dict()` of each other
+    object in NAME.pt. A resume calls the object's `load_state_dict` with it."""
 
     def __init__(self, *, model, optimizer, scheduler, **others):
         self.model, self.optimizer = model, optimizer
@@ -42,7 +43,7 @@ class LogEntry:
     loss_sum: float = 0.0
     weight_sum: float = 0.0  # of the supervised tokens: the loss is loss_sum / weight_sum
     completion_tokens: int = 0  # supervised tokens
-    # For speeds, of the steps of this process alone: checkpoints don't keep them.
+    # For speeds, of this process's steps only. Checkpoints don't have them.
     num_steps: int = 0
     num_tokens: int = 0
     num_supervised: int = 0
@@ -52,20 +53,22 @@ class LogEntry:
 
 @dataclasses.dataclass
 class RunState:
-    """Where a run stands after `global_step` optimizer steps; with the arguments, all that a resume needs to know."""
+    """A run's state after `global_step` optimizer steps: with the arguments, everything that a
+    resume needs."""
 
     global_step: int = 0
     data_fingerprint: str = ""
-    effective_batch: int = 0  # examples an optimizer step
-    entry: LogEntry = dataclasses.field(default_factory=LogEntry)  # the next one of the log
-    eval_loss: float | None = None  # of this step, where it has been evaluated
-    evaluation_due: bool = False  # a signal came before this step's evaluation was done
+    effective_batch: int = 0  # examples per optimizer step
+    entry: LogEntry = dataclasses.field(default_factory=LogEntry)  # the log's next entry
+    eval_loss: float | None = None  # of this step, if evaluated
+    evaluation_due: bool = False  # a signal came before this step's evaluation ended
     best_value: float | None = None  # by --best_metric
     best_checkpoint: str | None = None  # its folder's name
 
     def add_evaluation(self, figures, best_metric):
-        """Take note of an evaluation of this step, `{"loss": ..., metric: rate}`, the loss finite. The best is the one of the
-        lowest eval_loss or of the highest rate, of equals the latest: it has seen more rows."""
+        """Record an evaluation of this step, `{"loss": ..., metric: rate}`, with a finite loss. The
+        best has the lowest eval_loss or the highest rate. Of equal ones the latest is the best: it
+        has seen more rows."""
         self.eval_loss, self.evaluation_due = figures["loss"], False
         by_loss = best_metric == "eval_loss"
         value = self.eval_loss if by_loss else figures[best_metric]
@@ -85,9 +88,10 @@ def write_state(checkpoint, state):
 
 
 def read_state(checkpoint):
-    """The RunState of a checkpoint's folder; raises UserError, ValueError or TypeError if it is not one, or of another step."""
+    """The RunState of a checkpoint's folder. Raises UserError, ValueError or TypeError if it is
+    invalid or of another step."""
     saved = read_json(checkpoint / "state.json")
-    if "best_eval_loss" in saved:  # what best_value was called when there was no --best_metric
+    if "best_eval_loss" in saved:  # best_value's name before --best_metric existed
         saved["best_value"] = saved.pop("best_eval_loss")
     entry = LogEntry(saved.pop("loss_sum", 0.0), saved.pop("weight_sum", 0.0), saved.pop("completion_tokens", 0))
     state = RunState(entry=entry, **saved)
@@ -104,7 +108,7 @@ def read_state(checkpoint):
 
 
 class Saved(NamedTuple):
-    """A checkpoint that has been read and found whole."""
+    """A checkpoint that was read completely."""
 
     path: Path
     state: RunState
@@ -112,12 +116,13 @@ class Saved(NamedTuple):
     environment: dict
     lora: dict
     adapter: dict
-    others: dict  # of NAME.pt, by name: the optimizer's among them
+    others: dict  # contents of NAME.pt by name, such as the optimizer's
 
 
 def read_checkpoint(path):
-    """Raises UserError where a file is missing, cannot be read, or holds what is not finite."""
-    from peft import PeftConfig  # late: importing peft imports bitsandbytes, and takes seconds
+    """The Saved checkpoint in a folder. Raises UserError if a file is missing, unreadable, or has
+    weights that are not finite."""
+    from peft import PeftConfig  # late: peft imports bitsandbytes, which takes seconds
 
     try:
         saved = Saved(
@@ -134,7 +139,8 @@ def read_checkpoint(path):
         if absent := [name for name in ("split.json", "optimizer.pt", "scheduler.pt") if not (path / name).is_file()]:
             raise ValueError(f"no {absent[0]}")
         return saved
-    except Exception as error:  # whatever a broken file makes json, yaml, safetensors and torch raise
+    # Broken files make json, yaml, safetensors and torch raise anything.
+    except Exception as error:
         reason = str(error) if isinstance(error, ValueError | UserError) else type(error).__name__
         raise UserError(f"{path} cannot be read ({' '.join(reason.split())})") from None
 
@@ -142,9 +148,10 @@ def read_checkpoint(path):
 def write_checkpoint(folder, model, others, split):
     """Write adapter, states and split to a new folder.
 
-    model: a PEFT model, unwrapped. others: objects with a `state_dict`, by name. split: the file to copy.
-    """
-    # The adapter's weights alone: under FSDP2, asking for the base's would move them on this process and no other.
+    model: a PEFT model, unwrapped. others: objects with a `state_dict`, by name. split: the file to
+    copy."""
+    # Only the adapter's weights: under FSDP2, a request for the base's weights would move them on
+    # this process only.
     weights = {name: weight for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
     shutil.copy(split, folder)
@@ -159,12 +166,11 @@ def flush_to_disk(folder):
 
 
 def load_checkpoint(saved, training, model):
-    """Set adapter, optimizer, scheduler and other objects to their saved states. Raises UserError, before it changes anything, if
-    the Saved checkpoint has other objects or settings.
+    """Load the saved states into adapter, optimizer, scheduler and other objects. Raises UserError,
+    before any change, if the Saved checkpoint has other objects or settings.
 
-    model: the PEFT model of `training`, unwrapped.
-    """
-    from peft import set_peft_model_state_dict  # late: importing peft imports bitsandbytes, and takes seconds
+    model: the PEFT model of `training`, unwrapped."""
+    from peft import set_peft_model_state_dict  # late, as in read_checkpoint
 
     if saved.others.keys() != training.others.keys():
         found, wanted = (", ".join(f"{name}.pt" for name in names) for names in (saved.others, training.others))
@@ -184,7 +190,8 @@ def load_checkpoint(saved, training, model):
 
 
 def check_arguments(args, saved):
-    """Raises UserError by name if the Saved checkpoint is of another experiment: an argument differs that isn't free_on_resume."""
+    """Raise UserError if the Saved checkpoint is of another experiment: an argument differs and
+    isn't free_on_resume."""
     checkpoint, state, saved_args = saved.path, saved.state, saved.args
     if args.stop_after_steps and args.stop_after_steps < state.global_step:
         raise UserError(
@@ -202,23 +209,24 @@ def check_arguments(args, saved):
         )
 
 
-# The adapter's place, and the rate of the step: no settings that make another experiment. The schedule's own rate, initial_lr, is one.
+# The base's path and the step's learning rate don't make another experiment. The schedule's
+# learning rate, initial_lr, does.
 NOT_SETTINGS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "params", "lr")
 
 
-def check_unchanged(what, now, then, checkpoint):
-    """Raises UserError by name where a setting (of two dicts) is not what it was: an edit of the code makes another experiment as
-    much as another argument does."""
+def check_unchanged(owner, now, then, checkpoint):
+    """Raise UserError if a setting differs between two dicts. An edit of the code makes another
+    experiment, as another argument does."""
     for name in sorted((now.keys() | then.keys()) - set(NOT_SETTINGS)):
         setting, saved = now.get(name), then.get(name)
         if isinstance(setting, set) and isinstance(saved, list):  # JSON has no sets
             saved = set(saved)
         if setting != saved:
-            raise UserError(f"{what} {name} is {setting} but {checkpoint} was trained with {saved}")
+            raise UserError(f"{owner} {name} is {setting} but {checkpoint} was trained with {saved}")
 
 
 def find_checkpoint(args, output_dir):
-    """The checkpoint to resume from, read and found whole, or None to start afresh (see open_run)."""
+    """The checkpoint to resume from, read completely, or None for a new run (see open_run)."""
     if args.resume_from_checkpoint == "latest":
         return newest_whole(output_dir)
     if args.resume_from_checkpoint:
@@ -237,7 +245,8 @@ def find_checkpoint(args, output_dir):
 
 
 def newest_whole(output_dir):
-    """The newest checkpoint that can be read; None where there is none at all. Says which it passes over."""
+    """The newest readable checkpoint, or None if there are no checkpoints. Prints a line for each
+    skipped one. Raises UserError if none is readable."""
     problem = None
     for path in reversed(complete_checkpoints(output_dir)):
         try:
@@ -261,22 +270,24 @@ def complete_checkpoints(output_dir):
 
 
 def delete_checkpoint(path):
-    """Renamed first, so that a kill in between leaves nothing half-deleted under a complete checkpoint's name."""
+    """Delete a checkpoint. It is renamed first, so that a kill leaves nothing half-deleted under a
+    complete checkpoint's name."""
     doomed = path.with_name(f"incomplete-{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     shutil.rmtree(path.rename(doomed))
 
 
 def set_aside(path):
-    """Out of the way of what a run that goes on from an earlier step will make again."""
+    """Rename a folder that a run resumed from an earlier step will make again."""
     aside = path.with_name(f"superseded-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
 
 
-def delete_leftovers(output_dir, *kinds):
-    """What a kill left half-written or half-deleted ("incomplete"), and what was set aside ("superseded")."""
-    for kind in kinds:
-        for path in output_dir.glob(f"{kind}-*"):
-            if re.fullmatch(r"adapter|checkpoint-\d+", path.name.removeprefix(f"{kind}-")):
+def delete_leftovers(output_dir, *prefixes):
+    """Delete folders that a kill left half-written or half-deleted ("incomplete"), or that were set
+    aside ("superseded")."""
+    for prefix in prefixes:
+        for path in output_dir.glob(f"{prefix}-*"):
+            if re.fullmatch(r"adapter|checkpoint-\d+", path.name.removeprefix(f"{prefix}-")):
                 shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Where a result comes from."""
+"""The record of a result's origin."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from run_utils.redaction import redact, redact_command
 
 
 def environment_record(**extra):
-    """Where a result comes from: versions, git commit, machine, command. A dict for environment.json."""
+    """A result's origin as a dict for environment.json: versions, git commit, machine, command."""
 
     def installed(package):
         try:
@@ -35,7 +35,7 @@ def environment_record(**extra):
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": commit or None,
         "python": platform.python_version(),
-        "torch": torch.__version__,  # with the CUDA version it was built for
+        "torch": torch.__version__,  # with its CUDA version
         **{package: installed(package) for package in packages},
         "machine": platform.platform(),
         "cpu_count": os.cpu_count(),
@@ -45,6 +45,7 @@ def environment_record(**extra):
 
 
 def published_name(name):
-    """A model's or data set's hub id, or the last part of a path: no card names a folder of the training machine."""
+    """A model's or data set's hub id, or the last part of its path: cards name no folders of the
+    training machine."""
     on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.endswith((".json", ".jsonl", ".parquet"))
     return name if on_hub and not Path(name).exists() else Path(redact(name)).name

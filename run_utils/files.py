@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process works in."""
+"""Files that are whole or absent, and folders that only one process works in."""
 
 import contextlib
 import errno
@@ -17,17 +17,18 @@ except ImportError:  # Windows
     fcntl = None
 
 MAX_DEPTH = 64  # far beyond any real call, far below the parser's recursion limit
-JSON_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one that never closes ends with the text
-LOCKED = {}  # what this process holds: the open folder by its path
+# An unclosed string ends with the text.
+JSON_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+LOCKED = {}  # this process's locks: {path: open folder}
 
 
 def write_text(path, text):
-    """A kill or a full disk leaves the old file or the new one."""
+    """Write a file. A kill or a full disk leaves the old file or the new one."""
     write_lines(path, [text])
 
 
 def write_lines(path, lines):
-    """The same of texts, each written as it comes."""
+    """The same for several texts, each written when produced."""
     unfinished = Path(f"{path}.incomplete")
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:
@@ -47,11 +48,12 @@ def write_json_lines(path, records):
 
 
 def read_json(path, check=lambda value: None):
-    """The object in a JSON file of ours, which may be damaged or of another origin. Raises UserError, a line with the path and
-    the fault, if there is none, if it nests too deep, or if `check` meets another type, value or a missing key."""
+    """The object in a JSON file of ours, which may be damaged or have another origin. Raises
+    UserError, a line with the path and the fault, if the file has no object, if it nests too deep,
+    or if `check` finds a wrong type, value or key."""
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # reading a pipe would wait
             raise ValueError("not a file")
         text = path.read_text(encoding="utf-8")
         check_depth(text)
@@ -70,23 +72,24 @@ def read_json(path, check=lambda value: None):
 
 
 def is_full_disk(error):
-    """Whether an exception, perhaps of a library in another language, is a full disk or quota."""
+    """Whether an exception, perhaps of a library in another language, means a full disk or
+    quota."""
     codes = (errno.ENOSPC, errno.EDQUOT)
     found = re.search(r"\(os error (\d+)\)", str(error))
     return getattr(error, "errno", None) in codes or (found is not None and int(found[1]) in codes)
 
 
 def describe_free(folder, needed):
-    """`needed` bytes beside the free space of a folder's disk, in words."""
+    """`needed` bytes and the free space of a folder's disk, in words."""
     return f"about {needed / 2**20:,.1f} MiB and the disk has {shutil.disk_usage(folder).free / 2**20:,.1f} MiB free"
 
 
 @contextlib.contextmanager
 def naming_full_disk(path, needed, remedy):
-    """Turn a full disk within into a UserError with the path, the `needed` bytes and the remedy."""
+    """Turn a full disk into a UserError with the path, the `needed` bytes and the remedy."""
     try:
         yield
-    except Exception as error:  # safetensors has its own
+    except Exception as error:  # safetensors has its own type
         if not is_full_disk(error):
             raise
         free = describe_free(Path(path).parent, needed)
@@ -99,7 +102,8 @@ def file_hash(path):
 
 
 def lock_folder(folder):
-    """Keep other processes out of a folder until this one ends, however it ends. UserError where another is in it."""
+    """Keep other processes out of a folder until this process ends, in any way. Raises UserError if
+    another process holds it."""
     folder = Path(folder).resolve()
     if fcntl is None or folder in LOCKED:
         return
@@ -117,7 +121,8 @@ def lock_folder(folder):
 
 def check_depth(text):
     """Raises ValueError if the lists and objects of a JSON text nest deeper than MAX_DEPTH."""
-    if text.count("[") + text.count("{") > MAX_DEPTH:  # else it cannot be deeper, and counting is quick
+    # With fewer brackets it cannot be deeper, and counting is quick.
+    if text.count("[") + text.count("{") > MAX_DEPTH:
         depth = 0
         for character in re.findall(r"[\[{\]}]", JSON_STRING.sub("", text)):
             depth += (character in "[{") - (character in "]}")
@@ -127,7 +132,8 @@ def check_depth(text):
 
 @contextlib.contextmanager
 def new_folder(path):
-    """A folder under another name, which is `path` once all that happens within has gone well, and gone if not."""
+    """A folder under a temporary name. It is renamed to `path` if the context succeeds, and deleted
+    otherwise."""
     unfinished = path.with_name(f"incomplete-{path.name}")
     marker = unfinished / ".unfinished_export"
     if unfinished.exists():
@@ -135,7 +141,7 @@ def new_folder(path):
             raise UserError(
                 f"{unfinished} is there, and no export has left it: remove it, or choose another --output_dir"
             )
-        lock_folder(unfinished)  # refused while that export is still at work
+        lock_folder(unfinished)  # refused while that export still runs
         shutil.rmtree(unfinished)
     try:
         unfinished.mkdir(parents=True)

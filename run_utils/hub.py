@@ -13,7 +13,7 @@ from run_utils.errors import UserError
 
 
 def push(folder, repo_id):
-    """Upload a folder; UserError with the hub's reason where that fails. The folder stays."""
+    """Upload a folder. Raises UserError with the hub's reason. The folder stays."""
     try:
         HfApi().create_repo(repo_id, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
@@ -26,11 +26,10 @@ def push(folder, repo_id):
 
 
 def check_hub_access(repo_id, repo_type, revision=None):
-    """One quick question to the hub before anything is downloaded; raises UserError with the hub client's own reason.
+    """Ask the hub once before a download. Raises UserError with the hub client's reason.
 
-    Without it an unreachable hub costs half a minute of retries. In offline mode (HF_HUB_OFFLINE=1) the cache is used
-    and nobody is asked.
-    """
+    Without this, an unreachable hub costs half a minute of retries. In offline mode
+    (HF_HUB_OFFLINE=1) the cache is used and the hub is not asked."""
     if constants.is_offline_mode():
         return
     try:

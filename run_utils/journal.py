@@ -1,4 +1,4 @@
-"""Journals: JSON lines that are appended as results come, and read again after a kill."""
+"""Journals: JSON lines, appended one by one, and read again after a kill."""
 
 import json
 
@@ -7,7 +7,8 @@ from run_utils.files import lock_folder
 
 
 def append(path, records):
-    """Write records (JSON values) behind those of a file as they come, each whole on the disk before the next is asked for."""
+    """Append records (JSON values) to a file. Each record is flushed before the next one is
+    requested."""
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, 2)
@@ -19,7 +20,7 @@ def append(path, records):
 
 
 def read(path):
-    """The records of a journal's whole lines. A line that a kill cut short is none."""
+    """The records of a journal's whole lines. Lines cut by a kill are skipped."""
     records = []
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -31,8 +32,9 @@ def read(path):
 
 
 def open_journal(path, identity):
-    """The records of a locked journal that begins with `identity`, a dict of all that its records depend on. A new journal has
-    none. Raises UserError if the journal is another identity's."""
+    """Lock a journal and return its records; a new journal has none. It begins with `identity`, a
+    dict of everything that its records depend on. Raises UserError if it begins with another
+    identity."""
     try:
         path.touch()
         lock_folder(path)

@@ -1,4 +1,4 @@
-"""One process among those that `accelerate launch` started, and what it asks of the hub."""
+"""One process of `accelerate launch`, and its messages to the other processes."""
 
 import ctypes
 import os
@@ -16,28 +16,30 @@ from run_utils.launch_file import check_engine
 
 
 def start_accelerator(dtype, may_shard=False, alone=False):
-    """The Accelerator for `--dtype` auto, bf16 or fp32, whatever mixed precision the launch file names.
+    """The Accelerator for `--dtype` auto, bf16 or fp32, whatever mixed precision the launch file
+    names.
 
-    Its own gradient accumulation stays at 1, whatever the launch file says: the loop scales the loss by itself. UserError for an
-    engine that a launch file names and this script cannot use; may_shard: whether it can use FSDP2; alone: whether it is for one
-    process.
-    """
+    Its gradient accumulation stays at 1, whatever the launch file has: the loop scales the loss.
+    Raises UserError if the launch file names an engine that this script cannot use. may_shard:
+    whether it can use FSDP2. alone: whether it needs a single process."""
     follow_launcher()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if alone and launched > 1:
         raise UserError("this script works in one process: start it with python, without accelerate launch")
     check_engine(may_shard)
-    # Blocks that grow and shrink: freed ones that a longer-lived tensor lies between would else be lost to the larger micro-batch
-    # of a later step, which the check before the training could not foresee.
+    # Use expandable segments. Otherwise a freed block beside a longer-lived tensor would be lost to
+    # a later step's larger micro-batch, and the check before training could not foresee this.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    # On unless a launch file says otherwise: some processes would then load empty weights and be told the rest by Accelerate alone.
+    # The default is on: some processes would then load empty weights, and only Accelerate would
+    # send them the rest.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
     if dtype == "auto":
         native = not use_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bf16" if native else "fp32"
     accelerator = Accelerator(
-        # With MULTI_GPU and use_cpu in the launch file, each process would train alone without `cpu=True`.
+        # With MULTI_GPU and use_cpu in the launch file, each process would train alone without
+        # this.
         cpu=use_cpu,
         mixed_precision="bf16" if dtype == "bf16" else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -59,7 +61,7 @@ def start_accelerator(dtype, may_shard=False, alone=False):
 
 
 def threads_were_chosen():
-    """Whether the user has said how many threads a process may have: launchers say 1 where nobody has."""
+    """Whether the user has chosen a number of threads per process. Otherwise launchers set 1."""
     if os.environ.get("OMP_NUM_THREADS", "1") != "1" or sys.platform != "linux":
         return "OMP_NUM_THREADS" in os.environ
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # started by hand
@@ -73,7 +75,8 @@ def threads_were_chosen():
 
 
 def follow_launcher():
-    """Have the kernel stop this process when its launcher dies: `accelerate launch` alone would leave it an orphan."""
+    """Have the kernel stop this process when its launcher dies. `accelerate launch` alone would
+    leave it an orphan."""
     if "ACCELERATE_MIXED_PRECISION" not in os.environ or sys.platform != "linux":
         return  # started by hand
     launcher = os.getppid()
@@ -83,40 +86,42 @@ def follow_launcher():
 
 
 def end_training(accelerator):
-    """Leave the group of processes, once this one has nothing to say to the others any more."""
-    # A group that is left while a thread of its own waits for Python's lock waits for that thread, with the lock held.
+    """Leave the group of processes after this process's last message to the others."""
+    # Leaving the group holds Python's lock and waits for the group's threads. A thread that waits
+    # for the lock would never end.
     time.sleep(SECONDS_OF_LAST_MESSAGES if accelerator.num_processes > 1 else 0)
     accelerator.end_training()
 
 
 def raise_anywhere(problem):
-    """Raise on all processes the problem that one of them has met (a text, "" where there is none): a process that went on
-    alone would wait for the others for ever."""
+    """Raise a process's problem (a text, "" if there is none) on all processes. A process that
+    continued alone would wait for the others for ever."""
     for message in gather_object([problem]):
         if message:
             raise UserError(message)
 
 
 def check_alike(settings):
-    """UserError, the same on all processes, where one of them has other `settings`, `{name: value}`, than the first: each would train
-    a model of its own, or wait for the others for ever."""
+    """Raise UserError on all processes if their `settings`, `{name: value}`, differ: each process
+    would train its own model, or wait for the others for ever."""
     everywhere = gather_object([settings])
     for name, value in everywhere[0].items():
-        for process, its in enumerate(everywhere):
-            if its.get(name) != value:
+        for process, other in enumerate(everywhere):
+            if other.get(name) != value:
                 raise UserError(
-                    f"the processes differ in {name}: {value} on process 0, {its.get(name)} on process {process}"
+                    f"the processes differ in {name}: {value} on process 0, {other.get(name)} on process {process}"
                 )
 
 
 def run_on_main(accelerator, act):
-    """Call `act()` on the main process while the others wait; its UserError or OSError is raised on all of them."""
+    """Call `act()` on the main process while the others wait. Its UserError or OSError is raised on
+    all processes."""
     error = None
     if accelerator.is_main_process:
         try:
             act()
-        except (UserError, OSError) as met:
-            error = met
-    for each in gather_object([error]):
-        if each:
-            raise each from None
+        except (UserError, OSError) as caught:
+            error = caught
+    for main_error in gather_object([error]):
+        if main_error:
+            raise main_error from None

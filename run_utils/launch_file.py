@@ -1,4 +1,5 @@
-"""What a launch file asks for: `accelerate launch` passes it on in the environment. Imports nothing heavy: arguments depend on it."""
+"""The engine of a launch file: `accelerate launch` passes it in environment variables. Imports
+nothing heavy: the arguments import this module."""
 
 import os
 

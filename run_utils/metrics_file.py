@@ -1,4 +1,5 @@
-"""metrics.jsonl: every logged figure of a run, one JSON object a line, such as `{"step": 10, "train/loss": 0.5, ...}`."""
+"""metrics.jsonl: every logged figure of a run, one JSON object a line, such as `{"step": 10,
+"train/loss": 0.5, ...}`."""
 
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ from run_utils.files import check_depth, write_lines
 
 
 class MetricsFile:
-    """A tracker of TrainingLog. Entries beyond the checkpoint that a run resumes from are dropped."""
+    """A tracker of TrainingLog. It drops entries beyond the checkpoint that a run resumes from."""
 
     files = "metrics.jsonl"
 
@@ -34,10 +35,11 @@ def as_line(entry):
 
 
 def read_metrics(path):
-    """The entries of a metrics.jsonl, without a last line that a kill or a full disk has cut. Raises UserError."""
+    """The entries of a metrics.jsonl, without a last line cut by a kill or a full disk. Raises
+    UserError."""
     path = Path(path)
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would wait
             raise ValueError("not a file")
         *lines, _ = path.read_text(encoding="utf-8").split("\n")
         for line in lines:

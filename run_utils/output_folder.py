@@ -1,4 +1,4 @@
-"""The folder of a training run: made, locked, refused if it holds something else, cleared."""
+"""The folder of a training run: created, locked, cleared, and refused if it has other files."""
 
 import atexit
 import contextlib
@@ -12,16 +12,16 @@ from run_utils.files import lock_folder
 
 
 def claim(output_dir):
-    """Make the folder this run's; UserError where it cannot be."""
+    """Take the folder for this run. Raises UserError if this is not possible."""
     make_writable(output_dir)
-    # A kill at the start of a run leaves the first of these, refused rows the second.
+    # A kill at the start of a run leaves the first file, refused rows leave the second.
     others = {path.name for path in output_dir.iterdir()} - {"args.yaml.incomplete", "dropped_rows.json"}
     if others and not holds_run(output_dir):
         raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
     logs, metrics = output_dir / "logs", output_dir / "metrics.jsonl"
     if logs.exists() and not logs.is_dir():
         raise UserError(f"{logs} is a file where TensorBoard's folder is to be: move it away")
-    if metrics.exists() and not metrics.is_file():  # a pipe would be waited for
+    if metrics.exists() and not metrics.is_file():  # reading a pipe would wait
         raise UserError(f"{metrics} is no file: move it away")
 
 
@@ -33,7 +33,8 @@ def holds_run(output_dir):
 
 
 def make_writable(output_dir):
-    """Make the folder and lock it; UserError where that cannot be. If it is still empty when the process ends, it goes."""
+    """Create the folder and lock it. Raises UserError if this is not possible. A created folder
+    that is still empty when the process ends is removed."""
     if output_dir.is_file():
         raise UserError(f"--output_dir {output_dir} is a file")
     try:
@@ -41,7 +42,8 @@ def make_writable(output_dir):
             output_dir.mkdir(parents=True)
             atexit.register(remove_empty, output_dir)
         lock_folder(output_dir)
-        tempfile.TemporaryFile(dir=output_dir).close()  # on Linux without a name: a kill leaves nothing
+        # On Linux this file has no name: a kill leaves nothing.
+        tempfile.TemporaryFile(dir=output_dir).close()
     except OSError as error:
         raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
 
@@ -52,8 +54,9 @@ def remove_empty(folder):
 
 
 def clear_run(output_dir):
-    """Delete the checkpoints, the adapter and the logs of an earlier run, and nothing else that lies in the folder."""
-    for path in reversed(complete_checkpoints(output_dir)):  # a kill in between leaves the beginning of a run
+    """Delete the checkpoints, the adapter and the logs of an earlier run, and no other file."""
+    # The newest first: a kill leaves the beginning of a run.
+    for path in reversed(complete_checkpoints(output_dir)):
         delete_checkpoint(path)
     delete_leftovers(output_dir, "incomplete", "superseded")
     for name in ("adapter", "logs"):

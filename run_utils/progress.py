@@ -1,4 +1,5 @@
-"""The output of a run while it trains: trackers of its figures, a progress bar or plain lines, a profile."""
+"""The output of a run during training: trackers of its figures, a progress bar or plain lines, a
+profile."""
 
 import contextlib
 import math
@@ -20,7 +21,8 @@ from run_utils.redaction import redact
 
 
 class TensorBoard:
-    """A tracker of TrainingLog: event files in logs/. Entries beyond the checkpoint that a run resumes from are dropped."""
+    """A tracker of TrainingLog: event files in logs/. It drops entries beyond the checkpoint that a
+    run resumes from."""
 
     files = "TensorBoard's files"
 
@@ -39,27 +41,28 @@ class TensorBoard:
         self.writer.add_text(name, text, step)
 
     def close(self, step, arguments, figures):
-        # For TensorBoard's table of runs; in this run and not in one of its own.
+        # For TensorBoard's table of runs: in this run, not in a new one.
         self.writer.add_hparams(arguments, figures, run_name=".", global_step=step)
         self.writer.close()
 
 
-# Another tracker is one more class with these four methods.
+# Another tracker is one more class with `files` and these four methods.
 TRACKERS = [TensorBoard, MetricsFile]
 
 
 class TrainingLog:
-    """The curves and lines of a training run, from `run.start()` on. Every process has one, the main process alone writes.
+    """The curves and lines of a training run, from `run.start()` on. Every process has one, and
+    only the main process writes.
 
-    The losses of steps stay on the GPU until `read_losses`: reading one makes the CPU wait for all that the GPU has still to do,
-    and the GPU then for the CPU.
-    """
+    The losses of steps stay on the GPU until `read_losses`: reading a loss makes the CPU wait for
+    all queued work of the GPU, and then the GPU for the CPU."""
 
     def __init__(self, run, state, last_step, steps_per_epoch, flops):
         self.run, self.args, self.device = run, run.args, run.accelerator.device
         self.state, self.last_step = state, last_step
         self.steps_per_epoch, self.flops = steps_per_epoch, flops
-        self.pending = []  # (global step, supervised tokens, their weights, row ids, loss and gradient norm as a tensor)
+        # (global step, supervised tokens, their weights, row ids, tensor of loss and gradient norm)
+        self.pending = []
         self.is_main = run.accelerator.is_main_process
         self.trackers, self.profiler = [], None
         self.on_terminal = sys.stdout.isatty()
@@ -74,7 +77,8 @@ class TrainingLog:
 
     @contextlib.contextmanager
     def survives(self, tracker):
-        """Around what a tracker writes: losing the curves, on a full disk for example, must not lose the run."""
+        """Around a tracker's writes: losing the curves, on a full disk for example, must not end
+        the run."""
         try:
             yield
         except (OSError, UserError) as error:
@@ -86,8 +90,8 @@ class TrainingLog:
         self.step_started = time.perf_counter()
 
     def end_step(self, step, loss_sum, grad_norm, learning_rates):
-        """Record an optimizer step: the loss_sum of all processes, the gradient norm, and a learning rate for each of the
-        optimizer's parameter groups."""
+        """Record an optimizer step: the loss_sum of all processes, the gradient norm, and a
+        learning rate for each of the optimizer's parameter groups."""
         results = torch.stack([loss_sum, grad_norm])
         self.pending.append((self.state.global_step, step.num_supervised, step.weight_sum, step.row_ids, results))
         self.learning_rates = learning_rates
@@ -99,11 +103,12 @@ class TrainingLog:
         entry.seconds += time.perf_counter() - self.step_started
         self.progress.update()
         if self.profiler:
-            self.read_losses()  # so that each step has its own kernels
+            self.read_losses()  # each step then has its own kernels
             self.profiler.step()
 
     def read_losses(self):
-        """Add the losses of the steps since the last time to the next entry; UserError if one is not finite."""
+        """Add the losses of the steps since the last call to the next entry. Raises UserError if
+        one is not finite."""
         entry, start = self.state.entry, time.perf_counter()
         for global_step, num_supervised, weight_sum, row_ids, results in self.pending:
             loss_sum, self.grad_norm = results.tolist()
@@ -120,7 +125,7 @@ class TrainingLog:
         entry.seconds += time.perf_counter() - start
 
     def write(self):
-        """The entry of train/ for the steps since the last one, whose losses have been read."""
+        """Write the train/ entry of the steps since the last entry. Their losses have been read."""
         state, entry = self.state, self.state.entry
         rates = {
             f"learning_rate_{index}" if index else "learning_rate": lr for index, lr in enumerate(self.learning_rates)
@@ -149,8 +154,8 @@ class TrainingLog:
         state.entry = LogEntry()
 
     def write_evaluation(self, metrics, samples):
-        """An entry of eval/: figures by name, and rows to look at, `(query, generated text, gold)` each. UserError if the loss
-        is not finite."""
+        """Write an eval/ entry: figures by name, and samples, each `(query, generated text, gold)`.
+        Raises UserError if the loss is not finite."""
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the evaluation after step {self.state.global_step} has loss {metrics['loss']}; {self.run.last_good()}"
@@ -175,9 +180,8 @@ class TrainingLog:
         if self.is_main:
             try:
                 write(f"step {self.state.global_step}/{self.last_step}  {line}")
-            except (
-                BrokenPipeError
-            ):  # its reader, `tee` for example, got the same Ctrl-C: save a checkpoint all the same
+            except BrokenPipeError:
+                # stdout's reader, for example `tee`, got the same Ctrl-C: still save a checkpoint.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self):
@@ -191,17 +195,18 @@ class TrainingLog:
 
 
 def leave_to_flush(failure):
-    """TensorBoard's writer thread leaves its OSError to flush(), which raises it again: no second traceback."""
+    """TensorBoard's writer thread re-raises its OSError in flush(): don't print the traceback
+    twice."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 
 
 def start_profiler(steps, steps_done, output_dir):
-    """A started torch profiler of the optimizer steps `A:B`, or None for None: call its `step` after each step.
+    """A started torch profiler of the optimizer steps `A:B`, or None if no such step is left. Call
+    its `step` after each step.
 
-    Writes profile/steps-A-B.json.gz under `output_dir`, a trace for https://ui.perfetto.dev or TensorBoard's profiler, and
-    beside it the sums by operation as text.
-    """
+    Writes profile/steps-A-B.json.gz under `output_dir`, a trace for https://ui.perfetto.dev or
+    TensorBoard's profiler, and a text file with the sums by operation."""
     first, last = map(int, (steps or "0:0").split(":"))
     if last <= steps_done:
         return None
@@ -227,8 +232,8 @@ def start_profiler(steps, steps_done, output_dir):
 
 
 def peak_memory_gib(device, cuda_graphs):
-    """Highest memory so far: resident on a CPU; on the GPU what tensors took, or, since the tensors inside CUDA graphs are
-    not counted, what was reserved for them."""
+    """The highest memory so far: resident memory on a CPU, tensors' memory on a GPU. With CUDA
+    graphs, whose tensors are not counted, the reserved memory."""
     if device.type == "cuda":
         return (torch.cuda.max_memory_reserved if cuda_graphs else torch.cuda.max_memory_allocated)(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)

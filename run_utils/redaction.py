@@ -1,26 +1,29 @@
-"""Credentials become `***` in all that is written or printed, since the files of a run are sent around. No torch."""
+"""Credentials become `***` in everything written or printed, since people share a run's files. No
+torch."""
 
 import base64
 import os
 import re
 from urllib.parse import unquote
 
-SHORTEST = 6  # characters of a secret: a shorter one would be found inside other words
+SHORTEST = 6  # characters of a secret: a shorter one would match inside other words
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)([^\s\"'<>]+)", re.IGNORECASE)
-_USER = re.compile(r"(?<![\w/@:])[^\s/@:\"'<>]+:[^\s/@\"'<>]+@(?=[\w\[])")  # of an address without its scheme
+# Matches an address without a scheme.
+_USER = re.compile(r"(?<![\w/@:])[^\s/@:\"'<>]+:[^\s/@\"'<>]+@(?=[\w\[])")
 _KEY_IN_PATH = re.compile(r"(?<=/)(?=[^/]*\d)(?=[^/]*[A-Za-z])[A-Za-z0-9]{20,}(?=/|$)")
 _NAMED = re.compile(r"((?:key|token|secret|passw(?:or)?d|credentials?)=)(?!\d+\b)[^\s\"'&,;]{4,}", re.IGNORECASE)
 _FLAG = re.compile(r"--?[\w-]*(?:key|token|secret|passw(?:or)?d|credentials?)", re.IGNORECASE)
 _HEADER = re.compile(r"\b(bearer|basic)\s+(?=\S*[\d=_-])[\w.~+/=-]{6,}", re.IGNORECASE)
-_KEY = re.compile(  # as well-known services write them
+_KEY = re.compile(  # formats of well-known services
     r"\b(?:(?:sk|pk|rk|gsk|nvapi|pplx|xai|glpat|xox[abprs])[-_](?=[A-Za-z_-]*\d)[\w-]{16,}|(?:hf|gh[pousr]|r8)_[A-Za-z0-9]{20,}"
     r"|github_pat_\w{20,}|A(?:KIA|SIA)[A-Z0-9]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]+(?:\.[\w-]+)?)"
 )
 
 
 def redact(value, secrets=()):
-    """A text, or JSON's lists and objects of them, with `***` in place of what looks like a credential: the user, query and
-    fragment of an address, keys of well-known services, `token=...`, and `secrets`, with those of the environment."""
+    """A text, or JSON's lists and objects of texts, with `***` in place of credentials: the user,
+    query and fragment of an address, keys of well-known services, `token=...`, `secrets`, and the
+    environment's secrets."""
     if isinstance(value, str):
         text = hide(value, (*secrets, *environment_secrets()))
         for pattern, replacement in ((_USER, "***@"), (_NAMED, r"\1***"), (_HEADER, r"\1 ***"), (_KEY, "***")):
@@ -34,12 +37,12 @@ def redact(value, secrets=()):
 
 
 def redact_command(words):
-    """The words of a command line, each redacted; of `--api_key X` the second too."""
+    """The words of a command line, each redacted. The X of `--api_key X` is redacted too."""
     return ["***" if _FLAG.fullmatch(flag) else redact(word) for flag, word in zip(["", *words], words, strict=False)]
 
 
 def hide(value, secrets):
-    """The same, of the secrets alone: for texts in which nothing else may change."""
+    """Replace only the secrets, in texts that must not change otherwise."""
     if isinstance(value, str):
         for secret in sorted(secrets, key=len, reverse=True):
             value = value.replace(secret, "***") if len(secret) >= SHORTEST else value
@@ -52,12 +55,12 @@ def hide(value, secrets):
 
 
 def environment_secrets():
-    """The values of OPENAI_API_KEY, HF_TOKEN and the like."""
+    """The values of OPENAI_API_KEY, HF_TOKEN and similar variables."""
     return [value for name, value in os.environ.items() if re.search("(KEY|TOKEN|SECRET|PASSWORD)$", name)]
 
 
 def address_secrets(url):
-    """The credentials in an address: as written, decoded, and in a client's header."""
+    """The credentials in an address: as written, decoded, and as in a client's header."""
     rest = url.split("://", 1)[-1]
     user, password = _user_of(rest).partition(":")[::2]
     pairs = re.split("[?#]", rest, maxsplit=1)[1:] and re.split("[?#&]", rest)[1:]
@@ -67,7 +70,7 @@ def address_secrets(url):
 
 
 def _user_of(rest):
-    """`user:password` before the host, "" if there is none. A password may have a slash that ought to be written %2F."""
+    """`user:password` before the host, or "". A password may have a slash that should be %2F."""
     host = re.split("[/?#]", rest, maxsplit=1)[0]
     if "@" in host:
         return host.rpartition("@")[0]

@@ -1,19 +1,19 @@
-"""Checkpoints of a LoRA run: the adapter, the optimizer, where the run stands. Never the frozen base.
+"""Checkpoints of a LoRA run: the adapter, the optimizer and the run's state, never the frozen base.
 
     output_dir/
-      args.yaml environment.json    the resolved arguments (a valid --config) and where the result comes from
-      split.json                    the rows trained on and those held out, as {id: fingerprint of the content}
-      logs/ metrics.jsonl           TensorBoard's files, and the same figures as JSON lines
-      checkpoint-100/               adapter_model.safetensors, adapter_config.json (PEFT's own format), args.yaml,
-                                    environment.json (with the step), split.json; state.json, optimizer.pt, scheduler.pt,
-                                    and a NAME.pt of whatever else is given to Training
-      adapter/                      once the run is done: a checkpoint without what a resume needs, the last or the best
-      incomplete-*                  what a kill left half-written or half-deleted; the next start deletes it
-      superseded-*                  what lay beyond the checkpoint resumed from, until the first new one is complete
+      args.yaml environment.json  the resolved arguments (a valid --config), the results' origin
+      split.json                  the trained and held-out rows, as {id: fingerprint of content}
+      logs/ metrics.jsonl         TensorBoard's files, and the same figures as JSON lines
+      checkpoint-100/             adapter_model.safetensors, adapter_config.json (PEFT's format),
+                                  args.yaml, environment.json (with the step), split.json;
+                                  state.json, optimizer.pt, scheduler.pt, and a NAME.pt of each
+                                  other object of Training
+      adapter/                    at the end: the last or best checkpoint, without a resume's files
+      incomplete-*                half-written or half-deleted by a kill; the next start deletes it
+      superseded-*                beyond the resumed checkpoint, until the first new one is complete
 
-Written by hand and not by `Accelerator.save_state`, which writes the base and reads back pickles. Random states need no
-file: the loop seeds every step from (seed, step, process).
-"""
+`Accelerator.save_state` is not used: it writes the base and reads pickles. Random states need no
+file: the loop seeds every step from (seed, step, process)."""
 
 import contextlib
 import functools
@@ -43,28 +43,30 @@ from run_utils.files import describe_free, is_full_disk, read_json, write_json, 
 from run_utils.launch import check_alike, run_on_main
 from run_utils.output_folder import claim, clear_run, holds_run
 
-# Each machine may have its own of these; the base and the rows are compared by content.
+# These may differ between machines: the base and the rows are compared by content.
 PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
 
 
 def open_run(args, accelerator, write_card):
-    """The Run in --output_dir, new or to be resumed, and locked. Refuses a folder that holds a run, unless asked to resume or
-    overwrite it, one that another process trains in, and one of something else. Leaves nothing written.
+    """The Run in --output_dir, new or resumed, and locked. Raises UserError if the folder holds a
+    run, unless args resume or overwrite it, if another process trains in it, or if it has other
+    files. Leaves nothing written.
 
-    write_card: `(folder, args, environment)`, two dicts: writes the README.md of a checkpoint.
-    """
+    write_card: `(folder, args, environment)`, two dicts: writes the README.md of a checkpoint."""
     check_alike({f"--{name}": value for name, value in vars(args).items() if name not in PLACES})
     output_dir = Path(args.output_dir)
-    run_on_main(accelerator, lambda: claim(output_dir))  # alone: it holds the lock
+    run_on_main(accelerator, lambda: claim(output_dir))  # main only: it holds the lock
     saved = find_checkpoint(args, output_dir)
-    found = gather_object([saved.path.name if saved else "none"])  # all have looked before anyone writes to the folder
+    # All processes have looked before one writes to the folder.
+    found = gather_object([saved.path.name if saved else "none"])
     if len(set(found)) > 1:
         raise UserError(f"the processes do not find the same checkpoint in {output_dir}: {', '.join(found)}")
     return Run(args, accelerator, saved, write_card)
 
 
 def on_main_process(method):
-    """Call a method of Run on the main process while the others wait; its UserError or OSError is raised on all of them."""
+    """Call a method of Run on the main process while the others wait. Its UserError or OSError is
+    raised on all processes."""
 
     @functools.wraps(method)
     def call(run, *args):
@@ -85,13 +87,15 @@ class Run:
 
     @property
     def bad_rows_file(self):
-        """The main process's file for the bad rows of a run that is refused for them. A run in the folder keeps its own list."""
+        """The main process's file for the bad rows of a refused run. An earlier run in the folder
+        keeps its list."""
         if self.accelerator.is_main_process:
             return self.output_dir / ("refused_rows.json" if holds_run(self.output_dir) else "dropped_rows.json")
         return None
 
     def is_finished(self, last_step):
-        """Whether the last step's checkpoint is there, and adapter/ of the step that is asked for."""
+        """Whether the last step's checkpoint exists, and adapter/ is of the step that the arguments
+        ask for."""
         if not self.saved or self.saved.state.global_step != last_step:
             return False
         state = self.saved.state
@@ -105,7 +109,8 @@ class Run:
         return f"{self.output_dir} is finished: all {last_step} steps are done, the adapter is in {self.adapter_dir}"
 
     def to_deliver(self, state):
-        """The name of the checkpoint that adapter/ is to be: the last, or the best where one had a finite evaluation loss."""
+        """The name of the checkpoint for adapter/: the last, or the best if one had a finite
+        evaluation loss."""
         last = f"checkpoint-{state.global_step}"
         return (state.best_checkpoint or last) if self.args.final_adapter == "best" else last
 
@@ -116,11 +121,10 @@ class Run:
         return f"last good checkpoint: {self.last_checkpoint() or 'none yet'}"
 
     def check_same_experiment(self, fresh, eval_fingerprint):
-        """UserError by name if the processes, or the checkpoint and this run, differ in arguments (but for those marked
-        free_on_resume), rows, effective batch or precision. Needs no base model.
+        """Raise UserError if the processes, or the checkpoint and this run, differ in arguments
+        (except those with free_on_resume), rows, effective batch or precision. Needs no base model.
 
-        fresh: the RunState of a run from its start. eval_fingerprint: of the held-out rows.
-        """
+        fresh: the RunState of a new run. eval_fingerprint: of the held-out rows."""
         check_alike(
             {
                 "their training rows": fresh.data_fingerprint,
@@ -131,7 +135,7 @@ class Run:
         if self.saved:
             self.compare_with_saved(fresh)
 
-    @on_main_process  # PLACES may differ elsewhere
+    @on_main_process  # PLACES may differ on other processes
     def compare_with_saved(self, fresh):
         checkpoint, state = self.saved.path, self.saved.state
         check_arguments(self.args, self.saved)
@@ -150,11 +154,10 @@ class Run:
             raise UserError(f"mixed_precision is {self.accelerator.mixed_precision} but {checkpoint} has {precision}")
 
     def resume(self, training, fresh, environment):
-        """Load the checkpoint into `training` and return its RunState; without a checkpoint return `fresh`, the RunState of a run
-        from its start. UserError by name if the base or a setting is not what it was.
+        """Load the checkpoint into `training` and return its RunState. Without a checkpoint return
+        `fresh`, the RunState of a new run. Raises UserError if the base or a setting differs.
 
-        environment: where the run's results come from, for environment.json.
-        """
+        environment: the origin of the run's results, for environment.json."""
         self.environment = environment
         if not self.saved:
             if self.args.resume_from_checkpoint:
@@ -166,7 +169,7 @@ class Run:
             raise UserError(f"base_fingerprint is {base} but {checkpoint} has {saved_base}")
         load_checkpoint(self.saved, training, self.accelerator.unwrap_model(training.model))
         if state.best_checkpoint and not (self.output_dir / state.best_checkpoint).is_dir():
-            # It was deleted when a better one was saved, and that one has been lost too.
+            # A better checkpoint replaced it, and that one is lost too.
             self.accelerator.print(
                 f"{state.best_checkpoint}, the best so far, is gone: the best is looked for from here on"
             )
@@ -178,13 +181,14 @@ class Run:
 
     @on_main_process
     def start(self, state, training, records):
-        """Begin to write: where the run's results come from, and `records`, JSON by file name. Checkpoints beyond this run's step
-        are set aside until there is a new one; all of an earlier run is deleted if it is to be overwritten."""
+        """Begin to write: the origin of the run's results, and `records`, JSON by file name.
+        Checkpoints beyond this run's step are set aside until there is a new one. An overwritten
+        run is deleted."""
         self.check_disk(training)
         if self.args.overwrite_output_dir:
             clear_run(self.output_dir)
         delete_leftovers(self.output_dir, "incomplete")
-        # The newest first: whatever a kill leaves is then a run that ends earlier.
+        # The newest first: a kill then leaves a run that ends earlier.
         for path in [*reversed(complete_checkpoints(self.output_dir)), self.adapter_dir]:
             if path.is_dir() and (path == self.adapter_dir or checkpoint_step(path) > state.global_step):
                 set_aside(path)
@@ -194,25 +198,28 @@ class Run:
 
     @on_main_process
     def save(self, training, state):
-        """Write `checkpoint-<step>` beside its final name and rename it when complete, then delete the surplus: a kill at any
-        instant, or a full disk, leaves the checkpoints before it whole. Of a checkpoint that is complete already, only the state
-        is written: an evaluation may have been added. UserError if it cannot be written, or if the weights are not finite."""
+        """Write `checkpoint-<step>` under a temporary name, rename it when complete, then delete
+        the surplus. A kill or a full disk leaves the earlier checkpoints whole. If the checkpoint
+        is already complete, only the state is written: an evaluation may have been added. Raises
+        UserError if it cannot be written, or if the weights are not finite."""
         if not all(weight.isfinite().all() for weight in training.adapter_weights):
             raise UserError(f"after step {state.global_step} the adapter's weights are not finite; {self.last_good()}")
         final = self.output_dir / f"checkpoint-{state.global_step}"
         folder = self.output_dir / f"incomplete-{final.name}"
         if final.is_dir():
             self.write_state(final, state)
-            return self.delete_surplus(state)  # the best may be another one now
+            return self.delete_surplus(state)  # the best may have changed
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             model = self.accelerator.unwrap_model(training.model)
             write_checkpoint(folder, model, training.others, self.output_dir / "split.json")
-            self.write_card(folder, vars(self.args), self.origin(state))  # in place of PEFT's empty template
+            # This replaces PEFT's empty template.
+            self.write_card(folder, vars(self.args), self.origin(state))
             write_text(folder / "args.yaml", as_yaml(self.args))
             self.write_state(folder, state)
-            flush_to_disk(folder)  # before the name makes it complete, should the machine itself go down
+            # Before the rename makes it complete: the machine itself may go down.
+            flush_to_disk(folder)
             folder.rename(final)
         except WRITING_FAILS as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -225,7 +232,8 @@ class Run:
         *older, _newest = complete_checkpoints(self.output_dir)
         surplus = max(0, len(older) + 1 - self.args.save_total_limit)
         for path in [path for path in older if path.name != state.best_checkpoint][:surplus]:
-            with contextlib.suppress(OSError):  # open elsewhere, on a network's disk: the next save tries again
+            # A file may be open elsewhere on a network disk: the next save tries again.
+            with contextlib.suppress(OSError):
                 delete_checkpoint(path)
 
     def origin(self, state):
@@ -236,9 +244,10 @@ class Run:
         write_state(folder, state)
 
     def check_disk(self, training):
-        """Print a line if the disk cannot hold the checkpoints that are kept, the next one, and adapter/."""
+        """Print a line if the disk cannot hold the kept checkpoints, the next one, and adapter/."""
         adapter = num_bytes(training, with_states=False)
-        needed = 3 * adapter * (self.args.save_total_limit + 1) + adapter  # Adam keeps two moments of each weight
+        # Adam keeps two moments of each weight.
+        needed = 3 * adapter * (self.args.save_total_limit + 1) + adapter
         if shutil.disk_usage(self.output_dir).free < needed:
             self.accelerator.print(
                 f"Warning: {self.args.save_total_limit} checkpoints and the next need {describe_free(self.output_dir, needed)}: "
@@ -246,7 +255,7 @@ class Run:
             )
 
     def describe_disk(self, error, needed):
-        """Why nothing could be written, where `needed` bytes were to be."""
+        """The reason that `needed` bytes could not be written."""
         if not self.output_dir.is_dir():
             return f"{self.output_dir} is gone"
         if shutil.disk_usage(self.output_dir).free < needed or is_full_disk(error):
@@ -255,7 +264,8 @@ class Run:
 
     @on_main_process
     def finish(self, training, state):
-        """Make `adapter/` of the last or the best checkpoint, without the files of a resume, and print its place."""
+        """Make `adapter/` from the last or best checkpoint, without a resume's files, and print its
+        path."""
         chosen = self.to_deliver(state)
         unfinished = self.output_dir / "incomplete-adapter"
         left_out = shutil.ignore_patterns("*.pt", "state.json", "*.incomplete")
@@ -280,7 +290,7 @@ class Run:
 
 
 def num_bytes(training, with_states=True):
-    """About what a checkpoint takes: the adapter's weights, and the optimizer's tensors for each."""
+    """The approximate size of a checkpoint: the adapter's weights, and the optimizer's tensors."""
     states = training.optimizer.state.values() if with_states else ()
     moments = [value for state in states for value in state.values()]
     tensors = [tensor for tensor in (*training.adapter_weights, *moments) if torch.is_tensor(tensor)]

@@ -1,6 +1,6 @@
-"""What SIGTERM and SIGINT do: end a script while its libraries load, raise Stopped from then on, and in a training loop wait for
-the end of the optimizer step. Imports nothing heavy, so that scripts can import it first.
-"""
+"""SIGTERM and SIGINT: they end a script while its libraries load, raise Stopped afterwards, and in
+a training loop wait for the end of the optimizer step. Imports nothing heavy: scripts import this
+module first."""
 
 import contextlib
 import os
@@ -10,15 +10,16 @@ import time
 from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Launchers pass on what a terminal has sent to all processes already: only one that comes this much later is a second Ctrl-C.
+# Launchers repeat a terminal's signal, which all processes already have. Only a signal this much
+# later is a second Ctrl-C.
 SECONDS_BETWEEN = 2.0
 
 
 class Stopped(BaseException):
-    """A signal asked the script to stop. Like KeyboardInterrupt no Exception, so that no library takes it for one.
+    """A signal asked the script to stop. Like KeyboardInterrupt it is not an Exception, so that no
+    library catches it.
 
-    number: the signal. message: what is left behind, and how to go on.
-    """
+    number: the signal. message: the state left behind, and how to continue."""
 
     def __init__(self, number, message=""):
         super().__init__(f"stopped by {signal.Signals(number).name}" + f": {message}" * bool(message))
@@ -26,7 +27,8 @@ class Stopped(BaseException):
 
 
 def handle_signals(handler):
-    """Have `handler(number, frame)` called for both signals; returns a function that puts back what was."""
+    """Call `handler(number, frame)` for both signals. Returns a function that restores the old
+    handlers."""
     before = [signal.signal(number, handler) for number in SIGNALS]
     return lambda: [signal.signal(number, old) for number, old in zip(SIGNALS, before, strict=True)]
 
@@ -41,21 +43,23 @@ def raise_stopped(number, frame):
 
 
 def write_line(message):
-    """A line on stderr, of the main process alone: past Python's buffers, which the signal may have interrupted."""
+    """Print a line on stderr, from the main process only. Bypasses Python's buffers, which the
+    signal may have interrupted."""
     if os.environ.get("RANK", "0") == "0":
-        with contextlib.suppress(OSError):  # its reader, `tee` say, is gone
+        with contextlib.suppress(OSError):  # stderr's reader, for example `tee`, has ended
             os.write(2, f"{Path(sys.argv[0]).name}: {message}\n".encode())
 
 
 class StopRequest:
-    """From its creation on, both signals wait for `check`. A second Ctrl-C, seconds later, ends the process."""
+    """From its creation on, both signals wait for `check`. A second Ctrl-C, seconds later, ends the
+    process."""
 
     def __init__(self, accelerator, checkpoint):
         self.accelerator = accelerator
-        self.checkpoint = checkpoint  # a function that names the newest complete one
+        self.checkpoint = checkpoint  # a function that returns the newest complete one
         self.number = 0  # the signal received, by this process or another one
-        self.since = None  # when this process received one
-        self.in_flight = None  # the answer to the previous check, on its way from the GPU
+        self.since = None  # the time of this process's first signal
+        self.in_flight = None  # the previous check's result, on its way from the GPU
         handle_signals(self.receive)
 
     def receive(self, number, frame):
@@ -68,10 +72,11 @@ class StopRequest:
             os._exit(128 + number)
 
     def check(self, wait=False):
-        """Raise Stopped, on all processes at once, if one of them has received a signal. All processes call this equally often.
+        """Raise Stopped, on all processes at once, if one of them has received a signal. All
+        processes call this equally often.
 
-        wait: count the signals up to this call. Else several GPUs use those up to the previous call, without a wait.
-        """
+        wait: include signals up to this call. Otherwise several GPUs include signals up to the
+        previous call, without a wait."""
         if number := self.agreed(wait):
             self.number = number
             raise Stopped(number)
@@ -79,9 +84,9 @@ class StopRequest:
     def agreed(self, wait):
         if self.accelerator.num_processes == 1:
             return self.number
-        import torch  # late: see the module's first lines
+        import torch  # late: see the module's docstring
 
-        # Created on the device: a copy from the CPU would wait for all the work that the GPU has queued.
+        # Created on the device: a copy from the CPU would wait for all queued work of the GPU.
         flag = torch.full((), self.number, device=self.accelerator.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         if wait or flag.device.type != "cuda":
