@@ -1,4 +1,5 @@
-"""Rows to tokens, tokens to padding-free micro-batches, and the order in which optimizer steps meet them."""
+"""Rows to tokens, tokens to padding-free micro-batches, and the order of examples in optimizer
+steps."""
 
 import hashlib
 import heapq
@@ -19,11 +20,11 @@ class Example(NamedTuple):
     row_id: str
     input_ids: np.ndarray  # int32 [tokens]: prompt, completion, end of sequence
     prompt_length: int  # in tokens
-    loss_weights: np.ndarray  # float32 [tokens]: the weight of predicting each token; 0 for the first
+    loss_weights: np.ndarray  # float32 [tokens]: of each token's prediction; 0 for the first
 
     @property
     def num_supervised(self):
-        """The number of tokens that have a loss."""
+        """The number of tokens with a loss."""
         return int(np.count_nonzero(self.loss_weights))
 
     @property
@@ -33,20 +34,21 @@ class Example(NamedTuple):
 
 class Tokenized(NamedTuple):
     examples: list  # of the rows that fit
-    too_long: dict  # the lengths in tokens of the others, by id: a cut answer would teach broken JSON
-    lost_answers: list  # ids of rows with answers that do not come back from their tokens
-    unknown_prompts: list  # ids of rows with the tokenizer's unknown token in the prompt
+    too_long: dict  # {id: tokens} of the other rows: a cut answer would teach broken JSON
+    lost_answers: list  # ids of rows whose answers their tokens do not give back
+    unknown_prompts: list  # ids of rows with the unknown token in the prompt
 
 
 def tokenize_rows(tokenizer, prompt_format, rows, max_length, *, loss_mask=LOSS_MASK):
     """Rows as Tokenized, in their order. loss_mask: a name of supervision.LOSS_MASKS.
 
-    Prompt and completion are tokenised apart, so that the ids of the prompt are those that inference feeds. Large data
-    sets are tokenised once and then read from the cache, which has no weights: these are made at each start.
-    """
+    Prompt and completion are tokenised separately, so that the prompt's ids are the same as in
+    inference. Large data sets are tokenised once and then read from the cache. The cache has no
+    weights: they are made at each start."""
     prompts = [prompt_format.render(row.query, row.tools) for row in rows]
     completions = [prompt_format.completion(row.answers) for row in rows]
-    if len(rows) < cache.FROM_ROWS or not tokenizer.is_fast:  # a tokenizer in Python has no one text to be known by
+    # A slow tokenizer cannot be serialised for the cache's key.
+    if len(rows) < cache.FROM_ROWS or not tokenizer.is_fast:
         encoded = encode_texts(tokenizer, prompt_format, prompts, completions)
     else:
         encoded = encode_or_load(tokenizer, prompt_format, prompts, completions)
@@ -63,7 +65,7 @@ def tokenize_rows(tokenizer, prompt_format, rows, max_length, *, loss_mask=LOSS_
 
 
 def fingerprint(examples):
-    """A hash of every token and its weight, to notice on resume that the data or the loss mask is another one."""
+    """A hash of every token and its weight: a resume notices other data or another loss mask."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"{example.row_id} {example.prompt_length} ".encode())
@@ -75,10 +77,10 @@ def fingerprint(examples):
 def pack(sequences):
     """Token ids (int32 arrays) end to end as one padding-free sequence, ready for `model(**batch)`.
 
-    input_ids, position_ids: int64 [1, tokens]; positions restart at 0 with each sequence, from which the attention
-    kernel isolates them. cu_seq_lens_q: int32 [sequences + 1], the first token of each sequence and the end of the last.
-    max_length_q: the length of the longest, for kernels that need it.
-    """
+    input_ids, position_ids: int64 [1, tokens]; positions restart at 0 with each sequence, and the
+    attention kernel separates sequences by them. cu_seq_lens_q: int32 [sequences + 1], the first
+    token of each sequence and the end of the last. max_length_q: the length of the longest, for
+    kernels that need it."""
     lengths = [len(sequence) for sequence in sequences]
     return {
         "input_ids": torch.from_numpy(np.concatenate(sequences).astype(np.int64))[None],
@@ -89,12 +91,13 @@ def pack(sequences):
 
 
 def collate(examples, supervised=True):
-    """`pack` of the examples with their supervision: a micro-batch for train.py's `completion_loss`.
+    """`pack` of the examples with their supervision: a micro-batch for train.py's
+    `completion_loss`.
 
-    logits_to_keep: int64 [supervised tokens], the positions that predict a token whose weight is not 0: the head runs on
-    these alone. labels: int64 [supervised tokens], the tokens they predict. loss_weights: float32 [supervised tokens], or
-    None if all are 1. Without `supervised` there are no such tokens, and the loss and its gradients are zero.
-    """
+    logits_to_keep: int64 [supervised tokens], the positions that predict a token whose weight is
+    not 0: the head runs on these only. labels: int64 [supervised tokens], the predicted tokens.
+    loss_weights: float32 [supervised tokens], or None if all are 1. Without `supervised` there are
+    no such tokens, and the loss and its gradients are zero."""
     batch = pack([example.input_ids for example in examples])
     weights = np.concatenate([example.loss_weights for example in examples])
     targets = torch.from_numpy(np.flatnonzero(weights if supervised else []))
@@ -107,16 +110,18 @@ def collate(examples, supervised=True):
 
 
 def share_out(examples, batch_size, num_processes=1, process_index=0):
-    """This process's share of `examples` in lists of at most `batch_size`, of tokens as equal as the lengths allow: processes wait
-    for the slowest, and the largest list decides how much memory is needed. All processes get equally many lists, since their
-    backward passes meet: where examples run out, lists are empty."""
+    """This process's share of `examples`, in lists of at most `batch_size` with similar numbers of
+    tokens: processes wait for the slowest, and the largest list determines the memory. All
+    processes get equally many lists, since their backward passes synchronise. A list may be
+    empty."""
     share_size = math.ceil(len(examples) / num_processes)
     share = deal(examples, num_processes, share_size)[process_index]
     return deal(share, math.ceil(share_size / batch_size), batch_size)
 
 
 def deal(examples, num_lists, list_size):
-    """`examples` in lists of at most `list_size`: the longest first, each to the list that has the fewest tokens yet."""
+    """`examples` in lists of at most `list_size`: the longest first, each to the list with the
+    fewest tokens."""
     lists = [[] for _ in range(num_lists)]
     open_lists = [(0, index) for index in range(num_lists)]  # (tokens, which): a heap
     for example in sorted(examples, key=lambda example: len(example.input_ids), reverse=True):
@@ -128,14 +133,15 @@ def deal(examples, num_lists, list_size):
 
 
 def micro_batches(examples, batch_size, num_processes=1, process_index=0):
-    """This process's share of `examples`, collated; without supervision where it has none left."""
+    """This process's share of `examples`, collated. An empty list becomes a batch without
+    supervision."""
     chunks = share_out(examples, batch_size, num_processes, process_index)
     return [collate(chunk) if chunk else collate(examples[:1], supervised=False) for chunk in chunks]
 
 
 def largest_chunks(chunks):
-    """The two micro-batches (lists of examples) that take the most memory: of most tokens, for the layers, and of most
-    supervised tokens, for the head."""
+    """The two micro-batches (lists of examples) that need the most memory: the most tokens, for the
+    layers, and the most supervised tokens, for the head."""
     chunks = [chunk for chunk in chunks if chunk]
     if not chunks:
         return []
@@ -158,7 +164,7 @@ class OptimizerStep:
     num_supervised: int  # tokens, of all processes
     weight_sum: float  # of these tokens: the loss is divided by it
     row_ids: list  # of all processes
-    seconds: float  # that making it took
+    seconds: float  # taken to make it
 
     def __iter__(self):
         *first, last = self.micro_batches
@@ -170,9 +176,9 @@ class OptimizerStep:
 class TrainingData:
     """The optimizer steps of a run: `data[k]` is step k, a function of the seed and k alone.
 
-    Which examples meet in a step depends on the global batch, not on how processes, accumulation and micro-batches share
-    it out. Resuming needs no replay: step k is simply asked for. The last step of an epoch takes what is left over.
-    """
+    A step's examples depend on the global batch, not on its division into processes, accumulation
+    and micro-batches. A resume needs no replay: it requests step k. The last step of an epoch has
+    the remaining examples."""
 
     def __init__(self, examples, seed, batch_size, accumulation_steps, num_processes=1, process_index=0):
         self.examples = examples
@@ -192,11 +198,11 @@ class TrainingData:
         return [self.examples[i] for i in chosen]
 
     def chunks(self, steps):
-        """This process's micro-batches, as lists of examples, in these steps."""
+        """This process's micro-batches in these steps, as lists of examples."""
         for step in steps:
             examples = self.examples_of(step)
             for chunk in share_out(examples, self.batch_size, self.num_processes, self.process_index):
-                yield chunk or examples[:1]  # as micro_batches has it
+                yield chunk or examples[:1]  # as in micro_batches
 
     def __getitem__(self, step):
         start = time.perf_counter()
@@ -217,7 +223,7 @@ def epoch_order(num_examples, seed, epoch):
 
 
 def mark_supervised(tokenizer, example):
-    """The example as the model reads it, its supervised spans between ⟦ and ⟧."""
+    """The example's text as the model reads it, with supervised spans between ⟦ and ⟧."""
     supervised = example.loss_weights != 0
     starts = [0, *np.flatnonzero(np.diff(supervised)) + 1]
     texts = [tokenizer.decode(ids.tolist()) for ids in np.split(example.input_ids, starts[1:])]

@@ -1,4 +1,5 @@
-"""From the name of a data set to the optimizer steps of a run: rows, split, tokens, order. No model code."""
+"""From the name of a data set to a run's optimizer steps: rows, split, tokens, order. No model
+code."""
 
 import functools
 import math
@@ -18,9 +19,10 @@ MAX_LOST_ANSWERS = 0.01  # share of all answers; a larger one stops the run
 class Data(NamedTuple):
     train: TrainingData
     eval_examples: list
-    eval_rows: list  # the rows too long to train on among them: calls can be generated for these
+    eval_rows: list  # with rows too long for training: calls can be generated for them
     dropped: dict  # {reason: [ids]}
-    split: dict  # {"trained": {id: fingerprint}, "held_out": likewise, "near_repeats": as near_repeats gives it}
+    # {"trained", "held_out": {id: fingerprint}, "near_repeats": result of near_repeats}
+    split: dict
     summary: list  # lines to print
 
     @property
@@ -35,10 +37,10 @@ class Data(NamedTuple):
 def prepare_data(args, tokenizer, positions, process, *, report=None, generators=None):
     """Load the rows, split them, tokenise them and put them in order.
 
-    args: train.py's. positions: the number of tokens that the model can read. process: an Accelerator, or anything with its
-    `num_processes`, `process_index` and `main_process_first`. report: a file for the names of all bad rows if they are too many.
-    generators: as load_rows takes them. Raises UserError.
-    """
+    args: train.py's. positions: the number of tokens that the model can read. process: an
+    Accelerator, or any object with `num_processes`, `process_index` and `main_process_first`.
+    report: a file for the names of all bad rows if there are too many. generators: see load_rows.
+    Raises UserError."""
     # Rows
     load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, report=report, generators=generators)
     rows, dropped = load(args.dataset_name, args.dataset_revision, config_name=args.dataset_config_name)
@@ -63,7 +65,7 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     max_length = min(args.max_seq_length, positions)
     prompt_format = PROMPT_FORMATS[args.prompt_format]
     tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=max_length)
-    with process.main_process_first():  # the others read what main leaves in the token cache
+    with process.main_process_first():  # the others read main's token cache
         train = tokenize(train_rows[: args.max_train_examples])
         held_out = tokenize(eval_rows[: args.max_eval_examples])
     dropped[f"longer than {max_length} tokens"] = [*train.too_long, *held_out.too_long]
@@ -113,7 +115,8 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
 
 
 def describe_too_long(examples, too_long, max_length, positions):
-    """A warning if more than 2 % of the rows are left out for their length, with the length that keeps 99 % of them."""
+    """A warning if more than 2 % of the rows are too long, with the length that keeps 99 % of the
+    rows."""
     lengths = sorted([*(len(example.input_ids) for example in examples), *too_long.values()])
     if len(too_long) <= 0.02 * len(lengths):
         return []
@@ -125,7 +128,8 @@ def describe_too_long(examples, too_long, max_length, positions):
 
 
 def describe_tokenizer(tokenizer, prompt_format, rows, *parts):
-    """A line for each kind of text that the tokenizer changes in the Tokenized `parts`. Raises UserError if too many answers are lost."""
+    """A line for each type of text that the tokenizer changes in `parts` (Tokenized). Raises
+    UserError if it changes too many answers."""
     lines = []
     total = sum(len(part.examples) + len(part.too_long) for part in parts)
     lost = [row_id for part in parts for row_id in part.lost_answers]

@@ -1,8 +1,8 @@
-"""Loss masks: the weight that each token has in the loss. A token's weight is that of its own prediction.
+"""Loss masks: the weight of each token in the loss. A token's weight is for its own prediction.
 
-To train on something else, set LOSS_MASK to another name of LOSS_MASKS, or add a function to the table. `eval/loss` follows.
-All masks here keep the end-of-sequence token: a model learns to stop, and no row is without supervision.
-"""
+To train on other tokens, set LOSS_MASK to another name of LOSS_MASKS, or add a function to the
+table. `eval/loss` follows. All masks here keep the end-of-sequence token: a model learns to stop,
+and no row is without supervision."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def whole_sequence(tokenizer, prompt_ids, completion, completion_ids):
 
 
 def values_only(tokenizer, prompt_ids, completion, completion_ids):
-    """The argument values and the end-of-sequence token. Quotes, brackets and inner keys of a value are part of it."""
+    """The argument values, with quotes, brackets and inner keys, and the end-of-sequence token."""
     spans = [span for start, _ in call_spans(completion, "arguments") for _, *span in members(completion, start)]
     return weights_of_spans(tokenizer, prompt_ids, completion, spans)
 
@@ -50,26 +50,28 @@ LOSS_MASK = "completion_only"
 def loss_weights(tokenizer, prompt_ids, completion, completion_ids, loss_mask):
     """The weights of a prompt, its completion and the end-of-sequence token, float32 [tokens].
 
-    completion: the text of completion_ids. loss_mask: a name of LOSS_MASKS. Raises UserError if values_only or names_only
-    meets a slow tokenizer, or a completion that is not a JSON list of calls.
-    """
+    completion: the text of completion_ids. loss_mask: a name of LOSS_MASKS. Raises UserError if
+    values_only or names_only gets a slow tokenizer, or a completion that is not a JSON list of
+    calls."""
     weights = LOSS_MASKS[loss_mask](tokenizer, prompt_ids, completion, completion_ids)
     weights[0] = 0  # nothing predicts the first token
     return weights
 
 
 def weights_of_spans(tokenizer, prompt_ids, completion, spans):
-    """1 for the end-of-sequence token and for each token of the completion with a character in one of the spans.
+    """1 for the end-of-sequence token, and for each token of the completion with a character in a
+    span.
 
-    A token may have characters outside its span too, such as the `"}}]` that closes a string, its call and the list.
-    """
+    A token may also have characters outside its span: `"}}]` closes a string, its call and the
+    list."""
     offsets = token_offsets(tokenizer, completion)
     inside = [any(start < last and first < end for first, last in spans) for start, end in offsets]
     return np.array([False] * len(prompt_ids) + inside + [True], dtype=np.float32)
 
 
 def call_spans(completion, part):
-    """The first character, and one past the last, of the "name" or the "arguments" of each call in a completion."""
+    """The first character, and one past the last, of each call's "name" or "arguments" in a
+    completion."""
     try:
         check_calls(parse_json(completion))
     except ValueError as error:
@@ -82,10 +84,8 @@ def call_spans(completion, part):
 
 
 def members(text, start):
-    """The values in the JSON object or list that begins at `start`, as (key, first character, one past the last).
-
-    The keys of a list are None.
-    """
+    """The values of the JSON object or list that begins at `start`, as (key, first character, one
+    past the last). The keys of a list are None."""
     place = _GAP.match(text, start + 1).end()
     while text[place] not in "]}":
         key = None

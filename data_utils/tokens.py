@@ -12,9 +12,11 @@ from run_utils.errors import UserError
 
 
 def encode(tokenizer, texts):
-    """Token ids of each text, int32 arrays. Text that spells a special token stays text: rows cannot forge one."""
+    """Token ids of each text, int32 arrays. The text of a special token stays text, so that rows
+    cannot forge one."""
     arrays = []
-    for start in range(0, len(texts), 1000):  # as lists, the ids of a whole data set would take gigabytes
+    # In parts: as lists, the ids of a whole data set would take gigabytes.
+    for start in range(0, len(texts), 1000):
         ids = tokenizer(
             texts[start : start + 1000],
             add_special_tokens=False,
@@ -26,7 +28,7 @@ def encode(tokenizer, texts):
 
 
 def encode_prompts(tokenizer, prompts):
-    """Prompt ids exactly as training sees them: with the beginning-of-sequence token of models that expect one."""
+    """Prompt ids as in training: with the beginning-of-sequence token if the model expects one."""
     prefix = np.array([tokenizer.bos_token_id] if wants_bos(tokenizer) else [], dtype=np.int32)
     return [np.concatenate([prefix, ids]) for ids in encode(tokenizer, prompts)]
 
@@ -36,10 +38,10 @@ def wants_bos(tokenizer):
 
 
 def token_offsets(tokenizer, text):
-    """The first character, and one past the last, of each token of a text, tokenised as `encode` does.
+    """The first character, and one past the last, of each token of a text, tokenised as in
+    `encode`.
 
-    Tokens of one character have the same offsets. Raises UserError for a slow tokenizer.
-    """
+    Several tokens of one character have the same offsets. Raises UserError for a slow tokenizer."""
     if not tokenizer.is_fast:
         raise UserError(
             f"LOSS_MASK in data_utils/supervision.py needs the tokens' offsets, which the slow tokenizer "
@@ -52,8 +54,8 @@ def token_offsets(tokenizer, text):
 class Encoded(NamedTuple):
     prompts: list  # int32 arrays
     completions: list
-    lost: np.ndarray  # int64: which completions do not come back
-    unknown: np.ndarray  # int64: which prompts have the unknown token
+    lost: np.ndarray  # int64: completions that their tokens do not give back
+    unknown: np.ndarray  # int64: prompts with the unknown token
 
 
 def encode_or_load(tokenizer, prompt_format, prompts, completions):
@@ -84,9 +86,9 @@ def encode_texts(tokenizer, prompt_format, prompts, completions):
 
 
 def comes_back(tokenizer, prompt_format, completion, ids):
-    """Whether these ids, generated, are read as the value of their completion. Strings are compared in NFC."""
+    """Whether the decoded ids are read as the completion's value. Strings are compared in NFC."""
     if tokenizer.eos_token_id in ids:
-        return False  # generation ends at it
+        return False  # generation stops there
     text = decode_answer(tokenizer, ids.tolist())
     if text == completion:
         return True
@@ -97,13 +99,14 @@ def comes_back(tokenizer, prompt_format, completion, ids):
 
 
 def decode_answer(tokenizer, tokens):
-    """The text of generated tokens: padding has none."""
-    padding = tokenizer.pad_token_id  # a look-up by name: not for each token
+    """The text of generated tokens, without padding."""
+    padding = tokenizer.pad_token_id  # looked up once: the attribute is slow
     return decode_tokens(tokenizer, [token for token in tokens if token != padding])
 
 
 def decode_tokens(tokenizer, tokens):
-    """Their text. Tokens of an embedding larger than the vocabulary have none; a tokenizer in Python would raise at them."""
+    """The text of tokens. Tokens of an embedding larger than the vocabulary have no text; a slow
+    tokenizer would raise an error."""
     if not tokenizer.is_fast:
         tokens = [token for token in tokens if token < len(tokenizer)]
     return tokenizer.decode(tokens)
