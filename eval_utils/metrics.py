@@ -86,8 +86,8 @@ def exact_any_order(output):
 
 
 def exact_schema_aware(output):
-    """Exact match in any order, after NFC of strings, defaults for optional arguments and
-    conversion to the declared types. A single call is a list of one."""
+    """Exact match in any order, after NFC of strings, with defaults for optional arguments and the
+    declared types. A single call is a list of one."""
     value = [output.value] if isinstance(output.value, dict) else output.value
     try:
         check_calls(value)
@@ -231,8 +231,8 @@ def hallucinated_values(output):
 
 
 class Metric(NamedTuple):
-    """function returns a bool for a rate, a number for a mean or a count, and a pair (numerator,
-    denominator) for a ratio, summed over the rows. None: the metric does not apply to the row."""
+    """function returns a bool (rate), a number (mean, count) or a pair (numerator, denominator)
+    (ratio, summed over the rows). None: the metric does not apply to the row."""
 
     title: str
     kind: Literal["rate", "mean", "count", "ratio"]
@@ -274,9 +274,9 @@ def score(output):
 
 
 def summarize(scores):
-    """A rate's figure is `{"k", "n", "rate", "low", "high"}` (Wilson's interval), a ratio's `{"k",
-    "n", "ratio", "low", "high"}` (bootstrap), a mean's `{"n", "mean"}`, a count's `{"n", "count"}`.
-    Answers that do not parse are misses, never excluded. Metrics without rows are left out."""
+    """A rate's figure is `{"k", "n", "rate", "low", "high"}` (Wilson's interval), a ratio's has
+    "ratio" for "rate" (bootstrap), a mean's is `{"n", "mean"}`, a count's `{"n", "count"}`. Answers
+    that do not parse are misses, never excluded. Metrics without rows are left out."""
     from eval_utils.statistics import bootstrap_ratio, wilson_interval  # late: scipy, as in matching
 
     kinds = {name: metric.kind for name, metric in METRICS.items()}
