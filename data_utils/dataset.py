@@ -69,9 +69,8 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         train = tokenize(train_rows[: args.max_train_examples])
         held_out = tokenize(eval_rows[: args.max_eval_examples])
     dropped[f"longer than {max_length} tokens"] = [*train.too_long, *held_out.too_long]
-    dropped[
-        "in neither split: the row offers both held-out and other tools, or repeats a held-out row, or is of its conversation"
-    ] = [row.id for row in in_neither]
+    reason = "the row offers both held-out and other tools, or repeats a held-out row, or is of its conversation"
+    dropped[f"in neither split: {reason}"] = [row.id for row in in_neither]
     if not train.examples:
         raise UserError(
             f"no training rows left of {len(rows)}: --eval_fraction {args.eval_fraction} holds out {len(eval_rows)}, "
@@ -82,7 +81,8 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         raise UserError("--final_adapter best needs rows to evaluate: raise --eval_fraction")
     summary.append(
         f"{len(rows)} valid rows: {len(train.examples)} to train on, {len(held_out.examples)} to evaluate, "
-        f"{len(train.too_long)} + {len(held_out.too_long)} longer than {max_length} tokens, {len(in_neither)} in neither split"
+        f"{len(train.too_long)} + {len(held_out.too_long)} longer than {max_length} tokens, "
+        f"{len(in_neither)} in neither split"
     )
     examples, too_long = train.examples + held_out.examples, train.too_long | held_out.too_long
     summary += describe_too_long(examples, too_long, max_length, positions)
@@ -96,11 +96,11 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     }
     if split["near_repeats"]:
         summary.append(
-            f"{len(split['near_repeats'])} of the {len(eval_rows)} held-out queries equal a training query but for case, blanks, "
-            "numbers or names: evaluate.py shows exact match without them too"
+            f"{len(split['near_repeats'])} of the {len(eval_rows)} held-out queries equal a training query except for "
+            "case, blanks, numbers or names: evaluate.py shows exact match without them too"
         )
     marked = mark_supervised(tokenizer, train.examples[0])
-    summary.append(f"One example; the loss is on what stands between ⟦ and ⟧:\n{marked}")
+    summary.append(f"One example; the loss is on the text between ⟦ and ⟧:\n{marked}")
 
     # Order
     steps = TrainingData(
@@ -140,8 +140,8 @@ def describe_tokenizer(tokenizer, prompt_format, rows, *parts):
         same = next((place for place, pair in enumerate(zip(text, completion, strict=False)) if len(set(pair)) > 1), 0)
         start = max(0, same - 20)
         lines.append(
-            f"{len(lost)} of {total} answers are not what this tokenizer gives back ({shortened(lost)}): "
-            f"{completion[start : start + 60]!r} comes back as {text[start : start + 60]!r}"
+            f"{len(lost)} of {total} answers change in this tokenizer ({shortened(lost)}): "
+            f"{completion[start : start + 60]!r} becomes {text[start : start + 60]!r}"
         )
         if len(lost) > MAX_LOST_ANSWERS * total:
             raise UserError(
@@ -151,7 +151,7 @@ def describe_tokenizer(tokenizer, prompt_format, rows, *parts):
         lines.append(f"{len(unknown)} of {total} prompts have texts unknown to this tokenizer ({shortened(unknown)})")
     blanks = "a\n\nb   c"
     if (text := tokenizer.decode(encode(tokenizer, [blanks])[0].tolist()).strip()) != blanks:
-        lines.append(f"This tokenizer changes line ends or runs of blanks: {blanks!r} comes back as {text!r}")
+        lines.append(f"This tokenizer changes line ends or runs of blanks: {blanks!r} becomes {text!r}")
     return [f"Warning: {line}" for line in lines]
 
 

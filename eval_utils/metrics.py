@@ -86,8 +86,7 @@ def exact_any_order(output):
 
 
 def exact_schema_aware(output):
-    """Exact match in any order, after NFC of strings, with defaults for optional arguments and the
-    declared types. A single call is a list of one."""
+    """Exact in any order, after NFC, defaults and declared types; one call is a list of one."""
     value = [output.value] if isinstance(output.value, dict) else output.value
     try:
         check_calls(value)
@@ -130,8 +129,7 @@ def converted(value, schema):
         return {nfc(name): converted(element, known.get(nfc(name), rest)) for name, element in value.items()}
     if isinstance(value, str):
         value = nfc(value)
-    members = schema.get("anyOf") or schema.get("oneOf")
-    if members and not conforms(value, schema):
+    if (members := schema.get("anyOf") or schema.get("oneOf")) and not conforms(value, schema):
         readings = ((converted(value, member), member) for member in members)
         return next((reading for reading, member in readings if conforms(reading, member)), value)
     if isinstance(value, str) and declared == "boolean" and value.strip().lower() in ("true", "false"):
@@ -231,8 +229,8 @@ def hallucinated_values(output):
 
 
 class Metric(NamedTuple):
-    """function returns a bool (rate), a number (mean, count) or a pair (numerator, denominator)
-    (ratio, summed over the rows). None: the metric does not apply to the row."""
+    """function returns a bool for a rate, a number for a mean or a count, and a pair (numerator,
+    denominator) for a ratio, summed over the rows. None: the metric does not apply to the row."""
 
     title: str
     kind: Literal["rate", "mean", "count", "ratio"]
@@ -274,9 +272,9 @@ def score(output):
 
 
 def summarize(scores):
-    """A rate's figure is `{"k", "n", "rate", "low", "high"}` (Wilson's interval), a ratio's has
-    "ratio" for "rate" (bootstrap), a mean's is `{"n", "mean"}`, a count's `{"n", "count"}`. Answers
-    that do not parse are misses, never excluded. Metrics without rows are left out."""
+    """A rate's figure is `{"k", "n", "rate", "low", "high"}` (Wilson's interval), a ratio's `{"k",
+    "n", "ratio", "low", "high"}` (bootstrap), a mean's `{"n", "mean"}`, a count's `{"n", "count"}`.
+    Answers that do not parse are misses, never excluded. Metrics without rows are left out."""
     from eval_utils.statistics import bootstrap_ratio, wilson_interval  # late: scipy, as in matching
 
     kinds = {name: metric.kind for name, metric in METRICS.items()}

@@ -92,7 +92,8 @@ def add_lora(model, r, alpha, dropout, target_modules):
         cannot = "FSDP2 cannot shard" if is_sharded() else "PEFT has no dropout for"
         trains = "" if is_sharded() else "--lora_dropout 0 trains them, "
         raise UserError(
-            f"{cannot} LoRA on {describe_experts(model, experts)}: {trains}--lora_target_modules {' '.join(layers)} leaves them out"
+            f"{cannot} LoRA on {describe_experts(model, experts)}: {trains}"
+            f"--lora_target_modules {' '.join(layers)} leaves them out"
         )
 
     config = LoraConfig(
@@ -113,8 +114,8 @@ def add_lora(model, r, alpha, dropout, target_modules):
     if taken := [name for name in layers if name not in config.target_modules]:
         others = [name for name in target_modules if name not in taken]
         raise UserError(
-            f"PEFT takes {', '.join(taken)} of this mixture for its experts' and would leave out the layers of that name: "
-            f"--lora_target_modules {' '.join(others)} leaves these out alone"
+            f"PEFT takes {', '.join(taken)} of this mixture for its experts' and would leave out the layers of that "
+            f"name: --lora_target_modules {' '.join(others)} leaves these out alone"
         )
     return fuse_lora(model)
 

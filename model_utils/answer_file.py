@@ -52,19 +52,21 @@ def answer_file(args, system, requests, identity):
         # Both files exist for a moment.
         free = describe_free(output.parent, 2 * len(requests) * characters)
         raise UserError(
-            f"--output {output} could not be written: it needs {free}; {len(results)} of {len(requests)} rows are answered: make "
-            "room, and the same command goes on"
+            f"--output {output} could not be written: it needs {free}; {len(results)} of {len(requests)} rows are "
+            "answered: make room, and the same command goes on"
         ) from None
     partial.unlink()
     errors = sum("error" in result for result in results.values())
     misfits = sum("misfits" in result for result in results.values())
     say(
-        f"{len(results)} rows in {output}: {len(results) - errors} with calls, {misfits} of which do not fit their tools; {errors} errors"
+        f"{len(results)} rows in {output}: {len(results) - errors} with calls, {misfits} of which do not fit their "
+        f"tools; {errors} errors"
     )
     faulty = sum(bool({"error", "misfits", "left_out"} & result.keys()) for result in results.values())
     if args.strict and faulty:
         raise UserError(
-            f"{faulty} of the {len(results)} rows have errors, calls that do not fit or tools left out, and --strict is set"
+            f"{faulty} of the {len(results)} rows have errors, calls that do not fit or tools left out, and --strict "
+            "is set"
         )
 
 

@@ -56,9 +56,9 @@ def isolated_attention(
     only registered with `AttentionInterface`: transformers makes no masks for it, so padded batches
     are refused."""
     if kwargs.get("softcap") or kwargs.get("s_aux") is not None:
-        raise UserError(f"{ISOLATED} attention knows neither capped scores nor sinks, which this model has")
+        raise UserError(f"{ISOLATED} attention has neither capped scores nor sinks, which this model needs")
     if cu_seq_lens_q is None and slot_lengths is None:
-        raise ValueError("isolated attention needs cu_seq_lens_q: it does not know padded batches")
+        raise ValueError("isolated attention needs cu_seq_lens_q: padded batches are not supported")
     if torch.is_autocast_enabled(query.device.type):  # as autocast does for PyTorch's own attention
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(dtype) for states in (query, key, value))
@@ -66,7 +66,7 @@ def isolated_attention(
         return decode(query, key, value, slot_lengths, sliding_window, scaling), None
     if has_varlen_kernel(query.device, query.dtype):
         if dropout:
-            raise UserError(f"{ISOLATED} attention has no dropout on a GPU, which this model wants")
+            raise UserError(f"{ISOLATED} attention has no dropout on a GPU, which this model needs")
         window = -1 if sliding_window is None else sliding_window - 1
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
         gqa = {"enable_gqa": True} if VARLEN_ASKS_FOR_GQA else {}

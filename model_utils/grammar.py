@@ -31,7 +31,8 @@ null ::= "null"
 key ::= ("\"" | [^"\\\x00-\x1f\uD800-\uDFFF] key | "\\" ["\\bfnrt] key) (= ": ")
 """
 KEYWORDS = {
-    "type", "enum", "anyOf", "oneOf", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems",
+    "type", "enum", "anyOf", "oneOf", "properties", "required", "additionalProperties", "items", "prefixItems",
+    "minItems", "maxItems",
 }  # fmt: skip
 SCALARS = ("string", "number", "boolean", "null")
 ANY_DEPTH = 5  # levels of lists and objects in a value of unknown type

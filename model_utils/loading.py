@@ -165,8 +165,8 @@ def load_base_model(source, accelerator):
     # Transformers fills missing weights with random numbers. A tied head is not missing.
     if missing := sorted(report["missing_keys"]):
         raise UserError(
-            f"{source.path} lacks {len(missing)} of its model's weights, {missing[0]} first: the files are incomplete, or of another "
-            "architecture than config.json names"
+            f"{source.path} lacks {len(missing)} of its model's weights, {missing[0]} first: the files are incomplete, "
+            "or of another architecture than config.json names"
         )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -176,9 +176,8 @@ def load_base_model(source, accelerator):
     experts = [weight for _, _, weight in expert_parameters(model)] if source.quantization != "none" else []
     if experts:
         size = sum(weight.numel() * weight.element_size() for weight in experts) / 2**30
-        say(
-            f"{source.quantization} is for linear layers: the experts stay in {str(dtype).removeprefix('torch.')}, {size:.2f} GiB"
-        )
+        kept = str(dtype).removeprefix("torch.")
+        say(f"{source.quantization} is for linear layers: the experts stay in {kept}, {size:.2f} GiB")
     return model.requires_grad_(False).eval()
 
 

@@ -95,7 +95,7 @@ def generation_problem(training, generations):
             next(generations, None)
             problem = ""
         except torch.OutOfMemoryError:
-            problem = "the evaluation's generated calls do not fit in this GPU's memory; a smaller training batch would leave it"
+            problem = "the evaluation's generated calls do not fit in this GPU's memory; a smaller batch would leave it"
         generations.close()
     gc.collect()
     torch.cuda.empty_cache()

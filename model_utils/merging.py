@@ -23,21 +23,21 @@ class Merge(NamedTuple):
         """The reason not to use the merged model, as the predicate of a sentence, or None."""
         if not self.distance <= self.allowed:
             return (
-                f"moves logits by {self.distance:.1e} of their spread, beyond rounding ({self.allowed:.1e}); the adapter "
-                f"itself moves them by {self.effect:.1e}"
+                f"moves logits by {self.distance:.1e} of their spread, beyond rounding ({self.allowed:.1e}); the "
+                f"adapter itself moves them by {self.effect:.1e}"
             )
         if not self.rounding <= max(self.effect / 2, self.allowed):
             return (
-                f"loses it to rounding, which moves logits by {self.rounding:.1e} of their spread; the adapter itself moves "
-                f"them by {self.effect:.1e}"
+                f"loses it to rounding, which moves logits by {self.rounding:.1e} of their spread; the adapter itself "
+                f"moves them by {self.effect:.1e}"
             )
         return None
 
     def __str__(self):
         blind = "" if self.dtype == torch.float32 else ", for want of memory: one projection left out could pass"
         return (
-            f"the adapter moves them by {self.effect:.1e} of their spread, merging it by {self.distance:.1e} (rounding: "
-            f"{self.allowed:.1e}), rounding the weights by {self.rounding:.1e}; compared in "
+            f"the adapter moves them by {self.effect:.1e} of their spread, merging it by {self.distance:.1e} "
+            f"(rounding: {self.allowed:.1e}), rounding the weights by {self.rounding:.1e}; compared in "
             f"{str(self.dtype).removeprefix('torch.')}{blind}"
         )
 

@@ -77,8 +77,8 @@ def reference_logits(model, texts):
     for text, values in zip(texts, logits, strict=True):
         if not values.isfinite().all():
             raise NotFiniteError(
-                f"the base's logits are not finite on a text of {len(text)} tokens: {model.name_or_path} has weights that are "
-                f"NaN or infinite, or too large for {str(model.dtype).removeprefix('torch.')}"
+                f"the base's logits are not finite on a text of {len(text)} tokens: {model.name_or_path} has weights "
+                f"that are NaN or infinite, or too large for {str(model.dtype).removeprefix('torch.')}"
             )
     return logits
 
@@ -116,8 +116,8 @@ def check_vocabulary(model, texts):
     size, highest = len(model.get_input_embeddings().weight), max(int(text.max()) for text in texts)
     if highest >= size:
         raise UserError(
-            f"the tokenizer beside {model.name_or_path} makes token {highest}, and the model embeds tokens below {size} alone: "
-            "it is another model's tokenizer, or has tokens that the model was not resized for"
+            f"the tokenizer beside {model.name_or_path} makes token {highest}, and the model embeds tokens below "
+            f"{size} alone: it is another model's tokenizer, or has tokens that the model was not resized for"
         )
 
 
@@ -150,8 +150,8 @@ def check_training_batches(model, name, examples):
         apart = length_dependent_from(model.config)
         hint = f"; --max_seq_length {apart} keeps them apart" if apart < len(longest) else ""
         raise UserError(
-            f"{name} with --attn_implementation {model.config._attn_implementation} lets examples of one batch see each "
-            f"other, or does not run ({reason}){hint}"
+            f"{name} with --attn_implementation {model.config._attn_implementation} lets examples of one batch see "
+            f"each other, or does not run ({reason}){hint}"
         ) from None
 
 

@@ -49,7 +49,7 @@ def compile_layers(model):
     base = model.get_base_model()
     layers = getattr(base.get_decoder(), "layers", None)
     if layers is None:
-        raise UserError(f"--torch_compile does not know where {type(base).__name__} keeps its layers")
+        raise UserError(f"--torch_compile finds no layers in {type(base).__name__}")
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=model.device))
     except torch.OutOfMemoryError:
@@ -100,9 +100,7 @@ def shard_base(accelerator, model):
     base = model.get_base_model()
     layers = [module for module in base.modules() if type(module).__name__ in (base._no_split_modules or ())]
     if not layers:
-        raise UserError(
-            f"{type(base).__name__} does not say which its layers are: FSDP2 would gather all of it at once"
-        )
+        raise UserError(f"{type(base).__name__} does not name its layers: FSDP2 would gather all of it at once")
     try:
         # From the inside out. The base's own call shards the embedding, the last norm and the head.
         for module in [*reversed(layers), base]:

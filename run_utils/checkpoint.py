@@ -98,7 +98,7 @@ def read_state(checkpoint):
     whole = (state.global_step, state.effective_batch, entry.completion_tokens)
     step = checkpoint_step(checkpoint)
     if not all(type(value) is int and value >= 0 for value in whole) or state.global_step != step:
-        raise ValueError(f"state.json says step {state.global_step!r}")
+        raise ValueError(f"state.json has step {state.global_step!r}")
     figures = (entry.loss_sum, entry.weight_sum, state.eval_loss, state.best_value)
     if not all(value is None or math.isfinite(value) for value in figures):
         raise ValueError("state.json has a figure that is not finite")
@@ -195,8 +195,8 @@ def check_arguments(args, saved):
     checkpoint, state, saved_args = saved.path, saved.state, saved.args
     if args.stop_after_steps and args.stop_after_steps < state.global_step:
         raise UserError(
-            f"--stop_after_steps {args.stop_after_steps} is before the step of {checkpoint}: raise it, or name an earlier "
-            "checkpoint with --resume_from_checkpoint"
+            f"--stop_after_steps {args.stop_after_steps} is before the step of {checkpoint}: raise it, or name an "
+            "earlier checkpoint with --resume_from_checkpoint"
         )
     for field in dataclasses.fields(args):
         now, then = getattr(args, field.name), saved_args.get(field.name, field.default)
@@ -205,7 +205,8 @@ def check_arguments(args, saved):
     rows_now, rows_then = args.eval_generate_examples, saved_args.get("eval_generate_examples", 0)
     if args.best_metric != "eval_loss" and rows_now != rows_then:
         raise UserError(
-            f"--eval_generate_examples is {rows_now} but {checkpoint} has the best of {rows_then} rows' {args.best_metric}"
+            f"--eval_generate_examples is {rows_now} but {checkpoint} has the best of {rows_then} rows' "
+            f"{args.best_metric}"
         )
 
 
@@ -253,9 +254,9 @@ def newest_whole(output_dir):
             return read_checkpoint(path)
         except UserError as error:
             problem = error
-            say(f"{error}: going back to the one before")
+            say(f"{error}: trying the one before")
     if problem:
-        raise UserError(f"no checkpoint in {output_dir} can be read: start anew with --overwrite_output_dir")
+        raise UserError(f"no checkpoint in {output_dir} can be read: start again with --overwrite_output_dir")
     return None
 
 

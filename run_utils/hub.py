@@ -37,8 +37,9 @@ def check_hub_access(repo_id, repo_type, revision=None):
         HfApi().auth_check(repo_id, repo_type=repo_type)
     except GatedRepoError as error:
         raise UserError(
-            f"{repo_id} is gated: accept its conditions at {constants.ENDPOINT}/{'datasets/' * (repo_type == 'dataset')}"
-            f"{repo_id}, then `hf auth login` or set HF_TOKEN ({type(error).__name__})"
+            f"{repo_id} is gated: accept its conditions at {constants.ENDPOINT}/"
+            f"{'datasets/' * (repo_type == 'dataset')}{repo_id}, then `hf auth login` or set HF_TOKEN "
+            f"({type(error).__name__})"
         ) from None
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UserError(

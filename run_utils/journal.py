@@ -43,7 +43,8 @@ def open_journal(path, identity):
             append(path, [identity])
         elif first != identity:
             raise UserError(
-                f"{path} has answers to other rows, or of another model or settings: remove it, or choose another --output"
+                f"{path} has answers to other rows, or of another model or settings: remove it, or choose another "
+                "--output"
             )
         return records
     except OSError as error:

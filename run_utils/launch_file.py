@@ -28,9 +28,7 @@ def check_engine(may_shard):
             "fsdp_activation_checkpointing in the launch file is not for this loop: --gradient_checkpointing true"
         )
     if (is_sharded() and is_on("FSDP_OFFLOAD_PARAMS")) or is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
-        raise UserError(
-            "the launch file asks for offloading or another parallelism: what is read is accelerate_configs/fsdp2.yaml"
-        )
+        raise UserError("the launch file asks for offloading or another parallelism: use accelerate_configs/fsdp2.yaml")
     if is_sharded() and not may_shard:
         raise UserError(
             "FSDP2 is for training: here each process works on rows of its own with the whole model. Launch with "

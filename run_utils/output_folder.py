@@ -22,7 +22,7 @@ def claim(output_dir):
     if logs.exists() and not logs.is_dir():
         raise UserError(f"{logs} is a file where TensorBoard's folder is to be: move it away")
     if metrics.exists() and not metrics.is_file():  # reading a pipe would wait
-        raise UserError(f"{metrics} is no file: move it away")
+        raise UserError(f"{metrics} is not a file: move it away")
 
 
 def holds_run(output_dir):

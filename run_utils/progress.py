@@ -84,7 +84,7 @@ class TrainingLog:
         except (OSError, UserError) as error:
             self.trackers = [other for other in self.trackers if other is not tracker]
             reason = getattr(error, "strerror", None) or error
-            say(f"{tracker.files} cannot be written ({reason}): training goes on without its curves")
+            say(f"{tracker.files} cannot be written ({reason}): training continues without its curves")
 
     def start_step(self):
         self.step_started = time.perf_counter()
@@ -222,7 +222,7 @@ def start_profiler(steps, steps_done, output_dir):
             profiler.export_chrome_trace(str(folder / f"steps-{first}-{last}.json.gz"))
             (folder / f"steps-{first}-{last}.txt").write_text(table, encoding="utf-8")
         except OSError as error:  # as with TensorBoard
-            say(f"the profile cannot be written ({error.strerror}): training goes on")
+            say(f"the profile cannot be written ({error.strerror}): training continues")
 
     warmup = min(1, before)
     schedule = torch.profiler.schedule(wait=before - warmup, warmup=warmup, active=last - first + 1, repeat=1)

@@ -141,13 +141,13 @@ class Run:
         check_arguments(self.args, self.saved)
         if state.effective_batch != fresh.effective_batch:
             raise UserError(
-                f"the effective batch (processes x accumulation x batch size) is {fresh.effective_batch} but {checkpoint} was "
-                f"trained with {state.effective_batch}: change --gradient_accumulation_steps, --per_device_train_batch_size or "
-                "the number of processes"
+                f"the effective batch (processes x accumulation x batch size) is {fresh.effective_batch} but "
+                f"{checkpoint} was trained with {state.effective_batch}: change --gradient_accumulation_steps, "
+                "--per_device_train_batch_size or the number of processes"
             )
         if state.data_fingerprint != fresh.data_fingerprint:
             raise UserError(
-                f"the training rows, their tokens or what the loss is on are not those that {checkpoint} was trained on"
+                f"the training rows, their tokens or their loss weights are not those that {checkpoint} was trained on"
             )
         precision = self.saved.environment.get("mixed_precision")
         if self.accelerator.mixed_precision != precision:
@@ -171,7 +171,7 @@ class Run:
         if state.best_checkpoint and not (self.output_dir / state.best_checkpoint).is_dir():
             # A better checkpoint replaced it, and that one is lost too.
             self.accelerator.print(
-                f"{state.best_checkpoint}, the best so far, is gone: the best is looked for from here on"
+                f"{state.best_checkpoint}, the best so far, is gone: the best is chosen from here on"
             )
             by_loss = self.args.best_metric == "eval_loss" and state.eval_loss is not None
             state.best_value, state.best_checkpoint = (state.eval_loss, checkpoint.name) if by_loss else (None, None)
@@ -250,8 +250,8 @@ class Run:
         needed = 3 * adapter * (self.args.save_total_limit + 1) + adapter
         if shutil.disk_usage(self.output_dir).free < needed:
             self.accelerator.print(
-                f"Warning: {self.args.save_total_limit} checkpoints and the next need {describe_free(self.output_dir, needed)}: "
-                "make room, or lower --save_total_limit"
+                f"Warning: {self.args.save_total_limit} checkpoints and the next need "
+                f"{describe_free(self.output_dir, needed)}: make room, or lower --save_total_limit"
             )
 
     def describe_disk(self, error, needed):
@@ -280,9 +280,8 @@ class Run:
             why = self.describe_disk(error, num_bytes(training, with_states=False))
             raise UserError(f"{self.adapter_dir} could not be written: {why}; {self.last_good()}") from None
         if state.best_checkpoint:
-            print(
-                f"Best checkpoint: {self.output_dir / state.best_checkpoint} ({self.args.best_metric} {state.best_value:.4f})"
-            )
+            best = self.output_dir / state.best_checkpoint
+            print(f"Best checkpoint: {best} ({self.args.best_metric} {state.best_value:.4f})")
         elif self.args.final_adapter == "best":
             print("No evaluation had a finite loss: none is the best")
         print(f"The adapter of {chosen}: {self.adapter_dir}")

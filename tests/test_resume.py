@@ -87,9 +87,9 @@ def test_any_checkpoint_can_be_resumed_by_path(run_here, flags, finished):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"global_step": -5}, "state.json says step -5"),
-        ({"global_step": "4"}, "state.json says step '4'"),
-        ({"global_step": 3}, "state.json says step 3"),
+        ({"global_step": -5}, "state.json has step -5"),
+        ({"global_step": "4"}, "state.json has step '4'"),
+        ({"global_step": 3}, "state.json has step 3"),
         ({"loss_sum": float("nan")}, "not finite"),
         ({"unknown": 1}, "TypeError"),
     ],
@@ -105,7 +105,7 @@ def test_a_state_that_is_not_its_folder_s_is_passed_over(run_here, flags, finish
     assert sorted(finished.rglob("*")) == before
     result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
     (line,) = result.err.strip().splitlines()
-    assert result.code == 0 and named in line and "going back to the one before" in line
+    assert result.code == 0 and named in line and "trying the one before" in line
     assert "Resuming from" in result.out and "after step 3" in result.out
     assert (finished / "adapter" / "adapter_model.safetensors").read_bytes() == expected
 
@@ -256,7 +256,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(run_here, fla
     result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-4"})
     assert result.code == 1 and "checkpoint-4 cannot be read (weights that are not finite)" in result.err
     result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
-    assert result.code == 0 and "weights that are not finite): going back to the one before" in result.err
+    assert result.code == 0 and "weights that are not finite): trying the one before" in result.err
     change = {"learning_rate": 1e39, "warmup_ratio": 0, "max_train_steps": 1, "output_dir": tmp_path / "spoiled"}
     for held_out, found in (
         (0.05, "the evaluation after step 1 has loss"),
@@ -472,14 +472,14 @@ def test_changed_rows_are_noticed(run_here, flags, finished, rows_file, monkeypa
         result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
     finally:
         rows_file.write_text(original)
-    assert result.code == 1 and "the training rows, their tokens or what the loss is on are not those" in result.err
+    assert result.code == 1 and "the training rows, their tokens or their loss weights are not those" in result.err
 
 
 def test_another_loss_mask_is_noticed(run_here, flags, finished, monkeypatch):
     monkeypatch.setattr(train, "load_base_model", None)
     monkeypatch.setitem(LOSS_MASKS, "completion_only", LOSS_MASKS["values_only"])
     result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
-    assert result.code == 1 and "what the loss is on are not those" in result.err
+    assert result.code == 1 and "their loss weights are not those" in result.err
 
 
 def test_a_checkpoint_cannot_run_code(run_here, flags, finished, tmp_path):

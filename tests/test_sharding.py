@@ -125,7 +125,7 @@ def test_each_process_holds_half_of_the_base(tiny_model, tmp_path, quantization)
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
             {},
-            "what is read is accelerate_configs/fsdp2.yaml",
+            "use accelerate_configs/fsdp2.yaml",
         ),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
