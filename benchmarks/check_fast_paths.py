@@ -50,8 +50,8 @@ from model_utils.attention import ISOLATED, isolated_attention
 from model_utils.cuda_graphs import use_cuda_graphs
 from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
 from model_utils.generation import generate
-from model_utils.model_facts import one_line
 from model_utils.speed import COMPILE, compile_layers, use_liger_kernels
+from run_utils.errors import describe_error
 from train import completion_loss
 
 FUSED = {"attention": ISOLATED, "fused": True}
@@ -116,7 +116,7 @@ def attention_gradient_errors(device):
             except RuntimeError as error:
                 if not by_cudnn:
                     raise
-                print(f"gradients of {name}: none, {one_line(error)}")
+                print(f"gradients of {name}: none, {describe_error(error)}")
                 continue
             off = [((a - b).norm() / b.norm()).item() for a, b in zip(found, wanted, strict=True)]
             print(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from data_utils.batching import TrainingData, mark_supervised, tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS, check_format
-from data_utils.rows import describe_bad_rows
+from data_utils.rows import describe_bad_rows, shorten
 from data_utils.sources import load_rows
 from data_utils.split import near_repeats, set_apart, split_rows
 from data_utils.tokens import decode_answer, encode
@@ -140,7 +140,7 @@ def describe_tokenizer(tokenizer, prompt_format, rows, *parts):
         same = next((place for place, pair in enumerate(zip(text, completion, strict=False)) if len(set(pair)) > 1), 0)
         start = max(0, same - 20)
         lines.append(
-            f"{len(lost)} of {total} answers change in this tokenizer ({shortened(lost)}): "
+            f"{len(lost)} of {total} answers change in this tokenizer ({shorten(lost)}): "
             f"{completion[start : start + 60]!r} becomes {text[start : start + 60]!r}"
         )
         if len(lost) > MAX_LOST_ANSWERS * total:
@@ -148,12 +148,8 @@ def describe_tokenizer(tokenizer, prompt_format, rows, *parts):
                 f"{lines[0]}. More than {MAX_LOST_ANSWERS:.0%}: take a base whose tokenizer has these texts"
             )
     if unknown:
-        lines.append(f"{len(unknown)} of {total} prompts have texts unknown to this tokenizer ({shortened(unknown)})")
+        lines.append(f"{len(unknown)} of {total} prompts have texts unknown to this tokenizer ({shorten(unknown)})")
     blanks = "a\n\nb   c"
     if (text := tokenizer.decode(encode(tokenizer, [blanks])[0].tolist()).strip()) != blanks:
         lines.append(f"This tokenizer changes line ends or runs of blanks: {blanks!r} becomes {text!r}")
     return [f"Warning: {line}" for line in lines]
-
-
-def shortened(ids):
-    return ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)

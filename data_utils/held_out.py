@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+from data_utils.rows import shorten
 from data_utils.sources import load_rows
 from data_utils.split import find_held_out, split_rows
 from run_utils.errors import UserError
@@ -84,10 +85,6 @@ def choose_rows(rows, args, adapter, split):
             f"{shorten(known)}; leave out --eval_fraction, --seed and --eval_split to evaluate the held-out rows"
         )
     return held_out
-
-
-def shorten(ids):
-    return ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)
 
 
 def tools_seen(rows, split):

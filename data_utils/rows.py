@@ -193,8 +193,10 @@ def describe_bad_rows(bad):
     """`unknown tool: 2 rows (17, 29); missing field 'tools': 1 row (4)`: at most five reasons with
     five ids."""
     reasons = sorted(bad.items(), key=lambda item: -len(item[1]))
-    described = [
-        f"{reason}: {counted(len(ids), 'row')} ({', '.join(ids[:5])}{', ...' * (len(ids) > 5)})"
-        for reason, ids in reasons[:5]
-    ]
+    described = [f"{reason}: {counted(len(ids), 'row')} ({shorten(ids)})" for reason, ids in reasons[:5]]
     return "; ".join(described + [f"{len(reasons) - 5} more reasons"] * (len(reasons) > 5))
+
+
+def shorten(ids):
+    """The first five ids, in one text."""
+    return ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data_utils import cache
 from data_utils.readers import READERS, accepted_beside, warn_of_json_columns
 from data_utils.rows import Row, describe_bad_rows, describe_rows, valid_rows
-from run_utils.errors import UserError, say
+from run_utils.errors import UserError, one_line, say
 from run_utils.files import write_json
 from run_utils.hub import check_hub_access
 
@@ -106,7 +106,7 @@ def find_hub_files(name, revision, config_name):
         settings = datasets.DownloadConfig(force_extract=local)
         paths = datasets.DownloadManager(download_config=settings).download_and_extract(urls)
     except Exception as error:  # load_dataset_builder raises any error of its builder
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = one_line(error.__cause__ or error)
         hint = "; --dataset_config_name chooses one" if "onfig name is missing" in reason else ""
         raise UserError(f"cannot load the data set {name}: {type(error).__name__}: {reason}{hint}") from None
     names = [Path(url).name for url in urls]

@@ -16,7 +16,7 @@ from transformers.utils import TypeHintParsingException, get_json_schema
 from data_utils.prompt import to_json
 from data_utils.tool_calls import parse_json
 from data_utils.tool_formats import flat_tools
-from run_utils.errors import UserError, say
+from run_utils.errors import UserError, one_line, say
 from run_utils.signals import Stopped
 
 
@@ -73,7 +73,7 @@ def functions_of(path):
         except Stopped:
             raise
         except BaseException as error:  # whatever the user's own code raises
-            reason = ": ".join(filter(None, (type(error).__name__, one_line(error))))
+            reason = ": ".join(filter(None, (type(error).__name__, first_paragraph(error))))
             raise UserError(f"--tools {path}: {reason}") from None
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -90,7 +90,7 @@ def functions_of(path):
             except Stopped:
                 raise
             except BaseException as error:  # of transformers, of pydantic, or of a type's own code
-                left_out.append(f"function {name}: {one_line(error) or type(error).__name__}")
+                left_out.append(f"function {name}: {first_paragraph(error) or type(error).__name__}")
     if not functions and not left_out:
         raise UserError(f"--tools {path} defines no public function")
     return functions, left_out
@@ -102,9 +102,9 @@ def is_tool_object(value):
     return callable(value) and not is_type and not inspect.isbuiltin(value)
 
 
-def one_line(error):
-    # Further paragraphs of pydantic are not for its users.
-    return " ".join(str(error).partition("\n\n")[0].split())
+def first_paragraph(error):
+    """On one line. Pydantic's further paragraphs are not for its users."""
+    return one_line(str(error).partition("\n\n")[0])
 
 
 def function_schema(function):
@@ -117,7 +117,7 @@ def function_schema(function):
             from pydantic import TypeAdapter
         except ImportError:
             way_out = " (`pip install pydantic` for more types)" * isinstance(error, TypeHintParsingException)
-            raise TypeError(one_line(error) + way_out) from None
+            raise TypeError(first_paragraph(error) + way_out) from None
     kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
     if kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         raise TypeError("a call names its arguments: *args, **kwargs and arguments before a / cannot be called")

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from data_utils.prompt import PROMPT_FORMATS
 from run_utils.arguments import read_yaml
 from run_utils.environment import published_name
-from run_utils.errors import UserError, say
+from run_utils.errors import UserError, one_line, say
 from run_utils.files import file_hash, read_json
 from run_utils.metrics_file import read_metrics
 
@@ -132,10 +132,6 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
 
 def is_hub_id(name):
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-
-
-def one_line(value):
-    return " ".join(str(value).split())
 
 
 def listed(value):

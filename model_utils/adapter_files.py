@@ -12,9 +12,8 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash
-from model_utils.model_facts import one_line
 from run_utils.arguments import read_yaml
-from run_utils.errors import UsageError, UserError
+from run_utils.errors import UsageError, UserError, describe_error
 from run_utils.files import file_hash, read_json
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names
@@ -214,7 +213,7 @@ def tensor_shapes(folder):
             shapes = {name: as_words(tensor.get_shape()) for name, tensor in tensors.items()}
             others = [name for name, tensor in tensors.items() if tensor.get_dtype() not in FLOATS]
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
+        raise UserError(f"cannot load the adapter {folder}: {describe_error(error)}") from None
     if others:
         raise UserError(f"{path} does not hold floating-point numbers in {others[0]}: nothing of it is used")
     return shapes

@@ -19,8 +19,8 @@ from model_utils.adapter_files import (
 from model_utils.flops import num_weights
 from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
 from model_utils.merging import adapts_shared_weights, merge_adapter
-from model_utils.model_facts import num_positions, one_line
-from run_utils.errors import UserError, say
+from model_utils.model_facts import num_positions
+from run_utils.errors import UserError, describe_error, say
 from run_utils.launch_file import is_sharded
 
 ROUTERS = {"router", "gate", "shared_expert_gate"}
@@ -108,7 +108,7 @@ def add_lora(model, r, alpha, dropout, target_modules):
     try:
         model = get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"cannot add LoRA to {', '.join(target_modules)}: {one_line(error)}") from None
+        raise UserError(f"cannot add LoRA to {', '.join(target_modules)}: {describe_error(error)}") from None
     # In some mixtures, PEFT confuses the names of dense layers or of a shared expert with the
     # experts' names.
     if taken := [name for name in layers if name not in config.target_modules]:
@@ -171,7 +171,7 @@ def load_adapter(model, adapter, *, merge_checked_on=None):
     except (torch.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # broken files make safetensors and peft raise anything
-        raise UserError(f"cannot load the adapter {folder}: {one_line(error)}") from None
+        raise UserError(f"cannot load the adapter {folder}: {describe_error(error)}") from None
     quantized = getattr(model.get_base_model(), "hf_quantizer", None) is not None
     if quantized or merge_checked_on is None or adapts_shared_weights(model):
         return model

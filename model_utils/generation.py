@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from data_utils.tokens import decode_answer, decode_tokens, encode_prompts
-from model_utils.model_facts import length_dependent_from, num_positions, one_line, pad, unwrapped
+from model_utils.model_facts import length_dependent_from, num_positions, pad, unwrapped
 from model_utils.self_checks import (
     check_vocabulary,
     difference,
@@ -32,7 +32,7 @@ from model_utils.self_checks import (
 )
 from model_utils.slots import generate_in_slots, problem_with_slots
 from model_utils.token_masks import compile_grammar, new_matcher, token_masks
-from run_utils.errors import UserError, say
+from run_utils.errors import UserError, describe_error, say
 
 
 class Generation(NamedTuple):
@@ -233,7 +233,7 @@ def generate_batch(model, prompts, answers):
         raise
     # Some models cannot generate with transformers either, and raise anything.
     except Exception as error:
-        raise UserError(f"transformers' own generate fails on {type(base).__name__}: {one_line(error)}") from None
+        raise UserError(f"transformers' own generate fails on {type(base).__name__}: {describe_error(error)}") from None
     finally:
         base.generation_config = own_config
     for answer in answers:

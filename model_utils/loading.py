@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from model_utils.attention import ISOLATED, has_varlen_kernel
-from model_utils.model_facts import one_line, set_attention
+from model_utils.model_facts import set_attention
 from model_utils.self_checks import check_training_batches, check_vocabulary
 from run_utils.arguments import ROOT
-from run_utils.errors import UserError, say
+from run_utils.errors import UserError, describe_error, say
 from run_utils.hub import check_hub_access
 from run_utils.launch_file import is_sharded
 
@@ -69,7 +69,7 @@ def load_config(source):
     try:
         return AutoConfig.from_pretrained(source.path, **options(source))
     except Exception as error:  # transformers raises OSError, ValueError, KeyError
-        raise UserError(f"cannot load a model from {source.path}: {one_line(error)}") from None
+        raise UserError(f"cannot load a model from {source.path}: {describe_error(error)}") from None
 
 
 def without_weights(config, trust_remote_code=False):
@@ -79,7 +79,7 @@ def without_weights(config, trust_remote_code=False):
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises ValueError, ImportError, KeyError
-        raise UserError(f"cannot load a model from {config.name_or_path}: {one_line(error)}") from None
+        raise UserError(f"cannot load a model from {config.name_or_path}: {describe_error(error)}") from None
 
 
 def load_tokenizer(source):
@@ -87,7 +87,7 @@ def load_tokenizer(source):
         tokenizer = AutoTokenizer.from_pretrained(source.path, **options(source))
     # Transformers raises OSError, ValueError, KeyError; tokenizers has other errors.
     except Exception as error:
-        raise UserError(f"cannot load a tokenizer from {source.path}: {one_line(error)}") from None
+        raise UserError(f"cannot load a tokenizer from {source.path}: {describe_error(error)}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source.path} has no end-of-sequence token: generations could not stop")
     if tokenizer.pad_token_id is None:
@@ -110,7 +110,7 @@ def choose_attention(model, requested, name, examples, compiled):
         try:
             implementation = set_attention(model, candidate)
         except ValueError as error:  # transformers refuses it for this model
-            problem = problem or UserError(f"{name} has no --attn_implementation {candidate}: {one_line(error)}")
+            problem = problem or UserError(f"{name} has no --attn_implementation {candidate}: {describe_error(error)}")
             continue
         if implementation in tried:
             continue
@@ -159,7 +159,7 @@ def load_base_model(source, accelerator):
         raise
     # Transformers raises OSError, ValueError, ImportError, KeyError, SafetensorError.
     except Exception as error:
-        raise UserError(f"cannot load a model from {source.path}: {one_line(error)}") from None
+        raise UserError(f"cannot load a model from {source.path}: {describe_error(error)}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
     # Transformers fills missing weights with random numbers. A tied head is not missing.

@@ -7,11 +7,6 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 
-def one_line(error):
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}{'...' * (len(text) > 300)}"
-
-
 def unwrapped(model):
     """The transformers model inside a PEFT model, with the adapter's layers in it. Any other model
     is returned as it is."""

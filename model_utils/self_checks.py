@@ -14,8 +14,8 @@ import torch
 from accelerate.utils import send_to_device
 
 from data_utils.batching import pack
-from model_utils.model_facts import length_dependent_from, one_line, pad, rope_parameters, set_attention, unwrapped
-from run_utils.errors import UserError
+from model_utils.model_facts import length_dependent_from, pad, rope_parameters, set_attention, unwrapped
+from run_utils.errors import UserError, describe_error
 
 # The last positions of a text, whose logits are compared: errors of windows, chunks and caches add
 # up to the end.
@@ -146,7 +146,7 @@ def check_training_batches(model, name, examples):
     except (torch.OutOfMemoryError, NotFiniteError):
         raise
     except Exception as error:  # transformers and kernels raise anything if they cannot run
-        reason = error if isinstance(error, UserError) else one_line(error)
+        reason = error if isinstance(error, UserError) else describe_error(error)
         apart = length_dependent_from(model.config)
         hint = f"; --max_seq_length {apart} keeps them apart" if apart < len(longest) else ""
         raise UserError(

@@ -15,9 +15,10 @@ from transformers.cache_utils import Cache
 from data_utils.batching import pack
 from model_utils.attention import ISOLATED
 from model_utils.cuda_graphs import capturing
-from model_utils.model_facts import length_dependent_from, one_line, set_attention, unwrapped
+from model_utils.model_facts import length_dependent_from, set_attention, unwrapped
 from model_utils.self_checks import LAST, difference, grown, reference_logits, tolerance
 from model_utils.token_masks import token_masks
+from run_utils.errors import describe_error
 
 PREFILL_TOKENS = 8192  # of one forward pass over prompts; a longer prompt has a pass alone
 
@@ -49,7 +50,7 @@ def problem_with_slots(model, prompt_ids, room):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # models that cannot use such a cache raise anything
-        return one_line(error)
+        return describe_error(error)
     distance = difference(list(slot_logits), [expected[-(forced + 1) :] for expected in reference])
     if distance <= allowed:
         return None

@@ -10,8 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import is_liger_kernel_available
 
-from model_utils.model_facts import one_line
-from run_utils.errors import UserError
+from run_utils.errors import UserError, describe_error
 from run_utils.launch_file import is_sharded
 
 # Use PyTorch's own random numbers: other kernels would draw dropout's numbers again at each use.
@@ -56,7 +55,7 @@ def compile_layers(model):
         raise
     except Exception as error:  # PyTorch, Triton and compilers raise anything
         needs = "gcc and Python's headers" if model.device.type == "cuda" else "g++"
-        cause = one_line(getattr(error, "inner_exception", error))
+        cause = describe_error(getattr(error, "inner_exception", error))
         raise UserError(f"--torch_compile, which needs {needs}, does not work here: {cause}") from None
     # Without this, the first layer would need a separate graph: its input has no gradient.
     base.get_input_embeddings().register_forward_hook(
@@ -107,7 +106,7 @@ def shard_base(accelerator, model):
             fully_shard(module, **options)
     # For example a scalar parameter, or layers that share parameters.
     except (TypeError, ValueError) as error:
-        raise UserError(f"FSDP2 cannot share out {type(base).__name__}: {one_line(error)}") from None
+        raise UserError(f"FSDP2 cannot share out {type(base).__name__}: {describe_error(error)}") from None
     parts = [weight.to_local() for weight in base.parameters() if isinstance(weight, DTensor)]
     size = sum(part.numel() * part.element_size() for part in parts) / 2**30
     accelerator.print(f"FSDP2: {size:.2f} GiB of the base on each of {accelerator.num_processes} processes")

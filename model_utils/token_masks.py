@@ -8,7 +8,7 @@ import torch
 
 from data_utils.prompt import to_json
 from model_utils.grammar import calls_grammar
-from run_utils.errors import UserError
+from run_utils.errors import UserError, one_line
 
 
 def compile_grammar(tokenizer, vocab_size, tools):
@@ -34,8 +34,7 @@ def compiled(tokenizer, vocab_size, tools):
         grammar = xgrammar.Grammar.from_ebnf(calls_grammar(json.loads(tools)))
         return compiler(tokenizer, vocab_size).compile_grammar(grammar)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"xgrammar makes no grammar of the tools {tools[:300]}: {reason}") from None
+        raise UserError(f"xgrammar makes no grammar of the tools {tools[:300]}: {one_line(error)[:300]}") from None
 
 
 @functools.lru_cache(maxsize=4)

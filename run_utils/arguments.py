@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from run_utils.errors import UsageError, require, say
+from run_utils.errors import UsageError, one_line, require, say
 from run_utils.redaction import redact
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,7 +178,7 @@ def read_yaml(path):
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     # ValueError: an impossible date. RecursionError: endless nesting.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold `name: value` lines")
     return values

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from run_utils.arguments import read_yaml
-from run_utils.errors import UserError, say
+from run_utils.errors import UserError, one_line, say
 from run_utils.files import read_json, write_json
 
 # On a full disk, Python, torch and safetensors raise these.
@@ -142,7 +142,7 @@ def read_checkpoint(path):
     # Broken files make json, yaml, safetensors and torch raise anything.
     except Exception as error:
         reason = str(error) if isinstance(error, ValueError | UserError) else type(error).__name__
-        raise UserError(f"{path} cannot be read ({' '.join(reason.split())})") from None
+        raise UserError(f"{path} cannot be read ({one_line(reason)})") from None
 
 
 def write_checkpoint(folder, model, others, split):

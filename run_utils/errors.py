@@ -96,6 +96,16 @@ def say(message):
         print(redact(message), file=sys.stderr, flush=True)
 
 
+def one_line(value):
+    return " ".join(str(value).split())
+
+
+def describe_error(error):
+    """An exception's type and at most 300 characters of its text, on one line."""
+    text = one_line(error)
+    return f"{type(error).__name__}: {text[:300]}{'...' * (len(text) > 300)}"
+
+
 def require(condition, message):
     if not condition:
         raise UsageError(message)

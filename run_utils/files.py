@@ -9,7 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
-from run_utils.errors import UserError
+from run_utils.errors import UserError, one_line
 
 try:
     import fcntl
@@ -67,7 +67,7 @@ def read_json(path, check=lambda value: None):
     except KeyError as error:
         reason = f"no {error} there"
     except (AttributeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
     raise UserError(f"{path} cannot be read: {reason}")
 
 

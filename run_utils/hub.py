@@ -9,7 +9,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from run_utils.errors import UserError
+from run_utils.errors import UserError, one_line
 
 
 def push(folder, repo_id):
@@ -18,7 +18,7 @@ def push(folder, repo_id):
         HfApi().create_repo(repo_id, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(
             f"{folder} is complete, but could not be uploaded to {repo_id} ({type(error).__name__}): {reason}"
         ) from None

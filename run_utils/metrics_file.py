@@ -4,7 +4,7 @@
 import json
 from pathlib import Path
 
-from run_utils.errors import UserError
+from run_utils.errors import UserError, one_line
 from run_utils.files import check_depth, write_lines
 
 
@@ -49,5 +49,5 @@ def read_metrics(path):
             raise ValueError("a line is no entry with a step")
         return entries
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"{path} cannot be read: {reason}") from None

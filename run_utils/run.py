@@ -38,7 +38,7 @@ from run_utils.checkpoint import (
     write_checkpoint,
     write_state,
 )
-from run_utils.errors import UserError
+from run_utils.errors import UserError, one_line
 from run_utils.files import describe_free, is_full_disk, read_json, write_json, write_text
 from run_utils.launch import check_alike, run_on_main
 from run_utils.output_folder import claim, clear_run, holds_run
@@ -260,7 +260,7 @@ class Run:
             return f"{self.output_dir} is gone"
         if shutil.disk_usage(self.output_dir).free < needed or is_full_disk(error):
             return f"it needs {describe_free(self.output_dir, needed)}"
-        return " ".join(str(error).split()) or type(error).__name__
+        return one_line(error) or type(error).__name__
 
     @on_main_process
     def finish(self, training, state):
