@@ -35,7 +35,7 @@ class Example(NamedTuple):
 class Tokenized(NamedTuple):
     examples: list  # of the rows that fit
     too_long: dict  # {id: tokens} of the other rows: a cut answer would teach broken JSON
-    lost_answers: list  # ids of rows whose answers their tokens do not give back
+    lost_answers: list  # ids of rows whose answers change when encoded and decoded
     unknown_prompts: list  # ids of rows with the unknown token in the prompt
 
 
@@ -140,8 +140,8 @@ def micro_batches(examples, batch_size, num_processes=1, process_index=0):
 
 
 def largest_chunks(chunks):
-    """The two micro-batches (lists of examples) that need the most memory: the most tokens, for the
-    layers, and the most supervised tokens, for the head."""
+    """The two micro-batches (lists of examples) with the highest memory use: the most tokens, for
+    the layers, and the most supervised tokens, for the head."""
     chunks = [chunk for chunk in chunks if chunk]
     if not chunks:
         return []

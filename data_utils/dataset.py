@@ -37,10 +37,9 @@ class Data(NamedTuple):
 def prepare_data(args, tokenizer, positions, process, *, report=None, generators=None):
     """Load the rows, split them, tokenise them and put them in order.
 
-    args: train.py's. positions: the number of tokens that the model can read. process: an
-    Accelerator, or any object with `num_processes`, `process_index` and `main_process_first`.
-    report: a file for the names of all bad rows if there are too many. generators: see load_rows.
-    Raises UserError."""
+    args: train.py's. positions: the model's number of positions. process: an Accelerator, or any
+    object with `num_processes`, `process_index` and `main_process_first`. report: a file for the
+    names of all bad rows if there are too many. generators: see load_rows. Raises UserError."""
     # Rows
     load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, report=report, generators=generators)
     rows, dropped = load(args.dataset_name, args.dataset_revision, config_name=args.dataset_config_name)
@@ -128,7 +127,7 @@ def describe_too_long(examples, too_long, max_length, positions):
 
 
 def describe_tokenizer(tokenizer, prompt_format, rows, *parts):
-    """A line for each type of text that the tokenizer changes in `parts` (Tokenized). Raises
+    """A line for each type of text in `parts` (Tokenized) changed by the tokenizer. Raises
     UserError if it changes too many answers."""
     lines = []
     total = sum(len(part.examples) + len(part.too_long) for part in parts)

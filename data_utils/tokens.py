@@ -54,7 +54,7 @@ def token_offsets(tokenizer, text):
 class Encoded(NamedTuple):
     prompts: list  # int32 arrays
     completions: list
-    lost: np.ndarray  # int64: completions that their tokens do not give back
+    lost: np.ndarray  # int64: completions changed by encoding and decoding
     unknown: np.ndarray  # int64: prompts with the unknown token
 
 

@@ -24,7 +24,7 @@ WITHOUT_FUNCTION = {
     *("megatron_core", "runtime_config"),
 }
 UNORDERED = {"target_modules", "target_parameters", "exclude_modules"}
-# The fields of args.yaml that evaluation, inference and export read.
+# The fields of args.yaml for evaluation, inference and export.
 TEXTS = (
     *("model_name_or_path", "model_revision", "prompt_format", "quantization", "eval_split", "dataset_name"),
     *("dataset_config_name", "dataset_revision", "eval_dataset_name"),
@@ -97,14 +97,14 @@ def read_adapter(folder):
 
 
 def check_environment(environment):
-    """For read_json: fails unless an environment.json has the fields that scripts read."""
+    """For read_json: fails unless an environment.json has the scripts' fields."""
     _ = environment["base_fingerprint"], (environment.get("eval_loss") or 0) + 0.0
     if record := environment.get("adapter"):
         _ = record["config_sha256"], record["tensors"].items()
 
 
 def check_arguments(args):
-    """Raise ValueError if a field of args.yaml that other scripts read has a wrong type."""
+    """Raise ValueError if a field of args.yaml for other scripts has a wrong type."""
     for name in (*TEXTS, *NUMBERS):
         value, types = args.get(name), str if name in TEXTS else int | float
         if not isinstance(value, types | None) or (name in NUMBERS and not math.isfinite(value or 0)):

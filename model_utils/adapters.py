@@ -183,8 +183,8 @@ def load_adapter(model, adapter, *, merge_checked_on=None):
 
 
 def check_tensors(model, folder):
-    """Raise UserError if an adapter's file has other tensors than its PEFT model, or weights that
-    are not finite.
+    """Raise UserError if an adapter's file has other tensors than its PEFT model, or NaN or
+    infinite weights.
 
     The file may also have the base's embedding and head if they have an adapter: PEFT adds them."""
     from peft import get_peft_model_state_dict  # late, as in add_lora

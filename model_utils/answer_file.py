@@ -19,8 +19,8 @@ def answer_file(args, system, requests, identity):
     """Answer the rows of --input in order: one line of --output per row. A kill loses no answer:
     the same command continues.
 
-    system: a System. requests: a Request for each row. identity: a dict of everything else that the
-    answers depend on. A line of --output names the row's tools that were left out."""
+    system: a System. requests: a Request for each row. identity: a dict of all other inputs of the
+    answers. A line of --output names the row's left-out tools."""
     output, partial = Path(args.output), Path(f"{args.output}.partial")
     settings = ("system", "constrained", "format", "max_new_tokens", "quantization")
     identity |= {name: getattr(args, name) for name in settings}

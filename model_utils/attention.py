@@ -92,7 +92,7 @@ def one_example(query, key, value, sliding_window, scaling, dropout):
 
 
 def decode(query, key, value, slot_lengths, sliding_window, scaling):
-    """The query heads that share a key-value head take the place of query tokens, so no key is
+    """Query heads with the same key-value head take the place of query tokens, so no key is
     copied."""
     slots, kv_heads, length, head_dim = key.shape
     query = query.reshape(slots, kv_heads, -1, head_dim)

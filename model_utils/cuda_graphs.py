@@ -102,8 +102,7 @@ class GraphedDecoder:
         return BaseModelOutputWithPast(last_hidden_state=Replay.apply(self.anchor, self, size, tokens))
 
     def forward(self, size):
-        # A separate context: casts that an outer context has cached would be stale in the next
-        # step.
+        # A separate context: an outer context's cached casts would be stale in the next step.
         with torch.autocast("cuda", self.dtype):
             return self.plain_forward(
                 input_ids=self.input_ids[:, :size],
@@ -141,8 +140,8 @@ class GraphedDecoder:
         self.take_gradients()
 
     def take_gradients(self):
-        """Make `.grad` the tensors that the graphs add to. Zero them if the optimizer has set
-        `.grad` to None."""
+        """Make `.grad` the graphs' gradient tensors. Zero them if the optimizer has set `.grad` to
+        None."""
         fresh = [
             (parameter, gradient)
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True)

@@ -104,9 +104,9 @@ def shares_at_work(base):
 
 
 def weights_that_multiply(path, module, share=1):
-    """`{"frozen": ..., "trainable": ...}`: the number of weights of this module, without its
-    submodules, that multiply a token. Vectors do not, and rows of an embedding are looked up, also
-    in a LoRA adapter's A on it."""
+    """`{"frozen": ..., "trainable": ...}`: the number of this module's weights, without its
+    submodules, in products with a token. Vectors are not, and rows of an embedding are looked up,
+    also in a LoRA adapter's A on it."""
     if isinstance(module, torch.nn.Embedding) or path.endswith("lora_embedding_A"):
         return Counter()
     counted = Counter()

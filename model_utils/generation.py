@@ -49,7 +49,7 @@ class Engine(NamedTuple):
 
     name: str  # for environment.json
     generate: Callable  # (model, prompt_ids, answers, batch_tokens): yields (index, Generation)
-    room: float  # tokens of the longest row that the check covers
+    room: float  # tokens of the longest checked row
 
 
 ENGINES = weakref.WeakKeyDictionary()  # by model: one check for each
@@ -168,8 +168,7 @@ def token_text(tokenizer, token):
 
 
 def end_tokens(model, tokenizer):
-    """All tokens that end an answer: the training's end token, and the end tokens of the model's
-    generation_config."""
+    """All end tokens: the training's end token, and the model's in generation_config."""
     own = unwrapped(model).generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
 
@@ -208,7 +207,7 @@ def find_padding_problem(model, prompt_ids, budget):
         distance = difference(plain_logits(model, texts, "left"), reference)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # models that cannot be padded raise anything
+    except Exception:  # some models cannot be padded, and raise anything
         return True
     return distance > tolerance(model, shortest, reference[:1])
 
@@ -259,8 +258,7 @@ def constraints(answers, device):
 
 
 class KeepToGrammars(LogitsProcessor):
-    """Leaves each row the tokens that its grammar allows, after StopWith has added its newest
-    token."""
+    """Leaves each row its grammar's allowed tokens, after StopWith has added its newest token."""
 
     def __init__(self, answers, masks):
         self.answers, self.masks = answers, masks

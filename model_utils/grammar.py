@@ -114,7 +114,7 @@ def union_members(schema):
 
 
 def both(first, second):
-    """The schema of the values that fit two schemas."""
+    """The schema of the values of both schemas."""
     if isinstance(first, bool) or isinstance(second, bool):
         return second if first is True else first if second is True else False
     schemas = (first, second)
@@ -207,7 +207,7 @@ def pairs_in_order(rules, pairs, required, other):
         most_owed += 1
     # A separate rule: each occurrence of a repetition takes time to compile.
     others = rule(rules, [f'(", " {other}){{0,{ANY_LENGTH - 1}}}']) + " " if other else ""
-    # By state: a pair that is not owed, any pair, and the rest after a pair.
+    # By state: a pair not owed, any pair, and the rest after a pair.
     onward, next_pair, after = {}, {}, {}
     for place in reversed(range(len(names) + 1)):
         for num_owed in range(min(most_owed, place) + 1):
@@ -229,7 +229,7 @@ def pairs_in_order(rules, pairs, required, other):
 
 
 def num_states(num_keys, most_owed):
-    """The number of states: a place, and the keys before it that are owed."""
+    """The number of states: a place, and the owed keys before it."""
     return sum(math.comb(num_keys + 1, owed + 1) for owed in range(most_owed + 1))
 
 

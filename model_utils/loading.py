@@ -31,7 +31,7 @@ class ModelSource(NamedTuple):
 
 
 def model_source(args, adapter=None):
-    """The base that a script's arguments name, by default the Adapter's base. For the adapter's
+    """The base named by a script's arguments, by default the Adapter's base. For the adapter's
     base, the adapter's revision is the default. The default quantisation is the training's. Raises
     UserError if the base is out of reach."""
     trained_with = adapter.args if adapter else {}

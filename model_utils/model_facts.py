@@ -14,8 +14,8 @@ def unwrapped(model):
 
 
 def num_positions(config):
-    """The number of tokens that the model has positions for, prompt and answer together; infinity
-    if it needs no positions."""
+    """The number of the model's positions, for prompt and answer together; infinity if it needs
+    none."""
     text_config = config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "max_seq_len"):  # the latter is MPT's
         value = getattr(text_config, name, None)

@@ -66,7 +66,7 @@ def plain_logits(model, texts, padding_side="right", other_kernel=False):
 
 
 class NotFiniteError(UserError):
-    """A base with logits that are NaN or infinite: it has no use."""
+    """A base with NaN or infinite logits: it has no use."""
 
 
 def reference_logits(model, texts):

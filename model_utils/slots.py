@@ -24,9 +24,9 @@ PREFILL_TOKENS = 8192  # of one forward pass over prompts; a longer prompt has a
 
 
 def problem_with_slots(model, prompt_ids, room):
-    """The reason that a model cannot generate by continuous batching, in words, or None. Compares
-    teacher-forced logits in slots with plain transformers on the longest prompt at a row's full
-    length, the shortest prompt, and half of the shortest."""
+    """A model's problem with continuous batching, in words, or None. Compares teacher-forced logits
+    in slots with plain transformers on the longest prompt at a row's full length, the shortest
+    prompt, and half of the shortest."""
     shortest, longest = min(prompt_ids, key=len), max(prompt_ids, key=len)
     if room > (apart := length_dependent_from(model.config)):
         return f"rows beyond {apart} tokens move the rotary positions of all"
@@ -49,7 +49,7 @@ def problem_with_slots(model, prompt_ids, room):
             slot_logits = torch.stack(logits, dim=1).float()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # models that cannot use such a cache raise anything
+    except Exception as error:  # some models cannot use such a cache, and raise anything
         return describe_error(error)
     distance = difference(list(slot_logits), [expected[-(forced + 1) :] for expected in reference])
     if distance <= allowed:
@@ -188,7 +188,7 @@ class Slots:
         return {slot: tokens[slot] for slot in slots}
 
     def width(self, slots):
-        """The number of a slot's tokens that attention reads: on a CPU no more than the longest row
+        """The number of a slot's tokens for attention: on a CPU no more than the longest row
         has."""
         return self.cache.length if self.model.device.type == "cuda" else self.positions[slots].max().item() + 1
 
@@ -217,7 +217,7 @@ class SlotCache(Cache):
         self.keys, self.values = [], []
         # Slots and positions of the next tokens, int64 [tokens] each.
         self.write_at = None
-        # The number of each slot's tokens that attention reads; None: only the new tokens.
+        # The number of each slot's tokens for attention; None: only the new tokens.
         self.shown = None
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):

@@ -104,7 +104,7 @@ def shard_base(accelerator, model):
         # From the inside out. The base's own call shards the embedding, the last norm and the head.
         for module in [*reversed(layers), base]:
             fully_shard(module, **options)
-    # For example a scalar parameter, or layers that share parameters.
+    # For example a scalar parameter, or layers with shared parameters.
     except (TypeError, ValueError) as error:
         raise UserError(f"FSDP2 cannot share out {type(base).__name__}: {describe_error(error)}") from None
     parts = [weight.to_local() for weight in base.parameters() if isinstance(weight, DTensor)]

@@ -22,7 +22,7 @@ def load_model(args, source, data, accelerator, *, max_new_tokens):
     attention = choose_attention(
         base, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
     )
-    # Before training: a model that fails the check of fast generation is named early.
+    # Before training, so that a model without fast generation is named early.
     engine = choose_engine(base, data.prompt_ids, max(map(len, data.prompt_ids)) + max_new_tokens)
     record = environment_record(
         base=published_name(args.model_name_or_path),

@@ -53,8 +53,7 @@ class LogEntry:
 
 @dataclasses.dataclass
 class RunState:
-    """A run's state after `global_step` optimizer steps: with the arguments, everything that a
-    resume needs."""
+    """A run's state after `global_step` optimizer steps: all a resume needs, with the arguments."""
 
     global_step: int = 0
     data_fingerprint: str = ""
@@ -108,7 +107,7 @@ def read_state(checkpoint):
 
 
 class Saved(NamedTuple):
-    """A checkpoint that was read completely."""
+    """A checkpoint, read completely."""
 
     path: Path
     state: RunState
@@ -121,7 +120,7 @@ class Saved(NamedTuple):
 
 def read_checkpoint(path):
     """The Saved checkpoint in a folder. Raises UserError if a file is missing, unreadable, or has
-    weights that are not finite."""
+    NaN or infinite weights."""
     from peft import PeftConfig  # late: peft imports bitsandbytes, which takes seconds
 
     try:
@@ -286,8 +285,8 @@ def set_aside(path):
 
 
 def delete_leftovers(output_dir, *prefixes):
-    """Delete folders that a kill left half-written or half-deleted ("incomplete"), or that were set
-    aside ("superseded")."""
+    """Delete folders half-written or half-deleted at a kill ("incomplete"), or set aside
+    ("superseded")."""
     for prefix in prefixes:
         for path in output_dir.glob(f"{prefix}-*"):
             if re.fullmatch(r"adapter|checkpoint-\d+", path.name.removeprefix(f"{prefix}-")):

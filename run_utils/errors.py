@@ -1,4 +1,4 @@
-"""The end of a script: a failure that the user can fix is one line and an exit code."""
+"""The end of a script: one line and an exit code for a failure that the user can fix."""
 
 import errno
 import logging
@@ -12,11 +12,11 @@ from pathlib import Path
 from run_utils.redaction import redact
 from run_utils.signals import Stopped, handle_signals, raise_stopped
 
-# torch's errors if another process does not answer
+# Errors of torch if another process does not answer.
 LOST = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 
-# The time that a process sleeps between its last message to the others and its end. A gloo thread
+# The time of a process's sleep between its last message to the others and its end. A gloo thread
 # still frees the message's tensors, and waits for Python's lock. If Python (3.11) ends while a
 # thread waits, the process aborts with "terminate called without an active exception", up to every
 # second time. A sleeping process does not hold the lock. Seen in torch 2.13.
@@ -32,8 +32,8 @@ class UsageError(UserError):
 
 
 def run_script(main, if_stopped=""):
-    """Return `main()`. A failure that the user can fix becomes one line on stderr and an exit code:
-    1, 2 or 128 + signal.
+    """Return `main()`. A UserError, a signal or a full disk becomes one line on stderr and an exit
+    code: 1, 2 or 128 + signal.
 
     if_stopped: advice after a signal or a full disk."""
     name = Path(sys.argv[0]).name
@@ -85,7 +85,7 @@ def run_script(main, if_stopped=""):
         except OSError:  # stderr's reader has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        handle_signals(signal.SIG_IGN)  # launchers repeat a signal that this process has had
+        handle_signals(signal.SIG_IGN)  # launchers repeat a signal already received
         time.sleep(SECONDS_OF_LAST_MESSAGES)
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders that only one process works in."""
+"""Files that are whole or absent, and folders for one process only."""
 
 import contextlib
 import errno

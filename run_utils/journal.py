@@ -33,8 +33,7 @@ def read(path):
 
 def open_journal(path, identity):
     """Lock a journal and return its records; a new journal has none. It begins with `identity`, a
-    dict of everything that its records depend on. Raises UserError if it begins with another
-    identity."""
+    dict of all inputs of its records. Raises UserError if it begins with another identity."""
     try:
         path.touch()
         lock_folder(path)

@@ -95,7 +95,7 @@ def end_training(accelerator):
 
 def raise_anywhere(problem):
     """Raise a process's problem (a text, "" if there is none) on all processes. A process that
-    continued alone would wait for the others for ever."""
+    continued alone would wait for the others forever."""
     for message in gather_object([problem]):
         if message:
             raise UserError(message)
@@ -103,7 +103,7 @@ def raise_anywhere(problem):
 
 def check_alike(settings):
     """Raise UserError on all processes if their `settings`, `{name: value}`, differ: each process
-    would train its own model, or wait for the others for ever."""
+    would train its own model, or wait for the others forever."""
     everywhere = gather_object([settings])
     for name, value in everywhere[0].items():
         for process, other in enumerate(everywhere):

@@ -188,7 +188,7 @@ class Run:
         if self.args.overwrite_output_dir:
             clear_run(self.output_dir)
         delete_leftovers(self.output_dir, "incomplete")
-        # The newest first: a kill then leaves a run that ends earlier.
+        # The newest first: after a kill, the run only ends earlier.
         for path in [*reversed(complete_checkpoints(self.output_dir)), self.adapter_dir]:
             if path.is_dir() and (path == self.adapter_dir or checkpoint_step(path) > state.global_step):
                 set_aside(path)
@@ -255,7 +255,7 @@ class Run:
             )
 
     def describe_disk(self, error, needed):
-        """The reason that `needed` bytes could not be written."""
+        """The reason if `needed` bytes could not be written."""
         if not self.output_dir.is_dir():
             return f"{self.output_dir} is gone"
         if shutil.disk_usage(self.output_dir).free < needed or is_full_disk(error):
