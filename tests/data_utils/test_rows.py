@@ -181,6 +181,19 @@ def test_a_row_that_repeats_another_is_left_out_and_counted_and_not_bad(tmp_path
     assert "rows left out, since they repeat another: 7 (" in capsys.readouterr().err
 
 
+def test_a_row_with_its_keys_in_another_order_repeats_it(tmp_path, capsys):
+    answers = [{"name": "f", "arguments": {"x": 1, "y": {"a": 1, "b": 2}}}]
+    turned = [{"arguments": {"y": {"b": 2, "a": 1}, "x": 1}, "name": "f"}]
+    tools, other = '[{"name": "f", "description": "d"}]', '[{"description": "d", "name": "f"}]'
+    records = [
+        {"id": "first", "query": "q", "tools": tools, "answers": json.dumps(answers)},
+        {"id": "second", "query": "q", "tools": other, "answers": json.dumps(turned)},
+    ]
+    rows, bad = load_rows(write_jsonl(tmp_path / "rows.jsonl", records))
+    assert [row.id for row in rows] == ["first"] and bad == {}
+    assert "since they repeat another: 1 (second)" in capsys.readouterr().err
+
+
 def test_answers_that_do_not_fit_their_own_tools_are_counted_with_two_ids_and_a_reason(tmp_path, capsys):
     tools = '[{"name": "f", "parameters": {"x": {"type": "int"}}}]'
     answers = [{"x": 1}, {"x": "1"}, {}, {"y": 1}]

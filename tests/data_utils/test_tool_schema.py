@@ -62,6 +62,7 @@ def test_a_tool_says_what_may_be_left_out_in_two_ways():
 
 def test_types_nested_without_end_accept_anything():
     assert type_schema("List[" * 3000 + "int" + "]" * 3000) == {}
+    assert type_schema("List[" * 65 + "int" + "]" * 65) == {} != type_schema("List[" * 64 + "int" + "]" * 64)
     assert type_schema(f"Union[{', '.join(['List[int]'] * 100)}]") == {"type": "array", "items": {"type": "integer"}}
 
 
@@ -119,6 +120,7 @@ def test_calls_are_checked_as_the_schema_means(schema, fits, does_not):
         ({"type": "string", "const": "k"}, ["k"], ["x", 1]),
         ({"const": 3}, [3], [4]),
         ({"anyOf": [{"const": 1}, {"enum": ["a"]}]}, [1, "a"], [2]),
+        ({"anyOf": [{"type": "string"}, {"required": ["x"]}]}, ["a", 5], []),  # a member that is text for the model
         ({"type": "object", "properties": {"x": {"type": "string"}, "y": {"type": "string"}}, "required": ["x"]},
          [{"x": "a"}, {"x": "a", "y": "b"}], [{"y": "b"}, {"x": 1}, {"x": "a", "z": 1}]),
         ({"type": "object", "properties": {"x": {"type": "string"}}, "required": ["z"]}, [{"z": 1}], [{}, {"x": "a"}]),

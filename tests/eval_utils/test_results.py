@@ -111,6 +111,53 @@ def test_the_worst_tools_are_those_with_the_fewest_exact_matches():
     assert [value["value"] for value in evaluation.figures["worst_tools"]["values"]] == ["h", "g", "f"]
 
 
+def test_of_tools_that_are_equally_bad_the_one_of_most_rows_is_first():
+    tools = json.dumps([{"name": name} for name in "fgh"])
+    golds = [json.dumps([{"name": name, "arguments": {}}]) for name in "ffggghh"]
+    rows = [Row(f"r{i}", "query", tools, gold) for i, gold in enumerate(golds)]
+    worst = evaluate(rows, {("", "adapter"): ["[]"] * 7}).figures["worst_tools"]["values"]
+    assert [value["value"] for value in worst] == ["g", "f", "h"]
+
+
+def test_rows_are_compared_by_quarters_of_their_length():
+    lengths = [10, 20, 30, 40, 50, 60, 70, 80]
+    rows = [Row(f"r{n}", "q" * (n - len(TOOLS) % 10), TOOLS, CALL) for n in lengths]
+    limits = [f"{len(rows[i].query) + len(TOOLS):,}" for i in (2, 4, 6)]
+    right = [1, 1, 1, 0, 0, 0, 1, 0]
+    shuffled = [0, 4, 2, 6, 1, 5, 3, 7]
+    answers = [CALL if right[place] else "[]" for place in shuffled]
+    slices = evaluate([rows[place] for place in shuffled], {("", "adapter"): answers}).figures["slices"]
+    (found,) = [part["values"] for part in slices if part["title"] == "length of query and tools, in characters"]
+    names = ["1. quarter", *(f"{place}. quarter, from {limit}" for place, limit in zip("234", limits, strict=True))]
+    assert [part["value"] for part in found] == names
+    assert [(part["figures"]["adapter"]["k"], part["n"]) for part in found] == [(2, 2), (1, 2), (0, 2), (1, 2)]
+
+
+def test_three_rows_have_no_quarters():
+    rows = [Row(f"r{n}", "q" * n, TOOLS, CALL) for n in range(3)]
+    slices = evaluate(rows, {("", "adapter"): [CALL] * 3}).figures["slices"]
+    assert not [part for part in slices if "length" in part["title"]]
+
+
+def test_pairs_with_the_raw_base_or_of_two_kinds_are_left_to_the_report(capsys):
+    systems = ["raw", "prompted", "adapter", "constrained_adapter"]
+    evaluation = evaluate(
+        make_rows(4), {("", system): ["[]"] * n + [CALL] * (4 - n) for n, system in enumerate(systems)}
+    )
+    print_table(evaluation)
+    lines = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if " beside " in line]
+    assert lines == ["adapter beside prompted", "constrained_adapter beside prompted"]
+    assert len(evaluation.figures["pairs"]) == 6
+
+
+def test_the_table_on_the_terminal_has_the_four_figures_of_the_headline(capsys):
+    print_table(evaluate(make_rows(2), {("", "adapter"): [CALL] * 2}))
+    header = capsys.readouterr().out.partition("┡")[0]
+    columns = zip(*(line.strip("┃ ").split("┃") for line in header.splitlines() if "┃" in line), strict=True)
+    names = [" ".join(" ".join(cells).split()) for cells in columns]
+    assert names == ["system", "JSON valid %", "exact match %", "tools exist %", "no hallucination %"]
+
+
 def over_calls(label, more=12, fewer=0):
     """A base that abstains in `more` rows where its adapter calls, and the reverse in `fewer`; 4 outputs are broken."""
     return {
@@ -134,6 +181,8 @@ def test_there_is_no_warning_where_the_adapter_calls_less_or_by_chance_more():
     rows = make_rows(0, 16)
     assert evaluate(rows, over_calls("", more=0, fewer=12)).figures["warnings"] == []
     assert evaluate(rows, over_calls("", more=7, fewer=5)).figures["warnings"] == []
+    broken = {("", "prompted"): ["no"] * 16, ("", "adapter"): [CALL] * 16}
+    assert evaluate(rows, broken).figures["warnings"] == []  # a broken output is no abstention
     (line,) = evaluate(make_rows(1), {("", "adapter"): [CALL]}).figures["warnings"]
     assert line.startswith("No row here wants no call")
 

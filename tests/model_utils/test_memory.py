@@ -16,7 +16,8 @@ from train import TrainingArguments
 def test_the_largest_micro_batches_of_the_steps_to_come_are_found(process_index):
     rng = np.random.default_rng(0)
     examples = [
-        Example(str(i), np.zeros(rng.integers(10, 100), dtype=np.int32), int(rng.integers(1, 9))) for i in range(61)
+        Example(str(i), np.zeros(length := int(rng.integers(10, 100)), dtype=np.int32), int(rng.integers(1, length)))
+        for i in range(61)
     ]
     data = TrainingData(examples, 7, 3, 2, num_processes=2, process_index=process_index)
     most_tokens, most_completions = largest_chunks(data.chunks(range(4, 13)))  # over an epoch's end
