@@ -325,11 +325,11 @@ def test_a_schema_that_contains_itself_is_cut_at_the_first_repeat_and_noted(sche
 
 
 def test_a_schema_that_contains_itself_in_two_places_has_one_note():
-    sides = dict.fromkeys(("left", "right"), {"$ref": "#/$defs/Node"})
+    sides = {key: {"$ref": "#/$defs/Node"} for key in ("left", "right")}
     schema = {"type": "object", "properties": {"root": {"$ref": "#/$defs/Node"}}, "$defs": {"Node": {"type": "object", "properties": sides}}}  # fmt: skip
     read = flat_tools([{"name": "f", "inputSchema": schema}])
     assert read.notes == ["tool f, root.left: contains itself, cut at its bare type"]
-    assert read.tools[0]["parameters"]["root"]["properties"] == dict.fromkeys(sides, {"type": "dict, optional"})
+    assert read.tools[0]["parameters"]["root"]["properties"] == {key: {"type": "dict, optional"} for key in sides}
 
 
 def test_flat_tools_become_plain_functions_of_openai_s():

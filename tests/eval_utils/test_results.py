@@ -133,6 +133,27 @@ def test_rows_are_compared_by_quarters_of_their_length():
     assert [(part["figures"]["adapter"]["k"], part["n"]) for part in found] == [(2, 2), (1, 2), (0, 2), (1, 2)]
 
 
+def test_kinds_of_rows_are_in_the_order_of_their_numbers():
+    counts = [10, 2, 1]
+    golds = [json.dumps([{"name": "f", "arguments": {"x": x}} for x in range(count)]) for count in counts]
+    rows = [Row(f"r{count}", "query", TOOLS, gold) for count, gold in zip(counts, golds, strict=True)]
+    (found,) = evaluate(rows, {("", "adapter"): golds}).figures["slices"]
+    assert found["title"] == "number of calls wanted"
+    assert [part["value"] for part in found["values"]] == ["1", "2", "10"]
+
+
+def test_published_figures_stand_below_the_systems_with_a_word_on_them(capsys):
+    evaluation = evaluate(make_rows(2), {("", "adapter"): [CALL] * 2})
+    print_table(evaluation)
+    assert "Published" not in capsys.readouterr().out
+    evaluation.published["paper: base"] = {"exact_match": 63.37}
+    print_table(evaluation)
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "paper: base" in line]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == ["paper: base", "", "63.37", "", ""]
+    assert "Published: parser not stated" in " ".join(out.split())
+
+
 def test_three_rows_have_no_quarters():
     rows = [Row(f"r{n}", "q" * n, TOOLS, CALL) for n in range(3)]
     slices = evaluate(rows, {("", "adapter"): [CALL] * 3}).figures["slices"]

@@ -118,6 +118,14 @@ def test_a_prediction_of_any_types_can_be_scored_or_is_none(tmp_path_factory, fi
         assert isinstance(prediction["text"], str) and 0 * prediction["seconds"] == 0
 
 
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_line_between_predictions_is_none(tmp_path, content):
+    path = tmp_path / "predictions-0.jsonl"
+    line = json.dumps(PREDICTION).encode()
+    path.write_bytes(line + b"\n" + content + b"\n" + line)
+    assert predictions.read([path]) == [PREDICTION, PREDICTION]
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "environment.json", "args.yaml"])
 @pytest.mark.parametrize("content", [*DAMAGED.values(), b"{}", b'{"systems": 5}', b'{"systems": {"a": 5}}'])
 def test_a_damaged_evaluation_beside_an_adapter_is_left_out_of_its_card(evaluation, name, content):

@@ -56,4 +56,4 @@ def test_the_environment_s_keys_are_hidden(monkeypatch):
 def test_what_an_address_holds_is_known_in_each_form():
     secrets = address_secrets("http://ada:P%40SSW0RD@host/v1?key=KEY%20777&plain#frag")
     assert {"P%40SSW0RD", "P@SSW0RD", "KEY%20777", "KEY 777", "plain", "frag", "YWRhOlBAU1NXMFJE"} <= set(secrets)
-    assert address_secrets("http://host:8000/v1") == []
+    assert address_secrets("http://host:8000/v1") == address_secrets("http://host/v1&beta") == []
