@@ -194,6 +194,14 @@ def test_a_row_with_its_keys_in_another_order_repeats_it(tmp_path, capsys):
     assert "since they repeat another: 1 (second)" in capsys.readouterr().err
 
 
+def test_what_reading_the_tools_had_to_cut_is_counted_by_its_reason(tmp_path, capsys):
+    tree = {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#"}}}}
+    tools = json.dumps([{"name": "f", "inputSchema": tree}])
+    records = [{"id": str(n), "query": f"q{n}", "tools": tools, "answers": "[]"} for n in range(3)]
+    load_rows(write_jsonl(tmp_path / "rows.jsonl", records))
+    assert "tool f, children: contains itself, cut at its bare type: 3" in capsys.readouterr().err
+
+
 def test_answers_that_do_not_fit_their_own_tools_are_counted_with_two_ids_and_a_reason(tmp_path, capsys):
     tools = '[{"name": "f", "parameters": {"x": {"type": "int"}}}]'
     answers = [{"x": 1}, {"x": "1"}, {}, {"y": 1}]

@@ -84,6 +84,8 @@ PIECES = st.lists(
         ("1,234,567", 234, False),
         ("1,00,000 rupees", 100000, True),
         ("the values 5,10,15", 10, True),
+        ("the values -5,10,15", -5, True),
+        ("the values -5,10,15", 5, False),
         ("[100,200]", 200, True),
         ("the point (3,400)", 400, True),
         ("12,450 people", 450, False),
@@ -204,6 +206,7 @@ PIECES = st.lists(
         ("books on shelves", "shelf", True),
         ("three women", "woman", True),
         ("the news", "new", False),
+        ("an SOS", "so", False),
         # an order of numbers that is a name
         ("version 1.2.3", "1.2.3", True),
         ("version 1.2.3", "1.3.2", False),

@@ -15,7 +15,7 @@ import train
 from evaluate import EvaluationArguments
 from export import ExportArguments
 from infer import InferenceArguments
-from run_utils.arguments import UsageError, parse_arguments
+from run_utils.arguments import UsageError, as_yaml, parse_arguments, run_script
 from train import TrainingArguments
 
 
@@ -41,6 +41,13 @@ def test_flags_override_the_recipe_which_overrides_the_defaults(recipe):
     assert (args.learning_rate, args.seed, args.lora_target_modules) == (2e-4, 8, ["q_proj", "v_proj"])
     assert (args.max_train_steps, args.dtype, args.gradient_checkpointing) == (None, "bf16", False)
     assert args.lora_r == TrainingArguments().lora_r
+
+
+def test_args_yaml_has_the_order_of_the_help_and_text_as_it_is_written():
+    text = as_yaml(parse("--output_dir", "läufe", "--dataset_name", "北京.jsonl"))
+    names = [field.name for field in dataclasses.fields(TrainingArguments)]
+    assert "output_dir: läufe\n" in text and "dataset_name: 北京.jsonl\n" in text
+    assert list(yaml.safe_load(text)) == [name for name in names if f"{name}:" in text.split()]
 
 
 def test_the_reference_recipe_holds_what_differs_from_the_defaults():
@@ -206,3 +213,28 @@ def test_every_launch_file_is_one_that_accelerate_reads(path):
 
     config = load_config_from_file(str(path))
     assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"]
+
+
+@pytest.mark.parametrize(
+    "message", ["[/pytorch/third_party/gloo/tcp/pair.cc:552] Connection closed by peer", "x/gloo/y\n\nlast words\n "]
+)
+def test_another_process_that_is_lost_is_one_line_with_the_way_on(capsys, message):
+    def main():
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    (line,) = capsys.readouterr().err.splitlines()
+    cause = "last words" if "last" in message else message
+    assert stop.value.code == 1 and line.partition(": ")[2] == (
+        f"error: lost another process, or the network failed ({cause}): "
+        "launch all again, a training with --resume_from_checkpoint latest"
+    )
+
+
+def test_another_runtime_error_is_no_user_s():
+    def main():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run_script(main)

@@ -1,8 +1,11 @@
-"""Which checkpoint is the best."""
+"""Which checkpoint is the best, whether the disk holds those to come, and what is set aside. Whole runs: tests/test_resume.py."""
+
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from run_utils.checkpoints import RunState
+from run_utils.checkpoints import Run, RunState, Training, set_aside
 
 
 @pytest.mark.parametrize(
@@ -21,3 +24,23 @@ def test_the_best_is_the_latest_of_equals(metric, values, best):
         state.add_evaluation({"loss": value, metric: value}, metric)
         assert state.is_best == (state.best_checkpoint == f"checkpoint-{step}")
     assert state.best_checkpoint == f"checkpoint-{best}" and state.best_value == values[best - 1]
+
+
+@pytest.mark.parametrize(("free", "warned"), [(160, False), (159, True)])
+def test_a_disk_too_small_for_the_checkpoints_to_come_is_a_warning(tmp_path, monkeypatch, free, warned):
+    """16 bytes of weights: 48 a checkpoint with Adam's moments, two kept and the next, and the adapter."""
+    lines = []
+    args = SimpleNamespace(output_dir=tmp_path, save_total_limit=2)
+    run = Run(args, SimpleNamespace(print=lines.append), None)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    run.check_disk(Training(torch.nn.Linear(3, 1), None, None))
+    assert [line.startswith("Warning: 2 checkpoints and the next need ") for line in lines] == [True] * warned
+
+
+def test_what_is_set_aside_replaces_what_was_set_aside_before(tmp_path):
+    for step in (1, 2):
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter" / f"of_step_{step}").touch()
+        set_aside(tmp_path / "adapter")
+    assert [path.name for path in tmp_path.glob("*")] == ["superseded-adapter"]
+    assert [path.name for path in tmp_path.glob("*/*")] == ["of_step_2"]

@@ -86,11 +86,18 @@ def test_a_damaged_evaluation_is_refused_in_a_line(evaluation, name, content):
 @pytest.mark.parametrize(
     "change",
     [{"query": 5}, {"tools": "no"}, {"tools": "[1]"}, {"answers": "{}"}, {"answers": '[{"name": "f"}]'}, {"id": ["a"]},
-     {"acceptable": "["}, {"category": None}, {"more": 1}],
+     {"acceptable": "["}, {"required": '{"f": 3}'}, {"required": "[]"}, {"category": None}, {"more": 1}],
 )  # fmt: skip
 def test_a_row_that_cannot_be_scored_is_refused_in_a_line(evaluation, change):
     (evaluation / "rows.jsonl").write_text(json.dumps(ROW | change))
     assert "rows.jsonl" in problem(read_folder, evaluation)
+
+
+def test_a_row_with_all_of_its_columns_can_be_scored(evaluation):
+    more = {"category": "simple", "acceptable": '[{"f": {"x": [1]}}]', "required": '{"f": ["x"]}', "fingerprint": "0f"}
+    (evaluation / "rows.jsonl").write_text(json.dumps(ROW | more))
+    (row,) = read_folder(evaluation).rows
+    assert row._asdict().items() >= (ROW | more).items()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from accelerate.state import AcceleratorState
 from conftest import ROOT
+
+from run_utils.arguments import UserError
+from run_utils.launch import start_accelerator
 
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
 SCRIPT = """
@@ -14,6 +18,32 @@ from run_utils.launch import start_accelerator
 start_accelerator("fp32")
 os.write(1, b"%d\\n" % torch.get_num_threads())  # at once: `print` of two processes can mix
 """
+
+
+@pytest.fixture
+def fresh_state():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_accumulation_is_the_loop_s_whatever_the_launch_file_has(monkeypatch, fresh_state):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert start_accelerator("fp32").gradient_accumulation_steps == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"},
+        {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+    ],
+)
+def test_offloading_and_other_parallelism_are_refused_with_the_file_that_is_read(monkeypatch, fresh_state, settings):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="offloading or another parallelism: what is read is accelerate_configs/fsdp2"):
+        start_accelerator("fp32", may_shard=True)
 
 
 @pytest.mark.slow
