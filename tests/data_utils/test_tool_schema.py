@@ -62,6 +62,7 @@ def test_a_tool_says_what_may_be_left_out_in_two_ways():
 
 def test_types_nested_without_end_accept_anything():
     assert type_schema("List[" * 3000 + "int" + "]" * 3000) == {}
+    assert type_schema(f"Dict[{'List[' * 63}int{']' * 63}, List[int]]")["type"] == "object"  # 65 brackets, 64 deep
     assert type_schema("List[" * 65 + "int" + "]" * 65) == {} != type_schema("List[" * 64 + "int" + "]" * 64)
     assert type_schema(f"Union[{', '.join(['List[int]'] * 100)}]") == {"type": "array", "items": {"type": "integer"}}
 
