@@ -3,10 +3,14 @@
 import datetime
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from babel.dates import format_date
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -330,6 +334,13 @@ PIECES = st.lists(
 )
 def test_the_rules(query, value, grounded):
     assert Sources(query, []).is_grounded(value) is grounded
+
+
+def test_units_have_their_english_names_whatever_the_user_s_language():
+    script = "from eval_utils.grounding import Sources; print(Sources('30 minutes, 2 days', []).is_grounded('30m 2d'))"
+    environment = os.environ | dict.fromkeys(("LANGUAGE", "LC_ALL", "LC_CTYPE", "LANG"), "fi_FI.UTF-8")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from evaluate import EvaluationArguments
 from export import ExportArguments
 from infer import InferenceArguments
 from run_utils.arguments import UsageError, as_yaml, parse_arguments, run_script
+from run_utils.signals import Stopped
 from train import TrainingArguments
 
 
@@ -238,3 +240,19 @@ def test_another_runtime_error_is_no_user_s():
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         run_script(main)
+
+
+def test_a_signal_s_exit_code_is_128_and_its_number_and_its_line_names_the_way_on(capsys):
+    def main():
+        raise Stopped(signal.SIGTERM, "3 of 9 rows are answered")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, "the same command goes on")
+    assert stop.value.code == 143
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.partition(": ")[2] == "stopped by SIGTERM: 3 of 9 rows are answered; the same command goes on"
+
+
+def test_flags_are_those_behind_the_script_s_name(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--dataset_name", "rows.jsonl", "--seed", "3"])
+    assert parse_arguments(TrainingArguments, "", "demo.yaml").seed == 3

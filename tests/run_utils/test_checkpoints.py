@@ -1,11 +1,12 @@
 """Which checkpoint is the best, whether the disk holds those to come, and what is set aside. Whole runs: tests/test_resume.py."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from run_utils.checkpoints import Run, RunState, Training, set_aside
+from run_utils.checkpoints import Run, RunState, Training, read_state, set_aside
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,27 @@ def test_what_is_set_aside_replaces_what_was_set_aside_before(tmp_path):
         set_aside(tmp_path / "adapter")
     assert [path.name for path in tmp_path.glob("*")] == ["superseded-adapter"]
     assert [path.name for path in tmp_path.glob("*/*")] == ["of_step_2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "whole"),
+    [
+        ({}, True),
+        ({"global_step": 4}, False),
+        ({"completion_tokens": -1}, False),
+        ({"completion_tokens": 1.5}, False),
+        ({"effective_batch": True}, False),
+        ({"loss_sum": float("nan")}, False),
+        ({"best_checkpoint": "../checkpoint-3"}, False),
+    ],
+)
+def test_a_state_that_no_run_has_written_is_refused(tmp_path, change, whole):
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    state = {"global_step": 3, "effective_batch": 8, "completion_tokens": 20, "best_checkpoint": "checkpoint-3"}
+    (folder / "state.json").write_text(json.dumps(state | change))
+    if whole:
+        assert read_state(folder) == RunState(**state)
+    else:
+        with pytest.raises(ValueError, match="state.json"):
+            read_state(folder)

@@ -15,7 +15,7 @@ from infer import open_partial
 from model_utils.model_card import read_evaluation
 from run_utils.arguments import UserError
 from run_utils.checkpoints import holds_run, read_checkpoint
-from run_utils.files import naming_full_disk, read_json
+from run_utils.files import lock_folder, naming_full_disk, read_json
 
 DAMAGED = {
     "empty": b"",
@@ -198,3 +198,18 @@ def test_a_full_disk_is_named_with_its_need_and_the_remedy(tmp_path, error):
     line = problem(write)
     assert line.startswith(f"{tmp_path / 'export'} could not be written: it needs about 5.0 MiB and the disk has ")
     assert line.endswith("MiB free; make room, and the same command exports it")
+
+
+def test_a_folder_is_locked_for_others_and_not_for_its_own_process(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    for name in ("free", "taken"):
+        (tmp_path / name).mkdir()
+    others = {name: os.open(tmp_path / name, os.O_RDONLY) for name in ("free", "taken")}
+    fcntl.flock(others["taken"], fcntl.LOCK_EX)
+    assert "another process is working in" in problem(lock_folder, tmp_path / "taken")
+    for _ in range(2):
+        lock_folder(tmp_path / "free")
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(others["free"], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for handle in others.values():
+        os.close(handle)

@@ -1,11 +1,50 @@
 """Speed, memory and profiles of a run. Its curves: tests/test_train.py."""
 
+import itertools
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import curve
 
-from run_utils.progress import peak_memory_gib, start_profiler
+from data_utils.batching import OptimizerStep
+from run_utils.checkpoints import RunState
+from run_utils.progress import TrainingLog, peak_memory_gib, start_profiler
+
+
+def test_an_entry_s_figures_are_of_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
+    """By a clock that goes on by a second with each look: two for a step, two for each reading of losses."""
+    seconds = itertools.count()
+    monkeypatch.setattr("run_utils.progress.time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    accelerator = SimpleNamespace(is_main_process=True, device=torch.device("cpu"), reduce=lambda tensor: tensor)
+    args = SimpleNamespace(profile_steps=None, cuda_graphs=False)
+    run = SimpleNamespace(args=args, accelerator=accelerator, output_dir=tmp_path)
+    state = RunState()
+    log = TrainingLog(run, state, last_step=10, steps_per_epoch=5, flops=SimpleNamespace(peak=None))
+    for steps in ((1, 2), (3,)):
+        for state.global_step in steps:
+            log.start_step()
+            step = OptimizerStep([], num_tokens=100, num_completion_tokens=20, row_ids=["a"], seconds=0.5)
+            log.end_step(step, torch.tensor(10.0 * state.global_step), torch.tensor(1.0), [1e-3])
+        log.read_losses()
+        log.write()
+    log.close()
+    figures = {
+        "tokens_per_second": [200 / 3, 100 / 2],
+        "loss": [30 / 40, 30 / 20],
+        "completion_tokens": [40, 20],
+        "data_wait_fraction": [1 / 3, 0.5 / 2],
+        "epoch": [2 / 5, 3 / 5],
+    }
+    for name, values in figures.items():
+        assert curve(tmp_path, f"train/{name}") == [
+            (step, pytest.approx(value)) for step, value in zip((2, 3), values, strict=True)
+        ]
+    assert capsys.readouterr().out.splitlines() == [
+        "step 2/10  loss 0.7500  lr 1.00e-03  67 tok/s  0.2 min left",  # 8 steps of 1.5 seconds
+        "step 3/10  loss 1.5000  lr 1.00e-03  50 tok/s  0.2 min left",
+    ]
 
 
 @pytest.mark.parametrize(("cuda_graphs", "gib"), [(False, 1), (True, 3)])
