@@ -47,8 +47,6 @@ def argument(default=dataclasses.MISSING, help=None, *, group=None, free_on_resu
     which evaluate.py reads.
     """
     metadata = {"help": help, "group": group, "free_on_resume": free_on_resume, **options}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -69,3 +69,16 @@ def test_a_state_that_no_run_has_written_is_refused(tmp_path, change, whole):
     else:
         with pytest.raises(ValueError, match="state.json"):
             read_state(folder)
+
+
+@pytest.mark.parametrize(
+    ("final_adapter", "best", "delivered"),
+    [
+        ("best", "checkpoint-6", "checkpoint-6"),
+        ("best", None, "checkpoint-9"),  # no evaluation had a finite loss
+        ("last", "checkpoint-6", "checkpoint-9"),
+    ],
+)
+def test_the_adapter_is_of_the_last_checkpoint_or_of_the_best_if_asked_for(tmp_path, final_adapter, best, delivered):
+    run = Run(SimpleNamespace(output_dir=tmp_path, final_adapter=final_adapter), None, None)
+    assert run.to_deliver(RunState(global_step=9, best_checkpoint=best)) == delivered

@@ -15,7 +15,7 @@ from infer import open_partial
 from model_utils.model_card import read_evaluation
 from run_utils.arguments import UserError
 from run_utils.checkpoints import holds_run, read_checkpoint
-from run_utils.files import lock_folder, naming_full_disk, read_json
+from run_utils.files import lock_folder, naming_full_disk, read_json, write_json, write_text
 
 DAMAGED = {
     "empty": b"",
@@ -60,6 +60,15 @@ def problem(function, *arguments):
 def test_damaged_json_is_named(tmp_path, content):
     (tmp_path / "state.json").write_bytes(content)
     assert str(tmp_path / "state.json") in problem(read_json, tmp_path / "state.json")
+
+
+def test_json_that_is_written_is_read_and_a_value_that_cannot_be_written_leaves_the_old(tmp_path):
+    path = tmp_path / "state.json"
+    write_json(path, {"step": 1, "text": "北京\ud800"})
+    assert read_json(path) == {"step": 1, "text": "北京\ud800"}
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half a surrogate pair \ud800")
+    assert read_json(path)["step"] == 1 and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

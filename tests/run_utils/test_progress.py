@@ -9,6 +9,7 @@ import torch
 from conftest import curve
 
 from data_utils.batching import OptimizerStep
+from run_utils.arguments import UserError
 from run_utils.checkpoints import RunState
 from run_utils.progress import TrainingLog, peak_memory_gib, start_profiler
 
@@ -29,6 +30,9 @@ def test_an_entry_s_figures_are_of_the_steps_since_the_last(tmp_path, monkeypatc
             log.end_step(step, torch.tensor(10.0 * state.global_step), torch.tensor(1.0), [1e-3])
         log.read_losses()
         log.write()
+    run.last_good = lambda: "last good checkpoint: checkpoint-2"
+    with pytest.raises(UserError, match="after step 3 has loss nan; last good checkpoint: checkpoint-2"):
+        log.write_evaluation({"loss": float("nan")}, [])
     log.close()
     figures = {
         "tokens_per_second": [200 / 3, 100 / 2],
