@@ -17,7 +17,7 @@ from evaluate import EvaluationArguments
 from export import ExportArguments
 from infer import InferenceArguments
 from run_utils.arguments import UsageError, as_yaml, parse_arguments, run_script
-from run_utils.signals import Stopped
+from run_utils.signals import Stopped, handle_signals
 from train import TrainingArguments
 
 
@@ -256,3 +256,17 @@ def test_a_signal_s_exit_code_is_128_and_its_number_and_its_line_names_the_way_o
 def test_flags_are_those_behind_the_script_s_name(monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--dataset_name", "rows.jsonl", "--seed", "3"])
     assert parse_arguments(TrainingArguments, "", "demo.yaml").seed == 3
+
+
+@pytest.mark.parametrize(("processes", "ignored"), [("1", False), ("2", True)])
+def test_one_of_several_processes_ignores_the_launcher_s_signals_as_it_ends(monkeypatch, processes, ignored):
+    def main():
+        raise UsageError("refused")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(SystemExit):
+        run_script(main)
+    after = signal.getsignal(signal.SIGTERM)
+    handle_signals(before)
+    assert after == (signal.SIG_IGN if ignored else before)
