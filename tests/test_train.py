@@ -59,6 +59,7 @@ def test_a_checkpoint_holds_the_run_and_not_the_base(train_here, flags):
     assert sum(path.stat().st_size for path in checkpoint.iterdir()) < 3 * adapter_bytes + 50_000  # Adam: two moments
     environment = json.loads((checkpoint / "environment.json").read_text())
     assert environment["prompt_format"] == "tags-1" and environment["torch"] == torch.__version__
+    assert "after 2 optimizer steps of `train.py`" in (checkpoint / "README.md").read_text()
     assert read_args(checkpoint)["lora_r"] == flags["lora_r"] and "resume_from_checkpoint" not in read_args(checkpoint)
 
 

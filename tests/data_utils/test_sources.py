@@ -326,6 +326,12 @@ def test_a_data_set_of_the_hub_is_downloaded_and_then_read_offline(hub, monkeypa
         load_rows("other/rows")
 
 
+def test_rows_are_of_the_revision_that_was_asked_for(hub):
+    hub.files = {"train.jsonl": (json.dumps(GOOD[0]) + "\n").encode()}
+    assert len(load_rows("some/rows", revision="v1")[0]) == 1
+    assert not any("/resolve/main/" in path for path in hub.requests)
+
+
 def test_the_cache_restores_rows_and_their_summary():
     """All results of valid_rows, with repeats, bad rows and several layouts."""
     city = unicodedata.normalize("NFD", "Köln 北京 😀")

@@ -107,6 +107,13 @@ def test_an_unreadable_function_is_named_and_the_others_are_kept(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("more", "counted"), [("", False), (function("y", name="g"), True)])
+def test_a_file_of_which_no_function_can_be_read_is_refused_with_the_first_reason(tmp_path, more, counted):
+    with pytest.raises(UserError, match="no tool is left: function f: ") as refused:
+        tools_of(tmp_path, function("x") + more)
+    assert str(refused.value).endswith(" (and 1 more)") == counted
+
+
 def test_decorated_functions_are_read_and_callable_objects_are_named(tmp_path):
     code = """
 import functools

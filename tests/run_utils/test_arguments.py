@@ -19,8 +19,9 @@ import train
 from evaluate import EvaluationArguments
 from export import ExportArguments
 from infer import InferenceArguments
-from run_utils.arguments import ArgumentParser, parse_arguments, value_options
-from run_utils.errors import UsageError
+from run_utils.arguments import ArgumentParser, as_yaml, parse_arguments, value_options
+from run_utils.errors import UsageError, run_script
+from run_utils.signals import Stopped, handle_signals
 from train import TrainingArguments
 
 SCRIPTS = {
@@ -53,6 +54,13 @@ def test_flags_override_the_recipe_which_overrides_the_defaults(recipe):
     assert (args.learning_rate, args.seed, args.lora_target_modules) == (2e-4, 8, ["q_proj", "v_proj"])
     assert (args.max_train_steps, args.dtype, args.gradient_checkpointing) == (None, "bf16", False)
     assert args.lora_r == TrainingArguments().lora_r
+
+
+def test_args_yaml_has_the_order_of_the_help_and_text_as_it_is_written():
+    text = as_yaml(parse("--output_dir", "läufe", "--dataset_name", "北京.jsonl"))
+    names = [field.name for field in dataclasses.fields(TrainingArguments)]
+    assert "output_dir: läufe\n" in text and "dataset_name: 北京.jsonl\n" in text
+    assert list(yaml.safe_load(text)) == [name for name in names if f"{name}:" in text.split()]
 
 
 def test_the_reference_recipe_holds_what_differs_from_the_defaults():
@@ -313,3 +321,58 @@ def test_every_launch_file_is_one_that_accelerate_reads(path):
 
     config = load_config_from_file(str(path))
     assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"]
+
+
+@pytest.mark.parametrize(
+    "message", ["[/pytorch/third_party/gloo/tcp/pair.cc:552] Connection closed by peer", "x/gloo/y\n\nlast words\n "]
+)
+def test_another_process_that_is_lost_is_one_line_with_the_way_on(capsys, message):
+    def main():
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    (line,) = capsys.readouterr().err.splitlines()
+    cause = "last words" if "last" in message else message
+    assert stop.value.code == 1 and line.partition(": ")[2] == (
+        f"error: lost another process, or the network failed ({cause}): "
+        "launch all again, a training with --resume_from_checkpoint latest"
+    )
+
+
+def test_another_runtime_error_is_no_user_s():
+    def main():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run_script(main)
+
+
+def test_a_signal_s_exit_code_is_128_and_its_number_and_its_line_names_the_way_on(capsys):
+    def main():
+        raise Stopped(signal.SIGTERM, "3 of 9 rows are answered")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, "the same command goes on")
+    assert stop.value.code == 143
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.partition(": ")[2] == "stopped by SIGTERM: 3 of 9 rows are answered; the same command goes on"
+
+
+def test_flags_are_those_behind_the_script_s_name(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--dataset_name", "rows.jsonl", "--seed", "3"])
+    assert parse_arguments(TrainingArguments, "", "demo.yaml").seed == 3
+
+
+@pytest.mark.parametrize(("processes", "ignored"), [("1", False), ("2", True)])
+def test_one_of_several_processes_ignores_the_launcher_s_signals_as_it_ends(monkeypatch, processes, ignored):
+    def main():
+        raise UsageError("refused")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(SystemExit):
+        run_script(main)
+    after = signal.getsignal(signal.SIGTERM)
+    handle_signals(before)
+    assert after == (signal.SIG_IGN if ignored else before)

@@ -14,7 +14,7 @@ from eval_utils.model_card import read_evaluation
 from model_utils.answer_file import earlier_answers
 from run_utils.checkpoint import read_checkpoint
 from run_utils.errors import UserError
-from run_utils.files import naming_full_disk, new_folder, read_json
+from run_utils.files import lock_folder, naming_full_disk, new_folder, read_json, write_json, write_text
 from run_utils.journal import append
 from run_utils.run import holds_run
 
@@ -63,6 +63,15 @@ def test_damaged_json_is_named(tmp_path, content):
     assert str(tmp_path / "state.json") in problem(read_json, tmp_path / "state.json")
 
 
+def test_json_that_is_written_is_read_and_a_value_that_cannot_be_written_leaves_the_old(tmp_path):
+    path = tmp_path / "state.json"
+    write_json(path, {"step": 1, "text": "北京\ud800"})
+    assert read_json(path) == {"step": 1, "text": "北京\ud800"}
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half a surrogate pair \ud800")
+    assert read_json(path)["step"] == 1 and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_neither_a_pipe_nor_a_folder_is_read(tmp_path, make):
     make(tmp_path / "state.json")
@@ -87,11 +96,18 @@ def test_a_damaged_evaluation_is_refused_in_a_line(evaluation, name, content):
 @pytest.mark.parametrize(
     "change",
     [{"query": 5}, {"tools": "no"}, {"tools": "[1]"}, {"answers": "{}"}, {"answers": '[{"name": "f"}]'}, {"id": ["a"]},
-     {"acceptable": "["}, {"category": None}, {"more": 1}],
+     {"acceptable": "["}, {"required": '{"f": 3}'}, {"required": "[]"}, {"category": None}, {"more": 1}],
 )  # fmt: skip
 def test_a_row_that_cannot_be_scored_is_refused_in_a_line(evaluation, change):
     (evaluation / "rows.jsonl").write_text(json.dumps(ROW | change))
     assert "rows.jsonl" in problem(read_folder, evaluation)
+
+
+def test_a_row_with_all_of_its_columns_can_be_scored(evaluation):
+    more = {"category": "simple", "acceptable": '[{"f": {"x": [1]}}]', "required": '{"f": ["x"]}', "fingerprint": "0f"}
+    (evaluation / "rows.jsonl").write_text(json.dumps(ROW | more))
+    (row,) = read_folder(evaluation).rows
+    assert row._asdict().items() >= (ROW | more).items()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +133,14 @@ def test_a_prediction_of_any_types_can_be_scored_or_is_none(tmp_path_factory, fi
     describe_messages("prompted", read)
     for prediction in read:
         assert isinstance(prediction["text"], str) and 0 * prediction["seconds"] == 0
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_line_between_predictions_is_none(tmp_path, content):
+    path = tmp_path / "predictions-0.jsonl"
+    line = json.dumps(PREDICTION).encode()
+    path.write_bytes(line + b"\n" + content + b"\n" + line)
+    assert read_predictions(path) == [PREDICTION, PREDICTION]
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "environment.json", "args.yaml"])
@@ -183,3 +207,18 @@ def test_a_full_disk_is_named_with_its_need_and_the_remedy(tmp_path, error):
     line = problem(write)
     assert line.startswith(f"{tmp_path / 'export'} could not be written: it needs about 5.0 MiB and the disk has ")
     assert line.endswith("MiB free; make room, and the same command exports it")
+
+
+def test_a_folder_is_locked_for_others_and_not_for_its_own_process(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    for name in ("free", "taken"):
+        (tmp_path / name).mkdir()
+    others = {name: os.open(tmp_path / name, os.O_RDONLY) for name in ("free", "taken")}
+    fcntl.flock(others["taken"], fcntl.LOCK_EX)
+    assert "another process is working in" in problem(lock_folder, tmp_path / "taken")
+    for _ in range(2):
+        lock_folder(tmp_path / "free")
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(others["free"], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for handle in others.values():
+        os.close(handle)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from run_utils.redaction import address_secrets, redact, redact_command
+from run_utils.redaction import address_secrets, hide, redact, redact_command
 
 ADDRESS = "http://ada:PASSW0RD@127.0.0.1:8000/v1?api-version=SECRET7&key=KEY777"
 
@@ -56,4 +56,9 @@ def test_the_environment_s_keys_are_hidden(monkeypatch):
 def test_what_an_address_holds_is_known_in_each_form():
     secrets = address_secrets("http://ada:P%40SSW0RD@host/v1?key=KEY%20777&plain#frag")
     assert {"P%40SSW0RD", "P@SSW0RD", "KEY%20777", "KEY 777", "plain", "frag", "YWRhOlBAU1NXMFJE"} <= set(secrets)
-    assert address_secrets("http://host:8000/v1") == []
+    assert address_secrets("http://host:8000/v1") == address_secrets("http://host/v1&beta") == []
+
+
+def test_secrets_are_hidden_in_values_and_nothing_else_changes():
+    value = {"a": 5, "b": [None, True, "key PLANTED77, again PLANTED77"], "http://ada:PASSW0RD@host": 0.5}
+    assert hide(value, ["PLANTED77"]) == value | {"b": [None, True, "key ***, again ***"]}
