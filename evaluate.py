@@ -57,7 +57,7 @@ from run_utils.arguments import (
     run_script,
 )
 from run_utils.environment import environment_record
-from run_utils.files import file_hash, lock_folder, read_json, write_json, write_text
+from run_utils.files import file_hash, lock_folder, no_pipe, read_json, write_json, write_text
 from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
 from run_utils.redaction import redact
 
@@ -250,6 +250,7 @@ def inherit(args, training_args):
     for field in dataclasses.fields(args):
         if "inherited" in field.metadata and getattr(args, field.name) is None:
             setattr(args, field.name, training_args.get(field.name, field.metadata["inherited"]))
+    check_limits(args)  # of what the adapter's file has, too
     beside = Path(args.adapter).parent if args.adapter else Path("runs")
     args.output_dir = args.output_dir or str(beside / "evaluation")
 
@@ -377,7 +378,7 @@ class Finished(NamedTuple):
 def read_folder(folder):
     rows, in_training = predictions.read_rows(folder)
     environment = redact(read_json(folder / "environment.json"))
-    settings = redact(read_yaml(folder / "args.yaml"))
+    settings = redact(read_yaml(no_pipe(folder / "args.yaml")))
     if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in [*PROMPT_FORMATS]:
         raise UserError(f"{folder / 'args.yaml'} names no systems, or a prompt format that is not here")
     answers = {}

@@ -13,6 +13,7 @@ from data_utils.prompt import to_json
 from data_utils.rows import COLUMNS, EXTRA_COLUMNS
 from data_utils.written_calls import ARGUMENT_KEYS
 from run_utils.arguments import UserError, say
+from run_utils.files import no_pipe
 
 
 def read_file(path):
@@ -22,7 +23,7 @@ def read_file(path):
         raise UserError(f"{path}: unsupported file type; what is read is {', '.join(READERS)}")
     try:
         read = READERS[path.suffix.lower()]
-        records = list(read(path, answered=False) if read is read_parquet_file else read(path))
+        records = list(read(no_pipe(path), answered=False) if read is read_parquet_file else read(no_pipe(path)))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
     warn_of_json_columns(path)

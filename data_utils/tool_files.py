@@ -16,6 +16,7 @@ from data_utils.prompt import to_json
 from data_utils.tool_calls import parse_json
 from data_utils.tool_formats import flat_tools
 from run_utils.arguments import UserError
+from run_utils.signals import Stopped
 
 
 def read_tools(path):
@@ -64,23 +65,25 @@ def functions_of(path):
         try:
             tree = ast.parse(Path(path).read_bytes(), path)
             exec(compile(tree, path, "exec"), module.__dict__)
-        except OSError:
+        except (OSError, Stopped):
             raise
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever the user's own code raises
+        except BaseException as error:  # whatever the user's own code raises
             raise UserError(f"--tools {path}: {type(error).__name__}: {one_line(error)}") from None
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         imported = {alias.asname or alias.name for node in imports for alias in node.names}
         for name, value in list(vars(module).items()):
-            if name.startswith("_") or not (name in defined or (name not in imported and is_tool_object(value))):
-                continue
             try:
+                if name.startswith("_") or not (name in defined or (name not in imported and is_tool_object(value))):
+                    continue
                 function = inspect.unwrap(value)
                 if inspect.isfunction(function) and function.__module__ == module.__name__:
                     functions.append(function_schema(function))
                 elif name in defined or not inspect.isfunction(function):
                     left_out.append(f"{name}: not a plain function")
-            except Exception as error:  # of transformers, of pydantic, or of a type's own code
+            except Stopped:
+                raise
+            except BaseException as error:  # of transformers, of pydantic, or of a type's own code
                 left_out.append(f"function {name}: {one_line(error)}")
     if not functions and not left_out:
         raise UserError(f"--tools {path} defines no public function")

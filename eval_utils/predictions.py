@@ -11,7 +11,7 @@ from collections import Counter
 from data_utils.rows import Row, names_by_tool
 from data_utils.tool_calls import check_calls, parse_json
 from run_utils.arguments import UserError
-from run_utils.files import read_json, write_lines
+from run_utils.files import no_pipe, read_json, write_lines
 
 TRAINING_S = ("adapter_config.json", "split.json", "state.json")  # of these folders too, environment.json is one
 TRAINING_FACTS = ("tools_seen", "near_repeat")  # of a row, see write_rows
@@ -78,7 +78,7 @@ def read_rows(output_dir):
     """The rows of an evaluation and `in_training` as write_rows was given them. Raises UserError if there are none."""
     path = output_dir / "rows.jsonl"
     try:
-        with path.open(encoding="utf-8") as file:
+        with no_pipe(path).open(encoding="utf-8") as file:
             records = list(map(parse_json, file))
         if not records:
             raise ValueError("which is empty")
@@ -144,7 +144,7 @@ def read(paths):
     """Every whole prediction in the files; a line cut short by a kill is not one."""
     predictions = []
     for path in paths:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with no_pipe(path).open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
                     prediction = json.loads(line)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import psutil
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
@@ -20,12 +19,29 @@ from data_utils.prompt import PROMPT_FORMATS, format_hash
 from model_utils.flops import num_weights
 from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
 from model_utils.self_checks import difference, num_positions, one_line, plain_logits, reference_logits, tolerance
-from run_utils.arguments import UserError, say
+from run_utils.arguments import UserError, read_yaml, say
 from run_utils.files import read_json
 from run_utils.launch import is_sharded
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names
 ROUTERS = {"router", "gate", "shared_expert_gate"}
+
+# Of an adapter's args.yaml: the arguments of train.py that other scripts take from it.
+TEXTS = (
+    "dataset_name",
+    "dataset_config_name",
+    "dataset_revision",
+    "eval_dataset_name",
+    "model_name_or_path",
+    "model_revision",
+)
+TYPES = dict.fromkeys(TEXTS, (str,)) | {
+    "lora_target_modules": (list,),
+    "seed": (int,),
+    **dict.fromkeys(("eval_fraction", "max_bad_rows"), (float, int)),
+    **dict.fromkeys(("quantization", "eval_split"), (str,)),
+}
+CHOICES = {"quantization": ("none", "nf4", "int8"), "eval_split": ("random", "tools")}
 
 # Fields of an adapter_config.json. REFUSED are not trained here; they keep PEFT busy, import modules by name, or replace weights
 # of the base.
@@ -145,15 +161,13 @@ def read_adapter(folder):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there")
     try:
-        environment = dict(json.loads((folder / "environment.json").read_text(encoding="utf-8")))
-        args = dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8")))
-        name = args.setdefault("prompt_format", environment.get("prompt_version"))  # the latter in older folders
-        _ = environment["base_fingerprint"], args["model_name_or_path"]
-        if record := environment.get("adapter"):
-            _ = record["config_sha256"], record["tensors"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} cannot be read: {one_line(error)}") from None
-    if name not in PROMPT_FORMATS:
+        args = {name: value for name, value in read_yaml(folder / "args.yaml").items() if value is not None}
+        check_arguments(args)
+    except ValueError as error:
+        raise UserError(f"{folder / 'args.yaml'} cannot be read: {error}") from None
+    environment = read_json(folder / "environment.json", check_environment)
+    name = args.setdefault("prompt_format", environment.get("prompt_version"))  # the latter in older folders
+    if name not in [*PROMPT_FORMATS]:
         raise UserError(
             f"{folder} was trained on the prompt format {name}; data_utils/prompt.py has {', '.join(PROMPT_FORMATS)}"
         )
@@ -164,6 +178,30 @@ def read_adapter(folder):
         )
     check_record(folder, args, environment)
     return args, environment
+
+
+def check_arguments(args):
+    """Raise ValueError unless those of train.py's arguments that other scripts read are of their types; their limits are
+    evaluate.py's."""
+    for name, value in args.items():
+        choices = CHOICES.get(name)
+        if name in TYPES and type(value) not in TYPES[name]:
+            raise ValueError(f"{name} is no {TYPES[name][0].__name__}")
+        if choices and value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}")
+    if "model_name_or_path" not in args:
+        raise ValueError("it has no model_name_or_path")
+    if not all(isinstance(name, str) for name in args.get("lora_target_modules", [])):
+        raise ValueError("lora_target_modules must be names")
+
+
+def check_environment(environment):
+    """For read_json: fails unless an adapter's environment.json has what loading and the card read."""
+    _ = environment["base_fingerprint"]
+    if record := environment.get("adapter"):
+        _ = record["config_sha256"], record["tensors"].items()
+    if not isinstance(environment.get("eval_loss") or 0.0, int | float):
+        raise ValueError("eval_loss is no number")
 
 
 def read_config(folder):
@@ -273,19 +311,22 @@ def check_record(folder, args, environment):
 def read_split(folder):
     """The rows that an adapter was trained on and those held out (see find_held_out); None of an adapter from before."""
     path = Path(folder) / "split.json"
-    if not path.is_file():
+    if not path.exists():
         return None
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-        held_out = dict(split["held_out"])
-        repeats = split.get("near_repeats")  # None: an adapter from before
-        return {
-            "trained": dict(split["trained"]),
-            "held_out": held_out,
-            "near_repeats": repeats and [row_id for row_id in repeats if row_id in held_out],
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+    split = read_json(path, check_split)
+    held_out, repeats = split["held_out"], split.get("near_repeats")  # None: an adapter from before
+    return {
+        "trained": split["trained"],
+        "held_out": held_out,
+        "near_repeats": repeats and [row_id for row_id in repeats if row_id in held_out],
+    }
+
+
+def check_split(split):
+    """For read_json: fails unless a split.json has fingerprints by id, and a list of ids."""
+    texts = [*split["trained"].values(), *split["held_out"].values(), *(split.get("near_repeats") or [])]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a fingerprint or an id in it is no text")
 
 
 def load_adapter(model, folder, texts=()):

@@ -28,6 +28,7 @@ LOST = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch's, wh
 # message waits for Python's lock, and where Python (3.11) ends while a thread waits, the process aborts: "terminate called without
 # an active exception", up to every second time. Asleep, this thread does not hold the lock. Seen in torch 2.13.
 SECONDS_OF_LAST_MESSAGES = 0.2
+MOST_VALUES = 100_000  # in a YAML file
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 
 
@@ -177,7 +178,8 @@ def check_limits(arguments):
         limits = {name: field.metadata[name] for name in LIMITS if name in field.metadata}
         value = getattr(arguments, field.name)
         if limits and value is not None:
-            within = math.isfinite(value) and all(LIMITS[name](value, limit) for name, limit in limits.items())
+            finite = isinstance(value, int) or math.isfinite(value)  # which fails on an integer beyond all floats
+            within = finite and all(LIMITS[name](value, limit) for name, limit in limits.items())
             words = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
             require(within, f"--{field.name} must be {words}, not {value}")
 
@@ -212,6 +214,7 @@ def read_yaml(path):
     """The mapping in a YAML file; raises UsageError when there is none."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        check_size(values)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, nesting without end
@@ -219,6 +222,19 @@ def read_yaml(path):
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold `name: value` lines")
     return values
+
+
+def check_size(values):
+    """Raises ValueError if there are more than MOST_VALUES in nested lists and objects: aliases of YAML repeat a list without
+    writing it out, nine times in nine levels or in itself."""
+    found, todo = 0, [values]
+    while todo:
+        value = todo.pop()
+        found += 1
+        if found > MOST_VALUES:
+            raise ValueError(f"its aliases make more than {MOST_VALUES:,} values")
+        if isinstance(value, dict | list | set | tuple):
+            todo.extend(value.values() if isinstance(value, dict) else value)
 
 
 def as_yaml(arguments):

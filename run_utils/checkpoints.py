@@ -33,9 +33,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from run_utils.arguments import UserError, as_yaml, read_yaml, say
-from run_utils.files import describe_free, is_full_disk, lock_folder, read_json, write_json, write_text
+from run_utils.files import describe_free, is_full_disk, lock_folder, no_pipe, read_json, write_json, write_text
 from run_utils.launch import run_on_main
 
+FILES = (
+    *("adapter_model.safetensors", "adapter_config.json", "args.yaml", "environment.json", "split.json"),
+    *("optimizer.pt", "scheduler.pt", "state.json"),
+)
 WRITING_FAILS = (OSError, RuntimeError, SafetensorError)  # what a full disk is to Python, torch and safetensors
 
 
@@ -110,9 +114,12 @@ def read_checkpoint(path):
     from peft import PeftConfig  # late: importing peft imports bitsandbytes, and takes seconds
 
     try:
+        state = read_state(path)
+        if missing := [name for name in FILES if not (path / name).is_file()]:  # a pipe would be waited for
+            raise ValueError(f"no {missing[0]}")
         saved = Saved(
             path,
-            read_state(path),
+            state,
             read_yaml(path / "args.yaml"),
             read_json(path / "environment.json"),
             PeftConfig.from_pretrained(path).to_dict(),
@@ -122,8 +129,6 @@ def read_checkpoint(path):
         )
         if not all(tensor.isfinite().all() for tensor in saved.adapter.values()):
             raise ValueError("weights that are not finite")
-        if not (path / "split.json").is_file():
-            raise ValueError("no split.json")
         return saved
     except Exception as error:  # whatever a broken file makes json, yaml, safetensors and torch raise
         reason = str(error) if isinstance(error, ValueError | UserError) else type(error).__name__
@@ -162,7 +167,7 @@ def file_of_bad_rows(output_dir):
 
 def holds_run(output_dir):
     try:
-        return "lora_r" in read_yaml(output_dir / "args.yaml")
+        return "lora_r" in read_yaml(no_pipe(output_dir / "args.yaml"))
     except UserError:
         return False
 
@@ -466,7 +471,7 @@ def newest_whole(output_dir):
 
 def make_writable(output_dir):
     """Make the folder and lock it; UserError where that cannot be. If it is still empty when the process ends, it goes."""
-    if output_dir.is_file():
+    if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir {output_dir} is a file")
     try:
         if not output_dir.exists():

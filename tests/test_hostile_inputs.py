@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import typing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -37,19 +38,26 @@ import train
 
 pytestmark = pytest.mark.slow
 
-SEED = 30
-INPUTS = 100  # of each script
-LAUNCHED = 20  # every so manyth by a real launch
+SEED = int(os.environ.get("HOSTILE_SEED", 30))
+EVERY = 20  # the first input and each 20th after it are real launches
 SECONDS = 25
 LAUNCH_SECONDS = 90  # imports included, on a busy machine
 SCRIPTS = {
-    "train": (train.TrainingArguments, ("rows", "base", "checkpoint", "recipe", "flags", "output")),
-    "evaluate": (
-        evaluate.EvaluationArguments,
-        ("rows", "adapter", "base", "rescore", "compare", "continued", "endpoint", "recipe", "flags", "output"),
-    ),
-    "infer": (infer.InferenceArguments, ("rows", "adapter", "base", "tools", "python", "recipe", "flags", "output")),
-    "export": (export.ExportArguments, ("adapter", "base", "evaluation", "recipe", "flags", "output")),
+    "train": train.TrainingArguments,
+    "evaluate": evaluate.EvaluationArguments,
+    "infer": infer.InferenceArguments,
+    "export": export.ExportArguments,
+}
+INPUTS = {  # how many of each kind
+    "train": {"rows": 20, "base": 16, "checkpoint": 24, "recipe": 12, "flags": 16, "output": 12},
+    "evaluate": {
+        **{"rows": 8, "adapter": 16, "base": 6, "rescore": 16, "compare": 8, "continued": 8, "endpoint": 16},
+        **{"recipe": 8, "flags": 8, "output": 6},
+    },
+    "infer": {
+        **{"rows": 14, "adapter": 14, "base": 10, "tools": 24, "python": 16, "recipe": 8, "flags": 8, "output": 6},
+    },
+    "export": {"adapter": 28, "base": 20, "evaluation": 24, "recipe": 10, "flags": 8, "output": 10},
 }
 
 # ---------------------------------- values and contents ----------------------------------
@@ -57,7 +65,22 @@ SCRIPTS = {
 DEEP, DIGITS = "@deep@", "@digits@"  # placeholders: written out when a file is written
 ODD = [
     *(None, True, False, 0, -1, 0.5, 10**30, 2**63, 1e308, float("nan"), float("inf"), DEEP, DIGITS),
-    *("", " ", ".", "..", "/", "/dev/null", "\ud800", "a\0b", "a\nb", "x" * 5000, "<b>|`", "1e999", "int3", "\N{ZERO WIDTH SPACE}"),
+    *(
+        "",
+        " ",
+        ".",
+        "..",
+        "/",
+        "/dev/null",
+        "\ud800",
+        "a\0b",
+        "a\nb",
+        "x" * 5000,
+        "<b>|`",
+        "1e999",
+        "int3",
+        "\N{ZERO WIDTH SPACE}",
+    ),
     *([], [[]], [None], ["\ud800"], {}, {"a": 1}, {"": {"": None}}, [{"name": 5}], {"$ref": "#"}, [1, "a", {}]),
 ]
 VALUES = st.one_of(
@@ -68,7 +91,11 @@ VALUES = st.one_of(
         max_leaves=6,
     ),
 )
-WORDS = ["", " ", "nan", "inf", "-1", "0", "1e999", "9" * 30, "0x10", "\udc80", "x" * 5000, "a\nb", "null", "[]", "..", "/", "."]
+WORDS = ["", " ", "\udc80", "x" * 5000, "a\nb", "null", "[]", "..", "/", ".", "<b>|`", "--help", "demo", "1:2", "3:1"]
+NUMBERS = [
+    *("nan", "inf", "-1", "0", "1", "0.5", "0.999999", "1e-300", "1e300", "1e999", str(2**31), str(2**63)),
+    *("9" * 30, "9" * 400, "9" * 5000),
+]
 BYTES = {
     "nothing": lambda content: b"",
     "a NUL byte": lambda content: b"\0" * 100,
@@ -115,7 +142,11 @@ PARQUET = {
     "no rows": {"query": pyarrow.array([], pyarrow.string())},
     "numbers": {"query": [1, 2], "tools": [1, 2], "answers": [1, 2]},
     "nulls": {"query": [None], "tools": [None], "answers": [None]},
-    "objects": {"query": ["x"], "tools": [[{"name": "f", "parameters": {"a": {"type": "str"}}}]], "answers": [[{"name": "f"}]]},
+    "objects": {
+        "query": ["x"],
+        "tools": [[{"name": "f", "parameters": {"a": {"type": "str"}}}]],
+        "answers": [[{"name": "f"}]],
+    },
     "bytes that are no text": {"query": [b"\xff"], "tools": [b"\xff"], "answers": [b"\xff"]},
     "texts that are none": {
         "query": pyarrow.array([b"\xff"]).view(pyarrow.string()),
@@ -123,7 +154,10 @@ PARQUET = {
         "answers": ["[]"],
     },
     "messages": {"messages": [[{"role": "user", "content": None}], None, []], "tools": ["[" * 10_000, "5", None]},
-    "maps": {"query": pyarrow.array([[("a", "b"), ("a", "c")]], pyarrow.map_(pyarrow.string(), pyarrow.string())), "tools": ["[]"]},
+    "maps": {
+        "query": pyarrow.array([[("a", "b"), ("a", "c")]], pyarrow.map_(pyarrow.string(), pyarrow.string())),
+        "tools": ["[]"],
+    },
     "other columns": {"x": ["y"]},
 }
 PYTHON = {
@@ -150,13 +184,16 @@ PYTHON = {
     "defaults that are no JSON": 'def f(x: float = float("nan"), y: int = 10**5000):\n    """F.\n\n    Args:\n        x: X.\n        y: Y.\n    """',
     "a choice of anything": 'import typing\ndef f(x: typing.Literal[b"a", None, 1.5]):\n    """F.\n\n    Args:\n        x: X.\n    """',
     "an import that is not there": "import nothing_of_this_name",
-    "the other streams": "import sys\nsys.stdout = sys.stderr = None",
     "print": 'print("[]")\nimport os\nos.write(1, b"")\ndef f():\n    """F."""',
     "another folder": 'import os\nos.chdir("/")\ndef f():\n    """F."""',
 }
-FORKS = {f"d{i}": {"properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}, "b": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(40)}
+FORKS = {
+    f"d{i}": {"properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}, "b": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(40)
+}
 TOOLS = {
-    "flat": [{"name": "f", "description": "F", "parameters": {"x": {"description": "X", "type": "str", "default": "a"}}}],
+    "flat": [
+        {"name": "f", "description": "F", "parameters": {"x": {"description": "X", "type": "str", "default": "a"}}}
+    ],
     "openai": [
         {
             "type": "function",
@@ -167,7 +204,10 @@ TOOLS = {
                     "type": "object",
                     "properties": {
                         "x": {"type": ["string", "null"], "enum": ["a", None], "description": "X"},
-                        "y": {"type": "array", "items": {"anyOf": [{"type": "integer", "minimum": 0}, {"$ref": "#/$defs/d"}]}},
+                        "y": {
+                            "type": "array",
+                            "items": {"anyOf": [{"type": "integer", "minimum": 0}, {"$ref": "#/$defs/d"}]},
+                        },
                     },
                     "required": ["x"],
                     "$defs": {"d": {"type": "object", "properties": {"z": {"type": "number"}}}},
@@ -175,14 +215,28 @@ TOOLS = {
             },
         }
     ],
-    "mcp": {"tools": [{"name": "f", "inputSchema": {"type": "object", "properties": {"x": {"type": "boolean", "const": True}}}}]},
-    "forks": [{"name": "f", "inputSchema": {"properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": FORKS | {"d40": {}}}}],
-    "cycle": [{"name": "f", "inputSchema": {"properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}}}],
+    "mcp": {
+        "tools": [
+            {"name": "f", "inputSchema": {"type": "object", "properties": {"x": {"type": "boolean", "const": True}}}}
+        ]
+    },
+    "forks": [
+        {"name": "f", "inputSchema": {"properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": FORKS | {"d40": {}}}}
+    ],
+    "cycle": [
+        {
+            "name": "f",
+            "inputSchema": {
+                "properties": {"x": {"$ref": "#/$defs/a"}},
+                "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}},
+            },
+        }
+    ],
     "elsewhere": [{"name": "f", "inputSchema": {"properties": {"x": {"$ref": "http://192.0.2.1/x.json"}}}}],
 }
 MESSAGE = {"choices": [{"text": "[]", "finish_reason": "stop", "message": {"role": "assistant", "content": "[]", "tool_calls": [
     {"type": "function", "function": {"name": "f", "arguments": "{}"}}]}}], "usage": {"completion_tokens": 1}}  # fmt: skip
-STATUS = [200, 200, 200, 200, 200, 204, 400, 401, 403, 404, 418, 422]  # those that are sent again take seconds
+STATUS = [*[200] * 12, 204, 400, 401, 404, 418, 422]  # those that are sent again take seconds
 SENT = {
     "as it is": lambda body: body,
     "closed early": lambda body: body,  # with the length of more
@@ -225,11 +279,11 @@ def read_value(path):
 
 
 def key_paths(value, path=()):
-    """The paths of all values in a JSON value; of a list the first two elements'."""
+    """The paths of all values in a JSON value; of a list the first two elements', of an object with hundreds of keys three's."""
     yield path
     if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value[:2])
-        for key, inner in items:
+        items = [*(value.items() if isinstance(value, dict) else enumerate(value[:2]))]
+        for key, inner in items[: 3 if len(items) > 100 else None]:
             yield from key_paths(inner, (*path, key))
 
 
@@ -341,9 +395,8 @@ class Input(NamedTuple):
 
 
 @st.composite
-def inputs(draw, script, valid):
-    """An Input of a script."""
-    kind = draw(st.sampled_from(SCRIPTS[script][1]))
+def inputs(draw, script, kind, valid):
+    """An Input of a script, of a kind."""
     flags = valid.flags(script)
     copies, texts, changed, place, answer = {}, {}, (), (), ()
 
@@ -353,17 +406,25 @@ def inputs(draw, script, valid):
         return (name, *draw(changes(path)))
 
     def files_in(name, folder):
-        return [(f"{name}/{path.name}", path) for path in sorted(folder.iterdir()) if path.is_file() and "tfevents" not in path.name]
+        return [
+            (f"{name}/{path.name}", path)
+            for path in sorted(folder.iterdir())
+            if path.is_file() and "tfevents" not in path.name
+        ]
 
     if kind == "rows":
         flag = {"train": "dataset_name", "evaluate": "dataset_name", "infer": "input"}[script]
         if script == "infer":
-            flags = {name: value for name, value in flags.items() if name not in ("query", "tools")} | {"output": "calls.jsonl"}
+            flags = {name: value for name, value in flags.items() if name not in ("query", "tools")} | {
+                "output": "calls.jsonl"
+            }
         name = draw(st.sampled_from(["rows.jsonl", "rows.jsonl", "rows.json", "rows.parquet", "place"]))
         if name == "rows.parquet":
             texts[name] = draw(st.sampled_from(sorted(PARQUET)))
         elif name == "place":
-            name = draw(st.sampled_from(["..", "/", ".", "", "~", "/dev/null", "demo/", "rows.json", "x" * 300, "a.jsonl/b"]))
+            name = draw(
+                st.sampled_from(["..", "/", ".", "", "~", "/dev/null", "demo/", "rows.json", "x" * 300, "a.jsonl/b"])
+            )
         else:
             copies[name] = valid.rows.with_name(name)
             changed = change_one_of([(name, copies[name])])
@@ -376,9 +437,13 @@ def inputs(draw, script, valid):
         files = files_in(kind, source)
         if kind == "evaluation":
             flags["adapter"] = "evaluation/adapter"
-            files = files_in("evaluation/evaluation", source / "evaluation")
+            found = files_in("evaluation/evaluation", source / "evaluation")
+            files = [(name, path) for name, path in found if path.suffix in (".json", ".yaml")]
         elif kind == "checkpoint":
-            flags |= {"output_dir": kind, "resume_from_checkpoint": draw(st.sampled_from(["latest", "checkpoint/checkpoint-1"]))}
+            flags |= {
+                "output_dir": kind,
+                "resume_from_checkpoint": draw(st.sampled_from(["latest", "checkpoint/checkpoint-1"])),
+            }
             files += files_in("checkpoint/checkpoint-1", source / "checkpoint-1")
         else:
             flags |= {
@@ -395,7 +460,11 @@ def inputs(draw, script, valid):
         texts["tools.py"] = PYTHON[draw(st.sampled_from(sorted(PYTHON)))].encode("utf-8", "surrogatepass")
         flags["tools"] = "tools.py"
     elif kind == "endpoint":
-        answer = draw(st.sampled_from(STATUS)), draw(edits_of(MESSAGE)), draw(st.sampled_from(sorted(SENT)))
+        answer = (
+            draw(st.sampled_from(STATUS)),
+            draw(edits_of(MESSAGE)),
+            draw(st.sampled_from(["as it is"] * 10 + sorted(SENT))),
+        )
         flags |= {
             "systems": ["endpoint"],
             "endpoint_model": "m",
@@ -403,13 +472,18 @@ def inputs(draw, script, valid):
         }
     elif kind == "recipe":
         recipe = {name: value if isinstance(value, int | list) else str(value) for name, value in flags.items()}
-        name = draw(st.sampled_from(["seed", "config", *field_names(script)]))
-        texts["recipe.yaml"] = encoded(recipe | {name: draw(VALUES)})
+        field = draw(st.sampled_from(free_fields(script)))
+        texts["recipe.yaml"] = encoded(recipe | {field.name: draw(VALUES | words_for(field))})
         flags = {"config": "recipe.yaml"}
     elif kind == "flags":
-        flags[draw(st.sampled_from(field_names(script)))] = draw(st.sampled_from(WORDS))
+        field = draw(st.sampled_from(free_fields(script)))
+        flags[field.name] = draw(words_for(field))
     else:
-        name = draw(st.sampled_from(["out", "out/in/it", "incomplete-out", "/dev/null", "/proc/x", "", ".", "x" * 300, "adapter"]))
+        name = draw(
+            st.sampled_from(
+                ["out", "out/in/it", "incomplete-out", "/dev/null", "/proc/x", "", ".", "x" * 300, "adapter"]
+            )
+        )
         flag = "output" if script == "infer" else "output_dir"
         if script == "infer":
             flags |= {"input": valid.rows}
@@ -420,6 +494,9 @@ def inputs(draw, script, valid):
             flags[flag] = "out"
     if script == "infer" and flags.get("tools") == "tools.json" and kind != "tools":
         texts["tools.json"] = encoded(TOOLS["flat"])
+    if kind == "tools":
+        more = {}, {"constrained": "true", "max_new_tokens": 64}, {"format": "openai", "strict": "true"}
+        flags |= draw(st.sampled_from(more))
     if kind == "tools" and draw(st.booleans()):
         texts["tools.json"] = draw(st.sampled_from(sorted(BYTES)).map(lambda name: BYTES[name](texts["tools.json"])))
     elif kind == "tools":
@@ -427,11 +504,31 @@ def inputs(draw, script, valid):
     return Input(kind, flags, tuple(copies.items()), tuple(texts.items()), changed, place, answer)
 
 
-def field_names(script):
+def free_fields(script):
     """The flags that may have any value: none that trains or generates for ever as told, writes elsewhere or runs a stranger's code."""
-    others = {"max_train_steps", "num_train_epochs", "stop_after_steps", "max_new_tokens", "output_dir", "output", "push_to_hub"}
-    others |= {"trust_remote_code", "interactive", "endpoint", "num_examples", "torch_compile", "liger_kernel", "config"}
-    return [field.name for field in dataclasses.fields(SCRIPTS[script][0]) if field.name not in others]
+    others = {"max_train_steps", "num_train_epochs", "stop_after_steps", "max_new_tokens", "output_dir", "output"}
+    others |= {
+        "trust_remote_code",
+        "interactive",
+        "endpoint",
+        "num_examples",
+        "torch_compile",
+        "liger_kernel",
+        "config",
+    }
+    others |= {"push_to_hub"}
+    return [field for field in dataclasses.fields(SCRIPTS[script]) if field.name not in others]
+
+
+def words_for(field):
+    """Words for a flag, most of them of its type."""
+    kinds = {field.type, *typing.get_args(field.type)}
+    choices = [word for kind in kinds for word in typing.get_args(kind) if isinstance(word, str)]
+    if field.type is bool:
+        words = ["true", "false"]
+    else:
+        words = choices or (NUMBERS if kinds & {int, float} else WORDS)
+    return st.sampled_from(words) | st.sampled_from(words) | st.sampled_from(WORDS + NUMBERS)
 
 
 @st.composite
@@ -440,19 +537,22 @@ def edits_of(draw, value):
     return edit(value, path, draw(st.just("remove") | st.tuples(st.just("to"), VALUES)))
 
 
-def draw_inputs(script, valid):
-    """INPUTS different ones, the same every time."""
+def draw_inputs(script, kind, valid, count):
+    """`count` different ones, the same every time."""
     found = {}
 
     @hypothesis.seed(SEED)
-    @hypothesis.settings(max_examples=2 * INPUTS, phases=[Phase.generate], database=None, suppress_health_check=[*HealthCheck])
-    @hypothesis.given(inputs(script, valid))
+    @hypothesis.settings(
+        max_examples=4 * count, phases=[Phase.generate], database=None, suppress_health_check=[*HealthCheck]
+    )
+    @hypothesis.given(inputs(script, kind, valid))
     def collect(drawn):
         found.setdefault(repr(drawn), drawn)
 
     collect()
-    assert len(found) >= INPUTS
-    return [*found.values()][:INPUTS]
+    assert len(found) >= count
+    # Hypothesis begins with the simplest and then varies what it has found: some from everywhere.
+    return [*found.values()][:: len(found) // count][:count]
 
 
 def write_input(hostile, folder):
@@ -464,7 +564,10 @@ def write_input(hostile, folder):
         if name.endswith(".parquet"):
             table = PARQUET[content]
             rows = max(map(len, table.values()))
-            columns = {key: column if len(column) == rows else [*column, *[None] * rows][:rows] for key, column in table.items()}
+            columns = {
+                key: column if len(column) == rows else [*column, *[None] * rows][:rows]
+                for key, column in table.items()
+            }
             pyarrow.parquet.write_table(pyarrow.table(columns), folder / name)
         else:
             (folder / name).write_bytes(content)
@@ -516,7 +619,13 @@ def run_jobs():
 
 def job(script, flags, folder, command=None):
     seconds = LAUNCH_SECONDS if command else SECONDS
-    return {"script": f"{script}.py", "argv": command_line(flags), "folder": str(folder), "seconds": seconds, "command": command}
+    return {
+        "script": f"{script}.py",
+        "argv": command_line(flags),
+        "folder": str(folder),
+        "seconds": seconds,
+        "command": command,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -527,7 +636,7 @@ def valid(tiny_model, rows_file, run_jobs, tmp_path_factory):
     rows.write_text("".join(json.dumps(record) + "\n" for record in records))
     rows.with_suffix(".json").write_text(json.dumps(records))
     valid = Valid(tiny_model, rows, folder / "run")
-    flags = valid.flags("train") | {"output_dir": valid.run, "max_train_steps": 1}
+    flags = valid.flags("train") | {"output_dir": valid.run, "stop_after_steps": 1}
     evaluation = valid.flags("evaluate") | {"output_dir": valid.run / "evaluation"}
     for script, given in (("train", flags), ("evaluate", evaluation)):
         (result,) = run_jobs([job(script, given, folder)])
@@ -585,9 +694,15 @@ def problems(script, result, folder, before):
     if (folder / "network").exists():
         yield f"network: {(folder / 'network').read_text()[:300]}"
     after = sizes(folder)
-    if left := [str(path) for path in after.keys() - before.keys() if "incomplete" in path.name or "incomplete-" in str(path)]:
+    if left := [
+        str(path) for path in after.keys() - before.keys() if "incomplete" in path.name or "incomplete-" in str(path)
+    ]:
         yield f"left behind: {', '.join(left)}"
-    if script == "export" and code and (new := [path for path in after.keys() - before.keys() if path.parent != folder]):
+    if (
+        script == "export"
+        and code
+        and (new := [path for path in after.keys() - before.keys() if path.parent != folder])
+    ):
         yield f"an export that failed left {new[0]}"
     if lost := [str(path) for path in before.keys() - after.keys()]:
         yield f"deleted: {', '.join(lost)}"
@@ -596,7 +711,8 @@ def problems(script, result, folder, before):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_no_hostile_input_is_more_than_a_line_of_refusal(script, valid, server, run_jobs, tmp_path):
     jobs, before, described = [], [], []
-    for number, hostile in enumerate(draw_inputs(script, valid)):
+    drawn = [hostile for kind, count in INPUTS[script].items() for hostile in draw_inputs(script, kind, valid, count)]
+    for number, hostile in enumerate(drawn):
         name = f"{script}:{number}"
         if os.environ.get("HOSTILE_INPUT", name) != name:
             continue
@@ -606,9 +722,9 @@ def test_no_hostile_input_is_more_than_a_line_of_refusal(script, valid, server, 
             Answers.answers[name] = hostile.answer
             hostile.flags["endpoint"] = f"{server}/{name}/v1"
         command = None
-        if number % LAUNCHED == 0:
+        if number % EVERY == 0:
             launcher = [sys.executable]
-            if script in ("train", "evaluate") and number % (2 * LAUNCHED) == 0:
+            if script in ("train", "evaluate") and number % (2 * EVERY) == 0:
                 launcher += ["-m", "accelerate.commands.launch", "-q", "--num_processes=1", "--config_file"]
                 launcher += [str(ROOT / "accelerate_configs" / "cpu.yaml")]
             command = [*launcher, str(ROOT / f"{script}.py"), *command_line(hostile.flags)]
@@ -622,5 +738,7 @@ def test_no_hostile_input_is_more_than_a_line_of_refusal(script, valid, server, 
         for problem in problems(script, result, Path(one["folder"]), files)
     ]
     if os.environ.get("HOSTILE_REPORT"):
-        Path(os.environ["HOSTILE_REPORT"]).joinpath(f"{script}.json").write_text(json.dumps([*zip(described, results, strict=True)]))
+        Path(os.environ["HOSTILE_REPORT"]).joinpath(f"{script}.json").write_text(
+            json.dumps([*zip(described, results, strict=True)])
+        )
     assert not found, f"{len(found)} of {len(jobs)} (HOSTILE_INPUT=script:number repeats one):\n" + "\n".join(found)

@@ -26,7 +26,14 @@ AT_ONCE = 2  # jobs
 def load_scripts():
     sys.path.insert(0, str(ROOT))
     scripts = {f"{name}.py": importlib.import_module(name) for name in ("train", "evaluate", "infer", "export")}
-    for name in ("peft", "bitsandbytes", "datasets", "openai", "pyarrow.parquet", "transformers.models.qwen3.modeling_qwen3"):
+    for name in (
+        "peft",
+        "bitsandbytes",
+        "datasets",
+        "openai",
+        "pyarrow.parquet",
+        "transformers.models.qwen3.modeling_qwen3",
+    ):
         importlib.import_module(name)  # which the scripts load late
     return scripts
 
