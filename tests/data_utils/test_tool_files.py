@@ -103,6 +103,20 @@ def test_a_function_that_cannot_be_read_is_named_and_the_others_are_kept(tmp_pat
     )
 
 
+@pytest.mark.parametrize(
+    "code", ["raise KeyboardInterrupt", "raise GeneratorExit", "class Own(BaseException): ...\nraise Own"]
+)
+def test_whatever_a_file_raises_is_a_line(tmp_path, code):
+    with pytest.raises(UserError, match=r"mine.py: (KeyboardInterrupt|GeneratorExit|Own): "):
+        tools_of(tmp_path, code)
+
+
+def test_whatever_an_object_raises_when_looked_at_leaves_it_out(tmp_path):
+    hidden = "class Hidden:\n    @property\n    def __class__(self): raise KeyboardInterrupt\n    def __call__(self): ...\nhidden = Hidden()\n"
+    read = tools_of(tmp_path, hidden + function("x: int"))
+    assert [tool["name"] for tool in read.tools] == ["f"]
+
+
 def test_decorated_functions_are_read_and_objects_in_their_place_are_named(tmp_path):
     code = """
 import functools

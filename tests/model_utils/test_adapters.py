@@ -1,6 +1,7 @@
 """An adapter's folder is compared with the model and with its training before it is believed."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from model_utils.adapters import adapter_record, add_lora, load_adapter, read_adapter
+from model_utils.adapters import adapter_record, add_lora, load_adapter, read_adapter, read_split
 from model_utils.loading import base_fingerprint, load_base_model
 from run_utils.arguments import UserError
 
@@ -193,3 +194,47 @@ def test_train_py_records_what_it_saved(train_here, flags):
     record = read_adapter(run / "adapter")[1]["adapter"]
     saved = load_file(run / "adapter" / "adapter_model.safetensors")
     assert record["tensors"] == {name: "x".join(map(str, tensor.shape)) for name, tensor in saved.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("args.yaml", '{"model_name_or_path": 5}', "args.yaml cannot be read: model_name_or_path is no str"),
+        ("args.yaml", '{"model_name_or_path": null}', "args.yaml cannot be read: it has no model_name_or_path"),
+        (
+            "args.yaml",
+            '{"model_name_or_path": "a", "quantization": "int3"}',
+            "quantization must be one of none, nf4, int8",
+        ),
+        ("args.yaml", '{"model_name_or_path": "a", "max_bad_rows": "x"}', "max_bad_rows is no float"),
+        ("args.yaml", '{"model_name_or_path": "a", "lora_target_modules": [{}]}', "lora_target_modules must be names"),
+        (
+            "args.yaml",
+            '{"model_name_or_path": "a", "prompt_format": {"a": 1}}',
+            "trained on the prompt format {'a': 1}",
+        ),
+        ("args.yaml", "a: " + "[" * 500, "args.yaml is not valid YAML: "),
+        ("environment.json", "[" * 100_000, "environment.json cannot be read: nested deeper than 64"),
+        ("environment.json", '{"base_fingerprint": "a", "adapter": "b"}', "environment.json cannot be read: "),
+        ("environment.json", '{"base_fingerprint": "a", "eval_loss": "b"}', "eval_loss is no number"),
+    ],
+)
+def test_a_damaged_adapter_folder_is_refused_in_a_line(save_adapter, name, content, reason):
+    folder = save_adapter()
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(reason)) as error:
+        read_adapter(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "[" * 100_000, '{"trained": {"a": [1]}, "held_out": {}}', '{"trained": {}, "held_out": 5}',
+     '{"trained": {}, "held_out": {"a": "b"}, "near_repeats": [{}]}', '{"held_out": {}}'],
+)  # fmt: skip
+def test_a_damaged_split_is_refused_in_a_line(tmp_path, content):
+    assert read_split(tmp_path) is None
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(UserError, match="split.json cannot be read: ") as error:
+        read_split(tmp_path)
+    assert "\n" not in str(error.value)

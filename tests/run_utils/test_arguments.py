@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -118,6 +119,13 @@ def test_nothing_named_is_the_demo_and_anything_named_is_not(capsys):
         ("", "must hold"),
         ("a: [", "not valid YAML"),
         ("learning_rate: -1", "--learning_rate must be above 0"),
+        ("learning_rate: &a [*a]", "its aliases make more than 100,000 values"),
+        (
+            "a: [&a [x, x, x, x, x, x, x, x, x], "
+            + ", ".join(f"&{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghij"))
+            + "]",
+            "its aliases make more than 100,000 values",
+        ),
     ],
 )
 def test_a_bad_recipe_is_refused_by_name(recipe, text, message):
