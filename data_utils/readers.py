@@ -26,6 +26,10 @@ def read_file(path):
         records = list(read(no_pipe(path), answered=False) if read is read_parquet_file else read(no_pipe(path)))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a reader raises; a new one need not know of UserError
+        raise UserError(f"cannot read {path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
     warn_of_json_columns(path)
     return records
 
