@@ -119,6 +119,9 @@ def load_base_model(name, accelerator, revision=None, quantization="none", trust
             f"{name} lacks {len(missing)} of its model's weights, {missing[0]} first: the files are incomplete, or of another "
             "architecture than config.json names"
         )
+    ends = model.generation_config.eos_token_id
+    if not all(isinstance(token, int | None) for token in (ends if isinstance(ends, list) else [ends])):
+        raise UserError(f"{name}: eos_token_id must be a token's number or a list of them, in generation_config.json")
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On a CPU, bitsandbytes repacks NF4 weights at the first evaluation and has no gradient through them then.

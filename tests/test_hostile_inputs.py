@@ -7,6 +7,7 @@ end in a traceback, hang, take gigabytes, ask the network, or leave something ha
     HOSTILE_INPUT=train:17 python -m pytest -m slow tests/test_hostile_inputs.py -k train    # one again; its folder is named
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -656,7 +657,8 @@ class Answers(BaseHTTPRequestHandler):
         if sent == "said to be compressed":
             self.send_header("Content-Encoding", "gzip")
         self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(ConnectionError):  # another answer has ended the script
+            self.wfile.write(body)
 
     def log_message(self, *_):
         pass
