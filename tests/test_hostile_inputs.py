@@ -37,7 +37,10 @@ import export
 import infer
 import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc"),
+]
 
 SEED = int(os.environ.get("HOSTILE_SEED", 30))
 EVERY = 20  # the first input and each 20th after it are real launches
@@ -58,7 +61,7 @@ INPUTS = {  # how many of each kind
     "infer": {
         **{"rows": 14, "adapter": 14, "base": 10, "tools": 24, "python": 16, "recipe": 8, "flags": 8, "output": 6},
     },
-    "export": {"adapter": 28, "base": 20, "evaluation": 24, "recipe": 10, "flags": 8, "output": 10},
+    "export": {"adapter": 20, "base": 14, "evaluation": 14, "recipe": 8, "flags": 8, "output": 8},
 }
 
 # ---------------------------------- values and contents ----------------------------------
@@ -66,22 +69,7 @@ INPUTS = {  # how many of each kind
 DEEP, DIGITS = "@deep@", "@digits@"  # placeholders: written out when a file is written
 ODD = [
     *(None, True, False, 0, -1, 0.5, 10**30, 2**63, 1e308, float("nan"), float("inf"), DEEP, DIGITS),
-    *(
-        "",
-        " ",
-        ".",
-        "..",
-        "/",
-        "/dev/null",
-        "\ud800",
-        "a\0b",
-        "a\nb",
-        "x" * 5000,
-        "<b>|`",
-        "1e999",
-        "int3",
-        "\N{ZERO WIDTH SPACE}",
-    ),
+    *("", " ", ".", "..", "/", "/dev/null", "\ud800", "a\0b", "a\nb", "x" * 5000, "<b>|`", "1e999", "int3"),
     *([], [[]], [None], ["\ud800"], {}, {"a": 1}, {"": {"": None}}, [{"name": 5}], {"$ref": "#"}, [1, "a", {}]),
 ]
 VALUES = st.one_of(
@@ -736,8 +724,9 @@ def test_no_hostile_input_is_more_than_a_line_of_refusal(script, valid, server, 
         for text, one, result, files in zip(described, jobs, results, before, strict=True)
         for problem in problems(script, result, Path(one["folder"]), files)
     ]
-    if os.environ.get("HOSTILE_REPORT"):
-        Path(os.environ["HOSTILE_REPORT"]).joinpath(f"{script}.json").write_text(
-            json.dumps([*zip(described, results, strict=True)])
-        )
+    launched = sum(bool(one["command"]) for one in jobs)
+    most = {name: max((result[name] for result in results), default=0) for name in ("seconds", "peak")}
+    print(
+        f"{script}: {len(jobs)} inputs, {launched} by real launches; at most {most['seconds']} s and {most['peak']} GiB"
+    )
     assert not found, f"{len(found)} of {len(jobs)} (HOSTILE_INPUT=script:number repeats one):\n" + "\n".join(found)
