@@ -39,6 +39,7 @@ def load_config(name, revision=None, trust_remote_code=False):
 def load_tokenizer(name, revision=None, trust_remote_code=False):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer.decode(tokenizer("text").input_ids)  # some settings are read no earlier
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and what tokenizers raises
         raise UserError(f"cannot load a tokenizer from {name}: {one_line(error)}") from None
     if tokenizer.eos_token_id is None:

@@ -178,8 +178,9 @@ def check_limits(arguments):
         limits = {name: field.metadata[name] for name in LIMITS if name in field.metadata}
         value = getattr(arguments, field.name)
         if limits and value is not None:
-            finite = isinstance(value, int) or math.isfinite(value)  # which fails on an integer beyond all floats
-            within = finite and all(LIMITS[name](value, limit) for name, limit in limits.items())
+            # An integer of hundreds of digits is no float, and no number of steps or bytes.
+            require(isinstance(value, float) or abs(value) <= sys.maxsize, f"--{field.name} is beyond {sys.maxsize:,}")
+            within = math.isfinite(value) and all(LIMITS[name](value, limit) for name, limit in limits.items())
             words = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
             require(within, f"--{field.name} must be {words}, not {value}")
 

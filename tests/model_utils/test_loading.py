@@ -98,3 +98,11 @@ def test_positions_of_other_types_are_refused_by_name(rope):
                 get_text_config=lambda decoder: SimpleNamespace(max_position_embeddings=9, rope_parameters=rope)
             )
         )
+
+
+def test_a_tokenizer_that_loads_and_cannot_encode_is_refused_by_name(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "base")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": []}))
+    with pytest.raises(UserError, match="cannot load a tokenizer from "):
+        load_tokenizer(str(folder))
