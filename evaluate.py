@@ -187,6 +187,7 @@ def inherit(args, adapter):
     for field in dataclasses.fields(args):
         if "inherited" in field.metadata and getattr(args, field.name) is None:
             setattr(args, field.name, trained_with.get(field.name, field.metadata["inherited"]))
+    check_limits(args)  # the adapter's file may hold any number
     beside = Path(args.adapter).parent if args.adapter else Path("runs")
     args.output_dir = args.output_dir or str(beside / "evaluation")
 

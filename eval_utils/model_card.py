@@ -10,7 +10,7 @@ from data_utils.prompt import PROMPT_FORMATS
 from run_utils.arguments import read_yaml
 from run_utils.environment import published_name
 from run_utils.errors import UserError, say
-from run_utils.files import file_hash, read_json
+from run_utils.files import file_hash, no_pipe, read_json
 from run_utils.metrics_file import read_metrics
 
 TEMPLATE = """\
@@ -250,7 +250,7 @@ def read_evaluation(adapter, training_args):
     try:
         environment = read_json(folder / "environment.json")
         metrics = read_json(folder / "metrics.json", check_figures)
-        args = read_yaml(folder / "args.yaml")
+        args = read_yaml(no_pipe(folder / "args.yaml"))
     except UserError as error:
         say(f"The card has no evaluation: {error}")
         return None

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
+from run_utils.errors import UserError
+
 
 def one_line(error):
     text = " ".join(str(error).split())
@@ -25,7 +27,11 @@ def num_positions(config):
         if isinstance(value, int) and value > 0:
             # Scaled rotary positions reach further, whether the number above says so (as in Llama 3) or not (as in Vicuna).
             rope = rope_parameters(config)
-            return max(value, int((rope.get("original_max_position_embeddings") or value) * (rope.get("factor") or 1)))
+            try:
+                factor = float(rope.get("factor") or 1)
+                return max(value, int((rope.get("original_max_position_embeddings") or value) * factor))
+            except (AttributeError, OverflowError, TypeError, ValueError):
+                raise UserError(f"the model's config.json has rope_parameters of other types: {rope}") from None
     return math.inf
 
 

@@ -20,6 +20,7 @@ from run_utils.redaction import redact
 ROOT = Path(__file__).resolve().parent.parent
 # About this invocation, not about the experiment: never written to args.yaml, so that it can be passed to --config.
 INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
+MOST_VALUES = 100_000  # in a YAML file
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 TRUTH = {"yes": True, "true": True, "t": True, "y": True, "1": True}
 TRUTH |= {"no": False, "false": False, "f": False, "n": False, "0": False}
@@ -143,6 +144,8 @@ def check_limits(arguments):
         limits = {name: field.metadata[name] for name in LIMITS if name in field.metadata}
         value = getattr(arguments, field.name)
         if limits and value is not None:
+            # An integer of hundreds of digits is no float, and no number of steps or bytes.
+            require(isinstance(value, float) or abs(value) <= sys.maxsize, f"--{field.name} is beyond {sys.maxsize:,}")
             within = math.isfinite(value) and all(LIMITS[name](value, limit) for name, limit in limits.items())
             words = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
             require(within, f"--{field.name} must be {words}, not {value}")
@@ -173,6 +176,7 @@ def read_yaml(path):
     """The mapping in a YAML file; raises UsageError when there is none."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        check_size(values)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, nesting without end
@@ -180,6 +184,19 @@ def read_yaml(path):
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold `name: value` lines")
     return values
+
+
+def check_size(values):
+    """Raises ValueError if there are more than MOST_VALUES in nested lists and objects: aliases of YAML repeat a list without
+    writing it out, nine times in nine levels or in itself."""
+    found, todo = 0, [values]
+    while todo:
+        value = todo.pop()
+        found += 1
+        if found > MOST_VALUES:
+            raise ValueError(f"its aliases make more than {MOST_VALUES:,} values")
+        if isinstance(value, dict | list | set | tuple):
+            todo.extend(value.values() if isinstance(value, dict) else value)
 
 
 def as_yaml(arguments):

@@ -49,11 +49,8 @@ def write_json_lines(path, records):
 def read_json(path, check=lambda value: None):
     """The object in a JSON file of ours, which may be damaged or of another origin. Raises UserError, a line with the path and
     the fault, if there is none, if it nests too deep, or if `check` meets another type, value or a missing key."""
-    path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ValueError("not a file")
-        text = path.read_text(encoding="utf-8")
+        text = no_pipe(path).read_text(encoding="utf-8")
         check_depth(text)
         value = json.loads(text)
         if not isinstance(value, dict):
@@ -67,6 +64,15 @@ def read_json(path, check=lambda value: None):
     except (AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
     raise UserError(f"{path} cannot be read: {reason}")
+
+
+def no_pipe(path):
+    """The Path of a file that comes in a folder of others, or of none. Raises UserError for anything else: a pipe would be waited
+    for."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} cannot be read: not a file")
+    return path
 
 
 def is_full_disk(error):
@@ -103,7 +109,7 @@ def lock_folder(folder):
     folder = Path(folder).resolve()
     if fcntl is None or folder in LOCKED:
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe nobody may ever write
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

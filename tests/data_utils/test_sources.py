@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import threading
 import unicodedata
@@ -390,3 +391,19 @@ FUNCTION = {
     "name": "f", "description": "d", "parameters": {"type": "dict", "properties": {"x": {"type": "integer"}},
         "required": ["x"]},
 }  # fmt: skip
+
+
+def test_a_file_on_which_a_reader_fails_is_refused_in_a_line(tmp_path):
+    twice = pa.array([[("a", "b"), ("a", "c")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"query": twice, "tools": ["[]"]}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="cannot read .*rows.parquet: KeyError: .*duplicate key") as error:
+        read_file(tmp_path / "rows.parquet")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipe_that_is_named_as_rows_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match="rows.jsonl cannot be read: not a file"):
+        read_file(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match="rows.jsonl: no such file"):
+        load_rows(str(tmp_path / "rows.jsonl"))

@@ -114,6 +114,20 @@ def test_a_file_of_which_no_function_can_be_read_is_refused_with_the_first_reaso
     assert str(refused.value).endswith(" (and 1 more)") == counted
 
 
+@pytest.mark.parametrize(
+    "code", ["raise KeyboardInterrupt", "raise GeneratorExit", "class Own(BaseException): ...\nraise Own"]
+)
+def test_whatever_a_file_raises_is_a_line(tmp_path, code):
+    with pytest.raises(UserError, match=r"mine.py: (KeyboardInterrupt|GeneratorExit|Own): "):
+        tools_of(tmp_path, code)
+
+
+def test_whatever_an_object_raises_when_looked_at_leaves_it_out(tmp_path):
+    hidden = "class Hidden:\n    @property\n    def __class__(self): raise KeyboardInterrupt\n    def __call__(self): ...\nhidden = Hidden()\n"
+    read = tools_of(tmp_path, hidden + function("x: int"))
+    assert [tool["name"] for tool in read.tools] == ["f"]
+
+
 def test_decorated_functions_are_read_and_callable_objects_are_named(tmp_path):
     code = """
 import functools

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import re
 import shlex
 import signal
@@ -233,12 +234,22 @@ def test_nothing_named_is_the_demo_and_anything_named_is_not(capsys):
         ("", "must hold"),
         ("a: [", "not valid YAML"),
         ("learning_rate: -1", "--learning_rate must be above 0"),
+        ("save_total_limit: " + "9" * 400, "--save_total_limit is beyond 9,223,372,036,854,775,807"),
+        ("learning_rate: &a [*a]", "its aliases make more than 100,000 values"),
+        (
+            "a: [&a [x, x, x, x, x, x, x, x, x], "
+            + ", ".join(f"&{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghij"))
+            + "]",
+            "its aliases make more than 100,000 values",
+        ),
     ],
 )
 def test_a_bad_recipe_is_refused_by_name(recipe, text, message):
     with pytest.raises(UsageError, match=re.escape(message)) as error:
         parse("--config", recipe(text))
-    assert ("\n" not in str(error.value) and "recipe.yaml" in str(error.value)) or text.startswith("learning_rate")
+    assert ("\n" not in str(error.value) and "recipe.yaml" in str(error.value)) or text.startswith(
+        ("learning_rate", "save_total")
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from run_utils.checkpoint import read_checkpoint
 from run_utils.errors import UserError
 from run_utils.files import lock_folder, naming_full_disk, new_folder, read_json, write_json, write_text
 from run_utils.journal import append
-from run_utils.run import holds_run
+from run_utils.output_folder import holds_run, make_writable
 
 DAMAGED = {
     "empty": b"",
@@ -164,6 +164,19 @@ def test_damaged_runs_and_results_are_no_runs_and_no_results(tmp_path, content):
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "state.json").write_bytes(content)
     assert "state.json" in problem(read_checkpoint, tmp_path / "checkpoint-3")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "predictions.jsonl", "args.yaml", "environment.json"])
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(evaluation, name):
+    (evaluation / name).unlink()
+    os.mkfifo(evaluation / name)
+    assert problem(read_folder, evaluation) == f"{evaluation / name} cannot be read: not a file"
+    assert not holds_run(evaluation)
+
+
+def test_a_pipe_in_the_place_of_a_folder_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "run")
+    assert problem(make_writable, tmp_path / "run") == f"--output_dir {tmp_path / 'run'} is a file"
 
 
 @pytest.mark.parametrize(
