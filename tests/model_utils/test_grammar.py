@@ -114,7 +114,7 @@ def test_rows_without_a_grammar_are_unchanged_in_a_mixed_batch(constrained, mode
 
 
 def test_no_masks_are_made_without_a_grammar(model, tokenizer, rows, monkeypatch):
-    monkeypatch.setattr(generation, "TokenMasks", None)
+    monkeypatch.setattr(token_masks, "TokenMasks", None)
     answer_prompts(model, tokenizer, rows[0][:2], [None, None], new_tokens=4)
 
 
