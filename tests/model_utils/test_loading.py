@@ -23,7 +23,7 @@ NORM = "model.layers.1.input_layernorm.weight"
 
 @pytest.fixture
 def load_edited(tiny_model, tmp_path):
-    """`load_edited(edit, **config)`: the tiny model with its tensors as `edit` returns them, and other fields in config.json."""
+    """`load_edited(edit, **config)`: the tiny model with edited tensors and configuration."""
 
     def load(edit=lambda tensors: tensors, generation=None, **config):
         folder = tmp_path / "base"
@@ -64,16 +64,16 @@ def test_a_base_without_some_of_its_weights_is_refused_by_name(load_edited, capf
     with pytest.raises(UserError) as caught:
         load_edited(edit, **config)
     assert reason in str(caught.value) and "\n" not in str(caught.value)
-    assert "MISSING" not in capfd.readouterr().err  # transformers' report of many lines
+    assert "MISSING" not in capfd.readouterr().err  # transformers' long report
 
 
-def test_a_tied_head_and_weights_of_no_use_are_no_fault(load_edited):
+def test_a_tied_head_and_unused_weights_are_accepted(load_edited):
     model = load_edited(lambda tensors: tensors | {"mtp.weight": torch.ones(3)})
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_base_whose_logits_are_not_finite_is_refused_before_anything_long(load_edited, tiny_model, rows_file, value):
+def test_a_base_with_logits_that_are_not_finite_is_refused_early(load_edited, tiny_model, rows_file, value):
     tokenizer, rows = load_tokenizer(ModelSource(tiny_model)), load_rows(str(rows_file))[0][:3]
     model = load_edited(lambda tensors: tensors | {NORM: torch.full_like(tensors[NORM], value)})
     with pytest.raises(UserError, match="^the base's logits are not finite on a text of"):

@@ -1,4 +1,4 @@
-"""Defaults, recipes and flags; and every wrong use ends in one line with the right exit code."""
+"""Defaults, recipes and flags. Wrong use ends in one line with the right exit code."""
 
 import dataclasses
 import importlib
@@ -64,8 +64,8 @@ def test_args_yaml_has_the_order_of_the_help_and_text_as_it_is_written():
     assert list(yaml.safe_load(text)) == [name for name in names if f"{name}:" in text.split()]
 
 
-def test_the_reference_recipe_holds_what_differs_from_the_defaults():
-    """So that an edited default takes effect."""
+def test_the_reference_recipe_has_only_changed_defaults():
+    """A repeated default would hide an edit of that default."""
     path = ROOT / "recipes" / "qwen3_4b_qlora.yaml"
     args, defaults = vars(parse("--config", str(path))), vars(TrainingArguments())
     assert {name for name in args if args[name] != defaults[name]} == {"config", "max_eval_examples"}
@@ -96,15 +96,14 @@ def test_every_recipe_parses(path):
     parse_arguments(scripts.get(path.name, TrainingArguments), "", "demo.yaml", ["--config", str(path)])
 
 
-def test_what_is_named_is_never_taken_for_nothing():
-    """Naming the reference model and rows, the defaults, must not start the demo."""
+def test_naming_the_default_model_and_rows_does_not_start_the_demo():
     defaults = TrainingArguments()
     args = parse(f"--model_name_or_path={defaults.model_name_or_path}", "--dataset_name", defaults.dataset_name)
     assert args == defaults
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_has_the_examples_as_they_are_written_and_each_flag_once_with_its_default(script, capsys, monkeypatch):
+def test_help_has_the_docstring_and_each_flag_once_with_its_default(script, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.argv", [f"{script}.py", "--help"])
     module = importlib.import_module(script)
@@ -118,8 +117,8 @@ def test_help_has_the_examples_as_they_are_written_and_each_flag_once_with_its_d
     assert len(groups) >= 1 and all(f"\n{group}:\n" in shown for group in groups)
     flags = re.findall(r"(?:^  |\]   )--(\w+)[^[]*\[([^]]*)(?=\])", shown, flags=re.MULTILINE)
     defaults = [(name, " ".join(values.split()).split(" | ")[0]) for name, values in flags]
-    in_words = {"None": "not set", "True": "true", "False": "false"}
-    assert defaults == [(field.name, in_words.get(str(field.default), str(field.default))) for field in fields]
+    words = {"None": "not set", "True": "true", "False": "false"}
+    assert defaults == [(field.name, words.get(str(field.default), str(field.default))) for field in fields]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -135,7 +134,7 @@ def test_a_script_parses_before_it_loads_its_libraries(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_names_its_recipe_and_what_it_waits_for_and_stops_at_once_meanwhile(script):
+def test_a_script_reports_recipe_and_imports_and_stops_at_sigterm(script):
     process = subprocess.Popen([sys.executable, f"{script}.py"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     lines = [process.stderr.readline(), process.stderr.readline()]
     process.terminate()
@@ -146,7 +145,7 @@ def test_a_script_names_its_recipe_and_what_it_waits_for_and_stops_at_once_meanw
 
 
 class Oracle(HfArgumentParser):
-    """Of a copy of the dataclass: transformers changes the types of the fields that it reads."""
+    """HfArgumentParser on a copy of the dataclass, because it changes the fields' types."""
 
     def __init__(self, arguments_class):
         fields = [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(arguments_class)]
@@ -163,7 +162,7 @@ WILD = ("", "-", "--", "true", "nan", "none", "1.5", "stray", "--stray")
 
 @st.composite
 def command_lines(draw):
-    """A script and flags of it, of which one in three may be misspelt or have values of another kind or number."""
+    """A script and flags; one flag in three may be misspelt or have wrong or too many values."""
     script = draw(st.sampled_from(sorted(SCRIPTS)))
     words = []
     for field in draw(st.lists(st.sampled_from(dataclasses.fields(SCRIPTS[script])), min_size=1, max_size=4)):
@@ -188,7 +187,7 @@ def command_lines(draw):
 @hypothesis.example(("train", ["--no_torch_compile"]))
 @hypothesis.example(("train", ["--no-gradient-checkpointing=true"]))
 def test_flags_are_read_as_transformers_reads_them(line):
-    """HfArgumentParser gives the same values, the same unknown words, and the same message of what is wrong."""
+    """HfArgumentParser gives the same values, unknown words and error messages."""
     script, words = line
     expected, found = (outcome(parser, words) for parser in PARSERS[script])
     assert found == expected
@@ -199,10 +198,10 @@ def outcome(parser, words):
         values, unknown = parser.parse_known_args(words)
     except UsageError as error:
         return str(error)
-    return repr(vars(values)), unknown  # as texts: nan is not itself
+    return repr(vars(values)), unknown  # as texts: nan != nan
 
 
-def test_values_reach_the_dataclass_as_transformers_gives_them():
+def test_the_dataclass_has_the_values_of_transformers():
     words = shlex.split(
         "--dataset-name rows.jsonl --seed 7 --learning_rate 2e-4 --no_gradient_checkpointing --torch_compile yes "
         "--lora_target_modules q_proj v_proj --max_train_steps=3 --lr-scheduler-type linear"
@@ -212,7 +211,7 @@ def test_values_reach_the_dataclass_as_transformers_gives_them():
     assert (expected.torch_compile, expected.gradient_checkpointing, expected.max_train_steps) == (True, False, 3)
 
 
-def test_nothing_named_is_the_demo_and_anything_named_is_not(capsys):
+def test_the_demo_runs_unless_a_model_or_data_set_is_named(capsys):
     assert parse().dataset_name == "demo"
     assert "recipes/demo.yaml" in capsys.readouterr().err
     assert parse("--seed", "1").model_name_or_path == "demo"
@@ -301,14 +300,14 @@ def test_a_failure_is_one_line_and_exit_code_1(run_here, flags, monkeypatch, cha
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_real_launch_prints_the_line_first_and_no_traceback_of_ours(processes, flags):
+def test_a_real_launch_prints_the_error_once_without_our_traceback(processes, flags):
     result = launch("train.py", flags | {"dataset_name": "absent.jsonl"}, processes)
     assert result.code != 0
     assert result.err.count("train.py: error: absent.jsonl: no such file") == 1
     assert f'File "{ROOT}/train.py"' not in result.err and f'File "{ROOT}/run_utils/"' not in result.err
 
 
-def test_without_a_launcher_the_exit_code_is_ours():
+def test_without_a_launcher_the_exit_code_is_the_scripts():
     done = subprocess.run([sys.executable, "train.py", "--seed=x"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "invalid int value" in done.stderr and "Traceback" not in done.stderr
 
@@ -327,7 +326,7 @@ def test_the_readmes_training_commands_parse(monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_launch_file_is_one_that_accelerate_reads(path):
+def test_accelerate_reads_every_launch_file(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))

@@ -1,4 +1,4 @@
-"""Files of ours that parse and are not what they were: damaged, edited, or of another program. One line names file and fault."""
+"""Damaged, edited or foreign files are refused: one line has the file and the fault."""
 
 import errno
 import json
@@ -78,7 +78,7 @@ def test_neither_a_pipe_nor_a_folder_is_read(tmp_path, make):
     assert "not a file" in problem(read_json, tmp_path / "state.json")
 
 
-def test_a_file_that_is_not_there_and_a_key_that_is_missing_are_named(tmp_path):
+def test_a_missing_file_and_a_missing_key_are_named(tmp_path):
     assert "No such file" in problem(read_json, tmp_path / "state.json")
     (tmp_path / "state.json").write_text("{}")
     assert "no 'step' there" in problem(read_json, tmp_path / "state.json", lambda value: value["step"])
@@ -125,7 +125,7 @@ FIELDS = (
 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from([*PREDICTION, "came_as"]), FIELDS))
-def test_a_prediction_of_any_types_can_be_scored_or_is_none(tmp_path_factory, fields):
+def test_a_prediction_of_any_types_is_scored_or_dropped(tmp_path_factory, fields):
     path = tmp_path_factory.getbasetemp() / "predictions-0.jsonl"
     path.write_text(json.dumps(PREDICTION | fields) + "\n" + json.dumps(PREDICTION))
     read = read_predictions(path)
@@ -155,7 +155,7 @@ def test_a_damaged_evaluation_beside_an_adapter_is_left_out_of_its_card(evaluati
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_damaged_runs_and_results_are_no_runs_and_no_results(tmp_path, content):
+def test_damaged_runs_and_results_are_not_recognised(tmp_path, content):
     for name in ("args.yaml", "environment.json", "metrics.json"):
         (tmp_path / name).write_bytes(content)
     assert not holds_run(tmp_path)
@@ -182,7 +182,7 @@ def test_a_pipe_in_the_place_of_a_folder_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     "line", ["5", "null", "[0]", "[0, 5]", "[[0], {}]", "[true, {}]", "[7, {}]", "[-1, {}]", "[" * 100_000, '[0, {"id"']
 )
-def test_a_line_that_is_no_answer_is_asked_again(tmp_path, line):
+def test_a_line_that_is_not_an_answer_is_generated_again(tmp_path, line):
     partial = tmp_path / "calls.jsonl.partial"
     partial.write_text('{"input": "x"}\n[1, {"id": "b"}]\n' + line)
     assert earlier_answers(partial, {"input": "x"}, 3) == {1: {"id": "b"}}
@@ -197,18 +197,18 @@ def test_answers_of_unknown_origin_are_not_continued(tmp_path, first):
     assert "remove it" in problem(earlier_answers, partial, {"input": "x"}, 3)
 
 
-def test_a_killed_export_s_folder_goes_at_the_next_and_no_other_does(tmp_path):
-    left = tmp_path / "incomplete-export"
+def test_the_next_export_deletes_a_killed_exports_folder_and_no_other(tmp_path):
+    incomplete = tmp_path / "incomplete-export"
     killed = new_folder(tmp_path / "export")
     (killed.__enter__() / "model.safetensors").write_bytes(b"half")
     with new_folder(tmp_path / "export") as folder:
         assert [path.name for path in folder.iterdir()] == [".unfinished_export"]
         (folder / "config.json").touch()
-    assert [path.name for path in (tmp_path / "export").iterdir()] == ["config.json"] and not left.exists()
-    left.mkdir()
-    (left / "notes.txt").write_text("of somebody")
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["config.json"] and not incomplete.exists()
+    incomplete.mkdir()
+    (incomplete / "notes.txt").write_text("of somebody")
     assert "no export has left it" in problem(new_folder(tmp_path / "export").__enter__)
-    assert (left / "notes.txt").exists()
+    assert (incomplete / "notes.txt").exists()
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("I/O error: no space (os error 28)")])

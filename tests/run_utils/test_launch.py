@@ -1,4 +1,4 @@
-"""What the processes that `accelerate launch` starts make of its settings."""
+"""Threads, precision and exit of processes under `accelerate launch`."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ SCRIPT = """
 import os, torch
 from run_utils.launch import start_accelerator, threads_were_chosen
 start_accelerator("fp32")
-os.write(1, b"%d\\n" % torch.get_num_threads())  # at once: `print` of two processes can mix
+os.write(1, b"%d\\n" % torch.get_num_threads())  # one write: two processes' prints can mix
 """
 
 
@@ -87,8 +87,8 @@ def test_offloading_and_other_parallelism_are_refused_with_the_file_that_is_read
         (["--num_processes=2"], {}, CORES // 2),
     ],
 )
-def test_threads_are_all_cores_or_what_was_asked_for(tmp_path, launcher, environment, threads):
-    """Torch's launcher says one thread to several processes where nobody has said anything: that is not taken for a wish."""
+def test_threads_are_all_cores_or_the_number_set(tmp_path, launcher, environment, threads):
+    """torch's launcher defaults to one thread for several processes, which the script overrides."""
     clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     config = "cpu_2proc.yaml" if "--num_processes=2" in launcher else "cpu.yaml"
     done = launch_script(tmp_path, config, launcher, clean | environment)
@@ -97,10 +97,10 @@ def test_threads_are_all_cores_or_what_was_asked_for(tmp_path, launcher, environ
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_precision_of_the_launcher_that_is_not_used_is_said_once(tmp_path, precision):
+def test_an_unused_launcher_precision_is_reported_once(tmp_path, precision):
     done = launch_script(tmp_path, "cpu_2proc.yaml", [f"--mixed_precision={precision}"], os.environ)
-    said = [line for line in done.stderr.splitlines() if "--dtype decides (fp32 here)" in line]
-    assert len(said) == (precision == "bf16") and len(done.stdout.split()) == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "--dtype decides (fp32 here)" in line]
+    assert len(lines) == (precision == "bf16") and len(done.stdout.split()) == 2, done.stderr
 
 
 REFUSED = """
@@ -120,7 +120,7 @@ run_script(main)
 
 @pytest.mark.slow
 def test_an_error_right_after_a_message_does_not_abort(tmp_path):
-    """A thread of gloo's that waits for Python's lock as Python ends takes the process with it, nearly every second time."""
+    """A gloo thread waiting for the GIL at exit aborted the process in almost half of the runs."""
     for _ in range(6):
         done = launch_script(tmp_path, "cpu_2proc.yaml", [], os.environ, REFUSED)
         assert done.returncode == 1 and "script.py: error: refused" in done.stderr
@@ -128,7 +128,7 @@ def test_an_error_right_after_a_message_does_not_abort(tmp_path):
 
 
 def launch_script(folder, config, launcher, environment, text=SCRIPT):
-    """`accelerate launch` of a script with a launch file of ours and more flags for the launcher."""
+    """Run `accelerate launch` on a script with one of our launch files and more flags."""
     script = folder / "script.py"
     script.write_text(text)
     command = [sys.executable, "-m", "accelerate.commands.launch", "-q"]
