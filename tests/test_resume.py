@@ -476,7 +476,7 @@ def test_changed_rows_are_noticed(run_here, flags, finished, rows_file, monkeypa
 
 
 def test_another_loss_mask_is_noticed(run_here, flags, finished, monkeypatch):
-    monkeypatch.setattr(train, "load_base_model", None)
+    monkeypatch.setattr(train, "load_model", None)
     monkeypatch.setitem(LOSS_MASKS, "completion_only", LOSS_MASKS["values_only"])
     result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
     assert result.code == 1 and "what the loss is on are not those" in result.err

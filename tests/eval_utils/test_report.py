@@ -11,7 +11,7 @@ from conftest import TAGS
 
 from data_utils.rows import Row
 from demo.rows import generate_rows
-from eval_utils.metrics import score, wilson_interval
+from eval_utils.metrics import score
 from eval_utils.outputs import Output, Task
 from eval_utils.report import (
     compare_calls,
@@ -22,6 +22,7 @@ from eval_utils.report import (
     verdict,
     write_report,
 )
+from eval_utils.statistics import wilson_interval
 
 SYSTEMS = ["raw", "prompted", "adapter"]
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<!--\ud800\u2028\0{{ 7*7 }}"

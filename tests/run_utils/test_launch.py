@@ -8,7 +8,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from conftest import ROOT
 
-from run_utils.arguments import UserError
+from run_utils.errors import UserError
 from run_utils.launch import start_accelerator, threads_were_chosen
 
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
@@ -105,7 +105,7 @@ def test_an_unused_launcher_precision_is_reported_once(tmp_path, precision):
 
 REFUSED = """
 from accelerate.utils import gather_object
-from run_utils.arguments import UserError, run_script
+from run_utils.errors import UserError, run_script
 from run_utils.launch import start_accelerator, threads_were_chosen
 
 def main():

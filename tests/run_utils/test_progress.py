@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import curve
-from run_utils.checkpoints import RunState
 
 from data_utils.batching import OptimizerStep
-from run_utils.arguments import UserError
+from run_utils.checkpoint import RunState
+from run_utils.errors import UserError
 from run_utils.progress import TrainingLog, peak_memory_gib, start_profiler
 
 
@@ -26,7 +26,7 @@ def test_an_entry_s_figures_are_of_the_steps_since_the_last(tmp_path, monkeypatc
     for steps in ((1, 2), (3,)):
         for state.global_step in steps:
             log.start_step()
-            step = OptimizerStep([], num_tokens=100, num_completion_tokens=20, row_ids=["a"], seconds=0.5)
+            step = OptimizerStep([], num_tokens=100, num_supervised=20, weight_sum=20.0, row_ids=["a"], seconds=0.5)
             log.end_step(step, torch.tensor(10.0 * state.global_step), torch.tensor(1.0), [1e-3])
         log.read_losses()
         log.write()
