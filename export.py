@@ -5,7 +5,7 @@
     python evaluate.py --model_name_or_path exports/qwen3_4b_tools --systems prompted   # its scores
     python export.py --adapter ... --output_dir ... --push_to_hub you/qwen3-4b-tools
 
-The base is loaded unquantised, in bf16, whatever the precision of training. The folder also has
+The base is loaded unquantised, in bf16, also after training in 4 or 8 bits. The folder also has
 the tokenizer with a chat template (training's prompt, from `messages` and `tools`), greedy decoding
 with the right end tokens, and a model card. The merged model is compared with the unmerged adapter,
 and the folder with the merged model.
@@ -166,9 +166,7 @@ def write_adapter(args, adapter, folder):
     """Write the adapter alone, to be published: the base's hub id, and no path of this machine."""
     base = adapter.args["model_name_or_path"]
     if (adapter.environment.get("base") or published_name(base)) != base or "/" not in base:
-        raise UserError(
-            f"the base {base} is not on the hub: nobody else could load the adapter on it. Export it merged"
-        )
+        raise UserError(f"the base {base} is not on the hub: nobody else could load the adapter on it. Use --merge")
     config = read_json(adapter.folder / "adapter_config.json")
     config |= {"base_model_name_or_path": base, "revision": adapter.args.get("model_revision")}
     weights = adapter.folder / "adapter_model.safetensors"

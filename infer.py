@@ -1,11 +1,11 @@
-"""Turn queries and tools into tool calls, on stdout or in --output. All else is on stderr.
+"""Turn queries and tools into calls. stdout and --output have calls alone, stderr has the rest.
 
     python infer.py                                           # the embedded demo, after train.py
     python infer.py --adapter runs/demo/adapter --query "Is it raining in Rome?" --tools tools.json
     curl ... | python infer.py --adapter ... --query "..." --tools -          # tools from stdin
     python infer.py --adapter ... --input rows.jsonl --output calls.jsonl
     python infer.py --adapter ... --tools my_functions.py --interactive
-    python infer.py --adapter ... --query "..." --tools tools.json --compare  # the base's answers too
+    python infer.py --adapter ... --query "..." --tools tools.json --compare  # the base's answers
 
 Tools are JSON (xLAM's flat form, OpenAI's functions, MCP's tools/list) or a Python file of typed,
 documented functions. An output that is not a list of calls ends with exit code 1. stderr has a line
