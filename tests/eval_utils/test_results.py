@@ -169,8 +169,8 @@ def test_pairs_with_the_raw_base_or_of_two_kinds_are_left_to_the_report(capsys):
     print_table(evaluation)
     out = capsys.readouterr().out
     assert out.count("├") >= 3  # a rule between two systems: each has three lines
-    lines = [line.partition(":")[0] for line in out.splitlines() if " beside " in line]
-    assert lines == ["adapter beside prompted", "constrained_adapter beside prompted"]
+    lines = [line.partition(":")[0] for line in out.splitlines() if " against " in line]
+    assert lines == ["adapter against prompted", "constrained_adapter against prompted"]
     assert len(evaluation.figures["pairs"]) == 6
 
 

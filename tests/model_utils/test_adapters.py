@@ -91,7 +91,7 @@ def test_aliases_of_yaml_are_never_written_out(save_adapter):
     levels = [f"x{level}: &x{level} [{', '.join([f'*x{level - 1}'] * 9)}]" for level in range(1, 20)]
     lines = ["x0: &x0 [1]", *levels, "seed: *x19", *(folder / "args.yaml").read_text().splitlines()]
     (folder / "args.yaml").write_text("\n".join(lines))
-    with pytest.raises(UserError, match="seed must be a number, not a list$"):
+    with pytest.raises(UserError, match="its aliases make more than 100,000 values"):
         read_adapter(folder)
 
 

@@ -17,9 +17,13 @@ class Accelerator:
 
 signals.SECONDS_BETWEEN = -1
 request = signals.StopRequest(Accelerator(), lambda: "checkpoint-3")
-assert request.agreed() == 0
+request.check()
 os.kill(os.getpid(), signal.SIGINT)
-assert request.agreed() == signal.SIGINT
+try:
+    request.check()
+    raise SystemExit("no signal")
+except signals.Stopped as stopped:
+    assert stopped.number == signal.SIGINT
 os.kill(os.getpid(), signal.SIGINT)
 raise SystemExit("still there")
 """
