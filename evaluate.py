@@ -1,14 +1,15 @@
-"""Three systems side by side on held-out rows: base on the raw prompt, base on the training's prompt, and the LoRA adapter.
+"""Compare a LoRA adapter with its base on held-out rows.
 
-    python evaluate.py                                                      # the embedded demo, after train.py
+    python evaluate.py                                        # the embedded demo, after train.py
     python evaluate.py --adapter runs/qwen3_4b_qlora/adapter
     accelerate launch -q --config_file accelerate_configs/multi_gpu.yaml evaluate.py --adapter ...
-    python evaluate.py --rescore runs/demo/evaluation          # new scores from the texts: no model is loaded
-    python evaluate.py --compare runs/a/evaluation runs/b/evaluation    # is b's adapter better than a's, on the same rows?
+    python evaluate.py --rescore runs/demo/evaluation         # score its texts again: no model
+    python evaluate.py --compare runs/a/evaluation runs/b/evaluation      # is b's adapter better?
 
-The rows are those that training set aside: the adapter's folder knows them, by content. Writes predictions.jsonl as it goes (a
-killed evaluation continues where it was), then scores.jsonl, metrics.json and report.html, and prints the table. The metrics are
-in eval_utils/metrics.py.
+The systems are the base on the raw query and tools, the base on training's prompt, and the adapter.
+The rows are the ones that training held out, found by content. Writes predictions.jsonl row by row
+(after a kill, the same command continues), then scores.jsonl, metrics.json and report.html, and
+prints the table. The metrics are in eval_utils/metrics.py.
 """
 
 from run_utils.signals import exit_at_once, handle_signals
@@ -27,18 +28,18 @@ from run_utils.errors import require, run_script, say
 
 @dataclass
 class EvaluationArguments:
-    """`inherited`: taken from the adapter's training unless given here; its value is for an evaluation without an adapter."""
+    """inherited: the default without an adapter. With one, the default is its training's value."""
 
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint")
     systems: list[str] | None = argument(None, f"Of {', '.join(SYSTEMS)}; by default raw, prompted and adapter")
 
     rescore: str | None = argument(None, "Folder of an evaluation to score again, without a model")
-    compare: list[str] | None = argument(None, "Folders of evaluations of the same rows, side by side")
+    compare: list[str] | None = argument(None, "Folders of evaluations of the same rows")
     baseline: str | None = argument(
         None,
-        "Of the report's first sentence: a system of the table, or a folder of --compare; by default prompted, or the "
-        "first adapter",
+        "In the report's first sentence: a system of the table, or a folder of --compare; by default prompted, or "
+        "the first adapter",
     )
 
     model_name_or_path: str | None = argument(
@@ -48,7 +49,7 @@ class EvaluationArguments:
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
     quantization: Literal["none", "nf4", "int8"] | None = argument(None, inherited="none")
     prompt_format: Literal[*PROMPT_FORMATS] | None = argument(
-        None, "Of the base alone; an adapter has its own", inherited="tags-1"
+        None, "For the base alone; an adapter has its own", inherited="tags-1"
     )
     dataset_name: str | None = argument(None, inherited=None)
     eval_dataset_name: str | None = argument(None, inherited=None)
@@ -57,11 +58,7 @@ class EvaluationArguments:
     max_bad_rows: float | None = argument(None, inherited=0.01, at_least=0)
     seed: int | None = argument(None, inherited=42)
     eval_fraction: float | None = argument(
-        None,
-        "1 takes all rows, of a data set not trained on",
-        inherited=0.05,
-        above=0,
-        at_most=1,
+        None, "1 takes all rows, for a data set not trained on", inherited=0.05, above=0, at_most=1
     )
     eval_split: Literal["random", "tools"] | None = argument(None, inherited="random")
     num_examples: int | None = argument(1000, "Of the held-out rows, in the order of their hash", above=0)
@@ -69,7 +66,7 @@ class EvaluationArguments:
     endpoint: str | None = argument(
         None, "OpenAI-compatible server, such as http://localhost:8000/v1; its key is OPENAI_API_KEY", group="Endpoint"
     )
-    endpoint_model: str | None = argument(None, "The name of the model there")
+    endpoint_model: str | None = argument(None, "The model's name on the server")
     endpoint_api: Literal["completions", "chat"] = argument(
         "completions", "The tag prompt, or a chat with OpenAI's tools"
     )
@@ -81,13 +78,13 @@ class EvaluationArguments:
     max_new_tokens: int = argument(512, above=0)
     batch_tokens: int = argument(65536, "Tokens of the cache of keys and values, new ones included", above=0)
 
-    output_dir: str | None = argument(None, "By default evaluation/ beside the adapter", group="Where")
+    output_dir: str | None = argument(None, "By default evaluation/ beside the adapter", group="Output")
     overwrite_output_dir: bool = argument(False)
 
     def __post_init__(self):
         check_limits(self)
         if self.rescore or self.compare:
-            require(not (self.rescore and self.compare), "--rescore and --compare are two different things")
+            require(not (self.rescore and self.compare), "--rescore and --compare do not go together")
             require(not self.compare or len(self.compare) > 1, "--compare needs two folders or more")
             return
         default = [*["endpoint"] * bool(self.endpoint), "raw", "prompted", *["adapter"] * bool(self.adapter)]
@@ -146,7 +143,7 @@ def main(args):
     accelerator = start_accelerator(args.dtype)
     rows, in_training = held_out_rows(args, adapter, GENERATORS)
     if any(SYSTEMS[name].grammar for name in args.systems):
-        import_xgrammar()  # if it is missing: the error comes before the other systems' hours
+        import_xgrammar()  # a missing package fails now, not after hours of the other systems
     tokenizer = base = None
     if args.systems != ["endpoint"]:
         source = model_source(args, adapter)
@@ -159,10 +156,10 @@ def main(args):
     run_on_main(accelerator, lambda: folder.prepare(args, rows, in_training, record))
     for name, system in systems_of(args, base, tokenizer, adapter):
         todo, processes = folder.rows_to_answer(name, rows)
-        shown = f"{name}, 1 of {processes} processes" if processes > 1 else name
+        label = f"{name}, 1 of {processes} processes" if processes > 1 else name
         predictions = predict(name, system, todo, processes)
         hidden = not accelerator.is_main_process
-        folder.append(tqdm(predictions, total=len(todo), desc=shown, unit="row", disable=hidden))
+        folder.append(tqdm(predictions, total=len(todo), desc=label, unit="row", disable=hidden))
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
@@ -173,27 +170,26 @@ def main(args):
 
 
 def inherit(args, adapter):
-    """Fill in what the arguments leave open: from the adapter's training, else from the fields themselves."""
+    """Fill in missing arguments: from the adapter's training, or else from `inherited`."""
     trained_with = dict(adapter.args) if adapter else {}
     own_format = trained_with.get("prompt_format", args.prompt_format)
     require(args.prompt_format in (None, own_format), f"{args.adapter} was trained with --prompt_format {own_format}")
-    for owner, owned in (
-        ("model_name_or_path", ["model_revision"]),
-        ("dataset_name", ["dataset_revision", "dataset_config_name", "eval_dataset_name"]),
-    ):
-        if getattr(args, owner) not in (None, trained_with.get(owner)):  # another repository has other revisions
-            for name in owned:
+    dataset_options = ["dataset_revision", "dataset_config_name", "eval_dataset_name"]
+    for owner, options in {"model_name_or_path": ["model_revision"], "dataset_name": dataset_options}.items():
+        if getattr(args, owner) not in (None, trained_with.get(owner)):  # of another repository
+            for name in options:
                 trained_with.pop(name, None)
     for field in dataclasses.fields(args):
         if "inherited" in field.metadata and getattr(args, field.name) is None:
             setattr(args, field.name, trained_with.get(field.name, field.metadata["inherited"]))
-    beside = Path(args.adapter).parent if args.adapter else Path("runs")
-    args.output_dir = args.output_dir or str(beside / "evaluation")
+    check_limits(args)  # the adapter's file may hold any number
+    run_dir = Path(args.adapter).parent if args.adapter else Path("runs")
+    args.output_dir = args.output_dir or str(run_dir / "evaluation")
 
 
 def identity_of(args, adapter, base, rows, mixed_precision):
-    """All that the answers depend on, as JSON values: a folder with others is not continued."""
-    formats = {name: PROMPT_FORMATS[kind.prompt or args.prompt_format] for name, kind in SYSTEMS.items()}
+    """Everything behind the answers, as JSON values. A folder with another identity is refused."""
+    formats = {name: PROMPT_FORMATS[system.prompt or args.prompt_format] for name, system in SYSTEMS.items()}
     return {
         "prompt_format": args.prompt_format,
         "prompt_sha256": {name: format_hash(prompt_format) for name, prompt_format in formats.items()},
@@ -212,30 +208,21 @@ def identity_of(args, adapter, base, rows, mixed_precision):
 
 def systems_of(args, base, tokenizer, adapter):
     """`(name, system)` of each of --systems: the server's, the base's, then the adapter's."""
+    decoding = {"max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens}
     names = [name for name in args.systems if not SYSTEMS[name].server]
     if len(names) < len(args.systems):
-        prompt_format = PROMPT_FORMATS[args.prompt_format]
-        as_chat = args.endpoint_api == "chat"
-        yield (
-            "endpoint",
-            Endpoint(args.endpoint, args.endpoint_model, prompt_format, args.max_new_tokens, as_chat=as_chat),
-        )
+        prompt_format, as_chat = PROMPT_FORMATS[args.prompt_format], args.endpoint_api == "chat"
+        server = Endpoint(args.endpoint, args.endpoint_model, prompt_format, args.max_new_tokens, as_chat=as_chat)
+        yield "endpoint", server
     yield from open_systems(
-        names,
-        base,
-        tokenizer,
-        prompt_format=args.prompt_format,
-        adapter=adapter,
-        merge=args.merge_adapter,
-        max_new_tokens=args.max_new_tokens,
-        batch_tokens=args.batch_tokens,
+        names, base, tokenizer, prompt_format=args.prompt_format, adapter=adapter, merge=args.merge_adapter, **decoding
     )
 
 
 def predict(name, system, rows, processes):
-    """A prediction (a dict, a line of predictions.jsonl) of each row, in the order in which they finish.
+    """Yields predictions (dicts, lines of predictions.jsonl) in the order in which the rows finish.
 
-    A row's seconds are divided by the number of processes at work: those of all rows add up to the time that the processes took.
+    A row's seconds are divided by the number of processes: the sum over rows is the elapsed time.
     """
     for index, answer in system.answer(rows):
         row = rows[index]
@@ -249,7 +236,7 @@ def predict(name, system, rows, processes):
             "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()[:16],
             **answer,
             "seconds": answer["seconds"] / processes,
-            "gold": json.loads(row.answers),  # beside the text, for readers of the file
+            "gold": json.loads(row.answers),  # for people who read the file
         }
 
 

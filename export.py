@@ -1,12 +1,14 @@
-"""Merge an adapter into its base: a folder that transformers, vLLM, SGLang or llama.cpp's converter read as any other model.
+"""Merge an adapter into its base: a folder for transformers, vLLM, SGLang or llama.cpp's converter.
 
+    python export.py                                          # the embedded demo, after train.py
     python export.py --adapter runs/qwen3_4b_qlora/adapter --output_dir exports/qwen3_4b_tools
-    python evaluate.py --model_name_or_path exports/qwen3_4b_tools --systems prompted     # what this export scores
+    python evaluate.py --model_name_or_path exports/qwen3_4b_tools --systems prompted   # its scores
     python export.py --adapter ... --output_dir ... --push_to_hub you/qwen3-4b-tools
 
-The base is taken unquantised, in bf16, whatever it was trained in. With the weights go the tokenizer, whose chat template renders
-the prompt that training rendered from `messages` and `tools`, greedy decoding with the right end tokens, and a model card. The
-merged model is compared with the adapter on the base, unmerged, and the folder with the merged model.
+The base is loaded unquantised, in bf16, also after training in 4 or 8 bits. The folder also has
+the tokenizer with a chat template (training's prompt, from `messages` and `tools`), greedy decoding
+with the right end tokens, and a model card. The merged model is compared with the unmerged adapter,
+and the folder with the merged model.
 """
 
 from run_utils.signals import exit_at_once, handle_signals
@@ -29,9 +31,9 @@ class ExportArguments:
     model_name_or_path: str | None = argument(None, "By default the adapter's base")
     model_revision: str | None = argument(None)
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
-    quantization: Literal["none", "nf4", "int8"] = argument("none", "Others than none are refused, with the reason")
-    dtype: Literal["bf16", "fp32"] = argument("bf16", "Of the weights", group="What is written")
-    merge: bool = argument(True, "false: the adapter alone, without what only this machine knows")
+    quantization: Literal["none", "nf4", "int8"] = argument("none", "Only none: see the error of the others")
+    dtype: Literal["bf16", "fp32"] = argument("bf16", "Of the weights", group="Output")
+    merge: bool = argument(True, "false: the adapter alone, without this machine's paths")
     push_to_hub: str | None = argument(None, "Hub id to upload the folder to, made private if it does not exist")
 
     def __post_init__(self):
@@ -39,8 +41,8 @@ class ExportArguments:
         require(self.output_dir, "--output_dir is missing: a folder that does not exist yet")
         require(
             self.quantization == "none",
-            "weights in 4 or 8 bits cannot take an adapter in: the sum is rounded again, to steps larger than most of what the "
-            "adapter changes. Export in bf16, and quantise that where it is served",
+            "weights in 4 or 8 bits cannot take an adapter in: the sum is rounded again, to steps larger than most of "
+            "the adapter's changes. Export in bf16, and quantise the export on the server",
         )
 
 
@@ -60,7 +62,7 @@ from transformers import GenerationConfig
 from data_utils.chat import TEMPLATES, chat_template, response_template
 from data_utils.example_rows import example_rows, example_texts
 from data_utils.prompt import PROMPT_FORMATS
-from eval_utils.model_card import HOW_TO_LOAD_ADAPTER, HOW_TO_LOAD_MERGED, read_curves, read_evaluation, write_card
+from eval_utils.model_card import write_export_card
 from model_utils.adapter_files import read_adapter
 from model_utils.adapters import load_adapter
 from model_utils.generation import end_tokens
@@ -89,51 +91,52 @@ def main(args):
 
 
 def write_merged(args, adapter, folder):
-    """Write the base with the adapter in its weights, and read it back. UserError if the merged model's logits are not the
-    unmerged adapter's, or the weights read back not those merged."""
+    """Write the base with the adapter in its weights, and read it back. Raises UserError if merging
+    changes the logits, or writing the weights."""
     if adapter.prompt_format not in TEMPLATES:
-        raise UserError(
-            f"the prompt format {adapter.prompt_format} has no chat template: write one, and name it in data_utils/chat.py"
-        )
+        raise UserError(f"the prompt format {adapter.prompt_format} has no chat template: add it to data_utils/chat.py")
     accelerator = start_accelerator(args.dtype, alone=True)
     source = model_source(args, adapter)
     tokenizer, base = load_tokenizer(source), load_base_model(source, accelerator)
-    needed = sum(weight.numel() * weight.element_size() for weight in base.parameters())
-    if shutil.disk_usage(folder).free < needed:
-        say(f"Warning: the merged model needs {describe_free(folder, needed)}: make room while it is compared")
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in base.parameters())
+    if shutil.disk_usage(folder).free < num_bytes:
+        say(f"Warning: the merged model needs {describe_free(folder, num_bytes)}: make room while it is compared")
+
+    # The adapter on the base, unmerged
     model = load_adapter(base, adapter)
     if adapts_shared_weights(model):
         raise UserError(
-            "the adapter changes the head or the input embedding, which share their weights: it cannot be merged into one "
-            "of them. Load the adapter itself with PEFT"
+            "the adapter changes the head or the input embedding, which share their weights: it cannot be merged into "
+            "one of them. Load the adapter itself with PEFT"
         )
     if (trained_in := adapter.args.get("quantization", "none")) != "none":
         print(f"Trained on the base in {trained_in}, merged into the base in {args.dtype}: evaluate the export itself")
-
     unmerged_answers = example_answers(model, tokenizer, adapter)
+
+    # In the base's weights, with the same logits
     texts = example_texts(tokenizer, PROMPT_FORMATS[adapter.prompt_format], example_rows())
     merged, merge = merge_adapter(model, texts)
     if merge.problem:
         raise UserError(f"merging the adapter {merge.problem}: nothing is exported")
 
+    # In the folder
     describe_serving(merged, tokenizer, adapter.prompt_format)
-    what = f"The adapter of step {adapter.environment.get('global_step')}, merged into its base in {args.dtype}."
-    with naming_full_disk(args.output_dir, needed, MAKE_ROOM):
+    with naming_full_disk(args.output_dir, num_bytes, MAKE_ROOM):
         tokenizer.save_pretrained(folder)
         merged.save_pretrained(folder)
-        describe(adapter, folder, what, HOW_TO_LOAD_MERGED, "transformers")
+        write_export_card(folder, adapter, merged_in=args.dtype)
 
+    # From the folder, with the same weights
     written = weight_hashes(merged)
     del model, merged, base
     exported = load_base_model(ModelSource(str(folder)), accelerator)
     if changed := [name for name, digest in weight_hashes(exported).items() if written.get(name) != digest]:
-        raise UserError(
-            f"read back, {len(changed)} weights are not those merged, {changed[0]} first: nothing is exported"
-        )
+        problem = f"read back, {len(changed)} weights are not those merged, {changed[0]} first"
+        raise UserError(f"{problem}: nothing is exported")
     answers = example_answers(exported, tokenizer, adapter)
-    same = sum(answer == unmerged for answer, unmerged in zip(answers, unmerged_answers, strict=True))
+    num_same = sum(answer == unmerged for answer, unmerged in zip(answers, unmerged_answers, strict=True))
     print(f"Logits of {len(texts)} rows: {merge}")
-    print(f"Greedy answers: {same} of {len(answers)} are the unmerged adapter's to the last token")
+    print(f"Greedy answers: {num_same} of {len(answers)} are the unmerged adapter's to the last token")
 
 
 def example_answers(model, tokenizer, adapter):
@@ -145,8 +148,7 @@ def example_answers(model, tokenizer, adapter):
 
 
 def describe_serving(model, tokenizer, prompt_format):
-    """Give a model and its tokenizer what servers read: chat template, response template and greedy decoding with the right end
-    tokens."""
+    """Set a tokenizer's templates (chat, response) and a model's decoding (greedy, end tokens)."""
     try:
         tokenizer.chat_template = chat_template(tokenizer, prompt_format)
     except ValueError as error:
@@ -161,30 +163,17 @@ def describe_serving(model, tokenizer, prompt_format):
 
 
 def write_adapter(args, adapter, folder):
-    """Write the adapter alone, as others may have it: its base by the hub's name, and nothing of the machine that trained it."""
+    """Write the adapter alone, to be published: the base's hub id, and no path of this machine."""
     base = adapter.args["model_name_or_path"]
     if (adapter.environment.get("base") or published_name(base)) != base or "/" not in base:
-        raise UserError(
-            f"the base {base} is not on the hub: nobody else could load the adapter on it. Export the merged model"
-        )
+        raise UserError(f"the base {base} is not on the hub: nobody else could load the adapter on it. Use --merge")
     config = read_json(adapter.folder / "adapter_config.json")
     config |= {"base_model_name_or_path": base, "revision": adapter.args.get("model_revision")}
-    step = adapter.environment.get("global_step")
-    what = f"A LoRA adapter in PEFT's format, after {step} optimizer steps of `train.py`."
     weights = adapter.folder / "adapter_model.safetensors"
     with naming_full_disk(args.output_dir, weights.stat().st_size, MAKE_ROOM):
         write_json(folder / "adapter_config.json", config)
         shutil.copy(weights, folder)
-        describe(adapter, folder, what, HOW_TO_LOAD_ADAPTER, "peft")
-
-
-def describe(adapter, folder, what, loading, library):
-    """Write the model card."""
-    curves = read_curves(adapter.folder.parent, adapter.environment)
-    evaluation = read_evaluation(adapter.folder, adapter.args)
-    write_card(
-        folder, what, loading, adapter.args, adapter.environment, curves=curves, evaluation=evaluation, library=library
-    )
+        write_export_card(folder, adapter)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Turn queries and tools into tool calls: calls alone on stdout or in --output, everything else on stderr.
+"""Turn queries and tools into calls. stdout and --output have calls alone, stderr has the rest.
 
-    python infer.py                                                   # the embedded demo's adapter, after train.py
-    python infer.py --adapter runs/qwen3_4b_qlora/adapter --query "Is it raining in Rome?" --tools tools.json
-    curl ... | python infer.py --adapter ... --query "..." --tools -   # the tools from stdin
+    python infer.py                                           # the embedded demo, after train.py
+    python infer.py --adapter runs/demo/adapter --query "Is it raining in Rome?" --tools tools.json
+    curl ... | python infer.py --adapter ... --query "..." --tools -          # tools from stdin
     python infer.py --adapter ... --input rows.jsonl --output calls.jsonl
     python infer.py --adapter ... --tools my_functions.py --interactive
-    python infer.py --adapter ... --query "..." --tools tools.json --compare    # beside the base, raw and prompted
+    python infer.py --adapter ... --query "..." --tools tools.json --compare  # the base's answers
 
-Tools are JSON in xLAM's flat form, OpenAI's functions, MCP's tools/list, or a Python file with typed, documented functions.
-An output that is not a list of calls ends with exit code 1. Calls that do not fit the tools, and tools that cannot be read and are
-left out, have a line on stderr each; with --strict they end with exit code 1 too.
+Tools are JSON (xLAM's flat form, OpenAI's functions, MCP's tools/list) or a Python file of typed,
+documented functions. An output that is not a list of calls ends with exit code 1. stderr has a line
+for each call that misfits its tools and each unreadable tool, which is left out; --strict turns
+these into exit code 1 too.
 """
 
 import time
@@ -34,24 +35,24 @@ from run_utils.files import encodes
 @dataclass
 class InferenceArguments:
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
-    query: str | None = argument(None, "What the tools should be called for")
+    query: str | None = argument(None, "The request in words")
     tools: str | None = argument(None, "JSON or Python file with the tools, or - for JSON on stdin")
     input: str | None = argument(None, "Rows with queries and, unless --tools has them, tools")
     output: str | None = argument(None, "JSON lines: calls, or the error, of each row of --input")
-    interactive: bool = argument(False, "Ask again and again; the model is loaded once")
-    compare: bool = argument(False, "Answer by the base on both prompts too, and show all")
+    interactive: bool = argument(False, "Ask many queries; the model is loaded once")
+    compare: bool = argument(False, "Show the base's answers on both prompts too")
     constrained: bool = argument(False, "Hold answers to a grammar of the tools, by xgrammar")
     strict: bool = argument(False, "Exit code 1 if calls misfit the tools, or a tool is left out")
     format: Literal["xlam", "openai"] = argument("xlam", "A list of calls, or OpenAI's tool_calls")
     max_new_tokens: int = argument(512, above=0)
-    batch_tokens: int = argument(65536, "Of --input: tokens in the cache", above=0)
+    batch_tokens: int = argument(65536, "For --input: tokens in the cache of keys and values", above=0)
 
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint", group="Model")
     system: Literal["raw", "prompted", "adapter"] | None = argument(None, "adapter if given, else prompted")
     model_name_or_path: str | None = argument(None, "By default the adapter's base")
     model_revision: str | None = argument(None)
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
-    prompt_format: Literal[*PROMPT_FORMATS] | None = argument(None, "Of the base alone; an adapter has its own")
+    prompt_format: Literal[*PROMPT_FORMATS] | None = argument(None, "For the base alone; an adapter has its own")
     quantization: Literal["none", "nf4", "int8"] | None = argument(None, "By default the adapter's, or none")
     merge_adapter: bool = argument(True, "Into weights neither quantised nor shared: faster, checked")
     dtype: Literal["auto", "bf16", "fp32"] = argument("auto", "auto: bf16 on CUDA, fp32 on a CPU")
@@ -59,8 +60,8 @@ class InferenceArguments:
     def __post_init__(self):
         check_limits(self)
         if self.input or self.output:
-            self.query = None  # the default recipe's, too
-            require(self.input and self.output, "--input and --output belong together")
+            self.query = None  # the demo recipe has one
+            require(self.input and self.output, "--input and --output go together")
             require(not (self.interactive or self.compare), "--input does not go with --interactive or --compare")
             require(Path(self.output).parent.is_dir(), f"--output {self.output}: there is no such folder")
         elif not self.interactive:
@@ -74,7 +75,7 @@ class InferenceArguments:
         require(self.adapter or self.model_name_or_path, "name an --adapter or a --model_name_or_path")
         self.system = self.system or ("adapter" if self.adapter else "prompted")
         require(self.adapter or self.system != "adapter", "the system 'adapter' needs --adapter")
-        require(not (self.compare and self.constrained), "--compare shows what is said freely: leave out --constrained")
+        require(not (self.compare and self.constrained), "--compare is for free answers: leave out --constrained")
 
 
 def parse():
@@ -108,11 +109,11 @@ def main(args):
     requests = read_requests(args.input, tools) if args.input else None
     if args.constrained:
         import_xgrammar()
-    libraries = time.perf_counter() - STARTED
+    library_seconds = time.perf_counter() - STARTED
     adapter = read_adapter(args.adapter) if args.adapter else None
     systems = load_systems(args, adapter)
     name, system = next(systems)
-    say(f"Loaded in {time.perf_counter() - STARTED:.1f} s, of which libraries took {libraries:.1f}")
+    say(f"Loaded in {time.perf_counter() - STARTED:.1f} s, of which libraries took {library_seconds:.1f}")
     if args.compare:
         compare(args, itertools.chain([(name, system)], systems), tools)
     elif args.input:
@@ -137,7 +138,8 @@ def main(args):
 
 
 def load_systems(args, adapter):
-    """`(name, System)` of --system, or of all with --compare. The base is loaded at once, an adapter when it is asked for."""
+    """Yields `(name, System)` of --system, or of all systems with --compare. The base is loaded
+    first, the adapter with its system."""
     own_format = adapter.prompt_format if adapter else args.prompt_format or "tags-1"
     require(args.prompt_format in (None, own_format), f"{args.adapter} was trained with --prompt_format {own_format}")
     accelerator = start_accelerator(args.dtype, alone=True)
@@ -162,7 +164,7 @@ def reply_to(system, query, tools, on_token=None):
 
 
 def compare(args, systems, tools):
-    """Print each system's answer under its name: the base's on the raw prompt and on the training's, and the adapter's."""
+    """Print each system's answer under its name."""
     for name, system in systems:
         reply = reply_to(system, args.query, tools)
         print(f"{name}:")
@@ -172,12 +174,10 @@ def compare(args, systems, tools):
 
 
 def converse(args, system, tools):
-    """A prompt that answers queries until Ctrl-D. Ctrl-C stops the answer."""
-    with contextlib.suppress(ImportError):  # Windows has none
+    """Answer queries from the terminal until Ctrl-D. Ctrl-C stops an answer."""
+    with contextlib.suppress(ImportError):  # on Windows
         import readline  # noqa: F401  history and editing, in input()
-    say(
-        f"{len(tools)} tools: {', '.join(tool['name'] for tool in tools)}. /tools FILE takes others; Ctrl-C stops an answer, Ctrl-D ends."
-    )
+    say(f"{list_names(tools)}. /tools FILE changes the tools; Ctrl-C stops an answer, Ctrl-D ends.")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     while True:
         try:
@@ -191,11 +191,11 @@ def converse(args, system, tools):
         if line.startswith("/tools"):
             try:
                 tools = read_tools_and_say(line.removeprefix("/tools").strip() or args.tools, args.strict)
-                say(f"{len(tools)} tools: {', '.join(tool['name'] for tool in tools)}")
+                say(list_names(tools))
             except UserError as error:
                 say(str(error))
         elif line.startswith("/"):
-            say("/tools FILE is the one command; Ctrl-D ends")
+            say("the only command is /tools FILE; Ctrl-D ends")
         elif line and not encodes(line):
             say("half a surrogate pair is not text")
         elif line:
@@ -205,15 +205,19 @@ def converse(args, system, tools):
                 print("\n(stopped)")
 
 
+def list_names(tools):
+    return f"{len(tools)} tools: {', '.join(tool['name'] for tool in tools)}"
+
+
 def answer_and_show(args, system, query, tools):
-    shown = 0
+    num_shown = 0
 
     def show(answer):
-        nonlocal shown
+        nonlocal num_shown
         text = answer.text()
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else a letter is not complete yet
-            print(text[shown:], end="", flush=True)
-            shown = len(text)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # otherwise the last letter is incomplete
+            print(text[num_shown:], end="", flush=True)
+            num_shown = len(text)
 
     reply = reply_to(system, query, tools, show)
     print()

@@ -1,12 +1,13 @@
-"""Fine-tune a base language model with LoRA or QLoRA to turn a query and a list of tools into a JSON list of calls.
+r"""Fine-tune a base language model with LoRA or QLoRA to turn a query and tools into tool calls.
 
-    accelerate launch train.py                                      # the embedded demo: offline, on a CPU
-    accelerate launch -q --config_file accelerate_configs/single_gpu.yaml train.py --config recipes/qwen3_4b_qlora.yaml
-    tensorboard --logdir runs                                       # look at it
+    accelerate launch train.py                                # the embedded demo: offline, on a CPU
+    accelerate launch -q --config_file accelerate_configs/single_gpu.yaml \
+        train.py --config recipes/qwen3_4b_qlora.yaml
     accelerate launch ... train.py --config ... --resume_from_checkpoint latest
+    tensorboard --logdir runs
 
-The defaults are the reference experiment's; `main` is the run, from top to bottom. Edit both freely. The prompt, rows and
-batches are in data_utils/, the model and its fast paths in model_utils/, the metrics in eval_utils/.
+The defaults are the reference experiment. `main` is the run, from top to bottom. Edit both freely.
+data_utils/ turns rows into batches, model_utils/ holds the model, eval_utils/ the metrics.
 """
 
 from run_utils.signals import Stopped, StopRequest, exit_at_once, handle_signals
@@ -21,7 +22,7 @@ from typing import Literal
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.readers import READERS
 from demo.rows import GENERATORS
-from eval_utils.metrics import METRICS, score, summarize
+from eval_utils.metrics import METRICS
 from run_utils.arguments import argument, check_limits, parse_arguments
 from run_utils.errors import require, run_script, say
 from run_utils.launch_file import is_sharded
@@ -42,18 +43,18 @@ class TrainingArguments:
     )
     dataset_config_name: str | None = argument(None)
     dataset_revision: str | None = argument(None)
-    prompt_format: Literal[*PROMPT_FORMATS] = argument("tags-1", "One of those in data_utils/prompt.py")
+    prompt_format: Literal[*PROMPT_FORMATS] = argument("tags-1", "A format of data_utils/prompt.py")
     eval_dataset_name: str | None = argument(None, "Rows to evaluate on instead of rows held out")
     eval_fraction: float = argument(0.05, "Share of the valid rows held out", at_least=0, below=1)
     eval_split: Literal["random", "tools"] = argument("random", "tools: training has no tool of a held-out row")
     max_bad_rows: float = argument(
-        0.01, "Bad rows allowed: a share below 1, a count from 1 on", at_least=0, free_on_resume=True
+        0.01, "Bad rows allowed: a share if below 1, else a count", at_least=0, free_on_resume=True
     )
     max_train_examples: int | None = argument(None, above=0)
     max_eval_examples: int | None = argument(None, above=0)
     max_seq_length: int = argument(1024, "Tokens; longer rows are dropped, never cut", above=0)
 
-    output_dir: str = argument("runs/qwen3_4b_qlora", group="Where", free_on_resume=True)
+    output_dir: str = argument("runs/qwen3_4b_qlora", group="Output", free_on_resume=True)
     overwrite_output_dir: bool = argument(False, free_on_resume=True)
     resume_from_checkpoint: str | None = argument(None, "'latest', or a checkpoint's path", free_on_resume=True)
 
@@ -64,7 +65,7 @@ class TrainingArguments:
     stop_after_steps: int | None = argument(
         None, "End early, on the same learning-rate schedule", above=0, free_on_resume=True
     )
-    # On resume, processes x accumulation x batch size must have the same product; each of them may change.
+    # A resume may change processes, accumulation and batch size, but not their product.
     per_device_train_batch_size: int = argument(2, above=0, free_on_resume=True)
     per_device_eval_batch_size: int = argument(2, above=0, free_on_resume=True)
     gradient_accumulation_steps: int = argument(4, above=0, free_on_resume=True)
@@ -99,10 +100,10 @@ class TrainingArguments:
     )
     save_steps: int = argument(100, above=0, free_on_resume=True)
     save_total_limit: int = argument(
-        3, "Checkpoints to keep; always the newest and the best", above=0, free_on_resume=True
+        3, "Checkpoints to keep, always with the newest and the best", above=0, free_on_resume=True
     )
     final_adapter: Literal["last", "best"] = argument(
-        "last", "The step whose adapter goes to adapter/", free_on_resume=True
+        "last", "The checkpoint that becomes adapter/", free_on_resume=True
     )
     profile_steps: str | None = argument(None, "5:7 traces steps 5 to 7 for Perfetto, in profile/", free_on_resume=True)
 
@@ -131,8 +132,8 @@ class TrainingArguments:
             require(self.quantization != "int8", "FSDP2 cannot gather int8 layers: --quantization nf4 or none")
             require(
                 not self.eval_generate_examples,
-                "--eval_generate_examples 0 (and --best_metric eval_loss) with FSDP2, whose processes cannot generate for rows of "
-                "their own; evaluate.py scores the checkpoints",
+                "--eval_generate_examples 0 (and --best_metric eval_loss) with FSDP2, whose processes cannot generate "
+                "independently; evaluate.py scores the checkpoints",
             )
         steps = re.fullmatch(r"([1-9]\d*):(\d+)", self.profile_steps or "1:1")
         require(steps and int(steps[1]) <= int(steps[2]), f"--profile_steps must be like 5:7, not {self.profile_steps}")
@@ -156,8 +157,8 @@ from accelerate.utils import send_to_device
 
 from data_utils.batching import fingerprint
 from data_utils.dataset import prepare_data
+from eval_utils.curves import curve_figures
 from eval_utils.model_card import write_adapter_card
-from eval_utils.outputs import Output, Task
 from model_utils.adapters import all_layers
 from model_utils.cuda_graphs import use_cuda_graphs
 from model_utils.flops import count_flops, peak_flops
@@ -173,19 +174,18 @@ from run_utils.launch import end_training, start_accelerator
 from run_utils.progress import TrainingLog
 from run_utils.run import open_run
 
-DECODING = {"max_new_tokens": 256, "batch_tokens": 16384}  # of the evaluations inside training
+DECODING = {"max_new_tokens": 256, "batch_tokens": 16384}  # in the evaluations during training
 
 
 def main(args):
     accelerator = start_accelerator(args.dtype, may_shard=True)
-    run = open_run(args, accelerator, write_adapter_card)  # its folder, locked; writes nothing yet
+    run = open_run(args, accelerator, write_adapter_card)  # locks the folder, writes nothing yet
 
-    # Rows -> prompt -> tokens -> optimizer steps
+    # Rows -> prompts -> tokens -> optimizer steps
     source = model_source(args)
     tokenizer, config = load_tokenizer(source), load_config(source)
-    data = prepare_data(
-        args, tokenizer, num_positions(config), accelerator, report=run.bad_rows_file, generators=GENERATORS
-    )
+    report = run.bad_rows_file
+    data = prepare_data(args, tokenizer, num_positions(config), accelerator, report=report, generators=GENERATORS)
     accelerator.print("\n".join(data.summary))
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
@@ -203,36 +203,34 @@ def main(args):
     enable_speedups(model, args, accelerator)
     token_loss = torch.compile(cross_entropy, **COMPILE) if args.torch_compile else cross_entropy
     loss_fn = functools.partial(completion_loss, cross_entropy=token_loss)
-
     optimizer, scheduler = build_optimizer(model, args, max_steps)
     model, optimizer = prepare_model(accelerator, model, args.cuda_graphs), accelerator.prepare_optimizer(optimizer)
-    training = Training(model=model, optimizer=optimizer, scheduler=scheduler)  # saved and resumed, with what you add
+    training = Training(model=model, optimizer=optimizer, scheduler=scheduler)  # goes into checkpoints
     trainable = training.adapter_weights
 
     state = run.resume(training, fresh, record)
     steps = range(state.global_step, last_step)
     check_training_memory(training, data.train, steps, args, loss_fn)
     if args.cuda_graphs and steps:
-        use_cuda_graphs(accelerator, training.model, data.train, steps)
+        use_cuda_graphs(accelerator, system.model, data.train, steps)
         check_graph_memory(training, data.train, steps, loss_fn)
     check_evaluation_memory(training, data, args, completion_loss, system)
     run.start(state, training, {"dropped_rows.json": data.dropped, "split.json": data.split})
     log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
-    stop = StopRequest(accelerator, run.last_checkpoint)  # from here on signals wait for `stop.check`
+    stop = StopRequest(accelerator, run.last_checkpoint)  # from now on, signals wait for stop.check
     try:
-        if state.evaluation_due:  # a signal has cut it short
+        if state.evaluation_due:  # a signal interrupted it
             evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
             run.save(training, state)
 
-        # The loop. global_step counts optimizer steps and nothing else.
-        while state.global_step < last_step:
-            # ---------------------------------- one optimizer step ----------------------------------
+        while state.global_step < last_step:  # global_step counts optimizer steps
+            # --------------------------------- one optimizer step ---------------------------------
             log.start_step()
             stop.check()  # raises Stopped, on all processes at once
             torch.manual_seed(step_seed(args.seed, state.global_step, accelerator.process_index))
             step = data.train[state.global_step]
-            # The sum of the loss is divided by the tokens' weights of the whole step, on all processes: a token counts by its
-            # weight, however the step is cut into micro-batches. Processes are averaged: multiply by their number.
+            # The loss is a sum: divide it by the step's token weights on all processes, so that the
+            # cut into micro-batches does not matter. Undo the average of gradients over processes.
             scale = accelerator.num_processes / step.weight_sum
             loss_sum = torch.zeros((), device=accelerator.device)
             for batch, is_last_batch in step:
@@ -241,19 +239,18 @@ def main(args):
                     accelerator.backward(loss * scale)
                 loss_sum += loss.detach()
             grad_norm = accelerator.clip_grad_norm_(trainable, args.max_grad_norm or math.inf)
-            learning_rates = scheduler.get_last_lr()  # of each of the optimizer's parameter groups
+            learning_rates = scheduler.get_last_lr()  # one per parameter group
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
             state.global_step += 1
-            loss_sum = accelerator.reduce(loss_sum)  # over the processes
-            log.end_step(step, loss_sum, grad_norm, learning_rates)
+            log.end_step(step, accelerator.reduce(loss_sum), grad_norm, learning_rates)
 
-            # ---------------------------------- once in a while ----------------------------------
+            # ----------------------------------- once in a while ----------------------------------
             is_last_step = state.global_step == last_step
             is_log = is_last_step or state.global_step % args.logging_steps == 0
             is_save = is_last_step or state.global_step % args.save_steps == 0
-            # Before each save too, so that every checkpoint has its evaluation.
+            # Every checkpoint has its evaluation: evaluate before each save too.
             is_eval = bool(data.eval_examples) and (is_save or state.global_step % args.eval_steps == 0)
             state.eval_loss, state.evaluation_due = None, is_eval
             if is_log or is_eval or is_save:
@@ -277,64 +274,52 @@ def main(args):
 
 
 def build_optimizer(model, args, num_steps):
-    """The optimizer of the adapter's weights, in as many groups as you like, and the schedule of their learning rates."""
-    from transformers import get_scheduler  # late: it imports bitsandbytes, whose hints run_script keeps quiet
+    """The optimizer of the adapter's weights, in one or more parameter groups, and its schedule."""
+    from transformers import get_scheduler  # late: imports bitsandbytes, which run_script silences
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable, lr=args.learning_rate, weight_decay=args.weight_decay, fused=args.optim == "adamw_torch_fused"
     )
-    # Not given to Accelerate, which would step it as many times as there are processes.
+    # accelerator.prepare would step the schedule once per process: keep it away from Accelerate.
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * num_steps), num_steps)
     return optimizer, scheduler
 
 
 def cross_entropy(logits, labels, weights):
-    """Cross-entropy of each token times its weight, summed. Weights of 1 are None.
-
-    Compiled, it reads the logits once forward and once backward, and keeps no log-probabilities.
-    """
+    """Sum of the tokens' weighted cross-entropies. weights: None if all are 1. Compiled, it reads
+    the logits once forward and once backward, and keeps no log-probabilities."""
     if weights is None:
         return F.cross_entropy(logits.float(), labels, reduction="sum")
     return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
 
 
 def completion_loss(model, batch, device, cross_entropy=cross_entropy):
-    """Cross-entropy of the supervised tokens of a collated micro-batch, summed; the head runs on these alone.
-
-    `use_cache=False` saves memory, and more: with a cache, examples of a padding-free batch see each other.
-    """
+    """Sum over the supervised tokens of a collated micro-batch. The head runs on these alone."""
     batch = send_to_device(batch, device, non_blocking=True)
     labels, weights = batch.pop("labels"), batch.pop("loss_weights")
+    # With a cache, the examples of a padding-free batch would see each other.
     logits = model(**batch, use_cache=False).logits[0]
     return cross_entropy(logits, labels, weights)
 
 
 def evaluate(accelerator, model, data, args, *, system, log, state, stop):
-    """Score the held-out rows, log the figures and add them to `state`. After a signal raises Stopped, on all processes at once:
-    the evaluation is still due then."""
-    measured = {"batch_size": args.per_device_eval_batch_size, "loss_fn": completion_loss, "stop": stop}
-    figures, samples = {"loss": evaluation_loss(accelerator, model, data.eval_examples, **measured)}, []
+    """Score the held-out rows, log the figures and add them to `state`. After a signal, raises
+    Stopped on all processes at once; the evaluation is then still due."""
+    settings = {"batch_size": args.per_device_eval_batch_size, "loss_fn": completion_loss, "stop": stop}
+    figures, samples = {"loss": evaluation_loss(accelerator, model, data.eval_examples, **settings)}, []
     if args.eval_generate_examples:
         rows = data.eval_rows[: args.eval_generate_examples]
-        texts = generated_texts(accelerator, model, system, rows, stop)
-        scores = [
-            score(Output(Task(row), text, system.prompt_format, finish))
-            for row, (text, finish) in zip(rows, texts, strict=True)
-        ]
-        summary = summarize(scores)
-        shown = [
-            name for name, metric in METRICS.items() if name in summary and (metric.headline or name == "over_call")
-        ]
-        figures |= {name: summary[name][METRICS[name].kind] for name in shown}
-        samples = [(row.query, text, row.answers) for row, (text, _) in zip(rows[:5], texts, strict=False)]
+        answers = generated_texts(accelerator, model, system, rows, stop)
+        figures |= curve_figures(rows, answers, system.prompt_format)
+        samples = [(row.query, text, row.answers) for row, (text, _) in zip(rows[:5], answers, strict=False)]
     log.write_evaluation(figures, samples)
     state.add_evaluation(figures, args.best_metric)
 
 
 def step_seed(seed, step, process_index):
-    """The seed of dropout for one step on one process: 63 bits. Since every step is seeded, a resume is exact and no random
-    state has to be saved, and what you add between the steps, such as an evaluation, does not change the training."""
+    """The 63-bit seed of a step's dropout on one process. Every step has its own seed: a resume is
+    exact without a saved random state, and code between steps does not change the training."""
     return int(np.random.SeedSequence([seed, step, process_index]).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -12,6 +12,7 @@ from data_utils.prompt import to_json
 from data_utils.rows import COLUMNS, EXTRA_COLUMNS
 from data_utils.written_calls import ARGUMENT_KEYS
 from run_utils.errors import UserError, say
+from run_utils.files import no_pipe
 
 
 def read_file(path):
@@ -21,9 +22,13 @@ def read_file(path):
         raise UserError(f"{path}: unsupported file type; supported are {', '.join(READERS)}")
     try:
         read = READERS[path.suffix.lower()]
-        records = list(read(path, answered=False) if read is read_parquet_file else read(path))
+        records = list(read(no_pipe(path), answered=False) if read is read_parquet_file else read(no_pipe(path)))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a reader raises; a new one need not know of UserError
+        raise UserError(f"cannot read {path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
     warn_of_json_columns(path)
     return records
 

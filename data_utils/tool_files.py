@@ -68,9 +68,7 @@ def functions_of(path):
         try:
             tree = ast.parse(Path(path).read_bytes(), path)
             exec(compile(tree, path, "exec"), module.__dict__)
-        except OSError:
-            raise
-        except Stopped:
+        except (OSError, Stopped):
             raise
         except BaseException as error:  # whatever the user's own code raises
             reason = ": ".join(filter(None, (type(error).__name__, first_paragraph(error))))
@@ -79,9 +77,9 @@ def functions_of(path):
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         imported = {alias.asname or alias.name for node in imports for alias in node.names}
         for name, value in list(vars(module).items()):
-            if name.startswith("_") or not (name in defined or (name not in imported and is_tool_object(value))):
-                continue
             try:
+                if name.startswith("_") or not (name in defined or (name not in imported and is_tool_object(value))):
+                    continue
                 function = inspect.unwrap(value)
                 if inspect.isfunction(function) and function.__module__ == module.__name__:
                     functions.append(function_schema(function))

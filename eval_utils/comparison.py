@@ -12,7 +12,7 @@ from eval_utils.results import Evaluation, compare_systems, report_of, write_res
 from eval_utils.table import print_table
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, require
-from run_utils.files import lock_folder, read_json
+from run_utils.files import lock_folder, no_pipe, read_json
 from run_utils.redaction import redact
 
 # The reference article's figures in %, on its own model and data. Its parser and its prompt are
@@ -40,7 +40,7 @@ class Finished(NamedTuple):
 def read_folder(folder):
     rows, in_training = read_rows(folder)
     environment = redact(read_json(folder / "environment.json"))
-    settings = redact(read_yaml(folder / "args.yaml"))
+    settings = redact(read_yaml(no_pipe(folder / "args.yaml")))
     if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in [*PROMPT_FORMATS]:
         raise UserError(f"{folder / 'args.yaml'} names no systems or an unknown prompt format")
     answers = {}

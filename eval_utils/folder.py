@@ -18,7 +18,7 @@ from data_utils.tool_calls import check_calls, parse_json
 from run_utils import journal
 from run_utils.arguments import as_yaml
 from run_utils.errors import UserError
-from run_utils.files import lock_folder, read_json, write_json, write_json_lines, write_text
+from run_utils.files import lock_folder, no_pipe, read_json, write_json, write_json_lines, write_text
 
 # Files of train.py's folders. Evaluations have an environment.json too.
 TRAINING_FILES = ("adapter_config.json", "split.json", "state.json")
@@ -141,7 +141,7 @@ def read_rows(output_dir):
     has no readable rows."""
     path = output_dir / "rows.jsonl"
     try:
-        with path.open(encoding="utf-8") as file:
+        with no_pipe(path).open(encoding="utf-8") as file:
             records = list(map(parse_json, file))
         if not records:
             raise ValueError("which is empty")
@@ -201,7 +201,7 @@ def read_predictions(path):
     """Every whole prediction of a file, or none if the file is missing."""
     if not path.exists():
         return []
-    records = [record for record in journal.read(path) if isinstance(record, dict)]
+    records = [record for record in journal.read(no_pipe(path)) if isinstance(record, dict)]
     return [scorable(record) for record in records if all(isinstance(record.get(key), str) for key in ("system", "id"))]
 
 

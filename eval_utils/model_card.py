@@ -10,7 +10,7 @@ from data_utils.prompt import PROMPT_FORMATS
 from run_utils.arguments import read_yaml
 from run_utils.environment import published_name
 from run_utils.errors import UserError, one_line, say
-from run_utils.files import file_hash, read_json
+from run_utils.files import file_hash, no_pipe, read_json
 from run_utils.metrics_file import read_metrics
 
 TEMPLATE = """\
@@ -59,8 +59,8 @@ model = AutoPeftModelForCausalLM.from_pretrained(folder)
 or merged into its base, with a chat template that renders the prompt from `messages` and `tools`:
 `export.py --adapter folder`."""
 HOW_TO_LOAD_MERGED = (
-    "With `AutoModelForCausalLM` and `tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)` "
-    "or any server that applies the chat template."
+    "With `AutoModelForCausalLM` and `tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)`"
+    " or any server that applies the chat template."
 )
 RECIPE = (
     *("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_train_steps", "per_device_train_batch_size"),
@@ -81,10 +81,25 @@ HEADLINE = {
 }
 
 
-def write_adapter_card(folder, args, environment):
-    """Write the README.md of a LoRA adapter, without an evaluation."""
+def write_adapter_card(folder, args, environment, **results):
+    """Write the README.md of a LoRA adapter. results: curves and evaluation, if known."""
     what = f"A LoRA adapter in PEFT's format, after {environment.get('global_step')} optimizer steps of `train.py`."
-    write_card(folder, what, HOW_TO_LOAD_ADAPTER, args, environment)
+    write_card(folder, what, HOW_TO_LOAD_ADAPTER, args, environment, **results)
+
+
+def write_export_card(folder, adapter, merged_in=None):
+    """Write the README.md of an Adapter's export, with its run's curves and its evaluation.
+
+    merged_in: the dtype of a merged model. None: the adapter alone.
+    """
+    args, environment = adapter.args, adapter.environment
+    curves, evaluation = read_curves(adapter.folder.parent, environment), read_evaluation(adapter.folder, args)
+    results = {"curves": curves, "evaluation": evaluation}
+    if merged_in:
+        what = f"The adapter of step {environment.get('global_step')}, merged into its base in {merged_in}."
+        write_card(folder, what, HOW_TO_LOAD_MERGED, args, environment, **results, library="transformers")
+    else:
+        write_adapter_card(folder, args, environment, **results)
 
 
 def write_card(folder, what, loading, args, environment, *, curves=(), evaluation=None, library="peft"):
@@ -198,9 +213,12 @@ def describe_curves(curves, environment):
 
 
 def read_curves(run, environment, most=8):
-    """`(step, training loss, held-out loss)` of some of a run's evaluations up to an adapter's step,
-    from its metrics.jsonl. environment: the adapter's environment.json, parsed, with its step and
-    held-out loss. An unknown loss is None. Empty without the file, as in runs of older versions."""
+    """`(step, training loss, held-out loss)` of some of a run's evaluations up to an adapter's
+    step, from its metrics.jsonl. An unknown loss is None. Empty without the file, as in runs of
+    older versions.
+
+    environment: the adapter's environment.json, parsed, with its step and held-out loss.
+    """
     last_step, file = environment.get("global_step"), Path(run) / "metrics.jsonl"
     if not isinstance(last_step, int) or not file.exists():
         return []
@@ -246,7 +264,7 @@ def read_evaluation(adapter, training_args):
     try:
         environment = read_json(folder / "environment.json")
         metrics = read_json(folder / "metrics.json", check_figures)
-        args = read_yaml(folder / "args.yaml")
+        args = read_yaml(no_pipe(folder / "args.yaml"))
     except UserError as error:
         say(f"The card has no evaluation: {error}")
         return None

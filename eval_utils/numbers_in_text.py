@@ -41,7 +41,7 @@ SMALL |= {word[:-1] + "ieth": n for word, n in SMALL.items() if n >= 20}
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7}
 SCALES |= {"billion": 10**9, "trillion": 10**12}
 _LETTER_SCALES = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9, "t": 10**12, "tn": 10**12}
-NUMBER_WORD = "|".join(sorted([*SMALL, *(f"{scale}(?:s|th)?" for scale in SCALES)], key=len, reverse=True))
+NUMBER_WORD = "|".join([*SMALL, *(f"{scale}(?:s|th)?" for scale in SCALES)])
 _PHRASE = rf"(?:{NUMBER_WORD})(?:[\ _-](?:and[\ _-])?(?:{NUMBER_WORD}))*"
 # "10 minus 5" and "x minus 5" are terms; "set it to minus 5" is a number. A look-behind has a fixed
 # width: one for each word.

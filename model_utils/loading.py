@@ -85,6 +85,7 @@ def without_weights(config, trust_remote_code=False):
 def load_tokenizer(source):
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **options(source))
+        tokenizer.decode(tokenizer("text").input_ids)  # some settings are read only now
     # Transformers raises OSError, ValueError, KeyError; tokenizers has other errors.
     except Exception as error:
         raise UserError(f"cannot load a tokenizer from {source.path}: {describe_error(error)}") from None
@@ -167,6 +168,11 @@ def load_base_model(source, accelerator):
         raise UserError(
             f"{source.path} lacks {len(missing)} of its model's weights, {missing[0]} first: the files are incomplete, "
             "or of another architecture than config.json names"
+        )
+    ends = model.generation_config.eos_token_id
+    if not all(isinstance(token, int | None) for token in (ends if isinstance(ends, list) else [ends])):
+        raise UserError(
+            f"{source.path}: eos_token_id must be a token's number or a list of them, in generation_config.json"
         )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

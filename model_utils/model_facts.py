@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
+from run_utils.errors import UserError
+
 
 def unwrapped(model):
     """The transformers model inside a PEFT model, with the adapter's layers in it. Any other model
@@ -23,7 +25,11 @@ def num_positions(config):
             # Scaled rotary positions reach further. The number above has this included in Llama 3,
             # but not in Vicuna.
             rope = rope_parameters(config)
-            return max(value, int((rope.get("original_max_position_embeddings") or value) * (rope.get("factor") or 1)))
+            try:
+                factor = float(rope.get("factor") or 1)
+                return max(value, int((rope.get("original_max_position_embeddings") or value) * factor))
+            except (AttributeError, OverflowError, TypeError, ValueError):
+                raise UserError(f"the model's config.json has rope_parameters of other types: {rope}") from None
     return math.inf
 
 

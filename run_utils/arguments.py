@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Flags of an invocation, not of the experiment. args.yaml leaves them out, so that --config can
 # read it.
 INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
+MOST_VALUES = 100_000  # in a YAML file
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 TRUTH = {"yes": True, "true": True, "t": True, "y": True, "1": True}
 TRUTH |= {"no": False, "false": False, "f": False, "n": False, "0": False}
@@ -144,6 +145,8 @@ def check_limits(arguments):
         limits = {name: field.metadata[name] for name in LIMITS if name in field.metadata}
         value = getattr(arguments, field.name)
         if limits and value is not None:
+            # Python's integers have no limit; numbers of steps and bytes do.
+            require(isinstance(value, float) or abs(value) <= sys.maxsize, f"--{field.name} is beyond {sys.maxsize:,}")
             within = math.isfinite(value) and all(LIMITS[name](value, limit) for name, limit in limits.items())
             words = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
             require(within, f"--{field.name} must be {words}, not {value}")
@@ -174,14 +177,28 @@ def read_yaml(path):
     """The mapping in a YAML file. Raises UsageError if there is none."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        check_size(values)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    # ValueError: an impossible date. RecursionError: endless nesting.
+    # ValueError: an impossible date, too many values. RecursionError: endless nesting.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold `name: value` lines")
     return values
+
+
+def check_size(values):
+    """Raise ValueError if nested lists and objects have more than MOST_VALUES values. YAML's
+    aliases repeat a list without writing it again, nine times on nine levels or inside itself."""
+    found, todo = 0, [values]
+    while todo:
+        value = todo.pop()
+        found += 1
+        if found > MOST_VALUES:
+            raise ValueError(f"its aliases make more than {MOST_VALUES:,} values")
+        if isinstance(value, dict | list | set | tuple):
+            todo.extend(value.values() if isinstance(value, dict) else value)
 
 
 def as_yaml(arguments):

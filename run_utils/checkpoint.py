@@ -16,6 +16,10 @@ from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, one_line, say
 from run_utils.files import read_json, write_json
 
+FILES = (
+    *("adapter_model.safetensors", "adapter_config.json", "args.yaml", "environment.json", "split.json"),
+    *("optimizer.pt", "scheduler.pt", "state.json"),
+)
 # On a full disk, Python, torch and safetensors raise these.
 WRITING_FAILS = (OSError, RuntimeError, SafetensorError)
 
@@ -124,9 +128,12 @@ def read_checkpoint(path):
     from peft import PeftConfig  # late: peft imports bitsandbytes, which takes seconds
 
     try:
+        state = read_state(path)
+        if missing := [name for name in FILES if not (path / name).is_file()]:  # reading a pipe would wait
+            raise ValueError(f"no {missing[0]}")
         saved = Saved(
             path,
-            read_state(path),
+            state,
             read_yaml(path / "args.yaml"),
             read_json(path / "environment.json"),
             PeftConfig.from_pretrained(path).to_dict(),
@@ -135,8 +142,6 @@ def read_checkpoint(path):
         )
         if not all(tensor.isfinite().all() for tensor in saved.adapter.values()):
             raise ValueError("weights that are not finite")
-        if absent := [name for name in ("split.json", "optimizer.pt", "scheduler.pt") if not (path / name).is_file()]:
-            raise ValueError(f"no {absent[0]}")
         return saved
     # Broken files make json, yaml, safetensors and torch raise anything.
     except Exception as error:

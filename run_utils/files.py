@@ -51,11 +51,8 @@ def read_json(path, check=lambda value: None):
     """The object in a JSON file of ours, which may be damaged or have another origin. Raises
     UserError, a line with the path and the fault, if the file has no object, if it nests too deep,
     or if `check` finds a wrong type, value or key."""
-    path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait
-            raise ValueError("not a file")
-        text = path.read_text(encoding="utf-8")
+        text = no_pipe(path).read_text(encoding="utf-8")
         check_depth(text)
         value = json.loads(text)
         if not isinstance(value, dict):
@@ -69,6 +66,15 @@ def read_json(path, check=lambda value: None):
     except (AttributeError, TypeError, ValueError) as error:
         reason = one_line(error)
     raise UserError(f"{path} cannot be read: {reason}")
+
+
+def no_pipe(path):
+    """The Path of a file, which need not exist. Raises UserError for anything else: reading a pipe
+    would wait."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} cannot be read: not a file")
+    return path
 
 
 def is_full_disk(error):
@@ -107,7 +113,7 @@ def lock_folder(folder):
     folder = Path(folder).resolve()
     if fcntl is None or folder in LOCKED:
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

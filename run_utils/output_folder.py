@@ -8,7 +8,7 @@ import tempfile
 from run_utils.arguments import read_yaml
 from run_utils.checkpoint import complete_checkpoints, delete_checkpoint, delete_leftovers
 from run_utils.errors import UserError
-from run_utils.files import lock_folder
+from run_utils.files import lock_folder, no_pipe
 
 
 def claim(output_dir):
@@ -27,7 +27,7 @@ def claim(output_dir):
 
 def holds_run(output_dir):
     try:
-        return "lora_r" in read_yaml(output_dir / "args.yaml")
+        return "lora_r" in read_yaml(no_pipe(output_dir / "args.yaml"))
     except UserError:
         return False
 
@@ -35,7 +35,7 @@ def holds_run(output_dir):
 def make_writable(output_dir):
     """Create the folder and lock it. Raises UserError if this is not possible. A created folder
     that is still empty when the process ends is removed."""
-    if output_dir.is_file():
+    if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir {output_dir} is a file")
     try:
         if not output_dir.exists():

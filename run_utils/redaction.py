@@ -63,7 +63,8 @@ def address_secrets(url):
     """The credentials in an address: as written, decoded, and as in a client's header."""
     rest = url.split("://", 1)[-1]
     user, password = _user_of(rest).partition(":")[::2]
-    pairs = re.split("[?#]", rest, maxsplit=1)[1:] and re.split("[?#&]", rest)[1:]
+    query = re.split("[?#]", rest, maxsplit=1)[1:]
+    pairs = re.split("[?#&]", query[0]) if query else []
     found = [user, password, *(pair.partition("=")[2] or pair for pair in pairs), *_KEY_IN_PATH.findall(rest)]
     header = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode() if user else ""
     return [secret for text in (*found, header) for secret in {text, unquote(text)} if secret]

@@ -1,9 +1,9 @@
-"""A random two-layer Qwen3 with its own tokenizer, rows of the demo's generator, and ways to run the real scripts."""
+"""Fixtures: a random two-layer Qwen3 with a tokenizer, demo rows, and runs of the real scripts."""
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client reads it; the scripts inherit it
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit for bit is asked of the CPU alone
+os.environ["HF_HUB_OFFLINE"] = "1"  # set before huggingface_hub reads it; the scripts inherit it
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # only the CPU repeats a run bit for bit
 
 import contextlib
 import json
@@ -29,16 +29,16 @@ from run_utils.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = PROMPT_FORMATS["tags-1"]
-EXACT_TAGS = (  # curves that a resumed run has bit for bit
+EXACT_TAGS = (  # curves that a resumed run repeats bit for bit
     *("train/loss", "train/grad_norm", "train/learning_rate", "train/completion_tokens", "train/epoch"),
     "eval/loss",
 )
-hypothesis.settings.load_profile("ci")  # the same examples every time
+hypothesis.settings.load_profile("ci")  # the same examples in each run
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """A folder with a random float32 Qwen3 of two layers and a tokenizer whose pad token is its end token."""
+    """A folder with a random two-layer float32 Qwen3. The tokenizer pads with its end token."""
     folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = build_tokenizer([row["query"] + row["tools"] for row in generate_rows(300, seed=1)], 1000)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
@@ -53,7 +53,8 @@ def tiny_model(tmp_path_factory):
         head_dim=16,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.1,  # so that tokens matter: with 0.02 random models say the same whatever they read
+        # With 0.02, random models generate the same text for any prompt.
+        initializer_range=0.1,
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -70,7 +71,7 @@ def rows_file(tmp_path_factory):
 
 @pytest.fixture
 def flags(tiny_model, rows_file, tmp_path):
-    """Flags of a small exact run, as a dict that a test changes: no dropout, logged at every step."""
+    """Flags of a small exact run, a dict for tests to change: no dropout, logs at each step."""
     return {
         "model_name_or_path": tiny_model,
         "dataset_name": rows_file,
@@ -96,7 +97,7 @@ def command_line(flags):
 
 
 class Result:
-    """What a script left behind: its exit code and the two streams."""
+    """A script's exit code, stdout and stderr."""
 
     def __init__(self, code, out, err):
         self.code, self.out, self.err = code, out, err
@@ -104,7 +105,7 @@ class Result:
 
 @pytest.fixture
 def run_here(capsys, monkeypatch):
-    """`run_here(module, flags)`: the script's real `main` in this process, which saves ten seconds of imports."""
+    """`run_here(module, flags)` runs a script's `main` in this process: imports would take 10 s."""
 
     def run(module, flags):
         argv = flags if isinstance(flags, list) else command_line(flags)
@@ -117,7 +118,8 @@ def run_here(capsys, monkeypatch):
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()
-        about_rows = ": rows without calls: "  # of every load of the demo's rows; the others are tested with load_rows
+        # Each load of the demo's rows prints this line. Tests of load_rows cover the other lines.
+        about_rows = ": rows without calls: "
         return Result(code, out, "".join(line for line in err.splitlines(True) if about_rows not in line))
 
     return run
@@ -142,15 +144,18 @@ def launch_command(script, flags, processes=1, config=None):
 
 
 def launch(script, flags, processes=1, config=None):
-    """`accelerate launch script` for real, from the repository's root."""
+    """Run `accelerate launch script` in the repository's root."""
     done = subprocess.run(launch_command(script, flags, processes, config), cwd=ROOT, capture_output=True, text=True)
-    assert "terminate called" not in done.stderr, done.stderr  # aborted on its way out, whatever its exit code says
+    # An abort at exit can leave any exit code.
+    assert "terminate called" not in done.stderr, done.stderr
     return Result(done.returncode, done.stdout, done.stderr)
 
 
 def launch_and_kill(script, flags, reached, log, processes=1, seconds=0, config=None):
-    """Launch, and SIGKILL launcher and processes `seconds` after `reached()` is true; the streams go to the file `log`. Returns
-    whether the run was killed: it may have ended before."""
+    """Launch a run and SIGKILL its launcher and processes `seconds` after `reached()` is true.
+
+    stdout and stderr are written to the file `log`. Returns False if the run ended before the kill.
+    """
     with log.open("w") as file:
         process = subprocess.Popen(
             launch_command(script, flags, processes, config),
@@ -161,10 +166,10 @@ def launch_and_kill(script, flags, reached, log, processes=1, seconds=0, config=
         )
     deadline = time.monotonic() + 600
     while process.poll() is None and not reached():
-        assert time.monotonic() < deadline, "never got there"
+        assert time.monotonic() < deadline, "`reached()` was never true"
         time.sleep(0.002)
     time.sleep(seconds)
-    # Each in a session of its own; the launcher last, whose end would be a SIGTERM to the others.
+    # Each process has its own session. The launcher is last: its end sends SIGTERM to the rest.
     processes = [*reversed(descendants(process.pid)), process.pid]
     for pid in processes if process.poll() is None else ():
         with contextlib.suppress(ProcessLookupError):
@@ -181,7 +186,7 @@ def descendants(pid):
     except OSError:
         return []
     children = [int(child) for text in tasks for child in text.split()]
-    return [*children, *(each for child in children for each in descendants(child))]
+    return [*children, *(pid for child in children for pid in descendants(child))]
 
 
 def is_running(pid):
@@ -202,7 +207,7 @@ def values(output_dir, tag):
 
 
 def first_moments(checkpoint):
-    """Adam's first moments by parameter: after one step, a tenth of the clipped gradient."""
+    """Adam's first moment of each parameter: after one step, a tenth of the clipped gradient."""
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
     return [state[i]["exp_avg"] for i in sorted(state)]
 

@@ -1,4 +1,4 @@
-"""The embedded default: its rows are fair and repeatable, and the experiment's story comes true on a small scale."""
+"""The embedded demo: valid, repeatable rows, and a small run in which LoRA beats prompting."""
 
 import json
 
@@ -21,11 +21,11 @@ def test_rows_are_valid_varied_and_answerable(name):
     rows, bad = load_rows(name, generators=GENERATORS)
     assert not bad and len(rows) == 4000
     calls = [json.loads(row.answers) for row in rows]
-    assert {len(each) for each in calls} == {0, 1, 2, 3, 4}
-    assert 0.05 < sum(not each for each in calls) / len(calls) < 0.12  # irrelevance
+    assert {len(answer) for answer in calls} == {0, 1, 2, 3, 4}
+    assert 0.05 < sum(not answer for answer in calls) / len(calls) < 0.12  # rows without calls
     assert max(len(row.tool_names()) for row in rows) == 6
-    kinds = {type(value) for each in calls for call in each for value in call["arguments"].values()}
-    assert kinds == {str, int, float, bool, list}
+    types = {type(value) for answer in calls for call in answer for value in call["arguments"].values()}
+    assert types == {str, int, float, bool, list}
 
 
 def test_unseen_tools_are_unseen():
@@ -38,9 +38,9 @@ def test_unseen_tools_are_unseen():
         assert '"arguments"' not in text and "system_prompt>" not in text and not any(name in text for name in unseen)
 
 
-@pytest.mark.slow  # as `make demo`, shorter
-def test_lora_brings_the_format_that_prompting_does_not(train_here, run_here, tmp_path):
-    """A shortened `make demo`: exact match from none to most."""
+@pytest.mark.slow
+def test_lora_learns_the_format_and_prompting_does_not(train_here, run_here, tmp_path):
+    """A shorter `make demo`: exact match rises from 0 to above 0.7."""
     flags = {"config": ROOT / "recipes" / "demo.yaml", "output_dir": tmp_path / "run", "max_train_steps": 40}
     train_here(flags | {"max_eval_examples": 8})
     flags = {
@@ -51,8 +51,10 @@ def test_lora_brings_the_format_that_prompting_does_not(train_here, run_here, tm
     result = run_here(evaluate, flags)
     assert result.code == 0, result.err
     figures = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())["systems"]
-    rates = {system: {name: value["rate"] for name, value in each.items() if isinstance(value, dict) and "rate" in value}
-             for system, each in figures.items()}  # fmt: skip
+    rates = {
+        system: {name: value["rate"] for name, value in metrics.items() if isinstance(value, dict) and "rate" in value}
+        for system, metrics in figures.items()
+    }
     assert rates["raw"]["exact_match"] == rates["prompted"]["exact_match"] == 0
     assert rates["raw"]["json_valid"] + 0.3 < rates["prompted"]["json_valid"]
     assert rates["adapter"]["json_valid"] > 0.9 and rates["adapter"]["exact_match"] > 0.7

@@ -1,4 +1,4 @@
-"""Rows made from the leaderboard's public files: here from a folder of the same layout."""
+"""Rows from the leaderboard's public files: the test writes a folder of the same layout."""
 
 import json
 

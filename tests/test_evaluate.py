@@ -1,4 +1,4 @@
-"""evaluate.py through its real `main`: what is compared, what is written, and that it goes on after a kill."""
+"""evaluate.py through its real `main`: comparisons, output files, and resuming after a kill."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ def flags(adapter, tmp_path):
 
 
 def predictions(output_dir):
-    """By (system, id), without the time that each took."""
+    """Predictions by (system, id), without their seconds."""
     lines = (output_dir / "predictions.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert len({(record["system"], record["id"]) for record in records}) == len(records)
@@ -69,7 +69,7 @@ def test_three_systems_on_the_rows_that_training_held_out(run_here, flags, rows_
         assert found["prompted", row.id]["prompt_sha256"] == found["adapter", row.id]["prompt_sha256"]
         assert found["prompted", row.id]["prompt_sha256"] != found["raw", row.id]["prompt_sha256"]
     texts = [{key[1]: value["text"] for key, value in found.items() if key[0] == s} for s in ("prompted", "adapter")]
-    assert texts[0] != texts[1]  # the adapter is really there
+    assert texts[0] != texts[1]  # the adapter changes the output
 
     metrics = json.loads((flags["output_dir"] / "metrics.json").read_text())
     scores = [json.loads(line) for line in (flags["output_dir"] / "scores.jsonl").read_text().splitlines()]
@@ -77,22 +77,21 @@ def test_three_systems_on_the_rows_that_training_held_out(run_here, flags, rows_
         (system, row.id) for system in ("raw", "prompted", "adapter") for row in held_out
     ]
     for system, figures in metrics["systems"].items():
-        mine = [score for score in scores if score["system"] == system]
+        system_scores = [score for score in scores if score["system"] == system]
         for name in ("json_valid", "exact_match", "tools_exist", "lenient_json_valid"):
             figure = figures[name]
-            assert (figure["k"], figure["n"]) == (sum(score[name] for score in mine), 20)
+            assert (figure["k"], figure["n"]) == (sum(score[name] for score in system_scores), 20)
             assert figure["low"] <= figure["rate"] == figure["k"] / 20 <= figure["high"]
     assert metrics["prompt_format"] == "tags-1" and metrics["adapter_sha256"] and metrics["scoring"]
     assert metrics["decoding"]["max_new_tokens"] == NEW_TOKENS
     assert "report.html" in result.out and (flags["output_dir"] / "report.html").is_file()
     for word in ("raw", "prompted", "adapter", "Wilson"):
         assert word in result.out
-    assert "published" not in result.out  # another model on other rows
+    # the published figures are for another model and other rows
+    assert "published" not in result.out
 
 
-def test_the_published_figures_stand_beside_their_own_model_and_data(
-    run_here, flags, monkeypatch, tiny_model, rows_file
-):
+def test_published_figures_are_shown_for_their_model_and_data_only(run_here, flags, monkeypatch, tiny_model, rows_file):
     flags |= {"systems": ["raw"], "num_examples": 2, "max_new_tokens": 1}
     for shown in (False, True):
         monkeypatch.setattr(comparison, "PUBLISHED_FOR", (str(tiny_model), str(rows_file) if shown else "other rows"))
@@ -120,7 +119,7 @@ def test_a_finished_evaluation_is_scored_again_without_a_model(run_here, flags, 
     assert result.code == 1 and "is not finished: 1 of 6 rows" in result.err
 
 
-def test_finished_evaluations_of_the_same_rows_are_set_side_by_side(run_here, flags, adapter, tmp_path):
+def test_finished_evaluations_of_the_same_rows_are_compared(run_here, flags, adapter, tmp_path):
     flags |= {"systems": ["prompted", "adapter"], "num_examples": 6, "max_new_tokens": 4}
     folders = [tmp_path / name / "evaluation" for name in ("first", "second")]
     assert run_here(evaluate, flags | {"output_dir": folders[0]}).code == 0
@@ -131,7 +130,7 @@ def test_finished_evaluations_of_the_same_rows_are_set_side_by_side(run_here, fl
     assert set(metrics["systems"]) >= {"first: prompted", "first: adapter", "second: adapter"}
     assert (tmp_path / "comparison" / "report.html").is_file()
     again = {"compare": folders, "output_dir": tmp_path / "comparison", "baseline": "first: prompted"}
-    assert run_here(evaluate, again).code == 0  # over a comparison
+    assert run_here(evaluate, again).code == 0  # replaces the comparison
     pair = json.loads((tmp_path / "comparison" / "metrics.json").read_text())["pairs"][0]
     assert (pair["a"], pair["b"]) == ("first: prompted", "second: adapter")
     assert run_here(evaluate, again | {"baseline": folders[1]}).code == 0
@@ -143,30 +142,30 @@ def test_finished_evaluations_of_the_same_rows_are_set_side_by_side(run_here, fl
         run_here(evaluate, flags | {"output_dir": folders[1], "num_examples": 5, "overwrite_output_dir": True}).code
         == 0
     )
-    for arguments, named in (
+    for arguments, message in (
         ({"compare": [folders[0], folders[0]]}, "names a folder twice"),
         ({"compare": folders, "output_dir": folders[0]}, "holds an evaluation: name another"),
         ({"compare": folders, "output_dir": folders[0] / "report.html"}, "report.html: File exists"),
     ):
         result = run_here(evaluate, arguments)
-        assert result.code in (1, 2) and named in result.err
+        assert result.code in (1, 2) and message in result.err
     result = run_here(evaluate, {"compare": folders, "output_dir": tmp_path / "comparison"})
     assert result.code == 1 and f"{folders[1]} has other rows than {folders[0]}, from row" in result.err
 
 
-def test_a_comparison_leaves_folders_alone_that_no_comparison_has_made(run_here, flags, adapter, tmp_path):
+def test_a_comparison_does_not_overwrite_other_folders(run_here, flags, adapter, tmp_path):
     flags |= {"systems": ["raw"], "num_examples": 2, "max_new_tokens": 1}
     folders = [tmp_path / name / "evaluation" for name in ("first", "second")]
     for folder in folders:
         assert run_here(evaluate, flags | {"output_dir": folder}).code == 0
-    others = {
+    cases = {
         "page": ({"report.html": "mine"}, "files that no comparison made: report.html"),
         "figures": ({"metrics.json": '{"mine": 1}', "scores.jsonl": ""}, "files that no comparison made"),
         "list": ({"metrics.json": '["evaluations"]'}, "files that no comparison made"),
         "begun": ({"environment.json": "{}"}, "files that no comparison made: environment.json"),
         "process": ({"predictions-0.jsonl": ""}, "holds an evaluation"),
     }
-    for name, (files, message) in others.items():
+    for name, (files, message) in cases.items():
         (tmp_path / name).mkdir()
         for file, text in files.items():
             (tmp_path / name / file).write_text(text)
@@ -192,8 +191,8 @@ def test_near_repeats_are_counted_at_load_and_evaluated_apart(run_here, train_he
     for path, rows in ((training, numbered), (held_out, [*repeats, *records[9:]])):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = {
-        "model_name_or_path": tiny_model, "dataset_name": training, "eval_dataset_name": held_out, "quantization": "none",
-        "max_train_steps": 1, "max_seq_length": 2048, "output_dir": tmp_path / "run",
+        "model_name_or_path": tiny_model, "dataset_name": training, "eval_dataset_name": held_out,
+        "quantization": "none", "max_train_steps": 1, "max_seq_length": 2048, "output_dir": tmp_path / "run",
     }  # fmt: skip
     result = run_here(train, flags)
     assert result.code == 0 and "3 of the 6 held-out queries equal a training query" in result.out, result.err
@@ -204,19 +203,18 @@ def test_near_repeats_are_counted_at_load_and_evaluated_apart(run_here, train_he
     found = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())["near_repeats"]
     assert [part["n"] for part in found["slice"]["values"]] == [6, 3, 3]
 
-    other = (
-        tmp_path / "other"
-    )  # an adapter trained on other rows: what nearly repeats its rows is not known to hold for both
+    # If two evaluations differ in their near repeats (other training rows), none are shown.
+    other = tmp_path / "other"
     shutil.copytree(tmp_path / "run" / "evaluation", other)
     rows = [json.loads(line) for line in (other / "rows.jsonl").read_text().splitlines()]
-    for compared, known in ((rows, True), ([{**row, "near_repeat": False} for row in rows], False)):
+    for compared, shown in ((rows, True), ([{**row, "near_repeat": False} for row in rows], False)):
         (other / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in compared))
         flags = {"compare": [tmp_path / "run" / "evaluation", other], "output_dir": tmp_path / "comparison"}
         result = run_here(evaluate, flags)
-        assert result.code == 0 and ("equal a training query" in result.out) == known, result.err
+        assert result.code == 0 and ("equal a training query" in result.out) == shown, result.err
 
     split = json.loads((adapter / "split.json").read_text())
-    del split["near_repeats"]  # of an adapter from before
+    del split["near_repeats"]  # as in an older adapter
     (adapter / "split.json").write_text(json.dumps(split))
     result = run_here(
         evaluate, {"adapter": adapter, "systems": ["raw"], "max_new_tokens": 1, "overwrite_output_dir": True}
@@ -225,7 +223,7 @@ def test_near_repeats_are_counted_at_load_and_evaluated_apart(run_here, train_he
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_files_of_the_same_names_that_are_not_ours_are_left_alone(run_here, flags, tmp_path, overwrite):
+def test_other_files_with_the_same_names_are_left_alone(run_here, flags, tmp_path, overwrite):
     folder = tmp_path / "mine"
     folder.mkdir()
     for name in ("rows.jsonl", "predictions-best.jsonl"):
@@ -235,7 +233,7 @@ def test_files_of_the_same_names_that_are_not_ours_are_left_alone(run_here, flag
     assert {path.read_text() for path in folder.iterdir()} == {"mine"}
 
 
-def test_backups_of_predictions_and_folders_of_training_are_left_alone(run_here, flags, adapter, tmp_path):
+def test_backups_of_predictions_and_training_folders_are_left_alone(run_here, flags, adapter, tmp_path):
     flags |= {"systems": ["raw"], "num_examples": 2, "max_new_tokens": 1}
     assert run_here(evaluate, flags).code == 0
     folder = flags["output_dir"]
@@ -269,8 +267,8 @@ def test_an_adapter_is_merged_once_for_all_systems_that_use_it(run_here, flags, 
     assert texts[0] == texts[1]
 
 
-def test_what_a_server_says_is_evaluated_without_a_model_here(run_here, rows_file, tmp_path, monkeypatch):
-    """The client is the openai package's, tried against a real server in tests/eval_utils/test_endpoint.py."""
+def test_a_servers_answers_are_evaluated_without_a_local_model(run_here, rows_file, tmp_path, monkeypatch):
+    """tests/eval_utils/test_endpoint.py tests the openai client against a real server."""
     answers = {TAGS.render(row.query, row.tools): row.answers for row in load_rows(str(rows_file))[0]}
 
     def complete(url, model, prompts, max_new_tokens):
@@ -288,8 +286,8 @@ def test_what_a_server_says_is_evaluated_without_a_model_here(run_here, rows_fil
     assert result.code == 2 and "both --model_name_or_path and --dataset_name" in result.err
 
 
-def test_a_new_metric_is_had_of_a_finished_evaluation(run_here, flags, monkeypatch):
-    """From the texts: nothing is generated again."""
+def test_a_new_metric_is_computed_for_a_finished_evaluation(run_here, flags, monkeypatch):
+    """The stored texts are scored; nothing is generated again."""
     flags |= {"systems": ["prompted"], "num_examples": 3}
     assert run_here(evaluate, flags).code == 0
     before = (flags["output_dir"] / "predictions.jsonl").read_bytes()
@@ -302,24 +300,23 @@ def test_a_new_metric_is_had_of_a_finished_evaluation(run_here, flags, monkeypat
     assert figures["length"] == {"n": 3, "mean": sum(map(len, texts)) / 3}
 
 
-def test_an_adapter_is_evaluated_and_called_in_the_format_that_it_was_trained_in(
+def test_an_adapter_is_evaluated_in_its_training_format(
     run_here, train_here, tiny_model, rows_file, tmp_path, monkeypatch
 ):
-    """Two formats in one checkout; one that is not there any more, or was edited, is refused."""
+    """One checkout has two formats. A removed or edited format is refused."""
     short = PromptFormat(lambda query, tools: f"{tools}\n{query}\n", completion=lambda answers: f" {answers}")
     monkeypatch.setitem(PROMPT_FORMATS, "short", short)
-    for arguments in (
-        train.TrainingArguments,
-        evaluate.EvaluationArguments,
-    ):  # choices were made of the table at import
+    # The choices of --prompt_format were read from the table at import.
+    for arguments in (train.TrainingArguments, evaluate.EvaluationArguments):
         monkeypatch.setattr(arguments.__dataclass_fields__["prompt_format"], "type", str)
     flags = {
-        "model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": tmp_path / "run", "quantization": "none",
-        "gradient_checkpointing": False, "max_train_steps": 1, "max_seq_length": 2048, "prompt_format": "short",
+        "model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": tmp_path / "run",
+        "quantization": "none", "gradient_checkpointing": False, "max_train_steps": 1, "max_seq_length": 2048,
+        "prompt_format": "short",
     }  # fmt: skip
     adapter = train_here(flags) / "adapter"
-    asked = {"adapter": adapter, "max_new_tokens": 2, "num_examples": 2}
-    result = run_here(evaluate, asked)
+    evaluation = {"adapter": adapter, "max_new_tokens": 2, "num_examples": 2}
+    result = run_here(evaluate, evaluation)
     assert result.code == 0, result.err
     rows = {row.id: row for row in load_rows(str(rows_file))[0]}
     for (system, row_id), prediction in predictions(adapter.parent / "evaluation").items():
@@ -327,19 +324,19 @@ def test_an_adapter_is_evaluated_and_called_in_the_format_that_it_was_trained_in
         prompt = prompt_format.render(rows[row_id].query, rows[row_id].tools)
         assert prediction["prompt_sha256"] == hashlib.sha256(prompt.encode()).hexdigest()[:16]
     assert run_here(evaluate, ["--config", str(adapter.parent / "evaluation" / "args.yaml")]).code == 0
-    result = run_here(evaluate, asked | {"prompt_format": "tags-1"})
+    result = run_here(evaluate, evaluation | {"prompt_format": "tags-1"})
     assert result.code == 2 and "was trained with --prompt_format short" in result.err
 
     monkeypatch.setitem(PROMPT_FORMATS, "short", short._replace(render=lambda query, tools: f"{tools}\n{query}!\n"))
-    result = run_here(evaluate, asked)
+    result = run_here(evaluate, evaluation)
     assert result.code == 1 and "has been edited since" in result.err
     monkeypatch.delitem(PROMPT_FORMATS, "short")
-    result = run_here(evaluate, asked)
+    result = run_here(evaluate, evaluation)
     assert result.code == 1 and "prompt format short; data_utils/prompt.py has tags-1, raw" in result.err
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_killed_run_equal_one_uninterrupted(run_here, flags, tmp_path):
+def test_two_processes_and_a_killed_run_equal_an_uninterrupted_run(run_here, flags, tmp_path):
     result = run_here(evaluate, flags)
     assert result.code == 0, result.err
     expected = predictions(flags["output_dir"])
@@ -349,7 +346,8 @@ def test_two_processes_and_a_killed_run_equal_one_uninterrupted(run_here, flags,
     assert result.code == 0, result.err
     assert predictions(two["output_dir"]) == expected
 
-    killed = flags | {"output_dir": tmp_path / "killed", "batch_tokens": 1}  # row by row, to be caught in the middle
+    # Row by row, for a kill in the middle.
+    killed = flags | {"output_dir": tmp_path / "killed", "batch_tokens": 1}
     part = killed["output_dir"] / "predictions-0.jsonl"
     reached = lambda: part.exists() and part.read_text().count("\n") >= 25  # noqa: E731
     assert launch_and_kill("evaluate.py", killed, reached, tmp_path / "log")
@@ -359,7 +357,8 @@ def test_two_processes_and_a_killed_run_equal_one_uninterrupted(run_here, flags,
     result = run_here(evaluate, killed)
     assert result.code == 0, result.err
     assert predictions(killed["output_dir"]) == expected
-    assert set(before) <= set((killed["output_dir"] / "predictions.jsonl").read_text().splitlines())  # not made again
+    # Earlier predictions are kept.
+    assert set(before) <= set((killed["output_dir"] / "predictions.jsonl").read_text().splitlines())
     assert not list(killed["output_dir"].glob("predictions-*"))
 
 
@@ -380,12 +379,13 @@ def test_the_base_alone_needs_no_adapter(run_here, flags, tiny_model, rows_file)
     assert {system for system, _ in predictions(flags["output_dir"])} == {"raw", "prompted"}
 
 
-def test_rows_too_long_to_train_on_are_evaluated_all_the_same(adapter, rows_file, tiny_model):
+def test_rows_too_long_to_train_on_are_still_evaluated(adapter, rows_file, tiny_model):
     from transformers import AutoTokenizer
 
     _, held_out, _ = split_rows(load_rows(str(rows_file))[0], 0.24, seed=5)
     too_long = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), TAGS, held_out, 300).too_long
-    assert too_long  # and the first test found every held-out row among the predictions, whatever its length
+    # The first test found all held-out rows among the predictions, of any length.
+    assert too_long
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def test_an_adapter_of_another_base_is_refused(run_here, flags, tmp_path, tiny_m
     assert result.code == 1 and "was trained on another base model" in result.err
 
 
-def test_training_scores_generations_as_it_evaluates(adapter):
+def test_training_scores_its_generations(adapter):
     from conftest import values
 
     for name in ("json_valid", "exact_match", "tools_exist"):
@@ -434,8 +434,8 @@ def rows_with(tmp_path, rows_file, change):
     return path
 
 
-def test_held_out_rows_are_known_by_content(run_here, flags, rows_file, tmp_path, adapter):
-    """Other ids and one more column change nothing; a row that is gone, or was trained on, is refused by name."""
+def test_held_out_rows_are_recognised_by_content(run_here, flags, rows_file, tmp_path, adapter):
+    """Other ids and a new column change nothing. A missing or trained row is refused by name."""
     split = json.loads((adapter / "split.json").read_text())
     changed = rows_with(tmp_path, rows_file, lambda rs: [{**r, "id": f"new {i}", "more": i} for i, r in enumerate(rs)])
     flags |= {"systems": ["raw"], "max_new_tokens": 1, "overwrite_output_dir": True}
@@ -445,8 +445,8 @@ def test_held_out_rows_are_known_by_content(run_here, flags, rows_file, tmp_path
     assert {row_id for _, row_id in predictions(flags["output_dir"])} == wanted
 
     lost = next(iter(split["held_out"]))
-    gone = rows_with(tmp_path, rows_file, lambda rs: [r for r in rs if r["id"] != lost])
-    result = run_here(evaluate, flags | {"dataset_name": gone})
+    incomplete = rows_with(tmp_path, rows_file, lambda rs: [r for r in rs if r["id"] != lost])
+    result = run_here(evaluate, flags | {"dataset_name": incomplete})
     assert (
         result.code == 1 and f"1 of the 20 rows that {adapter} held out are not in" in result.err and lost in result.err
     )
@@ -454,8 +454,8 @@ def test_held_out_rows_are_known_by_content(run_here, flags, rows_file, tmp_path
     assert result.code == 1 and "was trained on: demo-" in result.err
 
 
-def test_the_order_of_keys_and_of_copies_is_no_content(run_here, flags, rows_file, tmp_path, adapter):
-    """Rows written again by another program, keys sorted, in another file; repeats that have gone since."""
+def test_key_order_and_removed_copies_do_not_change_the_content(run_here, flags, rows_file, tmp_path, adapter):
+    """Another program wrote the rows again, with sorted keys and without repeats."""
 
     def rewritten(records):
         for record in records:
@@ -484,9 +484,10 @@ def test_a_moved_data_set_is_named_with_its_adapter(run_here, flags, tmp_path, a
 
 def test_an_adapter_on_a_tied_head_is_not_merged(run_here, train_here, tiny_model, rows_file, tmp_path):
     flags = {
-        "model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": tmp_path / "run", "quantization": "none",
-        "gradient_checkpointing": False, "max_train_steps": 6, "warmup_ratio": 0, "learning_rate": 1e-2,
-        "max_seq_length": 2048, "lora_target_modules": ["lm_head", "q_proj"], "eval_generate_examples": 4,
+        "model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": tmp_path / "run",
+        "quantization": "none", "gradient_checkpointing": False, "max_train_steps": 6, "warmup_ratio": 0,
+        "learning_rate": 1e-2, "max_seq_length": 2048, "lora_target_modules": ["lm_head", "q_proj"],
+        "eval_generate_examples": 4,
     }  # fmt: skip
     adapter = train_here(flags) / "adapter"
     model = load_adapter(
@@ -497,8 +498,8 @@ def test_an_adapter_on_a_tied_head_is_not_merged(run_here, train_here, tiny_mode
     assert isinstance(model, PeftModel)
 
 
-def test_a_merge_that_changes_what_the_model_says_is_refused(tiny_model, adapter, tmp_path):
-    """The adapter takes away again what an output projection is almost made of: merged, rounding is all that is left."""
+def test_a_merge_that_changes_the_output_is_refused(tiny_model, adapter, tmp_path):
+    """The adapter cancels a large output projection: the merge leaves only rounding errors."""
     copy = tmp_path / "copy"
     shutil.copytree(adapter, copy)
     weights = load_file(copy / "adapter_model.safetensors")

@@ -1,4 +1,4 @@
-"""export.py: what is served is what was measured."""
+"""export.py: the exported model is the evaluated model."""
 
 import json
 import os
@@ -39,12 +39,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model, rows_file, tmp_path_factory):
-    """A trained adapter, made by the real script in a process of its own."""
+    """An adapter trained by the real script in its own process."""
     folder = tmp_path_factory.mktemp("run") / "run"
     flags = (
-        f"--model_name_or_path={tiny_model} --dataset_name={rows_file} --output_dir={folder} --quantization=none --lora_r=4 \
-        --learning_rate=1e-2 --max_train_steps=20 --eval_steps=5 --save_steps=10 --max_seq_length=2048 --gradient_checkpointing=false \
-        --lora_target_modules q_proj v_proj down_proj"
+        f"--model_name_or_path={tiny_model} --dataset_name={rows_file} --output_dir={folder} --quantization=none "
+        "--lora_r=4 --learning_rate=1e-2 --max_train_steps=20 --eval_steps=5 --save_steps=10 --max_seq_length=2048 "
+        "--gradient_checkpointing=false --lora_target_modules q_proj v_proj down_proj"
     )
     subprocess.run([sys.executable, "train.py", *flags.split()], check=True, capture_output=True, cwd=ROOT)
     return folder / "adapter"
@@ -58,9 +58,8 @@ def exported(run_here, adapter, tmp_path):
     return tmp_path / "export"
 
 
-def test_the_folder_is_a_model_as_any_other(run_here, exported, adapter, rows_file):
-    """Read by transformers alone, it says what the adapter says on its base; asked through its chat template, it reads what
-    training wrote."""
+def test_transformers_alone_reads_the_export(run_here, exported, adapter, rows_file):
+    """Its logits equal the adapter's, and its chat template gives the token ids of training."""
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(exported)
     peer = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32)
@@ -78,7 +77,7 @@ def test_the_folder_is_a_model_as_any_other(run_here, exported, adapter, rows_fi
     assert generation.do_sample is False and tokenizer.eos_token_id in generation.eos_token_id
 
 
-def test_its_evaluation_is_the_adapter_s(run_here, exported, adapter, tmp_path):
+def test_the_export_and_the_adapter_generate_the_same_texts(run_here, exported, adapter, tmp_path):
     flags = {
         "adapter": adapter,
         "systems": "adapter",
@@ -87,8 +86,10 @@ def test_its_evaluation_is_the_adapter_s(run_here, exported, adapter, tmp_path):
         "max_new_tokens": 40,
     }
     assert run_here(evaluate, flags).code == 0
-    of_export = {"model_name_or_path": exported, "dataset_name": read_adapter(adapter).args["dataset_name"], "systems": "prompted",
-                 "num_examples": 4, "output_dir": tmp_path / "of_export", "max_new_tokens": 40}  # fmt: skip
+    of_export = {
+        "model_name_or_path": exported, "dataset_name": read_adapter(adapter).args["dataset_name"],
+        "systems": "prompted", "num_examples": 4, "output_dir": tmp_path / "of_export", "max_new_tokens": 40,
+    }  # fmt: skip
     assert run_here(evaluate, of_export).code == 0
     texts = [
         [json.loads(line)["text"] for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
@@ -98,13 +99,13 @@ def test_its_evaluation_is_the_adapter_s(run_here, exported, adapter, tmp_path):
 
 
 def card_lines(folder):
-    """`{step: [training loss, held-out loss]}` of a card's table, in its order."""
+    """`{step: [training loss, held-out loss]}` in the order of the card's table."""
     rows = re.findall(r"^\| (\d+) \| ([\d.]*) ?\| ([\d.]*) ?\|$", (folder / "README.md").read_text(), re.MULTILINE)
     return {int(step): losses for step, *losses in rows}
 
 
-def test_a_card_ends_with_the_adapters_own_step(run_here, adapter, tmp_path):
-    """Of a checkpoint in the middle, from curves that go on: steps 5, 10, 15 and 20 are evaluated, step 10 logged."""
+def test_a_card_ends_with_the_adapters_step(run_here, adapter, tmp_path):
+    """The curves continue after the checkpoint: evaluations at 5, 10, 15, 20, logs at 10 and 20."""
     run = tmp_path / "run"
     shutil.copytree(adapter.parent, run)
     held_out, train = dict(curve(run, "eval/loss")), dict(curve(run, "train/loss"))
@@ -118,14 +119,14 @@ def test_a_card_ends_with_the_adapters_own_step(run_here, adapter, tmp_path):
     lines = card_lines(tmp_path / "last")
     assert list(lines) == [5, 10, 15, 20] and lines[15][0] == f"{train[10]:.4f}"
     assert lines[20] == [f"{train[20]:.4f}", f"{held_out[20]:.4f}"]
-    # The evaluation is the checkpoint's own, if the curves have another one of this step or none.
+    # The checkpoint's evaluation replaces the curves' value of its step.
     environment = json.loads((middle / "environment.json").read_text())
     (middle / "environment.json").write_text(json.dumps(environment | {"eval_loss": 1.2345}))
     assert run_here(export, {"adapter": middle, "output_dir": tmp_path / "own", "dtype": "fp32"}).code == 0
     assert card_lines(tmp_path / "own")[10][1] == "1.2345"
 
 
-def test_the_cards_name_no_folder_of_this_machine_and_say_how_it_is_asked(exported, adapter):
+def test_the_cards_have_the_prompt_and_no_local_folder(exported, adapter):
     for folder in (exported, adapter, adapter.parent / "checkpoint-20"):
         card = (folder / "README.md").read_text()
         assert "/tmp" not in card and str(ROOT) not in card and "More Information Needed" not in card
@@ -152,18 +153,18 @@ def test_wrong_use_is_one_line(run_here, adapter, tmp_path, change, code, messag
 
 @pytest.fixture(scope="module")
 def early_adapter(tiny_model, rows_file, tmp_path_factory):
-    """On all seven projections, after a few steps at a usual rate: it moves little."""
+    """LoRA on all seven projections after a few steps at a usual learning rate: a small effect."""
     folder = tmp_path_factory.mktemp("early") / "run"
     flags = (
-        f"--model_name_or_path={tiny_model} --dataset_name={rows_file} --output_dir={folder} --quantization=none --lora_r=4 \
-        --learning_rate=1e-4 --max_train_steps=6 --max_seq_length=2048 --gradient_checkpointing=false"
+        f"--model_name_or_path={tiny_model} --dataset_name={rows_file} --output_dir={folder} --quantization=none "
+        "--lora_r=4 --learning_rate=1e-4 --max_train_steps=6 --max_seq_length=2048 --gradient_checkpointing=false"
     )
     subprocess.run([sys.executable, "train.py", *flags.split()], check=True, capture_output=True, cwd=ROOT)
     return folder / "adapter"
 
 
 def leave_out(projection, monkeypatch):
-    """Of every merge by PEFT."""
+    """Leave the projection out of each merge by PEFT."""
     merge_and_unload = LoraModel.merge_and_unload
 
     def merge_the_others(model):
@@ -200,7 +201,7 @@ def test_a_whole_merge_in_bf16_is_exported_with_the_adapters_own_effect(run_here
     }
 
 
-def test_weights_that_change_on_their_way_to_the_disk_are_not_exported(run_here, adapter, tmp_path, monkeypatch):
+def test_weights_that_change_during_the_save_are_not_exported(run_here, adapter, tmp_path, monkeypatch):
     save_pretrained = PreTrainedModel.save_pretrained
 
     def save_changed(model, folder, **options):
@@ -218,17 +219,16 @@ def test_weights_that_change_on_their_way_to_the_disk_are_not_exported(run_here,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_merged_weights_that_say_something_else_are_not_exported(run_here, adapter, tmp_path, monkeypatch):
-    """A merge that leaves one of the adapted weights as it was."""
+def test_a_merge_that_skips_a_layer_is_not_exported(run_here, adapter, tmp_path, monkeypatch):
     merge = LoraLayer.merge
-    forgotten = iter([True])
-    monkeypatch.setattr(LoraLayer, "merge", lambda *args, **options: next(forgotten, False) or merge(*args, **options))
+    skips = iter([True])
+    monkeypatch.setattr(LoraLayer, "merge", lambda *args, **options: next(skips, False) or merge(*args, **options))
     result = run_here(export, {"adapter": adapter, "output_dir": tmp_path / "export", "dtype": "fp32"})
     assert result.code == 1 and "nothing is exported" in result.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_adapter_alone_names_its_base_by_the_hub_s_name(run_here, adapter, tmp_path):
+def test_an_adapter_without_its_base_has_the_bases_hub_name(run_here, adapter, tmp_path):
     flags = {"adapter": tmp_path / "adapter", "output_dir": tmp_path / "export", "merge": False}
     shutil.copytree(adapter, tmp_path / "adapter")
     result = run_here(export, flags)
@@ -236,7 +236,8 @@ def test_the_adapter_alone_names_its_base_by_the_hub_s_name(run_here, adapter, t
     assert not (tmp_path / "export").exists()
     args = yaml.safe_load((tmp_path / "adapter" / "args.yaml").read_text())
     (tmp_path / "adapter" / "args.yaml").write_text(yaml.safe_dump(args | {"model_name_or_path": "some/model"}))
-    result = run_here(export, flags)  # the training found no such model on the hub: it is a folder of that machine
+    # No hub model is recorded for the training: the base was a local folder.
+    result = run_here(export, flags)
     assert result.code == 1 and "is not on the hub" in result.err
     environment = json.loads((tmp_path / "adapter" / "environment.json").read_text())
     (tmp_path / "adapter" / "environment.json").write_text(json.dumps(environment | {"base": "some/model"}))
@@ -267,7 +268,7 @@ def test_figures_of_other_rows_are_not_published(run_here, adapter, tmp_path):
         assert ("| adapter, 2 rows |" in card) == published and ("exact_match" in card) == published
 
 
-def test_what_another_export_left_is_not_deleted(run_here, adapter, tmp_path):
+def test_another_programs_incomplete_export_is_not_deleted(run_here, adapter, tmp_path):
     (tmp_path / "incomplete-export").mkdir()
     (tmp_path / "incomplete-export" / "notes.txt").write_text("mine")
     result = run_here(export, {"adapter": adapter, "output_dir": tmp_path / "export"})
@@ -291,8 +292,8 @@ def test_a_name_is_published_without_its_folder(name, published):
     assert published_name(name) == published
 
 
-def test_an_upload_that_fails_leaves_the_folder(run_here, adapter, tmp_path):
-    """For real: the tests are offline."""
+def test_a_failed_upload_keeps_the_folder(run_here, adapter, tmp_path):
+    """The upload really fails: the tests are offline."""
     flags = {"adapter": adapter, "output_dir": tmp_path / "export", "dtype": "fp32", "push_to_hub": "some/model"}
     result = run_here(export, flags)
     line = result.err.strip().splitlines()[-1]
@@ -300,7 +301,7 @@ def test_an_upload_that_fails_leaves_the_folder(run_here, adapter, tmp_path):
     assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
-def test_a_bos_that_the_tokenizer_adds_is_in_the_template_too(tiny_model):
+def test_a_bos_that_the_tokenizer_adds_is_in_the_template(tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     tokenizer._tokenizer.post_processor = TemplateProcessing(
@@ -313,21 +314,24 @@ def test_a_bos_that_the_tokenizer_adds_is_in_the_template_too(tiny_model):
     assert ids == expected.tolist() and ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
 
 
-def test_the_adapter_keeps_to_vllm_s_rules(adapter):
-    """vllm/lora/peft_helper.py and utils.py: plain LoRA alone, weights under PEFT's names, of the modules that the config names."""
+def test_the_adapter_follows_vllms_rules(adapter):
+    """vllm/lora/peft_helper.py, utils.py: plain LoRA, PEFT's weight names, the config's modules."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] > 0 and config["lora_alpha"] > 0
     assert config["bias"] == "none" and not config["modules_to_save"] and not config["use_dora"]
     assert not config["rank_pattern"] and not config["alpha_pattern"]
     for name in load_file(adapter / "adapter_model.safetensors"):
         prefix, _, rest = name.partition("base_model.model.")
-        module, kind = re.fullmatch(r"model\.layers\.\d+\.(.+)\.lora_([AB])\.weight", rest).groups()
-        assert prefix == "" and module.split(".")[-1] in config["target_modules"], (name, kind)
+        module, matrix = re.fullmatch(r"model\.layers\.\d+\.(.+)\.lora_([AB])\.weight", rest).groups()
+        assert prefix == "" and module.split(".")[-1] in config["target_modules"], (name, matrix)
 
 
 def test_plain_peft_loads_the_adapter_in_an_empty_folder_without_our_code(adapter, tmp_path):
     shutil.copytree(adapter, tmp_path / "adapter")
-    script = "from peft import AutoPeftModelForCausalLM as M; m = M.from_pretrained('adapter'); print(sum(p.abs().sum() for n, p in m.named_parameters() if 'lora_B' in n) > 0)"
+    script = (
+        "from peft import AutoPeftModelForCausalLM as M; m = M.from_pretrained('adapter'); "
+        "print(sum(p.abs().sum() for n, p in m.named_parameters() if 'lora_B' in n) > 0)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
     )
@@ -335,9 +339,7 @@ def test_plain_peft_loads_the_adapter_in_an_empty_folder_without_our_code(adapte
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "[" * 100_000, '{"systems": {"adapter": {}}}'])
-def test_a_damaged_evaluation_beside_the_adapter_and_a_pipe_for_its_curves_stop_no_export(
-    run_here, adapter, tmp_path, content
-):
+def test_a_damaged_evaluation_or_a_pipe_for_the_curves_stops_no_export(run_here, adapter, tmp_path, content):
     shutil.copytree(adapter.parent, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").unlink()
     os.mkfifo(tmp_path / "run" / "metrics.jsonl")

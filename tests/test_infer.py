@@ -1,4 +1,4 @@
-"""infer.py through its real `main`, on a model that is made to answer what a test wants."""
+"""infer.py through its real `main`, with models that give a fixed answer."""
 
 import io
 import json
@@ -25,8 +25,8 @@ UNREADABLE = {"name": "c", "inputSchema": {"properties": {"x": {"type": "object"
 
 
 @pytest.fixture
-def model_that_says(tiny_model, tmp_path):
-    """A folder with a model that answers any prompt with the given text, one token of its own, and then ends."""
+def model_answering(tiny_model, tmp_path):
+    """A folder with a model that answers any prompt with `text`, one new token, and then ends."""
 
     def make(text):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
@@ -35,16 +35,17 @@ def model_that_says(tiny_model, tmp_path):
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(torch.zeros(len(tokenizer), model.config.hidden_size))
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        prompts = "\n", PROMPT_FORMATS["raw"].render("hi", TOOLS)  # how the tag prompt ends, and the raw one
+        # The last tokens of the tag prompt and the raw prompt.
+        prompts = "\n", PROMPT_FORMATS["raw"].render("hi", TOOLS)
         starts = {tokenizer(prompt).input_ids[-1] for prompt in prompts}
-        said, end = tokenizer(text).input_ids[0], tokenizer.eos_token_id
+        answer, end = tokenizer(text).input_ids[0], tokenizer.eos_token_id
         with torch.no_grad():
-            for layer in model.model.layers:  # every token passes through unchanged
+            for layer in model.model.layers:  # each token passes through unchanged
                 layer.self_attn.o_proj.weight.zero_()
                 layer.mlp.down_proj.weight.zero_()
-            model.model.embed_tokens.weight[said].normal_(std=model.config.initializer_range)
-            for here, following in (*((start, said) for start in starts), (said, end)):
-                model.lm_head.weight[following] += model.model.embed_tokens.weight[here]
+            model.model.embed_tokens.weight[answer].normal_(std=model.config.initializer_range)
+            for token, following in (*((start, answer) for start in starts), (answer, end)):
+                model.lm_head.weight[following] += model.model.embed_tokens.weight[token]
         folder = tmp_path / "says"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -60,31 +61,31 @@ def tools_file(tmp_path):
     return path
 
 
-def test_calls_alone_on_stdout(run_here, model_that_says, tools_file):
-    result = run_here(infer, {"model_name_or_path": model_that_says("[]"), "query": "hi", "tools": tools_file})
+def test_stdout_has_only_the_calls(run_here, model_answering, tools_file):
+    result = run_here(infer, {"model_name_or_path": model_answering("[]"), "query": "hi", "tools": tools_file})
     assert (result.code, result.out) == (0, "[]\n"), result.err
 
 
-def test_several_processes_are_refused(run_here, model_that_says, tools_file, monkeypatch):
-    """Each would print the calls: two lists on stdout are no JSON."""
+def test_several_processes_are_refused(run_here, model_answering, tools_file, monkeypatch):
+    """Each process would print the calls, and two lists are not JSON."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = run_here(infer, {"model_name_or_path": model_that_says("[]"), "query": "hi", "tools": tools_file})
+    result = run_here(infer, {"model_name_or_path": model_answering("[]"), "query": "hi", "tools": tools_file})
     assert result.code == 1 and result.out == "" and "start it with python" in result.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("closing", ["", "</answer>", "\n</answer> and more"])
-def test_a_closing_tag_is_no_part_of_the_answer(run_here, model_that_says, tools_file, closing):
-    says = '[{"name": "f", "arguments": {"x": "</answer>"}}]'
+def test_a_closing_tag_is_not_part_of_the_answer(run_here, model_answering, tools_file, closing):
+    answer = '[{"name": "f", "arguments": {"x": "</answer>"}}]'
     result = run_here(
-        infer, {"model_name_or_path": model_that_says(says + closing), "query": "hi", "tools": tools_file}
+        infer, {"model_name_or_path": model_answering(answer + closing), "query": "hi", "tools": tools_file}
     )
-    assert (result.code, result.out) == (0, f"{says}\n"), result.err
+    assert (result.code, result.out) == (0, f"{answer}\n"), result.err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_what_is_printed_is_json_whatever_stdout_can_hold(run_here, model_that_says, tools_file, monkeypatch, encoding):
+def test_the_output_is_json_in_any_encoding_of_stdout(run_here, model_answering, tools_file, monkeypatch, encoding):
     calls = [{"name": "f", "arguments": {"x": "Zoë"}}]
-    folder = model_that_says(json.dumps(calls, ensure_ascii=False))
+    folder = model_answering(json.dumps(calls, ensure_ascii=False))
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
     result = run_here(infer, {"model_name_or_path": folder, "query": "hi", "tools": tools_file})
@@ -93,8 +94,8 @@ def test_what_is_printed_is_json_whatever_stdout_can_hold(run_here, model_that_s
     assert ("ë".encode() in written.getvalue()) == (encoding == "utf-8")
 
 
-def test_an_output_that_is_no_list_of_calls(run_here, model_that_says, tools_file):
-    result = run_here(infer, {"model_name_or_path": model_that_says("{]"), "query": "hi", "tools": tools_file})
+def test_an_output_that_is_not_a_list_of_calls_is_an_error(run_here, model_answering, tools_file):
+    result = run_here(infer, {"model_name_or_path": model_answering("{]"), "query": "hi", "tools": tools_file})
     assert result.code == 1 and result.out == ""
     loaded, raw, line = result.err.strip().splitlines()
     assert re.fullmatch(r"Loaded in \d+\.\d s, of which libraries took \d+\.\d", loaded)
@@ -102,36 +103,33 @@ def test_an_output_that_is_no_list_of_calls(run_here, model_that_says, tools_fil
 
 
 @pytest.mark.parametrize(
-    ("says", "told"),
-    [
-        ([{"name": "g", "arguments": {}}], "g is not among the tools"),
-        ([{"name": "f", "arguments": {"x": 1}}], None),
-    ],
+    ("answer", "misfit"),
+    [([{"name": "g", "arguments": {}}], "g is not among the tools"), ([{"name": "f", "arguments": {"x": 1}}], None)],
 )
-def test_calls_that_do_not_fit_are_told_and_end_in_an_error_if_asked_for(
-    run_here, model_that_says, tools_file, says, told
+def test_calls_that_do_not_fit_are_reported_and_are_errors_with_strict(
+    run_here, model_answering, tools_file, answer, misfit
 ):
-    flags = {"model_name_or_path": model_that_says(json.dumps(says)), "query": "hi", "tools": tools_file}
+    flags = {"model_name_or_path": model_answering(json.dumps(answer)), "query": "hi", "tools": tools_file}
     result = run_here(infer, flags)
-    assert result.code == 0 and json.loads(result.out) == says
-    assert result.err.splitlines()[1:] == ([told] if told else [])
+    assert result.code == 0 and json.loads(result.out) == answer
+    assert result.err.splitlines()[1:] == ([misfit] if misfit else [])
     result = run_here(infer, flags | {"strict": True, "format": "openai"})
-    assert result.code == (1 if told else 0)
+    assert result.code == (1 if misfit else 0)
     (call,) = json.loads(result.out)
-    assert call["type"] == "function" and json.loads(call["function"]["arguments"]) == says[0]["arguments"]
+    assert call["type"] == "function" and json.loads(call["function"]["arguments"]) == answer[0]["arguments"]
 
 
-def test_the_tools_may_be_python_functions(run_here, model_that_says, tmp_path):
+def test_tools_may_be_python_functions(run_here, model_answering, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "import math\nfrom math import sqrt\nprint('imported')\ndef f(x: int, how: str = 'up'):\n"
         '    """Round.\n\n    Args:\n        x: The number.\n        how: Up or down.\n    """\n'
         "def _hidden(): ...\n"
     )
-    says = '[{"name": "f", "arguments": {"x": 1}}]'
-    flags = {"model_name_or_path": model_that_says(says), "query": "hi", "tools": path, "strict": True}
+    answer = '[{"name": "f", "arguments": {"x": 1}}]'
+    flags = {"model_name_or_path": model_answering(answer), "query": "hi", "tools": path, "strict": True}
     result = run_here(infer, flags)
-    assert (result.code, result.out) == (0, f"{says}\n") and f"{path}: 1 tools, read as Python's" in result.err
+    assert (result.code, result.out) == (0, f"{answer}\n") and f"{path}: 1 tools, read as Python's" in result.err
     for content, message in (
         (
             "def f(x): ...",
@@ -147,8 +145,8 @@ def test_the_tools_may_be_python_functions(run_here, model_that_says, tmp_path):
         assert result.code == 1 and message in line
 
 
-def rows_to_ask(tmp_path):
-    """In every layout, with and without answers, and one that is no row."""
+def rows_of_all_layouts(tmp_path):
+    """Rows in each layout, with and without answers, one bad row and one broken line."""
     openai = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}]
     records = [
         {"id": "a", "query": "hi", "tools": TOOLS, "answers": "[]"},
@@ -170,10 +168,14 @@ def rows_to_ask(tmp_path):
     return path
 
 
-def test_a_file_of_rows_is_answered_line_by_line_in_its_order(run_here, model_that_says, tmp_path):
-    says = [{"name": "f", "arguments": {"x": "1"}}]
+def test_a_file_of_rows_is_answered_line_by_line_in_its_order(run_here, model_answering, tmp_path):
+    answer = [{"name": "f", "arguments": {"x": "1"}}]
     output = tmp_path / "calls.jsonl"
-    flags = {"model_name_or_path": model_that_says(json.dumps(says)), "input": rows_to_ask(tmp_path), "output": output}
+    flags = {
+        "model_name_or_path": model_answering(json.dumps(answer)),
+        "input": rows_of_all_layouts(tmp_path),
+        "output": output,
+    }
     result = run_here(infer, flags)
     assert result.code == 0 and result.out == "", result.err
     assert (
@@ -185,11 +187,11 @@ def test_a_file_of_rows_is_answered_line_by_line_in_its_order(run_here, model_th
     lines[2]["error"] = no_layout
     misfits = ["f.x: '1' is not of type 'integer'"]
     assert lines == [
-        {"id": "a", "calls": says, "misfits": misfits},
-        {"id": 2, "calls": says, "misfits": misfits},
+        {"id": "a", "calls": answer, "misfits": misfits},
+        {"id": 2, "calls": answer, "misfits": misfits},
         {"id": "bad", "error": no_layout},
-        {"id": "b", "calls": says, "misfits": misfits},
-        {"id": "c", "calls": says, "misfits": misfits},
+        {"id": "b", "calls": answer, "misfits": misfits},
+        {"id": "c", "calls": answer, "misfits": misfits},
         {"id": 6, "error": "broken JSON in a line: Expecting property name enclosed in double quotes (column 2)"},
     ]
     result = run_here(infer, flags)
@@ -200,10 +202,10 @@ def test_a_file_of_rows_is_answered_line_by_line_in_its_order(run_here, model_th
     assert json.loads(output.read_text().splitlines()[0])["tool_calls"][0]["function"]["name"] == "f"
 
 
-def test_tools_for_rows_that_have_none(run_here, model_that_says, tools_file, tmp_path):
+def test_tools_for_rows_that_have_none(run_here, model_answering, tools_file, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"query": "hi"}\n{"messages": [{"role": "user", "content": "hi"}]}\n')
     flags = {
-        "model_name_or_path": model_that_says("[]"),
+        "model_name_or_path": model_answering("[]"),
         "input": tmp_path / "rows.jsonl",
         "output": tmp_path / "calls.jsonl",
     }
@@ -212,16 +214,16 @@ def test_tools_for_rows_that_have_none(run_here, model_that_says, tools_file, tm
     assert (tmp_path / "calls.jsonl").read_text() == '{"id": 1, "calls": []}\n{"id": 2, "calls": []}\n'
 
 
-def test_a_tool_that_cannot_be_read_is_left_out_with_a_line(run_here, model_that_says, tmp_path):
-    """Of a list that mixes formats, too."""
+def test_an_unreadable_tool_is_left_out_with_a_line(run_here, model_answering, tmp_path):
+    """The list mixes formats."""
     path = tmp_path / "tools.json"
     path.write_text(
         json.dumps([{"name": "f", "inputSchema": SCHEMA}, UNREADABLE, {"type": "function", "function": {"name": "g"}}])
     )
-    says = '[{"name": "f", "arguments": {"x": 1}}]'
-    flags = {"model_name_or_path": model_that_says(says), "query": "hi", "tools": path}
+    answer = '[{"name": "f", "arguments": {"x": 1}}]'
+    flags = {"model_name_or_path": model_answering(answer), "query": "hi", "tools": path}
     result = run_here(infer, flags)
-    assert (result.code, result.out) == (0, f"{says}\n")
+    assert (result.code, result.out) == (0, f"{answer}\n")
     lines = result.err.splitlines()[:2]
     assert lines[0] == f"{path}: 2 tools, read as MCP and OpenAI's"
     assert lines[1].startswith(f"{path}: left out: tool c, x: patternProperties")
@@ -229,16 +231,16 @@ def test_a_tool_that_cannot_be_read_is_left_out_with_a_line(run_here, model_that
     assert result.code == 1 and result.out == "" and "1 tools are left out, and --strict is set" in result.err
 
 
-def test_rows_leave_out_tools_of_their_own_that_cannot_be_read(run_here, model_that_says, tmp_path):
+def test_rows_leave_out_their_unreadable_tools(run_here, model_answering, tmp_path):
     mixed = [{"name": "f", "inputSchema": SCHEMA}, UNREADABLE]
     records = [{"query": "q", "tools": tools} for tools in (mixed, TOOLS, json.dumps(mixed), [UNREADABLE], "[{")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    says = [{"name": "f", "arguments": {"x": 1}}]
-    flags = {"model_name_or_path": model_that_says(json.dumps(says)), "input": tmp_path / "rows.jsonl"}
+    answer = [{"name": "f", "arguments": {"x": 1}}]
+    flags = {"model_name_or_path": model_answering(json.dumps(answer)), "input": tmp_path / "rows.jsonl"}
     result = run_here(infer, flags | {"output": tmp_path / "calls.jsonl"})
     assert result.code == 0, result.err
     (reason,) = re.findall(r"rows.jsonl: left out: (tool c, x: patternProperties .*) \(3 rows\)", result.err)
-    calls = {"calls": says}
+    calls = {"calls": answer}
     *lines, broken = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     assert broken["id"] == 5 and broken["error"].startswith("broken JSON in field 'tools'")
     assert lines == [
@@ -251,18 +253,18 @@ def test_rows_leave_out_tools_of_their_own_that_cannot_be_read(run_here, model_t
     assert result.code == 1 and "4 of the 5 rows have errors" in result.err.splitlines()[-1]
 
 
-def test_an_id_that_is_no_json_is_the_row_s_number(run_here, model_that_says, tools_file, tmp_path):
+def test_an_id_that_is_not_json_becomes_the_row_number(run_here, model_answering, tools_file, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"id": NaN, "query": "q"}\n{"id": 0, "query": "q"}\n{"id": -Infinity}\n')
-    flags = {"model_name_or_path": model_that_says("[]"), "tools": tools_file, "input": tmp_path / "rows.jsonl"}
+    flags = {"model_name_or_path": model_answering("[]"), "tools": tools_file, "input": tmp_path / "rows.jsonl"}
     result = run_here(infer, flags | {"output": tmp_path / "calls.jsonl"})
     assert result.code == 0, result.err
     assert [parse_json(line)["id"] for line in (tmp_path / "calls.jsonl").read_text().splitlines()] == [1, 0, 3]
 
 
 @pytest.mark.slow
-def test_a_killed_file_goes_on_where_it_was(tiny_model, rows_file, tmp_path):
-    flags = {"model_name_or_path": tiny_model, "input": rows_file, "output": tmp_path / "straight.jsonl", "max_new_tokens": 40,
-             "batch_tokens": 1}  # fmt: skip
+def test_a_killed_run_continues_its_file(tiny_model, rows_file, tmp_path):
+    flags = {"model_name_or_path": tiny_model, "input": rows_file, "output": tmp_path / "straight.jsonl",
+             "max_new_tokens": 40, "batch_tokens": 1}  # fmt: skip
     assert launch("infer.py", flags).code == 0
     flags |= {"output": tmp_path / "calls.jsonl"}
     partial = tmp_path / "calls.jsonl.partial"
@@ -280,10 +282,10 @@ def test_a_killed_file_goes_on_where_it_was(tiny_model, rows_file, tmp_path):
     ).read_bytes() and not partial.exists()
 
 
-def test_the_systems_side_by_side(run_here, model_that_says, tools_file):
-    says = '[{"name": "f", "arguments": {"x": "1"}}]'
+def test_compare_prints_the_answer_of_each_system(run_here, model_answering, tools_file):
+    answer = '[{"name": "f", "arguments": {"x": "1"}}]'
     flags = {
-        "model_name_or_path": model_that_says(says),
+        "model_name_or_path": model_answering(answer),
         "query": "hi",
         "tools": tools_file,
         "compare": True,
@@ -291,8 +293,8 @@ def test_the_systems_side_by_side(run_here, model_that_says, tools_file):
     }
     result = run_here(infer, flags)
     assert result.code == 0, result.err
-    answer = [f"  {says}", "  (f.x: '1' is not of type 'integer')"]
-    assert result.out.splitlines() == ["raw:", *answer, "prompted:", *answer]
+    lines = [f"  {answer}", "  (f.x: '1' is not of type 'integer')"]
+    assert result.out.splitlines() == ["raw:", *lines, "prompted:", *lines]
 
 
 def test_tools_come_from_stdin_and_the_base_can_be_asked_raw(run_here, tiny_model, monkeypatch):
@@ -312,10 +314,7 @@ def test_tools_come_from_stdin_and_the_base_can_be_asked_raw(run_here, tiny_mode
         ('[{"description": "x"}]', "a tool must be an object with a name"),
         ("[NaN]", "NaN is not JSON"),
         (json.dumps([{"type": "web_search", "name": "f"}]), 'tools of the type "web_search" are not read'),
-        (
-            json.dumps([{"name": "f", "inputSchema": {"properties": {"x": {"not": {}}}}}]),
-            "f, x: not cannot be said",
-        ),
+        (json.dumps([{"name": "f", "inputSchema": {"properties": {"x": {"not": {}}}}}]), "f, x: not cannot be said"),
         (
             json.dumps([{"name": "f", "parameters": {"x": "int"}}]),
             "tool f: x is not read: arguments belong in a JSON Schema",
@@ -326,7 +325,7 @@ def test_tools_come_from_stdin_and_the_base_can_be_asked_raw(run_here, tiny_mode
         ),
     ],
 )
-def test_bad_tools(run_here, tiny_model, tmp_path, content, message):
+def test_bad_tools_are_refused_in_one_line(run_here, tiny_model, tmp_path, content, message):
     path = tmp_path / "tools.json"
     if content is not None:
         path.write_text(content)
@@ -335,13 +334,13 @@ def test_bad_tools(run_here, tiny_model, tmp_path, content, message):
     assert result.code == 1 and message in line
 
 
-def test_a_byte_order_mark_is_no_part_of_the_tools(run_here, model_that_says, tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_tools(run_here, model_answering, tmp_path):
     path = tmp_path / "tools.json"
     path.write_text(TOOLS, encoding="utf-8-sig")
-    assert run_here(infer, {"model_name_or_path": model_that_says("[]"), "query": "hi", "tools": path}).out == "[]\n"
+    assert run_here(infer, {"model_name_or_path": model_answering("[]"), "query": "hi", "tools": path}).out == "[]\n"
 
 
-def test_a_prompt_beyond_the_model_s_positions_is_said(run_here, tiny_model, tools_file, tmp_path):
+def test_a_prompt_beyond_the_models_positions_is_an_error(run_here, tiny_model, tools_file, tmp_path):
     short = tmp_path / "short"
     shutil.copytree(tiny_model, short)
     config = json.loads((short / "config.json").read_text())
@@ -368,13 +367,13 @@ def test_wrong_use_is_one_line(run_here, monkeypatch, tiny_model, tools_file, ch
     assert result.code == code and message in line
 
 
-def test_code_that_comes_with_a_model_runs_only_if_asked_for(tiny_model, tools_file, tmp_path):
-    """For real, with a `y` waiting on stdin for whoever asks."""
+def test_a_models_code_runs_only_with_trust_remote_code(tiny_model, tools_file, tmp_path):
+    """stdin answers any question with `y`."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     config = json.loads((folder / "config.json").read_text())
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
-    (folder / "config.json").write_text(json.dumps(config | own))
+    custom = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(config | custom))
     (folder / "own.py").write_text(
         f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import Qwen3Config, Qwen3ForCausalLM\n"
         "class OwnConfig(Qwen3Config):\n    model_type = 'own'\n"
@@ -399,8 +398,8 @@ def test_code_that_comes_with_a_model_runs_only_if_asked_for(tiny_model, tools_f
     assert (tmp_path / "ran").exists() and "cut off at --max_new_tokens 2" in done.stderr, done.stderr
 
 
-def test_rows_without_answers_are_read_from_parquet_too(run_here, model_that_says, tools_file, tmp_path):
-    flags = {"model_name_or_path": model_that_says("[]"), "max_new_tokens": 3, "output": tmp_path / "calls.jsonl"}
+def test_rows_without_answers_are_read_from_parquet_too(run_here, model_answering, tools_file, tmp_path):
+    flags = {"model_name_or_path": model_answering("[]"), "max_new_tokens": 3, "output": tmp_path / "calls.jsonl"}
     tools = {"tools": [TOOLS, TOOLS]}
     for number, (columns, more) in enumerate([(tools, {}), ({}, {"tools": tools_file})]):
         pq.write_table(pa.table({"id": ["a", "b"], "query": ["q", "r"]} | columns), tmp_path / "rows.parquet")
@@ -413,7 +412,7 @@ def test_rows_without_answers_are_read_from_parquet_too(run_here, model_that_say
         ]
 
 
-def test_what_asks_nothing_is_an_error_and_any_id_can_be_written(run_here, model_that_says, tools_file, tmp_path):
+def test_a_row_without_a_question_is_an_error_and_any_id_is_written(run_here, model_answering, tools_file, tmp_path):
     records = [
         {"id": "\ud800", "query": "q"},
         {"id": 1, "query": ""},
@@ -422,7 +421,7 @@ def test_what_asks_nothing_is_an_error_and_any_id_can_be_written(run_here, model
         {"id": 4, "query": "q", "messages": [{"role": "user", "content": "not this"}]},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    flags = {"model_name_or_path": model_that_says("[]"), "tools": tools_file, "input": tmp_path / "rows.jsonl"}
+    flags = {"model_name_or_path": model_answering("[]"), "tools": tools_file, "input": tmp_path / "rows.jsonl"}
     result = run_here(infer, flags | {"output": tmp_path / "calls.jsonl", "max_new_tokens": 3})
     assert result.code == 0, result.err
     lines = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
@@ -432,15 +431,15 @@ def test_what_asks_nothing_is_an_error_and_any_id_can_be_written(run_here, model
     assert [line["error"] for line in lines[1:4]] == list(reasons)
 
 
-def test_a_run_cut_off_before_its_first_word_begins_again(run_here, model_that_says, tools_file, tmp_path):
+def test_an_empty_partial_file_is_started_again(run_here, model_answering, tools_file, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"query": "q"}\n')
     (tmp_path / "calls.jsonl.partial").touch()
-    flags = {"model_name_or_path": model_that_says("[]"), "tools": tools_file, "input": tmp_path / "rows.jsonl"}
+    flags = {"model_name_or_path": model_answering("[]"), "tools": tools_file, "input": tmp_path / "rows.jsonl"}
     result = run_here(infer, flags | {"output": tmp_path / "calls.jsonl", "max_new_tokens": 3})
     assert result.code == 0 and (tmp_path / "calls.jsonl").read_text() == '{"id": 1, "calls": []}\n'
 
 
-def test_wrong_flags_are_told_before_anything_is_loaded(run_here, tools_file, tmp_path):
+def test_wrong_flags_are_refused_before_loading(run_here, tools_file, tmp_path):
     flags = {"model_name_or_path": "absent/model", "tools": tools_file}
     for more, message in (
         ({"input": "rows.jsonl", "output": tmp_path / "absent" / "calls.jsonl"}, "there is no such folder"),
@@ -457,11 +456,19 @@ def test_wrong_flags_are_told_before_anything_is_loaded(run_here, tools_file, tm
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("raise GeneratorExit", "GeneratorExit"),
         ("class Mine(BaseException): pass\nraise Mine('x')", "Mine: x"),
-        ("class M(type):\n    def __getattr__(cls, name): raise SystemExit\nclass A(metaclass=M): pass\ndef f(a: A):\n    'Do.'", "no tool is left: function f: SystemExit"),
-        ("from __future__ import annotations\nimport dataclasses\nimport helper_of_mine\n@dataclasses.dataclass\nclass A:\n    x: int\n", "defines no public function"),
+        (
+            "class M(type):\n    def __getattr__(cls, name): raise SystemExit\n"
+            "class A(metaclass=M): pass\ndef f(a: A):\n    'Do.'",
+            "no tool is left: function f: SystemExit",
+        ),
+        (
+            "from __future__ import annotations\nimport dataclasses\nimport helper_of_mine\n"
+            "@dataclasses.dataclass\nclass A:\n    x: int\n",
+            "defines no public function",
+        ),
     ],
-)  # fmt: skip
-def test_a_python_file_runs_as_it_would_by_itself(run_here, tiny_model, tmp_path, code, message):
+)
+def test_a_python_file_of_tools_runs_as_by_itself(run_here, tiny_model, tmp_path, code, message):
     (tmp_path / "helper_of_mine.py").touch()
     (tmp_path / "tools.py").write_text(code)
     result = run_here(infer, {"model_name_or_path": tiny_model, "query": "q", "tools": tmp_path / "tools.py"})

@@ -1,4 +1,4 @@
-"""The loss and its gradients: against transformers, over every way to cut up a step, and without neighbours."""
+"""The loss and its gradients: equal to transformers', for each split of a step, without leaks."""
 
 import signal
 
@@ -32,7 +32,7 @@ def examples(tiny_model, rows_file):
 
 
 def padded(examples):
-    """The same examples as transformers' users batch them: right-padded, -100 on all that is not supervised."""
+    """The usual batch of transformers: right-padded, label -100 on unsupervised tokens."""
     length = max(len(example.input_ids) for example in examples)
     input_ids = torch.zeros(len(examples), length, dtype=torch.long)
     labels = torch.full_like(input_ids, -100)
@@ -64,7 +64,7 @@ def test_loss_and_gradients_are_those_of_transformers_own_labels(peer, model, ex
 
 
 def test_a_token_counts_by_its_weight(peer, model, examples, stop):
-    """By transformers' logits and PyTorch's cross-entropy, token by token; weights of 0 to 2 on prompts and completions."""
+    """Compared with PyTorch's cross-entropy of each token. Weights are 0 to 2, on prompts too."""
     rng = np.random.default_rng(0)
     weighted = [
         example._replace(loss_weights=np.float32([0, *rng.choice([0, 0, 0.5, 1, 2], len(example.input_ids) - 1)]))
@@ -92,7 +92,7 @@ def test_a_token_counts_by_its_weight(peer, model, examples, stop):
         assert loss == pytest.approx(expected.item(), rel=2e-6)
 
 
-def test_a_micro_batch_without_supervision_is_harmless(model, examples):
+def test_a_micro_batch_without_supervision_has_zero_gradients(model, examples):
     loss = completion_loss(model, collate(examples[:1], supervised=False), model.device)
     loss.backward()
     assert loss.item() == 0
@@ -115,14 +115,15 @@ def test_examples_of_a_batch_do_not_see_each_other(tiny_model, examples, attn_im
             return model(**pack([example.input_ids for example in batch]), use_cache=False).logits[0]
 
     before, after = logits(first, second, third), logits(edited, second, third)
-    own = len(first.input_ids)
-    assert not torch.equal(before[:own], after[:own])
-    assert torch.equal(before[own:], after[own:])
+    length = len(first.input_ids)
+    assert not torch.equal(before[:length], after[:length])
+    assert torch.equal(before[length:], after[length:])
     torch.testing.assert_close(before[-len(third.input_ids) :], logits(third), rtol=1e-5, atol=1e-5)
 
 
 def test_a_kernel_that_mixes_examples_is_refused(tiny_model, examples):
-    def leaky(module, query, key, value, attention_mask, **kwargs):  # what SDPA does when nobody makes the block mask
+    # SDPA without the block mask.
+    def leaky(module, query, key, value, attention_mask, **kwargs):
         groups = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
         return scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2), None
@@ -134,7 +135,7 @@ def test_a_kernel_that_mixes_examples_is_refused(tiny_model, examples):
 
 
 def test_a_model_without_isolation_is_refused():
-    """Linear attention runs on from one example into the next, whatever the positions say."""
+    """Linear attention carries its state into the next example and ignores the positions."""
     config = Qwen3NextConfig(
         vocab_size=100,
         hidden_size=32,
@@ -160,8 +161,8 @@ def test_a_model_without_isolation_is_refused():
         check_training_batches(model, "linear", [Example("", text, 5, np.ones_like(text)) for text in texts])
 
 
-def test_gradients_are_equal_however_a_step_is_cut_up(train_here, flags, tmp_path):
-    """7 examples a step by (processes, accumulation, batch), the last micro-batches short; gradient checkpointing too.
+def test_gradients_are_equal_for_each_split_of_a_step(train_here, flags, tmp_path):
+    """7 examples in a step, so that the last micro-batches are short.
 
     Adam's first moment after one step is a tenth of the clipped gradient, read from the checkpoint.
     """
@@ -185,7 +186,8 @@ def test_gradients_are_equal_however_a_step_is_cut_up(train_here, flags, tmp_pat
     result = launch("train.py", both, processes=2)
     assert result.code == 0, result.err
 
-    # With CUDA graphs the loop averages, without DDP. This machine cannot make them, and trains without.
+    # With --cuda_graphs the training loop averages gradients itself, without DDP. A CPU has no
+    # CUDA graphs and runs the same loop.
     script = tmp_path / "without_graphs.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train\n"
@@ -196,17 +198,17 @@ def test_gradients_are_equal_however_a_step_is_cut_up(train_here, flags, tmp_pat
     result = launch(str(script), by_hand, processes=2)
     assert result.code == 0, result.err
 
-    one, *others = runs.values()
+    one, *rest = runs.values()
     expected = first_moments(one / "checkpoint-1")
     assert any(moment.abs().max() > 1e-3 for moment in expected)
-    for output_dir in others:
+    for output_dir in rest:
         for tag in ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss"):
             torch.testing.assert_close(values(output_dir, tag), values(one, tag), rtol=2e-6, atol=0)
         for got, wanted in zip(first_moments(output_dir / "checkpoint-1"), expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
 
 
-def test_checkpointing_leaves_nf4_gradients_as_they_are(train_here, flags, tmp_path):
+def test_checkpointing_does_not_change_nf4_gradients(train_here, flags, tmp_path):
     flags |= {"max_train_steps": 1, "warmup_ratio": 0, "max_train_examples": 4, "quantization": "nf4"}
     moments = []
     for checkpointing in (True, False):
@@ -217,7 +219,7 @@ def test_checkpointing_leaves_nf4_gradients_as_they_are(train_here, flags, tmp_p
 
 
 def test_nf4_gradients_are_those_of_the_dequantised_base(tiny_model, examples):
-    """Also after a pass without gradients, after which bitsandbytes would have none through its weights on some CPUs."""
+    """bitsandbytes can lose gradients through weights after a no-grad pass on some CPUs."""
     gradients = []
     for dequantise in (False, True):
         model = load_base_model(ModelSource(tiny_model, quantization="nf4"), Accelerator(cpu=True))
@@ -237,14 +239,14 @@ def test_nf4_gradients_are_those_of_the_dequantised_base(tiny_model, examples):
 
 @pytest.fixture
 def stop():
-    """Nobody asks to stop; the signal handlers of this process come back."""
+    """A request that never stops. The signal handlers of this process are restored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield StopRequest(Accelerator(cpu=True), checkpoint=lambda: None)
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_evaluation_weighs_tokens_and_not_batches(peer, model, examples, stop):
+def test_evaluation_averages_over_tokens_not_batches(peer, model, examples, stop):
     expected = peer(**padded(examples)).loss.item()
     for batch_size in (1, 2, 3, 16):
         settings = {"batch_size": batch_size, "loss_fn": completion_loss, "stop": stop}

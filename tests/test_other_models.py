@@ -1,4 +1,4 @@
-"""Other models and tokenizers through the whole way: train, save, resume, evaluate, call, export, load without this project."""
+"""Other models and tokenizers: train, resume, evaluate, call, export, load without this project."""
 
 import json
 import re
@@ -73,7 +73,7 @@ TOKENIZERS = {
 
 
 def sentencepiece_folder(folder):
-    """A tokenizer as Llama's and Mistral's first models have it: SentencePiece's own file, and a BOS."""
+    """A tokenizer like the first Llama's and Mistral's: a SentencePiece file and a BOS token."""
     texts = folder.parent / "texts.txt"
     texts.write_text("\n".join(" ".join(map(str, row.values())) for row in generate_rows(300, seed=1)))
     sentencepiece.SentencePieceTrainer.train(
@@ -81,22 +81,23 @@ def sentencepiece_folder(folder):
         max_sentence_length=100_000, minloglevel=2,
     )  # fmt: skip
     (folder / "tokenizer.vocab").unlink()
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}  # fmt: skip
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config |= {"add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def go_the_whole_way(run_here, flags, folder, lora_dropout=0.1):
-    """Train with a stop and a resume, evaluate, call and export. Returns the run's and the export's folder."""
-    run = go_as_far_as_calls(run_here, flags, folder, lora_dropout)
+def run_all_scripts(run_here, flags, folder, lora_dropout=0.1):
+    """Train with a stop and a resume, evaluate, call, export. Returns the run and the export."""
+    run = run_all_but_export(run_here, flags, folder, lora_dropout)
     result = run_here(export, {"adapter": run / "adapter", "output_dir": run.parent / "export", "dtype": "fp32"})
     assert result.code == 0, result.err
     return run, run.parent / "export"
 
 
-def go_as_far_as_calls(run_here, flags, folder, lora_dropout=0.1):
+def run_all_but_export(run_here, flags, folder, lora_dropout=0.1):
     run, whole = flags["output_dir"], flags["output_dir"].with_name("whole")
-    flags |= {"model_name_or_path": folder, "max_train_steps": 4, "save_steps": 2, "eval_steps": 2, "lora_dropout": lora_dropout, "warmup_ratio": 0,
-              "eval_generate_examples": 2}  # fmt: skip
+    flags |= {"model_name_or_path": folder, "max_train_steps": 4, "save_steps": 2, "eval_steps": 2,
+              "lora_dropout": lora_dropout, "warmup_ratio": 0, "eval_generate_examples": 2}  # fmt: skip
     for change in ({"output_dir": whole}, {"stop_after_steps": 2}, {"resume_from_checkpoint": "latest"}):
         result = run_here(train, flags | change)
         assert result.code == 0, result.err
@@ -110,13 +111,13 @@ def go_as_far_as_calls(run_here, flags, folder, lora_dropout=0.1):
     tools = run.parent / "tools.json"
     tools.write_text('[{"name": "f", "description": "d", "parameters": {"x": {"description": "x", "type": "int"}}}]')
     result = run_here(infer, {"adapter": adapter, "query": "f of 3", "tools": tools, "max_new_tokens": 8})
-    # An untrained model says no calls; which it is, and why it is none, is told.
+    # The untrained model's output is not a list of calls; the error gives the reason.
     assert result.code == 1 and "is not a list of calls to these tools: cut off at --max_new_tokens 8" in result.err
     return run
 
 
 def check_the_export(folder, exported, adapter, rows_file):
-    """transformers and PEFT alone: the chat template's ids are training's, and the merged model says what the adapter says."""
+    """With transformers and PEFT alone: the prompt ids of training, the logits of the adapter."""
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     peer = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32)
     tokenizer, trained_with = AutoTokenizer.from_pretrained(exported), load_tokenizer(ModelSource(folder))
@@ -133,11 +134,11 @@ def check_the_export(folder, exported, adapter, rows_file):
 
 
 @pytest.mark.parametrize("name", LORA_ON)
-def test_a_family_goes_the_whole_way(run_here, flags, rows_file, tmp_path, name):
+def test_a_family_runs_through_all_scripts(run_here, flags, rows_file, tmp_path, name):
     folder = tmp_path / "model"
     build(name).save_pretrained(folder)
     demo_tokenizer().save_pretrained(folder)
-    run, exported = go_the_whole_way(run_here, flags, folder)
+    run, exported = run_all_scripts(run_here, flags, folder)
     config = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert set(config["target_modules"]) == set(LORA_ON[name])
     assert f"| lora_target_modules | {', '.join(LORA_ON[name])} |" in (exported / "README.md").read_text()
@@ -146,17 +147,17 @@ def test_a_family_goes_the_whole_way(run_here, flags, rows_file, tmp_path, name)
 
 @pytest.mark.parametrize("layers", [["embed_tokens", "q_proj"], ["embed_tokens", "lm_head"]])
 @pytest.mark.parametrize("name", ["llama", "llama tied"])
-def test_an_adapter_on_the_embedding_goes_the_whole_way(run_here, flags, rows_file, tmp_path, name, layers):
-    """But for the export if embedding and head share their weights: these cannot be merged into one of the two."""
+def test_an_adapter_on_the_embedding_runs_through_all_scripts(run_here, flags, rows_file, tmp_path, name, layers):
+    """The export is refused if embedding and head share weights: the merge would change both."""
     folder = tmp_path / "model"
     build(name).save_pretrained(folder)
     demo_tokenizer().save_pretrained(folder)
     flags |= {"lora_target_modules": layers}
     if name == "llama":
-        run, exported = go_the_whole_way(run_here, flags, folder)
+        run, exported = run_all_scripts(run_here, flags, folder)
         check_the_export(folder, exported, run / "adapter", rows_file)
         return
-    run = go_as_far_as_calls(run_here, flags, folder)
+    run = run_all_but_export(run_here, flags, folder)
     result = run_here(export, {"adapter": run / "adapter", "output_dir": tmp_path / "export", "dtype": "fp32"})
     (line,) = result.err.strip().splitlines()
     assert result.code == 1 and "changes the head or the input embedding, which share their weights" in line
@@ -166,7 +167,9 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 @pytest.mark.parametrize("layers", [None, ATTENTION])
-def test_a_mixture_goes_the_whole_way_with_its_experts_or_without(run_here, flags, rows_file, tmp_path, layers):
+def test_a_mixture_runs_through_all_scripts_with_or_without_lora_on_experts(
+    run_here, flags, rows_file, tmp_path, layers
+):
     folder = tmp_path / "model"
     build("qwen3_moe").save_pretrained(folder)
     demo_tokenizer().save_pretrained(folder)
@@ -174,7 +177,7 @@ def test_a_mixture_goes_the_whole_way_with_its_experts_or_without(run_here, flag
     refused = run_here(train, flags | {"model_name_or_path": folder, "lora_dropout": 0.1})
     assert refused.code == 1 and "PEFT has no dropout for LoRA on the experts'" in refused.err.splitlines()[-1]
     flags |= {"gradient_checkpointing": "true"} | ({"lora_target_modules": layers} if layers else {})
-    run, exported = go_the_whole_way(run_here, flags, folder, lora_dropout=0)
+    run, exported = run_all_scripts(run_here, flags, folder, lora_dropout=0)
     base = load_file(folder / "model.safetensors")
     moved = {
         name.split(".")[-2]
@@ -188,7 +191,7 @@ def test_a_mixture_goes_the_whole_way_with_its_experts_or_without(run_here, flag
     check_the_export(folder, exported, run / "adapter", rows_file)
 
 
-def test_experts_left_out_and_not_quantised_are_told(run_here, flags, tmp_path):
+def test_experts_without_lora_or_quantisation_are_reported(run_here, flags, tmp_path):
     folder = tmp_path / "model"
     build("qwen3_moe").save_pretrained(folder)
     demo_tokenizer().save_pretrained(folder)
@@ -206,7 +209,7 @@ def test_experts_left_out_and_not_quantised_are_told(run_here, flags, tmp_path):
 
 
 def test_layers_that_peft_takes_for_the_experts_are_refused(run_here, flags, tmp_path):
-    """deepseek_v3's dense layers and shared experts have the names that its experts once had."""
+    """deepseek_v3's dense layers and shared experts have the old names of its experts."""
     folder = tmp_path / "model"
     build("deepseek_v3").save_pretrained(folder)
     demo_tokenizer().save_pretrained(folder)
@@ -221,28 +224,28 @@ def test_layers_that_peft_takes_for_the_experts_are_refused(run_here, flags, tmp
     assert result.code == 0, result.err
 
 
-def test_routers_heads_and_places_in_a_sequence_are_left_alone():
-    """longcat's router has its layer within, modernbert's decoder calls its head the decoder, ctrl's layers are numbers."""
+def test_routers_heads_and_numbered_modules_get_no_lora():
+    """longcat's router contains a layer, modernbert has a head `decoder`, ctrl numbers layers."""
     for name in ("mixtral", "qwen3_moe", "gpt_oss", "jetmoe"):
         assert not {"router", "gate", "layer", "lm_head"} & set(linear_layers(build(name))), name
     assert linear_layers(build("modernbert-decoder")) and "0" not in linear_layers(build("ctrl"))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_tokenizer_goes_the_whole_way(run_here, flags, rows_file, tmp_path, name):
+def test_a_tokenizer_runs_through_all_scripts(run_here, flags, rows_file, tmp_path, name):
     folder = tmp_path / "model"
     model = build("llama")
-    model.resize_token_embeddings(3100)  # more than any of them has
+    model.resize_token_embeddings(3100)  # more than any tokenizer has
     model.save_pretrained(folder)
     if name == "SentencePiece":
         sentencepiece_folder(folder)
     else:
         TOKENIZERS[name]().save_pretrained(folder)
-    run, exported = go_the_whole_way(run_here, flags | {"max_seq_length": 4096}, folder)
+    run, exported = run_all_scripts(run_here, flags | {"max_seq_length": 4096}, folder)
     check_the_export(folder, exported, run / "adapter", rows_file)
 
 
-def test_another_models_tokenizer_is_one_line(run_here, flags, tmp_path):
+def test_another_models_tokenizer_is_refused_in_one_line(run_here, flags, tmp_path):
     folder = tmp_path / "model"
     build("llama").save_pretrained(folder)
     adding_a_bos().save_pretrained(folder)
@@ -251,13 +254,13 @@ def test_another_models_tokenizer_is_one_line(run_here, flags, tmp_path):
     assert "makes token 3072, and the model embeds tokens below 3072 alone" in result.err.splitlines()[-1]
 
 
-def test_layers_that_are_not_there_are_told_with_those_that_are(run_here, flags, tmp_path):
+def test_missing_layers_are_reported_with_the_existing_layers(run_here, flags, tmp_path):
     folder = tmp_path / "model"
     build("gpt_neox").save_pretrained(folder)
     demo_tokenizer().save_pretrained(folder)
     result = run_here(train, flags | {"model_name_or_path": folder, "lora_target_modules": ["q_proj", "dense"]})
     assert result.code == 1
     assert (
-        "cannot add LoRA to q_proj: the model has no such layers, but query_key_value, dense, dense_h_to_4h, dense_4h_to_h"
-        in result.err
+        "cannot add LoRA to q_proj: the model has no such layers, but query_key_value, dense, dense_h_to_4h, "
+        "dense_4h_to_h" in result.err
     )

@@ -250,8 +250,8 @@ def test_what_the_main_process_alone_meets_ends_all_of_them_in_its_line(flags, t
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(run_here, flags, finished, tmp_path):
     weights = load_file(finished / "checkpoint-4" / "adapter_model.safetensors")
-    spoiled = {name: tensor * float("nan") for name, tensor in weights.items()}
-    save_file(spoiled, finished / "checkpoint-4" / "adapter_model.safetensors")
+    last = max(weights)
+    save_file(weights | {last: weights[last] * float("nan")}, finished / "checkpoint-4" / "adapter_model.safetensors")
     shutil.rmtree(finished / "adapter")
     result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-4"})
     assert result.code == 1 and "checkpoint-4 cannot be read (weights that are not finite)" in result.err
@@ -476,7 +476,7 @@ def test_changed_rows_are_noticed(run_here, flags, finished, rows_file, monkeypa
 
 
 def test_another_loss_mask_is_noticed(run_here, flags, finished, monkeypatch):
-    monkeypatch.setattr(train, "load_base_model", None)
+    monkeypatch.setattr(train, "load_model", None)
     monkeypatch.setitem(LOSS_MASKS, "completion_only", LOSS_MASKS["values_only"])
     result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})
     assert result.code == 1 and "their loss weights are not those" in result.err

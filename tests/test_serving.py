@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible server on the export: it answers with `tool_calls`, and they are what evaluate.py generates itself."""
+"""`transformers serve` on the export answers with the `tool_calls` that evaluate.py generates."""
 
 import json
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def exported(train_here, run_here, tmp_path):
-    """The demo's base after 40 steps, when most of its answers are lists of calls."""
+    """The demo's base after 40 steps: most of its answers are lists of calls."""
     run, folder = tmp_path / "run", tmp_path / "export"
     flags = {"config": ROOT / "recipes" / "demo.yaml", "output_dir": run, "max_train_steps": 40, "eval_steps": 1000}
     result = run_here(export, {"adapter": train_here(flags) / "adapter", "output_dir": folder, "dtype": "fp32"})
@@ -39,7 +39,8 @@ def server(exported):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", str(exported), "--port", str(port)]  # fmt: skip
+    serve = "from transformers.cli.transformers import main; main()"
+    command = [sys.executable, "-c", serve, "serve", str(exported), "--port", str(port)]
     log = (exported.parent / "server.log").open("w+")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -58,11 +59,12 @@ def server(exported):
         log.close()
 
 
-def test_a_server_s_calls_are_those_that_evaluation_generates(run_here, exported, server, tmp_path):
+def test_a_servers_calls_equal_the_evaluations(run_here, exported, server, tmp_path):
     output_dir = tmp_path / "evaluation"
     flags = {
-        "model_name_or_path": exported, "dataset_name": "demo", "num_examples": 16, "systems": ["endpoint", "prompted"], "dtype": "fp32",
-        "endpoint": server, "endpoint_model": exported, "endpoint_api": "chat", "max_new_tokens": 200, "output_dir": output_dir,
+        "model_name_or_path": exported, "dataset_name": "demo", "num_examples": 16,
+        "systems": ["endpoint", "prompted"], "dtype": "fp32", "endpoint": server, "endpoint_model": exported,
+        "endpoint_api": "chat", "max_new_tokens": 200, "output_dir": output_dir,
     }  # fmt: skip
     result = run_here(evaluate, flags)
     assert result.code == 0, result.err
@@ -73,7 +75,7 @@ def test_a_server_s_calls_are_those_that_evaluation_generates(run_here, exported
     assert texts["endpoint"] == texts["prompted"] and len(texts["prompted"]) == 16
     assert json.loads((output_dir / "metrics.json").read_text())["systems"]["prompted"]["json_valid"]["rate"] > 0.5
 
-    # What the client of such a server sees, at once and streamed
+    # The openai client gets the same calls, at once and streamed.
     client = openai.OpenAI(base_url=server, api_key="none")
     rows = {row.id: row for row in load_rows("demo", generators=GENERATORS)[0]}
     row_id = next(row_id for row_id, text in texts["prompted"].items() if text.startswith("[{") and text.endswith("}]"))

@@ -1,4 +1,4 @@
-"""FSDP2 with two processes on a CPU: the base is shared out, and training, checkpoints and adapters are those of one process."""
+"""FSDP2 on two CPU processes: a sharded base, and one process's training and checkpoints."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ FSDP2 = "cpu_fsdp2.yaml"
 
 @pytest.fixture
 def few_steps(flags):
-    """Four examples a step on any number of processes."""
+    """Four examples per step on one or two processes."""
     return flags | {"max_train_steps": 6, "save_steps": 3, "eval_steps": 3, "per_device_train_batch_size": 2}
 
 
@@ -35,7 +35,7 @@ def cut(flags, processes, output_dir, **more):
     ],
     ids=["float32", "nf4, checkpointing", "nf4, compiled", "a head"],
 )
-def test_two_processes_train_what_one_trains(few_steps, tmp_path, more):
+def test_two_processes_train_like_one(few_steps, tmp_path, more):
     folders = []
     for processes, config in ((1, None), (2, FSDP2)):
         folders.append(tmp_path / f"{processes}")
@@ -46,14 +46,14 @@ def test_two_processes_train_what_one_trains(few_steps, tmp_path, more):
         torch.testing.assert_close(values(folders[1], tag), values(folders[0], tag), rtol=1e-5, atol=0)
     ours, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in reversed(folders))
     assert ours.keys() == theirs.keys() and all(ours[name].shape == theirs[name].shape for name in ours)
-    for mine, its in zip(
+    for moment, expected in zip(
         first_moments(folders[1] / "checkpoint-3"), first_moments(folders[0] / "checkpoint-3"), strict=True
     ):
-        torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(moment, expected, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_sharded_or_not(few_steps, tmp_path):
+def test_a_killed_run_resumes_sharded_or_not(few_steps, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     dropping = {"lora_dropout": 0.1}
     assert launch("train.py", cut(few_steps, 2, straight, **dropping), 2, FSDP2).code == 0
@@ -67,7 +67,8 @@ def test_a_killed_run_goes_on_sharded_or_not(few_steps, tmp_path):
         assert curve(killed, tag)[-len(curve(straight, tag)) :] == curve(straight, tag), tag
     ours, theirs = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (killed, straight))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    # One process, with the whole base, goes on from a checkpoint of two; other random numbers for dropout, the same experiment
+    # One process with the whole base resumes the checkpoint of two processes. Its dropout draws
+    # other numbers, so the loss is only close.
     alone = cut(few_steps, 1, killed, **dropping) | {"resume_from_checkpoint": killed / "checkpoint-3"}
     result = launch("train.py", alone)
     assert result.code == 0, result.err
@@ -90,8 +91,8 @@ model = prepare_model(accelerator, model, cuda_graphs=False)
 frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
 assert all(isinstance(parameter, DTensor) for parameter in frozen), "not all of the base is sharded"
 assert not any(isinstance(parameter, DTensor) for parameter in model.parameters() if parameter.requires_grad)
-mine = sum(parameter.to_local().numel() for parameter in frozen)
-assert 0.45 * whole < mine < 0.55 * whole, (mine, whole)
+local = sum(parameter.to_local().numel() for parameter in frozen)
+assert 0.45 * whole < local < 0.55 * whole, (local, whole)
 print("half")
 end_training(accelerator)
 """
@@ -100,7 +101,7 @@ end_training(accelerator)
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_each_process_holds_half_of_the_base(tiny_model, tmp_path, quantization):
-    """A base that is left whole would save nothing, and nothing would say so."""
+    """A base that is not sharded would save no memory, without any error."""
     script = tmp_path / "shards.py"
     script.write_text(SHARDS)
     command = [*launch_command(script, {}, 2, FSDP2)[:-1], script, tiny_model, quantization]
@@ -134,14 +135,13 @@ def test_each_process_holds_half_of_the_base(tiny_model, tmp_path, quantization)
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused_by_name(run_here, flags, monkeypatch, engine, more, message):
+def test_unsupported_engines_and_settings_are_refused_by_name(run_here, flags, monkeypatch, engine, more, message):
     for name, value in engine.items():
         monkeypatch.setenv(name, value)
     result = run_here(train, flags | more)
     (line,) = result.err.strip().splitlines()
-    assert result.code == (2 if more else 1), (
-        result.err
-    )  # flags that contradict the launch file, or the launch file alone
+    # 2 for a flag that contradicts the launch file, 1 for a launch file that is refused alone.
+    assert result.code == (2 if more else 1), result.err
     assert re.search(message, line), line
     assert not flags["output_dir"].exists()
 

@@ -1,6 +1,7 @@
-"""Kills at random moments, each run gone on with to its end: nothing is lost, and the end is an uninterrupted run's, bit for bit.
+"""Runs killed at random moments and resumed equal an uninterrupted run, bit for bit.
 
-`make soak` kills 50 times in training and 20 times in evaluation, the suite a few times. SOAK_SEED draws other moments.
+`make soak` kills training 50 times and evaluation 20 times, the suite a few times.
+SOAK_SEED changes the moments.
 """
 
 import contextlib
@@ -26,8 +27,8 @@ def checkpoints(run):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_training_killed_again_and_again(flags, tmp_path, processes):
-    """Epochs of ten steps; a checkpoint every other step, of which two are kept, and the best."""
+def test_training_killed_repeatedly_equals_an_uninterrupted_run(flags, tmp_path, processes):
+    """Ten steps per epoch, a checkpoint every second step; the last two and the best are kept."""
     kills, draw = KILLS_IN_TRAINING // 2, random.Random(SEED + processes)
     last_step = 6 * kills + 4
     flags |= {
@@ -37,14 +38,14 @@ def test_training_killed_again_and_again(flags, tmp_path, processes):
     straight, killed, log = tmp_path / "straight", tmp_path / "killed", tmp_path / "log"
     done = launch("train.py", flags | {"output_dir": straight}, processes)
     assert done.code == 0, done.err
-    flags |= {"output_dir": killed, "resume_from_checkpoint": "latest"}  # afresh at first
+    flags |= {"output_dir": killed, "resume_from_checkpoint": "latest"}  # no checkpoint at first
     newest, caught = 0, Counter()
     for kill in range(kills):
         if kill % 8 == 3:  # while it loads
             reached, seconds = lambda: True, draw.uniform(0, SECONDS_TO_START)
-        else:  # during the step after, its evaluation, its checkpoint, or the deletion of an older one
-            said = f"step {min(newest + draw.randrange(1, 6), last_step - 1)}/"
-            reached, seconds = lambda said=said: said in log.read_text(), draw.uniform(0, 0.2)
+        else:  # during a step, its evaluation or checkpoint, or the deletion of an older checkpoint
+            line = f"step {min(newest + draw.randrange(1, 6), last_step - 1)}/"
+            reached, seconds = lambda line=line: line in log.read_text(), draw.uniform(0, 0.2)
         if not launch_and_kill("train.py", flags, reached, log, processes, seconds):
             break
         text, saved = log.read_text(), checkpoints(killed)
@@ -53,10 +54,13 @@ def test_training_killed_again_and_again(flags, tmp_path, processes):
         if steps:
             assert steps[0] == newest + 1 and (newest == 0 or f"checkpoint-{newest}, after step {newest}" in text), text
         before, newest = newest, max(saved, default=0)
-        assert newest >= max([before, *(step - 2 for step in steps)]), text  # all but what was not due to be saved
-        left = [path.name for path in killed.glob("incomplete-*")]
-        caught["saving or deleting" if left else "training" if steps else "starting"] += 1
-        print(f"{processes} processes, kill {kill + 1}: steps {steps}, checkpoints {saved}, left {left}", flush=True)
+        # Only steps since the last due checkpoint are lost.
+        assert newest >= max([before, *(step - 2 for step in steps)]), text
+        incomplete = [path.name for path in killed.glob("incomplete-*")]
+        caught["saving or deleting" if incomplete else "training" if steps else "starting"] += 1
+        print(
+            f"{processes} processes, kill {kill + 1}: steps {steps}, checkpoints {saved}, left {incomplete}", flush=True
+        )
     print(f"{processes} processes: {dict(caught)}", flush=True)
     assert caught.total() > 0.8 * kills
     done = launch("train.py", flags, processes)
@@ -74,8 +78,8 @@ def test_training_killed_again_and_again(flags, tmp_path, processes):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_evaluation_killed_again_and_again(tiny_model, rows_file, tmp_path, processes):
-    """Row by row, of two systems."""
+def test_evaluation_killed_repeatedly_equals_an_uninterrupted_run(tiny_model, rows_file, tmp_path, processes):
+    """Two systems, row by row."""
     kills, draw = KILLS_IN_EVALUATION // 2, random.Random(SEED + processes)
     flags = {"model_name_or_path": tiny_model, "dataset_name": rows_file, "eval_fraction": 1, "batch_tokens": 1,
              "max_new_tokens": 30, "systems": ["raw", "prompted"]}  # fmt: skip
@@ -89,10 +93,11 @@ def test_evaluation_killed_again_and_again(tiny_model, rows_file, tmp_path, proc
         target = len(kept) + draw.randrange(1, 2 * (total - len(kept)) // (kills - kill + 1))
         reached = lambda target=target: len(read_predictions(killed)) >= target  # noqa: E731
         assert launch_and_kill("evaluate.py", flags, reached, log, processes, draw.uniform(0, 0.02)), log.read_text()
-        now = read_predictions(killed)
+        predictions = read_predictions(killed)
         assert "Traceback" not in log.read_text()
-        assert kept.items() <= now.items()  # their seconds too: none is lost, none is made again
-        kept = now
+        # with their seconds: none is lost or generated again
+        assert kept.items() <= predictions.items()
+        kept = predictions
         print(f"{processes} processes, kill {kill + 1}: {len(kept)} of {total} predictions", flush=True)
     done = launch("evaluate.py", flags, processes)
     assert done.code == 0, done.err
@@ -102,9 +107,9 @@ def test_evaluation_killed_again_and_again(tiny_model, rows_file, tmp_path, proc
 
 
 def read_predictions(folder):
-    """The whole lines by system and row."""
+    """Complete lines by (system, id)."""
     lines = []
     for path in folder.glob("predictions*.jsonl"):
-        with contextlib.suppress(FileNotFoundError):  # it has just been gathered
+        with contextlib.suppress(FileNotFoundError):  # the run has just merged this file
             lines += path.read_text().split("\n")[:-1]
     return {(record["system"], record["id"]): line for line in lines for record in [json.loads(line)]}

@@ -29,7 +29,7 @@ def test_only_the_adapter_moves_and_plain_peft_reads_it(train_here, flags, tiny_
     base_before = load_file(tiny_model / "model.safetensors")
     output_dir = train_here(flags | {"max_train_steps": 3, "warmup_ratio": 0, "eval_fraction": 0.1})
     assert {path.name for path in output_dir.iterdir()} == {
-        "args.yaml", "environment.json", "dropped_rows.json", "split.json", "logs", "checkpoint-3", "adapter",
+        "args.yaml", "environment.json", "dropped_rows.json", "split.json", "logs", "metrics.jsonl", "checkpoint-3", "adapter",
     }  # fmt: skip
     adapter = load_file(output_dir / "adapter" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
@@ -59,6 +59,7 @@ def test_a_checkpoint_holds_the_run_and_not_the_base(train_here, flags):
     assert sum(path.stat().st_size for path in checkpoint.iterdir()) < 3 * adapter_bytes + 50_000  # Adam: two moments
     environment = json.loads((checkpoint / "environment.json").read_text())
     assert environment["prompt_format"] == "tags-1" and environment["torch"] == torch.__version__
+    assert "after 2 optimizer steps of `train.py`" in (checkpoint / "README.md").read_text()
     assert read_args(checkpoint)["lora_r"] == flags["lora_r"] and "resume_from_checkpoint" not in read_args(checkpoint)
 
 

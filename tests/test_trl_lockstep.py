@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer as the oracle: the same model, rows, order and hyper-parameters, step by step."""
+"""TRL's SFTTrainer as the reference: equal model, rows, order and hyper-parameters at each step."""
 
 import json
 import math
@@ -41,10 +41,7 @@ def test_twenty_steps_in_lockstep_with_trl(train_here, flags, tiny_model, tmp_pa
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(
             [
-                {
-                    "input_ids": example.input_ids.tolist(),
-                    "completion_mask": example.loss_weights.astype(int).tolist(),
-                }
+                {"input_ids": example.input_ids.tolist(), "completion_mask": example.loss_weights.astype(int).tolist()}
                 for example in ordered
             ]
         ),
@@ -85,4 +82,4 @@ def test_twenty_steps_in_lockstep_with_trl(train_here, flags, tiny_model, tmp_pa
         for (step, value), entry in zip(ours, history, strict=True):
             assert math.isclose(value, float(entry[key]), rel_tol=2e-5), (key, step, value, entry[key])
     losses = [value for _, value in curve(output_dir, "train/loss")]
-    assert losses[-1] < losses[0] - 0.5  # they went somewhere together
+    assert losses[-1] < losses[0] - 0.5  # the loss falls

@@ -47,7 +47,8 @@ def test_ids_are_prompt_then_completion_then_end(tokenizer, rows):
     examples = tokenize_rows(tokenizer, TAGS, rows, 4096).examples
     for row, got in zip(rows, examples, strict=True):
         prompt = encode_prompts(tokenizer, [TAGS.render(row.query, row.tools)])[0]
-        assert got.input_ids[: got.prompt_length].tolist() == prompt.tolist()  # what inference feeds
+        # the prompt of inference
+        assert got.input_ids[: got.prompt_length].tolist() == prompt.tolist()
         assert tokenizer.decode(got.input_ids[got.prompt_length : -1]) == row.answers
         assert got.input_ids[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
 
@@ -85,10 +86,9 @@ def test_tokens_are_read_from_the_cache_until_a_text_changes(tokenizer, rows, tm
     (file,) = tmp_path.glob("*/*")
     stored = load_file(file)
     save_file(stored | {"prompt_ids": stored["prompt_ids"] + 1}, file)
-    assert fingerprint(tokenize_rows(tokenizer, TAGS, rows, 4096)[0]) != fingerprint(
-        fresh
-    )  # it is the file that is read
-    file.write_bytes(file.read_bytes()[:1000])  # as a full disk leaves it
+    # The file is read.
+    assert fingerprint(tokenize_rows(tokenizer, TAGS, rows, 4096)[0]) != fingerprint(fresh)
+    file.write_bytes(file.read_bytes()[:1000])  # cut by a full disk
     assert fingerprint(tokenize_rows(tokenizer, TAGS, rows, 4096)[0]) == fingerprint(fresh)
     edited = [rows[0]._replace(query=rows[0].query + "!"), *rows[1:]]
     assert fingerprint(tokenize_rows(tokenizer, TAGS, edited, 4096)[0]) != fingerprint(fresh)
@@ -96,7 +96,7 @@ def test_tokens_are_read_from_the_cache_until_a_text_changes(tokenizer, rows, tm
 
 
 def test_tokens_are_kept_by_tokenizer_special_tokens_and_version(rows, tmp_path, monkeypatch):
-    """The same texts by tokenizers that differ in one thing alone: none finds the tokens of another."""
+    """Tokenizers that differ in one setting do not share cached tokens."""
     monkeypatch.setattr(cache, "FROM_ROWS", 1)
     monkeypatch.setattr(cache, "HF_HOME", tmp_path)
 
@@ -110,7 +110,8 @@ def test_tokens_are_kept_by_tokenizer_special_tokens_and_version(rows, tmp_path,
     assert tokens(build_tokenizer(texts, 700))[::3] != first[::3]
     with_bos = build_tokenizer(texts, 600)
     with_bos.bos_token = "<|endoftext|>"
-    assert tokens(with_bos)[::3] == (first[0], 3)  # no tokenizer of one version adds what one of another does
+    # Another version of the tokenizer could add the BOS.
+    assert tokens(with_bos)[::3] == (first[0], 3)
     adding_bos = build_tokenizer(texts, 600)
     adding_bos.bos_token = "<|endoftext|>"
     adding_bos.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -133,23 +134,25 @@ def weather_rows(cities):
 
 
 def byte_level(normalizer=None, **specials):
-    made = Tokenizer(models.BPE())
-    made.normalizer, made.decoder = normalizer, decoders.ByteLevel()
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer, tokenizer.decoder = normalizer, decoders.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(special_tokens=["</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator([], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, **{"eos_token": "</s>", "pad_token": "</s>"} | specials)
+    tokenizer.train_from_iterator([], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{"eos_token": "</s>", "pad_token": "</s>"} | specials)
 
 
 def with_unknown(texts):
-    """As SentencePiece without byte fallback: a blank is ▁, and a letter that training had not is <unk>."""
-    made = Tokenizer(models.BPE(unk_token="<unk>"))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    made.train_from_iterator(texts, trainers.BpeTrainer(special_tokens=["</s>", "<unk>"]))
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+    """Like SentencePiece without byte fallback: a blank is ▁, an unseen letter is <unk>."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(special_tokens=["</s>", "<unk>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="</s>")
 
 
 CITIES = ["Oslo", "oslo", "北京", "Ｂ１", "a  b", unicodedata.normalize("NFD", "Köln"), "Kö!ln"]
+NFKC_LOWER = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+(LATIN,) = weather_rows(["Oslo oslo Kö!ln Ko\u0308ln a b"])
 
 
 @pytest.mark.parametrize(
@@ -157,33 +160,35 @@ CITIES = ["Oslo", "oslo", "北京", "Ｂ１", "a  b", unicodedata.normalize("NFD
     [
         (byte_level, []),
         (lambda: byte_level(normalizers.NFC()), []),  # Qwen's: equal in NFC
-        (lambda: byte_level(normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])), ["Oslo", "Ｂ１", "Köln", "Kö!ln"]),
+        (lambda: byte_level(NFKC_LOWER), ["Oslo", "Ｂ１", "Köln", "Kö!ln"]),
         (lambda: byte_level(normalizers.Replace(Regex(" +"), " ")), ["a  b"]),
-        (lambda: byte_level(pad_token="!"), ["Kö!ln"]),  # generation takes padding out
-        (lambda: byte_level(eos_token="!"), ["Kö!ln"]),  # generation ends there
-        (lambda: with_unknown([TAGS.render("", "[]"), *(row.answers for row in weather_rows(["Oslo oslo Kö!ln Ko\u0308ln a b"]))]), ["北京", "Ｂ１"]),
+        (lambda: byte_level(pad_token="!"), ["Kö!ln"]),  # generation removes padding
+        (lambda: byte_level(eos_token="!"), ["Kö!ln"]),  # generation ends at it
+        (lambda: with_unknown([TAGS.render("", "[]"), LATIN.answers]), ["北京", "Ｂ１"]),
     ],
     ids=["bytes", "NFC", "lower", "blanks", "padding", "end", "unknown"],
-)  # fmt: skip
-def test_answers_that_do_not_come_back_from_their_tokens_are_named(make, lost, tmp_path, monkeypatch):
-    rows, made = weather_rows(CITIES), make()
-    wanted = [row.id for row, city in zip(rows, CITIES, strict=True) if unicodedata.normalize("NFC", city) in lost]
-    assert tokenize_rows(made, TAGS, rows, 4096).lost_answers == wanted
+)
+def test_answers_lost_in_tokenization_are_named(make, lost, tmp_path, monkeypatch):
+    rows, tokenizer = weather_rows(CITIES), make()
+    expected = [row.id for row, city in zip(rows, CITIES, strict=True) if unicodedata.normalize("NFC", city) in lost]
+    assert tokenize_rows(tokenizer, TAGS, rows, 4096).lost_answers == expected
     monkeypatch.setattr(cache, "FROM_ROWS", 1)
     monkeypatch.setattr(cache, "HF_HOME", tmp_path)
     for _ in range(2):  # written, then read
-        assert tokenize_rows(made, TAGS, rows, 4096).lost_answers == wanted
+        assert tokenize_rows(tokenizer, TAGS, rows, 4096).lost_answers == expected
     (file,) = tmp_path.glob("*/*")
     save_file(load_file(file) | {"lost": np.array([6])}, file)
-    assert tokenize_rows(made, TAGS, rows, 4096).lost_answers == ["row 6"]  # it is the file that is read
+    # The file is read.
+    assert tokenize_rows(tokenizer, TAGS, rows, 4096).lost_answers == ["row 6"]
 
 
 def test_prompts_with_unknown_tokens_are_named(tmp_path):
-    made = with_unknown([TAGS.render("?", rows_[0].tools) + rows_[0].answers for rows_ in [weather_rows(["Oslo"])]])
-    assert tokenize_rows(made, TAGS, weather_rows(["Oslo", "北京"]), 4096).unknown_prompts == ["row 1"]
+    (row,) = weather_rows(["Oslo"])
+    tokenizer = with_unknown([TAGS.render("?", row.tools) + row.answers])
+    assert tokenize_rows(tokenizer, TAGS, weather_rows(["Oslo", "北京"]), 4096).unknown_prompts == ["row 1"]
 
 
-def test_collate_to_the_letter():
+def test_collate_packs_examples_into_one_row():
     batch = collate([example([10, 11, 12], [13, 0]), example([20], [21, 22, 0])])
     assert batch["input_ids"].tolist() == [[10, 11, 12, 13, 0, 20, 21, 22, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
@@ -191,7 +196,7 @@ def test_collate_to_the_letter():
     assert batch.pop("max_length_q") == 5
     assert batch["logits_to_keep"].tolist() == [2, 3, 5, 6, 7]
     assert batch["labels"].tolist() == [13, 0, 21, 22, 0]
-    assert batch.pop("loss_weights") is None  # all are 1
+    assert batch.pop("loss_weights") is None  # all weights are 1
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
     empty = collate([example([10, 11, 12], [13, 0])], supervised=False)
     assert empty["logits_to_keep"].tolist() == empty["labels"].tolist() == []
@@ -230,7 +235,7 @@ def test_processes_share_every_example_once_in_equally_many_micro_batches(batch_
 
 
 def test_processes_and_micro_batches_get_about_equal_tokens():
-    """Examples of xLAM's lengths: eight processes would wait a quarter of the time if the rows were shared out as they come."""
+    """Lengths as in xLAM: eight processes with rows in order would wait 25% of the time."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(np.log(350), 0.5, 4096), 100, 1024).astype(int)
     examples = [example([1] * (length - 1), [0]) for length in lengths]
@@ -241,12 +246,13 @@ def test_processes_and_micro_batches_get_about_equal_tokens():
         ]
         shares = np.array([[num_tokens(chunk) for chunk in process.chunks(range(16))] for process in data])
         by_step = shares.reshape(num_processes, 16, accumulation_steps)
-        assert by_step.sum(2).max(0).sum() < 1.03 * by_step.sum(2).mean(0).sum()  # what processes wait for each other
-        assert by_step.max((0, 2)).sum() < 1.3 * by_step.mean((0, 2)).sum()  # what memory must hold
+        # Time that processes wait for each other.
+        assert by_step.sum(2).max(0).sum() < 1.03 * by_step.sum(2).mean(0).sum()
+        assert by_step.max((0, 2)).sum() < 1.3 * by_step.mean((0, 2)).sum()  # peak memory
 
 
 def steps(examples, num_steps, batch_size, accumulation_steps, num_processes):
-    """Row ids by optimizer step, and the tokens that each step's processes saw between them."""
+    """Row ids by optimizer step, and the labels of all processes by step."""
     data = [
         TrainingData(examples, 7, batch_size, accumulation_steps, num_processes, index)
         for index in range(num_processes)
@@ -264,13 +270,14 @@ def test_order_depends_on_seed_and_epoch_alone(split):
     examples = [example([1, i], [1000 + i, 0], row_id=i) for i in range(21)]
     assert steps(examples, 7, *split) == steps(examples, 7, 2, 4, 1)
     ids, _ = steps(examples, 6, *split)
-    assert [len(step) for step in ids] == [8, 8, 5, 8, 8, 5]  # the last step of an epoch takes what is left
+    # The last step of an epoch takes the rest.
+    assert [len(step) for step in ids] == [8, 8, 5, 8, 8, 5]
     epochs = [[row_id for step in part for row_id in step] for part in (ids[:3], ids[3:])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(21)) and epochs[0] != epochs[1]
     assert epochs[0] == epoch_order(21, seed=7, epoch=0).tolist()
 
 
-def test_counts_are_those_of_all_processes():
+def test_counts_include_all_processes():
     examples = [example([1] * (i + 1), [5] * i + [0], row_id=i) for i in range(6)]
     for index in range(2):
         step = TrainingData(examples, 0, 1, 3, 2, index)[0]
@@ -278,18 +285,19 @@ def test_counts_are_those_of_all_processes():
         assert step.num_supervised == step.weight_sum == sum(i + 1 for i in range(6))
 
 
-def test_chunks_are_what_the_micro_batches_hold():
-    """Where a process has no examples left too: CUDA graphs are made for the sizes of the chunks."""
+def test_chunks_equal_the_micro_batches():
+    """Also for a process without examples: CUDA graphs are made for the sizes of the chunks."""
     examples = [example([1] * (i + 1), [5, 0], row_id=i) for i in range(11)]
     for index in range(2):
         data = TrainingData(examples, 0, 1, 4, 2, index)
         lengths = [batch["input_ids"].shape[1] for step in range(4) for batch in data[step].micro_batches]
         assert lengths == [num_tokens(chunk) for chunk in data.chunks(range(4))] and len(lengths) == 4 + 2 + 4 + 2
-        left = [batch["labels"].numel() > 0 for batch in data[1].micro_batches]
-        assert left == [[True, False], [True, True]][index]  # three examples: the longest alone, the others together
+        supervised = [batch["labels"].numel() > 0 for batch in data[1].micro_batches]
+        # Three examples: the longest alone, the other two together.
+        assert supervised == [[True, False], [True, True]][index]
 
 
-def test_any_step_can_be_asked_for_first():
+def test_any_step_can_be_read_first():
     examples = [example([1, i], [0], row_id=i) for i in range(20)]
     forward = TrainingData(examples, 0, 2, 2)
     all_ids = [forward[k].row_ids for k in range(12)]

@@ -10,7 +10,7 @@ from hypothesis import given
 from transformers import AutoTokenizer
 from transformers.utils.chat_parsing import ResponseParser
 
-from data_utils.chat import response_template
+from data_utils.chat import chat_template, response_template
 from data_utils.prompt import render_tags, to_json
 from data_utils.written_calls import flat_calls
 
@@ -30,6 +30,19 @@ CALL = st.builds(
     st.dictionaries(st.text(), VALUES, max_size=3),
 )
 CALLS = st.lists(CALL, max_size=3)
+
+
+def test_a_conversation_s_token_ids_are_those_of_training_s_prompt():
+    messages = [{"role": "user", "content": "Is it raining in Rome?"}]
+    prompt = render_tags(messages[0]["content"], to_json([{"name": "f", "description": "d", "parameters": {}}]))
+    ids = TOKENIZER.apply_chat_template(
+        messages,
+        tools=[{"type": "function", "function": {"name": "f", "description": "d"}}],
+        chat_template=chat_template(TOKENIZER, "tags-1"),
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    assert ids == TOKENIZER(prompt, add_special_tokens=False).input_ids
 
 
 def streamed(text, cut):

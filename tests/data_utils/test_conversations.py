@@ -129,6 +129,28 @@ def test_a_conversation_in_several_records_stays_on_one_side_of_the_split(tmp_pa
     assert not {row.opening for row in train} & {row.opening for row in held_out}
 
 
+def test_a_request_is_asked_without_its_answer_of_several_messages():
+    messages = conversation(3)[:3]
+    answer = [{"role": "assistant", "content": "Let me see."}, *messages[2:]]
+    request = as_request({"messages": messages[:2] + answer, "tools": TOOLS})
+    assert request["query"] == "system: Be brief.\nuser: f of 3?"
+
+
+@pytest.mark.parametrize("truth", [{}, {"ground_truth": [{"f": {"x": [3]}}]}])
+def test_the_leaderboard_s_questions_are_requests_with_and_without_their_answers(truth):
+    function = TOOLS[0]["function"]
+    record = {"id": "simple_0", "question": [[{"role": "user", "content": "f of 3?"}]], "function": [function], **truth}
+    request = as_request(record)
+    assert (request["id"], request["query"]) == ("simple_0", "f of 3?") and "answers" in request
+    assert request["answers"] == "[]" and json.loads(request["tools"])[0]["name"] == "f"
+
+
+def test_tools_for_all_are_those_of_a_row_without_any():
+    tools = [{"name": "g"}]
+    assert json.loads(as_request({"query": "q"}, tools)["tools"]) == tools
+    assert json.loads(as_request({"query": "q", "tools": '[{"name": "f"}]'}, tools)["tools"]) == [{"name": "f"}]
+
+
 def test_a_conversation_of_the_evaluation_file_is_not_trained_on(tmp_path):
     rows, _ = load_rows(str(write_jsonl(tmp_path / "rows.jsonl", turn_by_turn(range(6)))))
     other = [{"id": "other", "messages": conversation(2)[:5], "tools": TOOLS}]

@@ -1,4 +1,4 @@
-"""From the name of a data set to the steps of a run; tests/test_train.py has what a run makes of it."""
+"""From a data set's name to the steps of a run. tests/test_train.py has the training itself."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ def cities(count, with_capitals):
 
 @pytest.fixture
 def lower(tiny_model, tmp_path):
-    """The tiny model with a tokenizer that writes no capitals and one blank for several."""
+    """The tiny model with a tokenizer that lowercases and merges blanks."""
     folder = shutil.copytree(tiny_model, tmp_path / "lower")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
@@ -62,7 +62,7 @@ def test_answers_that_the_tokenizer_cannot_write_are_named_or_stop_the_run(run_h
     assert r"Warning: This tokenizer changes line ends or runs of blanks: 'a\n\nb   c'" in result.out
 
 
-def test_all_is_in_the_summary_and_the_right_tokenizer_costs_no_line(tiny_model, tmp_path):
+def test_the_summary_is_complete_and_has_no_warning_for_a_good_tokenizer(tiny_model, tmp_path):
     rows = write(tmp_path / "rows.jsonl", [*generate_rows(199, seed=5), {"id": "bad", "query": "q"}])
     args = TrainingArguments(dataset_name=str(rows), max_seq_length=700, max_train_examples=100)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)

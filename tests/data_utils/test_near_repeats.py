@@ -29,6 +29,10 @@ def row(query, *values, row_id="x"):
         (row("for two hundred days"), row("for seven days")),
         (row("ticket A17, seat B4"), row("ticket A3, seat B21")),
         (row("weather in rome", "rome"), row("weather in new york", "New York")),
+        (
+            row("weather in new york city", "new york", "new york city"),
+            row("weather in oslo", "Oslo"),
+        ),  # the longest first
         (row("Weather in Paris, please", "Paris, France"), row("Weather in Rome, please", "Rome")),
         (row("mail eve@x.org now", ["eve@x.org"]), row("mail bob.b@y.com now", ["bob.b@y.com"])),
         (row("play 'Let It Be' again", {"song": "Let It Be"}), row("play 'Yesterday' again", {"song": "Yesterday"})),

@@ -182,6 +182,27 @@ def test_a_repeated_row_is_left_out_and_counted_but_not_bad(tmp_path, capsys, id
     assert "rows left out, since they repeat another: 7 (" in capsys.readouterr().err
 
 
+def test_a_row_with_its_keys_in_another_order_repeats_it(tmp_path, capsys):
+    answers = [{"name": "f", "arguments": {"x": 1, "y": {"a": 1, "b": 2}}}]
+    turned = [{"arguments": {"y": {"b": 2, "a": 1}, "x": 1}, "name": "f"}]
+    tools, other = '[{"name": "f", "description": "d"}]', '[{"description": "d", "name": "f"}]'
+    records = [
+        {"id": "first", "query": "q", "tools": tools, "answers": json.dumps(answers)},
+        {"id": "second", "query": "q", "tools": other, "answers": json.dumps(turned)},
+    ]
+    rows, bad = load_rows(write_jsonl(tmp_path / "rows.jsonl", records))
+    assert [row.id for row in rows] == ["first"] and bad == {}
+    assert "since they repeat another: 1 (second)" in capsys.readouterr().err
+
+
+def test_what_reading_the_tools_had_to_cut_is_counted_by_its_reason(tmp_path, capsys):
+    tree = {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#"}}}}
+    tools = json.dumps([{"name": "f", "inputSchema": tree}])
+    records = [{"id": str(n), "query": f"q{n}", "tools": tools, "answers": "[]"} for n in range(3)]
+    load_rows(write_jsonl(tmp_path / "rows.jsonl", records))
+    assert "tool f, children: contains itself, cut at its bare type: 3" in capsys.readouterr().err
+
+
 def test_misfit_answers_are_counted_with_two_ids_and_a_reason(tmp_path, capsys):
     tools = '[{"name": "f", "parameters": {"x": {"type": "int"}}}]'
     answers = [{"x": 1}, {"x": "1"}, {}, {"y": 1}]

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import threading
 import unicodedata
@@ -326,6 +327,12 @@ def test_a_data_set_of_the_hub_is_downloaded_and_then_read_offline(hub, monkeypa
         load_rows("other/rows")
 
 
+def test_rows_are_of_the_revision_that_was_asked_for(hub):
+    hub.files = {"train.jsonl": (json.dumps(GOOD[0]) + "\n").encode()}
+    assert len(load_rows("some/rows", revision="v1")[0]) == 1
+    assert not any("/resolve/main/" in path for path in hub.requests)
+
+
 def test_the_cache_restores_rows_and_their_summary():
     """All results of valid_rows, with repeats, bad rows and several layouts."""
     city = unicodedata.normalize("NFD", "Köln 北京 😀")
@@ -384,3 +391,19 @@ FUNCTION = {
     "name": "f", "description": "d", "parameters": {"type": "dict", "properties": {"x": {"type": "integer"}},
         "required": ["x"]},
 }  # fmt: skip
+
+
+def test_a_file_on_which_a_reader_fails_is_refused_in_a_line(tmp_path):
+    twice = pa.array([[("a", "b"), ("a", "c")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"query": twice, "tools": ["[]"]}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="cannot read .*rows.parquet: KeyError: .*duplicate key") as error:
+        read_file(tmp_path / "rows.parquet")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipe_that_is_named_as_rows_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match="rows.jsonl cannot be read: not a file"):
+        read_file(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match="rows.jsonl: no such file"):
+        load_rows(str(tmp_path / "rows.jsonl"))

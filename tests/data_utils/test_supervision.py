@@ -1,4 +1,4 @@
-"""Which tokens have a loss, by each mask: token by token on the demo's tokenizer, byte by byte on one without merges."""
+"""Tokens with a loss under each mask, on the demo's tokenizer and on one token per byte."""
 
 import json
 
@@ -24,17 +24,17 @@ def demo_tokenizer():
 
 
 def bytes_tokenizer(trim_offsets=False):
-    """A token for each byte."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    made.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    """A tokenizer with one token per byte."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator([], trainers.BpeTrainer(special_tokens=[END], initial_alphabet=alphabet))
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, pad_token=END)
+    tokenizer.train_from_iterator([], trainers.BpeTrainer(special_tokens=[END], initial_alphabet=alphabet))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
 def supervised(tokenizer, mask, completion, prompt="a b"):
-    """The tokens with a loss, as a list for each span of neighbours."""
+    """The tokens with a loss, one list per contiguous span."""
     prompt_ids, completion_ids = encode(tokenizer, [prompt, completion])
     weights = loss_weights(tokenizer, prompt_ids, completion, completion_ids, mask)
     assert weights.dtype == np.float32 and len(weights) == len(prompt_ids) + len(completion_ids) + 1
@@ -61,14 +61,17 @@ ANSWER = '[{"name": "get_weather", "arguments": {"city": "Paris", "days": 12}}]'
         ),
         (
             "whole_sequence",
-            [' |b|[{"|name|": "|get|_|weather|", "|arguments|": {"|city|": "|P|ari|s|", "|days|": |1|2|}}]|<|endoftext|>'],
+            [
+                ' |b|[{"|name|": "|get|_|weather|", "|arguments|": {"|city|": "|P|ari|s|", "|days|": |1|2|}}]'
+                "|<|endoftext|>"
+            ],
         ),
         ("values_only", ['": "|P|ari|s|", "', "1|2", END]),
         ("names_only", ['": "|get|_|weather|", "', END]),
     ],
-)  # fmt: skip
+)
 def test_the_supervised_tokens_are_exactly_these(demo_tokenizer, mask, tokens):
-    """Tokens that hold a quote of the value or name count with it, whatever else they hold."""
+    """A token with a quote of the value or name is supervised whole."""
     spans = supervised(demo_tokenizer, mask, ANSWER)
     assert ["|".join(demo_tokenizer.decode([token]) for token in span) for span in spans] == tokens
 
@@ -105,7 +108,8 @@ def test_the_supervised_tokens_are_exactly_these(demo_tokenizer, mask, tokens):
 )
 @pytest.mark.parametrize("trim_offsets", [False, True])
 def test_values_and_names_are_supervised_to_the_byte(completion, values, names, trim_offsets):
-    """Whole: with their quotes, brackets and inner keys; and the end token in all masks. Some offsets leave blanks out."""
+    """Values include quotes, brackets and inner keys; each mask includes the end token. Some
+    offsets omit blanks."""
     tokenizer = bytes_tokenizer(trim_offsets)
     for mask, texts in (("values_only", values), ("names_only", names)):
         assert [tokenizer.decode(span) for span in supervised(tokenizer, mask, completion)] == [*texts, END]
@@ -140,7 +144,7 @@ def test_masks_share_the_cached_tokens_and_differ_in_the_fingerprint(demo_tokeni
     assert len(list(tmp_path.glob("*/*"))) == 1
 
 
-def test_what_has_no_spans_is_refused_by_name(demo_tokenizer):
+def test_a_tokenizer_or_completion_without_spans_is_refused_by_name(demo_tokenizer):
     class SlowTokenizer:
         is_fast = False
 

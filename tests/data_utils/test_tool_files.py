@@ -107,6 +107,27 @@ def test_an_unreadable_function_is_named_and_the_others_are_kept(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("more", "counted"), [("", False), (function("y", name="g"), True)])
+def test_a_file_of_which_no_function_can_be_read_is_refused_with_the_first_reason(tmp_path, more, counted):
+    with pytest.raises(UserError, match="no tool is left: function f: ") as refused:
+        tools_of(tmp_path, function("x") + more)
+    assert str(refused.value).endswith(" (and 1 more)") == counted
+
+
+@pytest.mark.parametrize(
+    "code", ["raise KeyboardInterrupt", "raise GeneratorExit", "class Own(BaseException): ...\nraise Own"]
+)
+def test_whatever_a_file_raises_is_a_line(tmp_path, code):
+    with pytest.raises(UserError, match=r"[.]py: (KeyboardInterrupt|GeneratorExit|Own)$"):
+        tools_of(tmp_path, code)
+
+
+def test_whatever_an_object_raises_when_looked_at_leaves_it_out(tmp_path):
+    hidden = "class Hidden:\n    @property\n    def __class__(self): raise KeyboardInterrupt\n    def __call__(self): ...\nhidden = Hidden()\n"
+    read = tools_of(tmp_path, hidden + function("x: int"))
+    assert [tool["name"] for tool in read.tools] == ["f"]
+
+
 def test_decorated_functions_are_read_and_callable_objects_are_named(tmp_path):
     code = """
 import functools

@@ -177,13 +177,21 @@ def test_an_output_schema_is_not_read_as_arguments():
         ({"$ref": "#/$defs/a~1b"}, {"type": "int"}),
         ({"$ref": "#/$defs/a%7E1b"}, {"type": "int"}),
         ({"$ref": "#/$defs/L/anyOf/1"}, {"type": "bool"}),
-        ({"$ref": "#/$defs/P", "description": "beside"},
-         {"description": "beside", "type": "dict", "properties": PERSON}),
-        ({"allOf": [{"$ref": "#/$defs/P"}], "description": "d"},
-         {"description": "d", "type": "dict", "properties": PERSON}),
+        ({"$ref": "#/$defs/P", "description": "beside"}, {"description": "beside", "type": "dict", "properties": PERSON}),
+        ({"$ref": "#/$defs/T", "description": "beside"}, {"description": "beside", "type": "int"}),
+        ({"$ref": "#/$defs/T"}, {"description": "its own", "type": "int"}),
+        ({"allOf": [{"$ref": "#/$defs/P"}], "description": "d"}, {"description": "d", "type": "dict", "properties": PERSON}),
         (
             {"allOf": [{"$ref": "#/$defs/P"}, {"properties": {"k": {"type": "string"}}, "required": ["k"]}]},
             {"type": "dict", "properties": PERSON | {"k": {"type": "str"}}},
+        ),
+        (
+            {"allOf": [{"type": "object", "additionalProperties": True}, {"additionalProperties": {"type": "integer"}}]},
+            {"type": "Dict[str, int]"},
+        ),
+        (
+            {"allOf": [{"type": "object", "additionalProperties": {"type": "integer"}}, {"additionalProperties": {}}]},
+            {"type": "Dict[str, int]"},
         ),
         ({"anyOf": [{"type": "string"}, {"not": {}}]}, {"type": "str"}),
         ({"type": "string", "anyOf": [{"format": "email"}, {"format": "uri"}]},
@@ -235,7 +243,12 @@ def test_a_schema_keeps_its_meaning(schema, spec):
         "type": "object",
         "properties": {"a": schema},
         "required": ["a"],
-        "$defs": {"P": person, "a/b": {"type": "integer"}, "L": {"anyOf": [{}, {"type": "boolean"}]}},
+        "$defs": {
+            "P": person,
+            "T": {"type": "integer", "description": "its own"},
+            "a/b": {"type": "integer"},
+            "L": {"anyOf": [{}, {"type": "boolean"}]},
+        },
     }
     (tool,) = flat_tools([{"name": "f", "inputSchema": whole}]).tools
     assert to_json(tool["parameters"]["a"]) == to_json(spec)
@@ -311,6 +324,18 @@ def test_a_schema_that_contains_itself_is_cut_at_the_first_repeat_and_noted(sche
     assert rendered([{"role": "user", "content": "q"}], tools) == render_tags("q", to_json(read.tools))
 
 
+def test_a_schema_that_contains_itself_in_two_places_has_one_note():
+    sides = {key: {"$ref": "#/$defs/Node"} for key in ("left", "right")}
+    schema = {"type": "object", "properties": {"root": {"$ref": "#/$defs/Node"}}, "$defs": {"Node": {"type": "object", "properties": sides}}}  # fmt: skip
+    read = flat_tools([{"name": "f", "inputSchema": schema}])
+    assert read.notes == ["tool f, root.left: contains itself, cut at its bare type"]
+    assert read.tools[0]["parameters"]["root"]["properties"] == {key: {"type": "dict, optional"} for key in sides}
+
+
+def test_flat_tools_become_plain_functions_of_openai_s():
+    assert openai_tools(FLAT) == [{"type": "function", "function": FUNCTION}]
+
+
 def test_a_definition_may_be_used_twice():
     base = {"type": "object", "properties": {"x": {"type": "string"}}}
     schema = {"allOf": [{"$ref": "#/$defs/B"}], "properties": {"b": {"type": "array", "items": {"$ref": "#/$defs/B"}}}}
@@ -365,6 +390,7 @@ def test_the_chat_template_counts_references_that_fork_as_flat_tools_does(fork, 
         (lambda ref: {"$ref": ref}, "more than 16 references or allOf lead to one schema"),
         (lambda ref: {"allOf": [{"$ref": ref}]}, "more than 16 references or allOf lead to one schema"),
         (lambda ref: {"type": "array", "items": {"$ref": ref}}, "nested deeper than 64"),
+        (lambda ref: {"anyOf": [{"$ref": ref}, {"type": "null"}]}, "nested deeper than 64"),
     ],
 )
 def test_long_chains_are_refused_before_python_s_recursion_ends_them(link, reason):

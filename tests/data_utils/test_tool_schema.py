@@ -63,6 +63,8 @@ def test_a_type_or_a_default_makes_an_argument_optional():
 
 def test_too_deep_types_accept_any_value():
     assert type_schema("List[" * 3000 + "int" + "]" * 3000) == {}
+    assert type_schema(f"Dict[{'List[' * 63}int{']' * 63}, List[int]]")["type"] == "object"  # 65 brackets, 64 deep
+    assert type_schema("List[" * 65 + "int" + "]" * 65) == {} != type_schema("List[" * 64 + "int" + "]" * 64)
     assert type_schema(f"Union[{', '.join(['List[int]'] * 100)}]") == {"type": "array", "items": {"type": "integer"}}
 
 
@@ -128,6 +130,7 @@ def test_calls_are_checked_against_the_original_schema(schema, fits, does_not):
         ({"type": "string", "const": "k"}, ["k"], ["x", 1]),
         ({"const": 3}, [3], [4]),
         ({"anyOf": [{"const": 1}, {"enum": ["a"]}]}, [1, "a"], [2]),
+        ({"anyOf": [{"type": "string"}, {"required": ["x"]}]}, ["a", 5], []),  # a member that is text for the model
         ({"type": "object", "properties": {"x": {"type": "string"}, "y": {"type": "string"}}, "required": ["x"]},
          [{"x": "a"}, {"x": "a", "y": "b"}], [{"y": "b"}, {"x": 1}, {"x": "a", "z": 1}]),
         ({"type": "object", "properties": {"x": {"type": "string"}}, "required": ["z"]}, [{"z": 1}], [{}, {"x": "a"}]),

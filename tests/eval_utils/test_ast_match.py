@@ -43,6 +43,11 @@ def one_argument(value, accepted, declared):
         (False, [True], "bool", False),
         (None, [1], "int", False),
         (None, ["", None], "int, optional", True),
+        (5, ["", 5], None, True),  # the type is that of the first value that is one
+        ("5", ["", 5], None, False),
+        (5, [5], "Optional", True),  # of nothing: as without a type
+        (5, [5], "Optional[int]", True),
+        (True, [5], "Optional[int]", False),
         # Strings: without case, spaces and some punctuation.
         ("NEW YORK, N.Y.", ["New York, NY"], "str", True),
         ("april 1 2024", ["April 1,2024"], "str", True),

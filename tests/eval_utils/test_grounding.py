@@ -3,10 +3,14 @@
 import datetime
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from babel.dates import format_date
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +89,8 @@ PIECES = st.lists(
         ("1,234,567", 234, False),
         ("1,00,000 rupees", 100000, True),
         ("the values 5,10,15", 10, True),
+        ("the values -5,10,15", -5, True),
+        ("the values -5,10,15", 5, False),
         ("[100,200]", 200, True),
         ("the point (3,400)", 400, True),
         ("12,450 people", 450, False),
@@ -108,13 +114,21 @@ PIECES = st.lists(
         ("a quarter", 0.25, True),
         ("the third quarter", 0.25, False),
         ("two thirds", 0.67, True),
+        ("a fourth", 0.25, True),
+        ("a fifth", 0.2, True),
+        ("three eighths", 0.375, True),
+        ("a tenth", 0.1, True),
         ("2/3", 0.6666666666666666, True),
         ("1/0", 1, True),
         ("two and a half million", 2500000, True),
         ("half a dozen", 6, True),
         ("three point one four", 3.14, True),
         ("minus two point five", -2.5, True),
+        ("once", 1, True),
         ("twice", 2, True),
+        ("double it", 2, True),
+        ("thrice", 3, True),
+        ("triple it", 3, True),
         ("a couple of them", 2, True),
         ("a pair", 2, True),
         ("twice", 3, False),
@@ -139,6 +153,7 @@ PIECES = st.lists(
         ("2 thousand", 2000, True),
         ("3 dozen", 36, True),
         ("2 thousand", 200, False),
+        ("5,10 thousand", "5,10000", True),
         # Number words.
         ("twenty-five", 25, True),
         ("twenty-five", 5, False),
@@ -163,6 +178,8 @@ PIECES = st.lists(
         ("二十五个", 5, False),
         ("三千五百", 3500, True),
         ("一亿两千万", 120000000, True),
+        ("上亿人", 100000000, True),
+        ("上万人", 10000, True),
         ("3万人", 30000, True),
         ("二〇二四", 2024, True),
         ("百分之五", 5, True),
@@ -180,6 +197,10 @@ PIECES = st.lists(
         # Units, several of a kind.
         ("30 minutes", "30m", True),
         ("30 minutes", "30min", True),
+        ("30 minutes", "30mins", True),
+        ("30 pounds", "30lbs", True),
+        ("1 minute", "1m", True),
+        ("1 pound", "1lb", True),
         ("30 minutes", "31m", False),
         ("30 minutes", "30h", False),
         ("1 hour 30 minutes", "1h30m", True),
@@ -190,6 +211,7 @@ PIECES = st.lists(
         ("books on shelves", "shelf", True),
         ("three women", "woman", True),
         ("the news", "new", False),
+        ("an SOS", "so", False),
         # An order of numbers that is a name.
         ("version 1.2.3", "1.2.3", True),
         ("version 1.2.3", "1.3.2", False),
@@ -282,6 +304,9 @@ PIECES = st.lists(
         ("at 3pm", "03:00", False),
         ("at 15:30", "3:30 PM", True),
         ("at 3:30", "15:30", True),
+        ("at 1:30", "13:30", True),
+        ("at 12:30", "00:30", True),
+        ("at 03:30", "15:30", False),
         ("at 11.30 a.m.", "11:30", True),
         ("at 12am", "00:00", True),
         ("at noon", "12:00", True),
@@ -293,6 +318,7 @@ PIECES = st.lists(
         ("half past three", "4:30", False),
         ("quarter to five", "4:45", True),
         ("three thirty pm", "15:30", True),
+        ("three forty-five pm", "15:45", True),
         ("at 2 in the afternoon", "14:00", True),
         ("at 2 in the afternoon", "02:00", False),
         ("下午三点半", "15:30", True),
@@ -309,6 +335,13 @@ PIECES = st.lists(
 )
 def test_the_rules(query, value, grounded):
     assert Sources(query, []).is_grounded(value) is grounded
+
+
+def test_units_have_their_english_names_whatever_the_user_s_language():
+    script = "from eval_utils.grounding import Sources; print(Sources('30 minutes, 2 days', []).is_grounded('30m 2d'))"
+    environment = os.environ | dict.fromkeys(("LANGUAGE", "LC_ALL", "LC_CTYPE", "LANG"), "fi_FI.UTF-8")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ def test_rows_without_a_call_and_budgets():
         False,
         None,
     )
+    assert scored("no", gold=[])["over_call"] is False  # broken, and so no call
     assert (scored([])["missed_call"], scored("no")["missed_call"], scored([], gold=[])["missed_call"]) == (
         True,
         False,
@@ -111,6 +112,9 @@ def test_rows_without_a_call_and_budgets():
     assert scored(to_json(GOLD)[:30], finish="length")["outcome"] == "cut off"
     for text in ("[] </ans", '[{"name":"f","arguments":{}}] and so', "[} junk", '{"a": 1, "a": 2}</answer> [', "["[:0]):
         assert scored(text, finish="length")["outcome"] == "unparseable"
+    assert (
+        scored('["\\\\"] so', finish="length")["outcome"] == "unparseable"
+    )  # the backslash is escaped, and not the quote
     for text in ('[{"a": "]}', '[{"a": "\\"]', "[[]"):
         assert scored(text, finish="length")["outcome"] == "cut off"
     assert scored("null")["outcome"] == "wrong shape"
@@ -125,6 +129,8 @@ def test_diagnostics_count_calls_and_arguments():
     assert (scores["argument_precision"], scores["argument_recall"]) == ((3, 4), (3, 3))
     assert scores["required_coverage"] == (2, 3) and scores["unknown_arguments"] == (1, 4)
     assert scores["schema_conformity"] == (1, 3) and scores["hallucinated_values"] == (1, 4)
+    undeclared = {"name": "time", "arguments": {"city": "Rome", "zone": "CET", "unit": "h"}}
+    assert scored([OSLO, undeclared])["unknown_arguments"] == (2, 4)
 
 
 def test_the_required_column_and_acceptable_values_are_the_rows_own():

@@ -11,7 +11,7 @@ from conftest import TAGS
 
 from data_utils.rows import Row
 from demo.rows import generate_rows
-from eval_utils.metrics import score, wilson_interval
+from eval_utils.metrics import score
 from eval_utils.outputs import Output, Task
 from eval_utils.report import (
     compare_calls,
@@ -22,6 +22,7 @@ from eval_utils.report import (
     verdict,
     write_report,
 )
+from eval_utils.statistics import wilson_interval
 
 SYSTEMS = ["raw", "prompted", "adapter"]
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<!--\ud800\u2028\0{{ 7*7 }}"
@@ -243,6 +244,29 @@ def test_embedded_json_is_read_back(text):
 def test_no_number_that_json_lacks():
     with pytest.raises(ValueError):
         embed_json([float("nan")])
+
+
+def test_the_page_s_rows_have_their_tools_and_the_titles_of_their_scores():
+    report = make_report(4)
+    for row in report["rows"]:
+        row["outputs"]["raw"]["scores"]["lenient_exact_match"] = True
+    data = json.loads(Page(render_report(report)).data)
+    for row, shown in zip(report["rows"], data["rows"], strict=True):
+        assert [data["tools"][index] for index in shown["tools"]] == row["tools"]
+    titles = ["JSON valid", "exact match", "F1", "F1 of calls", "none", "exact match, leniently"]
+    assert [score["title"] for score in data["scores"]] == titles
+    assert [score["rate"] for score in data["scores"]] == [True, True, False, False, False, True]
+
+
+def test_a_label_stands_in_its_segment_or_not_at_all():
+    bar = outcome_bar(
+        [{"name": name, "title": name} for name in ("right", "wrong value")], {"right": 97, "wrong value": 3}
+    )
+    assert [segment["label"] for segment in bar] == ["right 97%", ""]
+    bar = outcome_bar(
+        [{"name": name, "title": name} for name in ("right", "wrong value")], {"right": 9, "wrong value": 1}
+    )
+    assert [segment["label"] for segment in bar] == ["right 90%", "10%"]
 
 
 def test_two_megabytes_of_text():

@@ -112,6 +112,76 @@ def test_the_worst_tools_are_those_with_the_fewest_exact_matches():
     assert [value["value"] for value in evaluation.figures["worst_tools"]["values"]] == ["h", "g", "f"]
 
 
+def test_of_tools_that_are_equally_bad_the_one_of_most_rows_is_first():
+    tools = json.dumps([{"name": name} for name in "fgh"])
+    golds = [json.dumps([{"name": name, "arguments": {}}]) for name in "ffggghh"]
+    rows = [Row(f"r{i}", "query", tools, gold) for i, gold in enumerate(golds)]
+    worst = evaluate(rows, {("", "adapter"): ["[]"] * 7}).figures["worst_tools"]["values"]
+    assert [value["value"] for value in worst] == ["g", "f", "h"]
+
+
+def test_rows_are_compared_by_quarters_of_their_length():
+    lengths = [10, 20, 30, 40, 50, 60, 70, 80]
+    rows = [Row(f"r{n}", "q" * (n - len(TOOLS) % 10), TOOLS, CALL) for n in lengths]
+    limits = [f"{len(rows[i].query) + len(TOOLS):,}" for i in (2, 4, 6)]
+    right = [1, 1, 1, 0, 0, 0, 1, 0]
+    shuffled = [0, 4, 2, 6, 1, 5, 3, 7]
+    answers = [CALL if right[place] else "[]" for place in shuffled]
+    slices = evaluate([rows[place] for place in shuffled], {("", "adapter"): answers}).figures["slices"]
+    (found,) = [part["values"] for part in slices if part["title"] == "length of query and tools, in characters"]
+    names = ["1. quarter", *(f"{place}. quarter, from {limit}" for place, limit in zip("234", limits, strict=True))]
+    assert [part["value"] for part in found] == names
+    assert [(part["figures"]["adapter"]["k"], part["n"]) for part in found] == [(2, 2), (1, 2), (0, 2), (1, 2)]
+
+
+def test_kinds_of_rows_are_in_the_order_of_their_numbers():
+    counts = [10, 2, 1]
+    golds = [json.dumps([{"name": "f", "arguments": {"x": x}} for x in range(count)]) for count in counts]
+    rows = [Row(f"r{count}", "query", TOOLS, gold) for count, gold in zip(counts, golds, strict=True)]
+    (found,) = evaluate(rows, {("", "adapter"): golds}).figures["slices"]
+    assert found["title"] == "number of calls wanted"
+    assert [part["value"] for part in found["values"]] == ["1", "2", "10"]
+
+
+def test_published_figures_stand_below_the_systems_with_a_word_on_them(capsys):
+    evaluation = evaluate(make_rows(2), {("", "adapter"): [CALL] * 2})
+    print_table(evaluation)
+    assert "Published" not in capsys.readouterr().out
+    evaluation.published["paper: base"] = {"exact_match": 63.37}
+    print_table(evaluation)
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "paper: base" in line]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == ["paper: base", "", "63.37", "", ""]
+    assert "Published: parser not stated" in " ".join(out.split())
+
+
+def test_three_rows_have_no_quarters():
+    rows = [Row(f"r{n}", "q" * n, TOOLS, CALL) for n in range(3)]
+    slices = evaluate(rows, {("", "adapter"): [CALL] * 3}).figures["slices"]
+    assert not [part for part in slices if "length" in part["title"]]
+
+
+def test_pairs_with_the_raw_base_or_of_two_kinds_are_left_to_the_report(capsys):
+    systems = ["raw", "prompted", "adapter", "constrained_adapter"]
+    evaluation = evaluate(
+        make_rows(4), {("", system): ["[]"] * n + [CALL] * (4 - n) for n, system in enumerate(systems)}
+    )
+    print_table(evaluation)
+    out = capsys.readouterr().out
+    assert out.count("├") >= 3  # a rule between two systems: each has three lines
+    lines = [line.partition(":")[0] for line in out.splitlines() if " against " in line]
+    assert lines == ["adapter against prompted", "constrained_adapter against prompted"]
+    assert len(evaluation.figures["pairs"]) == 6
+
+
+def test_the_table_on_the_terminal_has_the_four_figures_of_the_headline(capsys):
+    print_table(evaluate(make_rows(2), {("", "adapter"): [CALL] * 2}))
+    header = capsys.readouterr().out.partition("┡")[0]
+    columns = zip(*(line.strip("┃ ").split("┃") for line in header.splitlines() if "┃" in line), strict=True)
+    names = [" ".join(" ".join(cells).split()) for cells in columns]
+    assert names == ["system", "JSON valid %", "exact match %", "tools exist %", "no hallucination %"]
+
+
 def over_calls(label, more=12, fewer=0):
     """A base that abstains in `more` rows in which its adapter calls, and the reverse in `fewer`. 4
     outputs are broken."""
@@ -136,6 +206,8 @@ def test_an_adapter_that_calls_less_or_by_chance_more_gets_no_warning():
     rows = make_rows(0, 16)
     assert evaluate(rows, over_calls("", more=0, fewer=12)).figures["warnings"] == []
     assert evaluate(rows, over_calls("", more=7, fewer=5)).figures["warnings"] == []
+    broken = {("", "prompted"): ["no"] * 16, ("", "adapter"): [CALL] * 16}
+    assert evaluate(rows, broken).figures["warnings"] == []  # a broken output is no abstention
     (line,) = evaluate(make_rows(1), {("", "adapter"): [CALL]}).figures["warnings"]
     assert line.startswith("Every row wants a call")
 

@@ -45,6 +45,12 @@ def test_one_row_with_a_denominator_has_the_widest_interval():
     assert bootstrap_ratio([0, 1, 0], [0, 1, 0]) == (0.0, 1.0)
 
 
+def test_a_draw_of_rows_with_nothing_to_count_does_not_widen_the_interval():
+    """All rows with something to count have at least a half right, and so has every draw of them."""
+    low, high = bootstrap_ratio([1, 2] + [0] * 40, [2, 2] + [0] * 40)
+    assert 0.5 <= low < 0.75 < high <= 1
+
+
 def test_flips_are_named_by_row():
     a, b = {"x": True, "y": False, "z": True, "w": False}, {"x": True, "y": True, "z": False, "w": False}
     assert flips(a, b) == {"both": 1, "neither": 1, "a_only": ["z"], "b_only": ["y"], "p": pytest.approx(1)}

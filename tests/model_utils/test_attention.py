@@ -1,4 +1,4 @@
-"""The attention paths: the gradients that each has."""
+"""The gradients of the attention paths."""
 
 import torch
 

@@ -1,6 +1,6 @@
-"""--torch_compile: the same numbers, from three graphs (training, its loss, evaluation); as many with dropout and on NF4.
+"""--torch_compile: equal numbers from three graphs: training, its loss and evaluation.
 
-The count has one more, of the trial that finds out whether compiling works.
+The count has a fourth graph, of the trial of the compiler.
 """
 
 import pytest
@@ -10,9 +10,10 @@ from conftest import ROOT, launch, values
 from torch._dynamo.utils import counters
 
 
-@pytest.mark.slow  # 40 s, most of them in the C++ compiler
+@pytest.mark.slow  # 40 s, mostly in the C++ compiler
 def test_three_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
-    """Eight layers, six training micro-batches and four evaluations of different lengths, two examples or more each."""
+    """Eight layers, six micro-batches and four evaluations of different lengths, each of two or
+    more examples. Dropout and NF4 need no more graphs."""
     flags |= {
         "model_name_or_path": ROOT / "demo" / "base",
         "attn_implementation": "sdpa",
@@ -26,7 +27,7 @@ def test_three_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
     counters.clear()
     compiled = train_here(flags | {"output_dir": tmp_path / "compiled", "torch_compile": True})
     assert counters["stats"]["unique_graphs"] == 3 + 1
-    assert counters["aot_autograd"]["total"] == 3 + 1  # none was traced twice
+    assert counters["aot_autograd"]["total"] == 3 + 1  # no graph was traced twice
     for tag in ("train/loss", "train/grad_norm", "eval/loss"):
         torch.testing.assert_close(values(compiled, tag), values(plain, tag), rtol=1e-4, atol=0)
     torch._dynamo.reset()
@@ -36,7 +37,7 @@ def test_three_graphs_serve_all_layers_and_lengths(train_here, flags, tmp_path):
     assert counters["stats"]["unique_graphs"] == 3 + 1
 
 
-def test_without_a_compiler_one_line_says_so(flags, monkeypatch):
+def test_a_missing_compiler_is_an_error_in_one_line(flags, monkeypatch):
     monkeypatch.setenv("CXX", "no_such_compiler")
     result = launch("train.py", flags | {"torch_compile": True})
     assert result.code == 1

@@ -1,4 +1,4 @@
-"""Model families beside plain transformers: what is generated is the same, by slots where these are right and else without."""
+"""Model families generate the texts of transformers, by slots if slots are correct for them."""
 
 import json
 
@@ -39,7 +39,7 @@ def plain_text(model, tokenizer, prompt, new_tokens):
         ("codegen", False), ("mpt", False), ("stablelm", False), ("phi3 longrope", False), ("llama dynamic", False),
     ],
 )  # fmt: skip
-def test_generation_is_that_of_transformers(tokenizer, rows_file, name, by_slots):
+def test_generation_equals_transformers(tokenizer, rows_file, name, by_slots):
     model = build(name).eval()
     prompts = [TAGS.render(row.query, row.tools) for row in load_rows(str(rows_file))[0][:4]]
     prompts += ["Is it raining in Rome? " * count for count in (1, 12)]
@@ -60,9 +60,9 @@ def test_generation_is_that_of_transformers(tokenizer, rows_file, name, by_slots
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_rows_cross_only_while_they_grow_is_found(tokenizer, monkeypatch, name, over, dtype):
-    """Prompts within the chunk, the window or the first range of positions, answers beyond. In bf16 too, where what rows do
-    to each other may be no larger than rounding."""
+def test_limits_that_only_the_answers_cross_are_found(tokenizer, monkeypatch, name, over, dtype):
+    """Prompts within the chunk, window or first position range, answers beyond it. In bf16, one
+    row's effect on another may be as small as rounding."""
     monkeypatch.setitem(FAMILIES, name, FAMILIES[name] | over)
     limit = 64 if over else 128
     ids = encode_prompts(tokenizer, ["Is it raining in Rome? " * 40])[0]
@@ -76,7 +76,7 @@ def test_what_rows_cross_only_while_they_grow_is_found(tokenizer, monkeypatch, n
         assert plain_text(build(name).eval(), tokenizer, prompt, 40).startswith(texts[index])
 
 
-def test_attention_is_chosen_by_what_the_model_can_do(tokenizer, rows_file):
+def test_attention_is_chosen_by_a_check_of_the_model(tokenizer, rows_file):
     examples = tokenize_rows(tokenizer, TAGS, load_rows(str(rows_file))[0][:7], 4096).examples
     assert choose_attention(build("llama").eval(), "auto", "llama", examples, False) == "isolated"
     assert choose_attention(build("gemma2").eval(), "auto", "gemma2", examples, False) == "eager"
@@ -108,11 +108,11 @@ def test_positions_bound_prompts_and_answers(tokenizer):
 
 
 @pytest.mark.slow
-def test_of_a_model_that_also_sees_only_the_decoder_of_text_is_trained(tokenizer, flags, tmp_path):
-    """Adapters in the tower for images would get no gradient, which DDP does not bear."""
+def test_only_the_text_decoder_of_an_image_model_is_trained(tokenizer, flags, tmp_path):
+    """Adapters in the image tower would get no gradient, and DDP would fail."""
     text = SIZES | {"head_dim": 16, "sliding_window": 64, "num_hidden_layers": 2}
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
-              "patch_size": 14}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
     config = Gemma3Config(
         text_config=text, vision_config=vision, mm_tokens_per_image=4, eos_token_id=0, pad_token_id=0,
         image_token_index=3000, boi_token_index=3001, eoi_token_index=3002,
@@ -133,10 +133,8 @@ def test_of_a_model_that_also_sees_only_the_decoder_of_text_is_trained(tokenizer
     assert len(names) == 2 * 2 * 7 and not [name for name in names if "language_model" not in name]
 
 
-def test_rows_about_as_long_as_the_positions_are_checked_and_generated_for(
-    run_here, train_here, tokenizer, flags, rows_file
-):
-    """Held-out rows beyond the positions, and one whose answer has a few left: in training, evaluation and for one query."""
+def test_rows_near_the_position_limit_are_checked_and_answered(run_here, train_here, tokenizer, flags, rows_file):
+    """Some held-out rows exceed the positions; one leaves a few for its answer."""
     lengths = sorted(len(encode(tokenizer, row)) for row in load_rows(str(rows_file))[0])
     model = build("gpt2").eval()
     model.config.n_positions = lengths[len(lengths) // 2]
@@ -144,8 +142,8 @@ def test_rows_about_as_long_as_the_positions_are_checked_and_generated_for(
     folder = flags["output_dir"].parent / "short"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    flags |= {"model_name_or_path": folder, "lora_target_modules": ["c_attn"], "max_train_steps": 1, "eval_fraction": 0.3,
-              "eval_generate_examples": 9}  # fmt: skip
+    flags |= {"model_name_or_path": folder, "lora_target_modules": ["c_attn"], "max_train_steps": 1,
+              "eval_fraction": 0.3, "eval_generate_examples": 9}  # fmt: skip
     adapter = train_here(flags) / "adapter"
     result = run_here(evaluate, {"adapter": adapter, "systems": ["adapter"]})
     assert result.code == 0 and "too_long" in result.out, result.err

@@ -1,4 +1,4 @@
-"""The counted FLOP of a step beside torch's own counter, on tiny models that run."""
+"""The FLOP formula of a step against torch's counter, on tiny models."""
 
 import pytest
 import torch
@@ -15,27 +15,27 @@ def with_adapter(model, more=(), checkpointing=False):
     model = add_lora(model, 4, 8, 0.0, [*linear_layers(model), *more]).train()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # The gradient of the first projections' input is counted though training never needs it.
+    # count_flops includes the gradient of the embedding's output, which training never needs.
     model.get_base_model().get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_())
     return model
 
 
 def measured_flops(model, num_tokens):
-    """Of a forward and a backward pass over one text, the head on half of its tokens."""
+    """FLOP of a forward and backward pass over one text, with the head on half of its tokens."""
     ids = torch.arange(num_tokens)[None] + 1
-    # The fused LoRA layers add a product in place, which torch does not count by itself.
-    in_place = {torch.ops.aten.addmm_: lambda y, left, right, out_shape: 2 * left[0] * left[1] * right[1]}
+    # torch does not count the in-place product of the fused LoRA layers.
+    in_place = {torch.ops.aten.addmm_: lambda y, a, b, out_shape: 2 * a[0] * a[1] * b[1]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         model(input_ids=ids, use_cache=False, logits_to_keep=num_tokens // 2).logits.sum().backward()
     return counter.get_total_flops()
 
 
 def measured_per_token(model):
-    """Without attention's own products, which grow with the square of the length, as all else does with the length."""
+    """FLOP per token without attention's products, which grow with the square of the length."""
     return 2 * measured_flops(model, 16) / 16 - measured_flops(model, 32) / 32
 
 
-def sees_images(hidden_size):
+def image_model(hidden_size):
     text = SIZES | {"head_dim": 16, "sliding_window": 64}
     vision = {"hidden_size": hidden_size, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2,
               "image_size": 28, "patch_size": 14}  # fmt: skip
@@ -50,37 +50,38 @@ def sees_images(hidden_size):
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("qwen3", []), ("qwen3", ["lm_head"]), ("qwen3", ["embed_tokens"]), ("llama tied", []), ("gpt2", []), ("qwen3_moe", []),
-        ("mixtral", []),
+        ("qwen3", []), ("qwen3", ["lm_head"]), ("qwen3", ["embed_tokens"]), ("llama tied", []), ("gpt2", []),
+        ("qwen3_moe", []), ("mixtral", []),
     ],
 )  # fmt: skip
-def test_model_flop_is_what_torch_counts(name, more):
+def test_model_flop_equals_torchs_count(name, more):
     model = build(name)
     if name in ("qwen3_moe", "mixtral"):
-        model.set_experts_implementation("eager")  # torch's counter knows no grouped products
+        model.set_experts_implementation("eager")  # torch does not count grouped products
     model = with_adapter(model, more)
     flops = count_flops(model, gradient_checkpointing=False)
     assert measured_per_token(model) == pytest.approx(flops.per_token + flops.per_completion_token / 2, rel=1e-4)
     assert flops.recomputed_per_token == 0
 
 
-def test_adapters_on_experts_count_as_often_as_these_run():
-    """PEFT adds B A to each expert's weights, which costs the same for any text: the FLOP are those of B A x."""
+def test_adapters_on_experts_count_for_the_experts_that_run():
+    """PEFT adds B A to each expert's weights at a constant cost; the count is of B A x instead."""
     model = build("qwen3_moe")
     without = count_flops(with_adapter(build("qwen3_moe")), False).per_token
     model = with_adapter(model, ["experts.gate_up_proj", "experts.down_proj"])
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name and p.requires_grad)
-    assert experts and count_flops(model, False).per_token == without + 6 * experts * 2 / 4  # 2 of 4 experts run
+    # 2 of 4 experts run
+    assert experts and count_flops(model, False).per_token == without + 6 * experts * 2 / 4
 
 
 @pytest.mark.parametrize("hidden_size", [32, 256])
-def test_a_tower_for_images_that_never_runs_is_not_counted(hidden_size):
-    model = with_adapter(sees_images(hidden_size))
+def test_an_image_tower_that_never_runs_is_not_counted(hidden_size):
+    model = with_adapter(image_model(hidden_size))
     flops = count_flops(model, gradient_checkpointing=False)
     assert measured_per_token(model) == pytest.approx(flops.per_token + flops.per_completion_token / 2, rel=1e-4)
 
 
-def test_checkpointing_is_in_the_hardware_s_flop_alone():
+def test_only_the_hardware_flop_includes_checkpointing():
     plain, checkpointed = (count_flops(with_adapter(build("qwen3")), again, peak=1e12) for again in (False, True))
     assert plain[:2] == checkpointed[:2]
     assert plain.utilization(100, 40, 2.0) == plain.hardware_utilization(100, 40, 2.0)

@@ -1,4 +1,4 @@
-"""The fused LoRA layer against PEFT's own, against finite differences, and against dropout written out."""
+"""The fused LoRA layer against PEFT's, finite differences and explicit dropout."""
 
 import copy
 
@@ -12,8 +12,10 @@ from model_utils.speed import COMPILE
 
 
 def layer(quantized=False, dropout=0.0, **variant):
-    """PEFT's layer of 96 to 64 features over a random base, with a B that is not zero, and the same layer fused. variant:
-    more arguments of LoraConfig."""
+    """PEFT's layer of 96 to 64 features over a random base, with a nonzero B, and its fused copy.
+
+    variant: more arguments of LoraConfig.
+    """
     torch.manual_seed(0)
     base = torch.nn.Linear(96, 64, bias=not quantized)
     if quantized:
@@ -22,7 +24,7 @@ def layer(quantized=False, dropout=0.0, **variant):
         base.load_state_dict({"weight": dense})
         base = base.to("cpu")
     model = torch.nn.Sequential(base).requires_grad_(False)
-    model.is_loaded_in_4bit = quantized  # by which PEFT chooses its layer
+    model.is_loaded_in_4bit = quantized  # PEFT chooses its layer by this flag
     config = LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules=["0"], **variant)
     peft_model = get_peft_model(model, config)
     for parameter in peft_model.base_model.model[0].lora_B["default"].parameters():
@@ -38,7 +40,7 @@ def output_and_gradients(model, x):
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_output_and_gradients_are_pefts(quantized):
+def test_output_and_gradients_equal_pefts(quantized):
     peft_model, fused = layer(quantized)
     x = torch.randn(2, 7, 96)
     for ours, theirs in zip(output_and_gradients(fused, x), output_and_gradients(peft_model, x), strict=True):
@@ -57,7 +59,7 @@ def test_output_and_gradients_are_pefts(quantized):
         ({"lora_bias": True}, False),
     ],
 )
-def test_only_plain_layers_are_fused_and_every_variant_is_pefts(variant, is_plain, dropout):
+def test_only_plain_layers_are_fused_and_all_variants_equal_pefts(variant, is_plain, dropout):
     peft_model, fused = layer(dropout=dropout, **variant)
     assert type(fused.base_model.model[0]).__name__.startswith("Fused") == is_plain
     x = torch.randn(2, 7, 96)
@@ -65,27 +67,29 @@ def test_only_plain_layers_are_fused_and_every_variant_is_pefts(variant, is_plai
     for model in (fused, peft_model):
         torch.manual_seed(3)
         results.append(output_and_gradients(model, x))
-    assert all(tensor is not None and tensor.any() for tensor in results[0])  # each of its weights has a gradient
+    # each weight has a gradient
+    assert all(tensor is not None and tensor.any() for tensor in results[0])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_in_bf16_it_is_as_near_to_float32_as_peft_is():
+def test_in_bf16_the_error_is_at_most_pefts():
     peft_model, fused = layer()
     x = torch.randn(40, 96)
     wanted = output_and_gradients(copy.deepcopy(peft_model), x)
-    off = []
+    errors = []
     for model in (peft_model, fused):
         model.base_model.model[0].base_layer.bfloat16()
         with torch.autocast("cpu", torch.bfloat16):
             got = output_and_gradients(model, x.bfloat16())
-        assert [tensor.dtype for tensor in got] == [torch.bfloat16] * 2 + [torch.float32] * 2  # y, x, A, B
-        off.append([((a.float() - b).norm() / b.norm()).item() for a, b in zip(got, wanted, strict=True)])
-    for theirs, ours in zip(*off, strict=True):
+        # y, x, A, B
+        assert [tensor.dtype for tensor in got] == [torch.bfloat16] * 2 + [torch.float32] * 2
+        errors.append([((a.float() - b).norm() / b.norm()).item() for a, b in zip(got, wanted, strict=True)])
+    for theirs, ours in zip(*errors, strict=True):
         assert ours < 1.2 * theirs + 1e-3 and theirs < 0.02
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_equal_finite_differences():
     base = torch.nn.Linear(6, 5).double().requires_grad_(False)
     x, a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 6), (2, 6), (5, 2)))
     assert torch.autograd.gradcheck(lambda *tensors: LoraProjection.apply(*tensors, base, 1.5, 0.0), (x, a, b))
@@ -109,11 +113,11 @@ def test_dropout_is_on_the_adapters_input_alone(compiled):
     assert 0.7 < mask.float().mean() < 0.8
     a, b = plain.lora_A["default"].weight, plain.lora_B["default"].weight
 
-    def written_out(x):
+    def reference(x):
         return plain.base_layer(x) + 3 * (x * mask / 0.75) @ a.t() @ b.t()
 
     x = x.requires_grad_()
-    y = written_out(x)
+    y = reference(x)
     (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
     for ours, theirs in zip(got, (y, x.grad, a.grad, b.grad), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -121,14 +125,13 @@ def test_dropout_is_on_the_adapters_input_alone(compiled):
     assert torch.allclose(fused.eval()(x), plain.base_layer(x) + 3 * x @ a.t() @ b.t(), atol=1e-5)
 
 
-def test_a_hashed_mask_is_as_good_as_drawn():
-    """By its share, by how that varies between rows and between columns, and by how much any two rows or columns have in
-    common: as independent draws but for a pair in a hundred thousand, whose numbers differ in few bits."""
+def test_a_hashed_mask_is_like_independent_draws():
+    """The mean, the variance between rows and between columns, and the correlation of pairs. One
+    pair in 100,000 may be correlated: its numbers differ in few bits."""
     torch.manual_seed(0)
     shape = (3000, 2560)
-    kept = (hashed_mask(draw_noise(shape, "cpu"), shape, 0.05).double() - 0.95) / (
-        0.05 * 0.95
-    ) ** 0.5  # mean 0 and variance 1
+    mask = hashed_mask(draw_noise(shape, "cpu"), shape, 0.05)
+    kept = (mask.double() - 0.95) / (0.05 * 0.95) ** 0.5  # mean 0 and variance 1
     assert kept.mean().abs() < 4 / kept.numel() ** 0.5
     for rows in (kept, kept.t()):
         assert 0.85 < (rows.mean(1) * rows.shape[1] ** 0.5).var() < 1.15
@@ -144,9 +147,8 @@ def test_an_adapter_can_be_switched_off():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_projections_of_one_input_keep_it_once(compiled):
-    """What dropout leaves differs from projection to projection: kept instead, it would be a copy of the input for each.
-    Compiled code keeps no masks either."""
+def test_projections_of_one_input_save_it_once(compiled):
+    """A saved dropout output would copy the input per projection. Compiled code saves no mask."""
     projections = [layer(dropout=0.25)[1].base_model.model[0] for _ in range(2)]
     run = lambda x: projections[0](x) + projections[1](x)  # noqa: E731
     if compiled:
@@ -162,7 +164,7 @@ def test_projections_of_one_input_keep_it_once(compiled):
     assert sum(tensor.dtype == torch.bool for tensor in kept) == (0 if compiled else 2)
 
 
-def test_compiled_layers_keep_no_weights_that_they_dequantised():
+def test_compiled_layers_save_no_dequantised_weights():
     projection = layer(quantized=True, dropout=0.25)[1].base_model.model[0]
     projection.compile(**COMPILE)
     kept = []

@@ -1,4 +1,4 @@
-"""Batched greedy generation: the same outputs as one at a time, and it stops where it should."""
+"""Batched greedy generation equals generation one at a time and stops correctly."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from data_utils.tokens import encode_prompts
 from model_utils.generation import Answer, generate
 from model_utils.slots import PREFILL_TOKENS, plan_groups
 
-BASE = ROOT / "demo" / "base"  # a random model says one token over and over, whatever came before
+BASE = ROOT / "demo" / "base"  # a random model repeats one token for any prompt
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def prompts(rows_file):
 
 
 def plain_completion(model, tokenizer, prompt, max_new_tokens):
-    """By transformers' own generate, without the end token."""
+    """The tokens of transformers' generate, without the end token."""
     ids = torch.from_numpy(encode_prompts(tokenizer, [prompt])[0]).long()[None]
     tokens = model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)[0, ids.shape[1] :].tolist()
     return tokens[: tokens.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in tokens else tokens
@@ -41,7 +41,8 @@ def test_batched_equals_one_at_a_time_equals_plain_transformers(model, tokenizer
     batched = dict(generate(model, tokenizer, TAGS, prompts, 40, batch_tokens=50_000))
     alone = dict(generate(model, tokenizer, TAGS, prompts[:12], 40, batch_tokens=1))
     assert sorted(batched) == list(range(32))
-    assert len({generation.num_tokens for generation in batched.values()}) > 5  # rows stop each at its own time
+    # Rows stop at different lengths.
+    assert len({generation.num_tokens for generation in batched.values()}) > 5
     for i, prompt in enumerate(prompts[:12]):
         assert batched[i][:3] == alone[i][:3]
         plain = plain_completion(model, tokenizer, prompt, 40)
@@ -51,8 +52,8 @@ def test_batched_equals_one_at_a_time_equals_plain_transformers(model, tokenizer
             assert (len(plain) == 40) == (batched[i].finish == "length")
 
 
-def test_rows_enter_slots_as_others_leave(model, tokenizer, prompts):
-    """Three slots for 32 rows: what an earlier row left in the cache is not seen."""
+def test_rows_reuse_the_slots_of_finished_rows(model, tokenizer, prompts):
+    """Three slots for 32 rows: no row sees the cache of an earlier row."""
     room = max(map(len, encode_prompts(tokenizer, prompts))) + 40
     few = dict(generate(model, tokenizer, TAGS, prompts, 40, batch_tokens=3 * room))
     many = dict(generate(model, tokenizer, TAGS, prompts, 40, batch_tokens=50_000))
@@ -60,7 +61,7 @@ def test_rows_enter_slots_as_others_leave(model, tokenizer, prompts):
 
 
 def test_the_last_prompts_do_not_wait_for_many_slots(model, tokenizer, prompts):
-    """All prompts but one fill the first prefill, and there is a slot for each: the last one comes before any decoding."""
+    """The last prompt exceeds the first prefill but has a slot: its prefill precedes decoding."""
     lengths = {prompt: len(ids) for prompt, ids in zip(prompts, encode_prompts(tokenizer, prompts), strict=True)}
     longest = sorted(lengths, key=lengths.get, reverse=True)
     first = [i for i in range(len(longest)) if sum(lengths[prompt] for prompt in longest[:i]) <= PREFILL_TOKENS][-1]
@@ -71,7 +72,7 @@ def test_the_last_prompts_do_not_wait_for_many_slots(model, tokenizer, prompts):
     assert [i for i, kwargs in enumerate(passes) if "cu_seq_lens_q" in kwargs] == [0, 1]
 
 
-def test_a_sliding_window_is_kept_to(tokenizer, prompts):
+def test_a_sliding_window_is_respected(tokenizer, prompts):
     model = AutoModelForCausalLM.from_pretrained(
         BASE, dtype=torch.float32, layer_types=["sliding_attention", "full_attention"] * 4, sliding_window=16
     ).eval()
@@ -111,29 +112,14 @@ def test_a_row_stops_at_its_value_its_budget_or_an_end_token(model, tokenizer, t
 
 
 PIECES = [
-    "[",
-    "]",
-    "{",
-    "}",
-    '"',
-    "\\",
-    '{"a": 1}',
-    ", ",
-    " ",
-    "\n",
-    "x",
-    "\u3000",
-    "é",
-    "😀",
-    "</answer>",
-    "</",
+    *("[", "]", "{", "}", '"', "\\", '{"a": 1}', ", ", " ", "\n", "x", "\u3000", "é", "😀", "</answer>", "</"),
     '[{"a": "]"}]',
 ]
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join))
-def test_a_row_is_closed_by_the_first_token_that_makes_its_text_finished(model, tokenizer, text):
+def test_the_first_token_that_finishes_the_text_closes_a_row(model, tokenizer, text):
     tokens = tokenizer(text).input_ids
     ends = [n for n in range(1, len(tokens) + 1) if TAGS.finished(tokenizer.decode(tokens[:n]))]
     answer = Answer(0, len(tokens) + 1, model, tokenizer, TAGS)

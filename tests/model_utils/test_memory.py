@@ -1,4 +1,4 @@
-"""Which micro-batches are the largest, what a trial leaves behind, and what is proposed where they do not fit."""
+"""The largest micro-batches, the state after a trial, and the proposals if they do not fit."""
 
 from dataclasses import replace
 
@@ -21,7 +21,8 @@ def test_the_largest_micro_batches_of_the_steps_to_come_are_found(process_index)
         for i, length in enumerate(rng.integers(10, 100, 61))
     ]
     data = TrainingData(examples, 7, 3, 2, num_processes=2, process_index=process_index)
-    most_tokens, most_supervised = largest_chunks(data.chunks(range(4, 13)))  # over an epoch's end
+    # across an epoch's end
+    most_tokens, most_supervised = largest_chunks(data.chunks(range(4, 13)))
     batches = [batch for step in range(4, 13) for batch in data[step].micro_batches]
     assert sum(len(example.input_ids) for example in most_tokens) == max(b["input_ids"].shape[1] for b in batches)
     assert sum(example.num_supervised for example in most_supervised) == max(len(b["labels"]) for b in batches)
@@ -48,7 +49,7 @@ def test_a_trial_leaves_no_gradient_behind(memory_runs_out):
     assert all(parameter.grad is None for parameter in model.parameters()) and not optimizer.state
 
 
-# What a GPU of `room` can hold, where a token costs 4 without checkpointing and 1 with it.
+# room: the GPU's memory. A token takes 4 without checkpointing and 1 with it.
 @pytest.mark.parametrize(
     ("room", "proposed"),
     [
@@ -59,8 +60,20 @@ def test_a_trial_leaves_no_gradient_behind(memory_runs_out):
                 "--gradient_checkpointing true --cuda_graphs false",
             ],
         ),
-        (8 * 1024, ["--per_device_train_batch_size 2 --gradient_accumulation_steps 12", "--gradient_checkpointing true --cuda_graphs false"]),
-        (3 * 1024, ["--gradient_checkpointing true --cuda_graphs false --per_device_train_batch_size 2 --gradient_accumulation_steps 12"]),
+        (
+            8 * 1024,
+            [
+                "--per_device_train_batch_size 2 --gradient_accumulation_steps 12",
+                "--gradient_checkpointing true --cuda_graphs false",
+            ],
+        ),
+        (
+            3 * 1024,
+            [
+                "--gradient_checkpointing true --cuda_graphs false --per_device_train_batch_size 2 "
+                "--gradient_accumulation_steps 12"
+            ],
+        ),
         (
             600,
             [
@@ -70,8 +83,8 @@ def test_a_trial_leaves_no_gradient_behind(memory_runs_out):
         ),
         (100, []),
     ],
-)  # fmt: skip
-def test_what_fits_is_proposed_with_the_same_effective_batch(room, proposed):
+)
+def test_proposals_fit_and_keep_the_effective_batch(room, proposed):
     args = TrainingArguments(
         per_device_train_batch_size=8, gradient_accumulation_steps=3, gradient_checkpointing=False, cuda_graphs=True
     )
@@ -83,7 +96,7 @@ def test_what_fits_is_proposed_with_the_same_effective_batch(room, proposed):
     assert what_fits(args, fits) == proposed
 
 
-def test_a_batch_of_one_with_checkpointing_has_its_length_left():
+def test_for_a_batch_of_one_with_checkpointing_a_shorter_length_is_proposed():
     args = replace(TrainingArguments(), per_device_train_batch_size=1, gradient_checkpointing=True)
     (only,) = what_fits(args, lambda batch_size, checkpointing, length: length <= 900)
     assert "--max_seq_length 896" in only

@@ -1,7 +1,8 @@
-"""Defaults, recipes and flags; and every wrong use ends in one line with the right exit code."""
+"""Defaults, recipes and flags. Wrong use ends in one line with the right exit code."""
 
 import dataclasses
 import importlib
+import itertools
 import re
 import shlex
 import signal
@@ -19,8 +20,9 @@ import train
 from evaluate import EvaluationArguments
 from export import ExportArguments
 from infer import InferenceArguments
-from run_utils.arguments import ArgumentParser, parse_arguments, value_options
-from run_utils.errors import UsageError
+from run_utils.arguments import ArgumentParser, as_yaml, parse_arguments, value_options
+from run_utils.errors import UsageError, run_script
+from run_utils.signals import Stopped, handle_signals
 from train import TrainingArguments
 
 SCRIPTS = {
@@ -55,8 +57,15 @@ def test_flags_override_the_recipe_which_overrides_the_defaults(recipe):
     assert args.lora_r == TrainingArguments().lora_r
 
 
-def test_the_reference_recipe_holds_what_differs_from_the_defaults():
-    """So that an edited default takes effect."""
+def test_args_yaml_has_the_order_of_the_help_and_text_as_it_is_written():
+    text = as_yaml(parse("--output_dir", "läufe", "--dataset_name", "北京.jsonl"))
+    names = [field.name for field in dataclasses.fields(TrainingArguments)]
+    assert "output_dir: läufe\n" in text and "dataset_name: 北京.jsonl\n" in text
+    assert list(yaml.safe_load(text)) == [name for name in names if f"{name}:" in text.split()]
+
+
+def test_the_reference_recipe_has_only_changed_defaults():
+    """A repeated default would hide an edit of that default."""
     path = ROOT / "recipes" / "qwen3_4b_qlora.yaml"
     args, defaults = vars(parse("--config", str(path))), vars(TrainingArguments())
     assert {name for name in args if args[name] != defaults[name]} == {"config", "max_eval_examples"}
@@ -87,15 +96,14 @@ def test_every_recipe_parses(path):
     parse_arguments(scripts.get(path.name, TrainingArguments), "", "demo.yaml", ["--config", str(path)])
 
 
-def test_what_is_named_is_never_taken_for_nothing():
-    """Naming the reference model and rows, the defaults, must not start the demo."""
+def test_naming_the_default_model_and_rows_does_not_start_the_demo():
     defaults = TrainingArguments()
     args = parse(f"--model_name_or_path={defaults.model_name_or_path}", "--dataset_name", defaults.dataset_name)
     assert args == defaults
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_has_the_examples_as_they_are_written_and_each_flag_once_with_its_default(script, capsys, monkeypatch):
+def test_help_has_the_docstring_and_each_flag_once_with_its_default(script, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.argv", [f"{script}.py", "--help"])
     module = importlib.import_module(script)
@@ -109,8 +117,8 @@ def test_help_has_the_examples_as_they_are_written_and_each_flag_once_with_its_d
     assert len(groups) >= 1 and all(f"\n{group}:\n" in shown for group in groups)
     flags = re.findall(r"(?:^  |\]   )--(\w+)[^[]*\[([^]]*)(?=\])", shown, flags=re.MULTILINE)
     defaults = [(name, " ".join(values.split()).split(" | ")[0]) for name, values in flags]
-    in_words = {"None": "not set", "True": "true", "False": "false"}
-    assert defaults == [(field.name, in_words.get(str(field.default), str(field.default))) for field in fields]
+    words = {"None": "not set", "True": "true", "False": "false"}
+    assert defaults == [(field.name, words.get(str(field.default), str(field.default))) for field in fields]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -126,7 +134,7 @@ def test_a_script_parses_before_it_loads_its_libraries(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_names_its_recipe_and_what_it_waits_for_and_stops_at_once_meanwhile(script):
+def test_a_script_reports_recipe_and_imports_and_stops_at_sigterm(script):
     process = subprocess.Popen([sys.executable, f"{script}.py"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     lines = [process.stderr.readline(), process.stderr.readline()]
     process.terminate()
@@ -137,7 +145,7 @@ def test_a_script_names_its_recipe_and_what_it_waits_for_and_stops_at_once_meanw
 
 
 class Oracle(HfArgumentParser):
-    """Of a copy of the dataclass: transformers changes the types of the fields that it reads."""
+    """HfArgumentParser on a copy of the dataclass, because it changes the fields' types."""
 
     def __init__(self, arguments_class):
         fields = [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(arguments_class)]
@@ -154,7 +162,7 @@ WILD = ("", "-", "--", "true", "nan", "none", "1.5", "stray", "--stray")
 
 @st.composite
 def command_lines(draw):
-    """A script and flags of it, of which one in three may be misspelt or have values of another kind or number."""
+    """A script and flags; one flag in three may be misspelt or have wrong or too many values."""
     script = draw(st.sampled_from(sorted(SCRIPTS)))
     words = []
     for field in draw(st.lists(st.sampled_from(dataclasses.fields(SCRIPTS[script])), min_size=1, max_size=4)):
@@ -179,7 +187,7 @@ def command_lines(draw):
 @hypothesis.example(("train", ["--no_torch_compile"]))
 @hypothesis.example(("train", ["--no-gradient-checkpointing=true"]))
 def test_flags_are_read_as_transformers_reads_them(line):
-    """HfArgumentParser gives the same values, the same unknown words, and the same message of what is wrong."""
+    """HfArgumentParser gives the same values, unknown words and error messages."""
     script, words = line
     expected, found = (outcome(parser, words) for parser in PARSERS[script])
     assert found == expected
@@ -190,10 +198,10 @@ def outcome(parser, words):
         values, unknown = parser.parse_known_args(words)
     except UsageError as error:
         return str(error)
-    return repr(vars(values)), unknown  # as texts: nan is not itself
+    return repr(vars(values)), unknown  # as texts: nan != nan
 
 
-def test_values_reach_the_dataclass_as_transformers_gives_them():
+def test_the_dataclass_has_the_values_of_transformers():
     words = shlex.split(
         "--dataset-name rows.jsonl --seed 7 --learning_rate 2e-4 --no_gradient_checkpointing --torch_compile yes "
         "--lora_target_modules q_proj v_proj --max_train_steps=3 --lr-scheduler-type linear"
@@ -203,7 +211,7 @@ def test_values_reach_the_dataclass_as_transformers_gives_them():
     assert (expected.torch_compile, expected.gradient_checkpointing, expected.max_train_steps) == (True, False, 3)
 
 
-def test_nothing_named_is_the_demo_and_anything_named_is_not(capsys):
+def test_the_demo_runs_unless_a_model_or_data_set_is_named(capsys):
     assert parse().dataset_name == "demo"
     assert "recipes/demo.yaml" in capsys.readouterr().err
     assert parse("--seed", "1").model_name_or_path == "demo"
@@ -225,12 +233,22 @@ def test_nothing_named_is_the_demo_and_anything_named_is_not(capsys):
         ("", "must hold"),
         ("a: [", "not valid YAML"),
         ("learning_rate: -1", "--learning_rate must be above 0"),
+        ("save_total_limit: " + "9" * 400, "--save_total_limit is beyond 9,223,372,036,854,775,807"),
+        ("learning_rate: &a [*a]", "its aliases make more than 100,000 values"),
+        (
+            "a: [&a [x, x, x, x, x, x, x, x, x], "
+            + ", ".join(f"&{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghij"))
+            + "]",
+            "its aliases make more than 100,000 values",
+        ),
     ],
 )
 def test_a_bad_recipe_is_refused_by_name(recipe, text, message):
     with pytest.raises(UsageError, match=re.escape(message)) as error:
         parse("--config", recipe(text))
-    assert ("\n" not in str(error.value) and "recipe.yaml" in str(error.value)) or text.startswith("learning_rate")
+    assert ("\n" not in str(error.value) and "recipe.yaml" in str(error.value)) or text.startswith(
+        ("learning_rate", "save_total")
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,14 +300,14 @@ def test_a_failure_is_one_line_and_exit_code_1(run_here, flags, monkeypatch, cha
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_real_launch_prints_the_line_first_and_no_traceback_of_ours(processes, flags):
+def test_a_real_launch_prints_the_error_once_without_our_traceback(processes, flags):
     result = launch("train.py", flags | {"dataset_name": "absent.jsonl"}, processes)
     assert result.code != 0
     assert result.err.count("train.py: error: absent.jsonl: no such file") == 1
     assert f'File "{ROOT}/train.py"' not in result.err and f'File "{ROOT}/run_utils/"' not in result.err
 
 
-def test_without_a_launcher_the_exit_code_is_ours():
+def test_without_a_launcher_the_exit_code_is_the_scripts():
     done = subprocess.run([sys.executable, "train.py", "--seed=x"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "invalid int value" in done.stderr and "Traceback" not in done.stderr
 
@@ -308,8 +326,63 @@ def test_the_readmes_training_commands_parse(monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_launch_file_is_one_that_accelerate_reads(path):
+def test_accelerate_reads_every_launch_file(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
     assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"]
+
+
+@pytest.mark.parametrize(
+    "message", ["[/pytorch/third_party/gloo/tcp/pair.cc:552] Connection closed by peer", "x/gloo/y\n\nlast words\n "]
+)
+def test_another_process_that_is_lost_is_one_line_with_the_way_on(capsys, message):
+    def main():
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    (line,) = capsys.readouterr().err.splitlines()
+    cause = "last words" if "last" in message else message
+    assert stop.value.code == 1 and line.partition(": ")[2] == (
+        f"error: lost another process, or the network failed ({cause}): "
+        "launch all again, a training with --resume_from_checkpoint latest"
+    )
+
+
+def test_another_runtime_error_is_no_user_s():
+    def main():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run_script(main)
+
+
+def test_a_signal_s_exit_code_is_128_and_its_number_and_its_line_names_the_way_on(capsys):
+    def main():
+        raise Stopped(signal.SIGTERM, "3 of 9 rows are answered")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, "the same command goes on")
+    assert stop.value.code == 143
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.partition(": ")[2] == "stopped by SIGTERM: 3 of 9 rows are answered; the same command goes on"
+
+
+def test_flags_are_those_behind_the_script_s_name(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--dataset_name", "rows.jsonl", "--seed", "3"])
+    assert parse_arguments(TrainingArguments, "", "demo.yaml").seed == 3
+
+
+@pytest.mark.parametrize(("processes", "ignored"), [("1", False), ("2", True)])
+def test_one_of_several_processes_ignores_the_launcher_s_signals_as_it_ends(monkeypatch, processes, ignored):
+    def main():
+        raise UsageError("refused")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(SystemExit):
+        run_script(main)
+    after = signal.getsignal(signal.SIGTERM)
+    handle_signals(before)
+    assert after == (signal.SIG_IGN if ignored else before)

@@ -1,4 +1,4 @@
-"""Files of ours that parse and are not what they were: damaged, edited, or of another program. One line names file and fault."""
+"""Damaged, edited or foreign files are refused: one line has the file and the fault."""
 
 import errno
 import json
@@ -14,9 +14,9 @@ from eval_utils.model_card import read_evaluation
 from model_utils.answer_file import earlier_answers
 from run_utils.checkpoint import read_checkpoint
 from run_utils.errors import UserError
-from run_utils.files import naming_full_disk, new_folder, read_json
+from run_utils.files import lock_folder, naming_full_disk, new_folder, read_json, write_json, write_text
 from run_utils.journal import append
-from run_utils.run import holds_run
+from run_utils.output_folder import holds_run, make_writable
 
 DAMAGED = {
     "empty": b"",
@@ -63,13 +63,22 @@ def test_damaged_json_is_named(tmp_path, content):
     assert str(tmp_path / "state.json") in problem(read_json, tmp_path / "state.json")
 
 
+def test_json_that_is_written_is_read_and_a_value_that_cannot_be_written_leaves_the_old(tmp_path):
+    path = tmp_path / "state.json"
+    write_json(path, {"step": 1, "text": "北京\ud800"})
+    assert read_json(path) == {"step": 1, "text": "北京\ud800"}
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half a surrogate pair \ud800")
+    assert read_json(path)["step"] == 1 and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_neither_a_pipe_nor_a_folder_is_read(tmp_path, make):
     make(tmp_path / "state.json")
     assert "not a file" in problem(read_json, tmp_path / "state.json")
 
 
-def test_a_file_that_is_not_there_and_a_key_that_is_missing_are_named(tmp_path):
+def test_a_missing_file_and_a_missing_key_are_named(tmp_path):
     assert "No such file" in problem(read_json, tmp_path / "state.json")
     (tmp_path / "state.json").write_text("{}")
     assert "no 'step' there" in problem(read_json, tmp_path / "state.json", lambda value: value["step"])
@@ -87,11 +96,18 @@ def test_a_damaged_evaluation_is_refused_in_a_line(evaluation, name, content):
 @pytest.mark.parametrize(
     "change",
     [{"query": 5}, {"tools": "no"}, {"tools": "[1]"}, {"answers": "{}"}, {"answers": '[{"name": "f"}]'}, {"id": ["a"]},
-     {"acceptable": "["}, {"category": None}, {"more": 1}],
+     {"acceptable": "["}, {"required": '{"f": 3}'}, {"required": "[]"}, {"category": None}, {"more": 1}],
 )  # fmt: skip
 def test_a_row_that_cannot_be_scored_is_refused_in_a_line(evaluation, change):
     (evaluation / "rows.jsonl").write_text(json.dumps(ROW | change))
     assert "rows.jsonl" in problem(read_folder, evaluation)
+
+
+def test_a_row_with_all_of_its_columns_can_be_scored(evaluation):
+    more = {"category": "simple", "acceptable": '[{"f": {"x": [1]}}]', "required": '{"f": ["x"]}', "fingerprint": "0f"}
+    (evaluation / "rows.jsonl").write_text(json.dumps(ROW | more))
+    (row,) = read_folder(evaluation).rows
+    assert row._asdict().items() >= (ROW | more).items()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +125,7 @@ FIELDS = (
 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from([*PREDICTION, "came_as"]), FIELDS))
-def test_a_prediction_of_any_types_can_be_scored_or_is_none(tmp_path_factory, fields):
+def test_a_prediction_of_any_types_is_scored_or_dropped(tmp_path_factory, fields):
     path = tmp_path_factory.getbasetemp() / "predictions-0.jsonl"
     path.write_text(json.dumps(PREDICTION | fields) + "\n" + json.dumps(PREDICTION))
     read = read_predictions(path)
@@ -117,6 +133,14 @@ def test_a_prediction_of_any_types_can_be_scored_or_is_none(tmp_path_factory, fi
     describe_messages("prompted", read)
     for prediction in read:
         assert isinstance(prediction["text"], str) and 0 * prediction["seconds"] == 0
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_line_between_predictions_is_none(tmp_path, content):
+    path = tmp_path / "predictions-0.jsonl"
+    line = json.dumps(PREDICTION).encode()
+    path.write_bytes(line + b"\n" + content + b"\n" + line)
+    assert read_predictions(path) == [PREDICTION, PREDICTION]
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "environment.json", "args.yaml"])
@@ -131,7 +155,7 @@ def test_a_damaged_evaluation_beside_an_adapter_is_left_out_of_its_card(evaluati
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_damaged_runs_and_results_are_no_runs_and_no_results(tmp_path, content):
+def test_damaged_runs_and_results_are_not_recognised(tmp_path, content):
     for name in ("args.yaml", "environment.json", "metrics.json"):
         (tmp_path / name).write_bytes(content)
     assert not holds_run(tmp_path)
@@ -142,10 +166,23 @@ def test_damaged_runs_and_results_are_no_runs_and_no_results(tmp_path, content):
     assert "state.json" in problem(read_checkpoint, tmp_path / "checkpoint-3")
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "predictions.jsonl", "args.yaml", "environment.json"])
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(evaluation, name):
+    (evaluation / name).unlink()
+    os.mkfifo(evaluation / name)
+    assert problem(read_folder, evaluation) == f"{evaluation / name} cannot be read: not a file"
+    assert not holds_run(evaluation)
+
+
+def test_a_pipe_in_the_place_of_a_folder_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "run")
+    assert problem(make_writable, tmp_path / "run") == f"--output_dir {tmp_path / 'run'} is a file"
+
+
 @pytest.mark.parametrize(
     "line", ["5", "null", "[0]", "[0, 5]", "[[0], {}]", "[true, {}]", "[7, {}]", "[-1, {}]", "[" * 100_000, '[0, {"id"']
 )
-def test_a_line_that_is_no_answer_is_asked_again(tmp_path, line):
+def test_a_line_that_is_not_an_answer_is_generated_again(tmp_path, line):
     partial = tmp_path / "calls.jsonl.partial"
     partial.write_text('{"input": "x"}\n[1, {"id": "b"}]\n' + line)
     assert earlier_answers(partial, {"input": "x"}, 3) == {1: {"id": "b"}}
@@ -160,18 +197,18 @@ def test_answers_of_unknown_origin_are_not_continued(tmp_path, first):
     assert "remove it" in problem(earlier_answers, partial, {"input": "x"}, 3)
 
 
-def test_a_killed_export_s_folder_goes_at_the_next_and_no_other_does(tmp_path):
-    left = tmp_path / "incomplete-export"
+def test_the_next_export_deletes_a_killed_exports_folder_and_no_other(tmp_path):
+    incomplete = tmp_path / "incomplete-export"
     killed = new_folder(tmp_path / "export")
     (killed.__enter__() / "model.safetensors").write_bytes(b"half")
     with new_folder(tmp_path / "export") as folder:
         assert [path.name for path in folder.iterdir()] == [".unfinished_export"]
         (folder / "config.json").touch()
-    assert [path.name for path in (tmp_path / "export").iterdir()] == ["config.json"] and not left.exists()
-    left.mkdir()
-    (left / "notes.txt").write_text("of somebody")
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["config.json"] and not incomplete.exists()
+    incomplete.mkdir()
+    (incomplete / "notes.txt").write_text("of somebody")
     assert "no export has left it" in problem(new_folder(tmp_path / "export").__enter__)
-    assert (left / "notes.txt").exists()
+    assert (incomplete / "notes.txt").exists()
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("I/O error: no space (os error 28)")])
@@ -183,3 +220,18 @@ def test_a_full_disk_is_named_with_its_need_and_the_remedy(tmp_path, error):
     line = problem(write)
     assert line.startswith(f"{tmp_path / 'export'} could not be written: it needs about 5.0 MiB and the disk has ")
     assert line.endswith("MiB free; make room, and the same command exports it")
+
+
+def test_a_folder_is_locked_for_others_and_not_for_its_own_process(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    for name in ("free", "taken"):
+        (tmp_path / name).mkdir()
+    others = {name: os.open(tmp_path / name, os.O_RDONLY) for name in ("free", "taken")}
+    fcntl.flock(others["taken"], fcntl.LOCK_EX)
+    assert "another process is working in" in problem(lock_folder, tmp_path / "taken")
+    for _ in range(2):
+        lock_folder(tmp_path / "free")
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(others["free"], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for handle in others.values():
+        os.close(handle)

@@ -1,8 +1,8 @@
-"""Which texts are credentials. That none is in a file or on the terminal: tests/eval_utils/test_endpoint.py."""
+"""Credentials in texts are hidden. tests/eval_utils/test_endpoint.py checks files and terminal."""
 
 import pytest
 
-from run_utils.redaction import address_secrets, redact, redact_command
+from run_utils.redaction import address_secrets, hide, redact, redact_command
 
 ADDRESS = "http://ada:PASSW0RD@127.0.0.1:8000/v1?api-version=SECRET7&key=KEY777"
 
@@ -23,7 +23,7 @@ ADDRESS = "http://ada:PASSW0RD@127.0.0.1:8000/v1?api-version=SECRET7&key=KEY777"
         ("sk-proj-4f9a8b7c6d5e4f3a2b1c", "***"),
         ("hf_" + "aB3" * 11, "***"),
         ("--api_key=PASSW0RD", "--api_key=***"),
-        # As they are: no credentials.
+        # No credentials: unchanged.
         ("http://localhost:8000/v1", "http://localhost:8000/v1"),
         ("https://host:8000/@scope/model", "https://host:8000/@scope/model"),
         ("ada@example.com", "ada@example.com"),
@@ -35,7 +35,7 @@ ADDRESS = "http://ada:PASSW0RD@127.0.0.1:8000/v1?api-version=SECRET7&key=KEY777"
         ("runs/sk-learning_rate/hf_adapter", "runs/sk-learning_rate/hf_adapter"),
     ],
 )
-def test_what_looks_like_a_credential_is_hidden(text, redacted):
+def test_credentials_are_hidden_and_nothing_else(text, redacted):
     assert redact(text) == redacted
     assert redact({"command": ["x", text]}) == {"command": ["x", redacted]}
     assert redact(redacted) == redacted
@@ -47,13 +47,18 @@ def test_a_command_keeps_its_words():
     ]
 
 
-def test_the_environment_s_keys_are_hidden(monkeypatch):
+def test_keys_in_the_environment_are_hidden(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "planted words")
-    monkeypatch.setenv("SOME_KEY", "x")  # would be found in any word
+    monkeypatch.setenv("SOME_KEY", "x")  # too short to hide: many words have an x
     assert redact("Invalid: planted words, exactly") == "Invalid: ***, exactly"
 
 
-def test_what_an_address_holds_is_known_in_each_form():
+def test_an_address_gives_its_secrets_in_each_form():
     secrets = address_secrets("http://ada:P%40SSW0RD@host/v1?key=KEY%20777&plain#frag")
     assert {"P%40SSW0RD", "P@SSW0RD", "KEY%20777", "KEY 777", "plain", "frag", "YWRhOlBAU1NXMFJE"} <= set(secrets)
-    assert address_secrets("http://host:8000/v1") == []
+    assert address_secrets("http://host:8000/v1") == address_secrets("http://host/v1&beta") == []
+
+
+def test_secrets_are_hidden_in_values_and_nothing_else_changes():
+    value = {"a": 5, "b": [None, True, "key PLANTED77, again PLANTED77"], "http://ada:PASSW0RD@host": 0.5}
+    assert hide(value, ["PLANTED77"]) == value | {"b": [None, True, "key ***, again ***"]}

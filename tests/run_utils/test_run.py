@@ -1,8 +1,13 @@
-"""Which checkpoint is the best."""
+"""Which checkpoint is the best, whether the disk holds those to come, and what is set aside. Whole runs: tests/test_resume.py."""
+
+import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from run_utils.checkpoint import RunState
+from run_utils.checkpoint import LogEntry, RunState, Training, read_state, set_aside
+from run_utils.run import Run
 
 
 @pytest.mark.parametrize(
@@ -21,3 +26,61 @@ def test_the_best_is_the_latest_of_equals(metric, values, best):
         state.add_evaluation({"loss": value, metric: value}, metric)
         assert state.is_best == (state.best_checkpoint == f"checkpoint-{step}")
     assert state.best_checkpoint == f"checkpoint-{best}" and state.best_value == values[best - 1]
+
+
+@pytest.mark.parametrize(("free", "warned"), [(160, False), (159, True)])
+def test_a_disk_too_small_for_the_checkpoints_to_come_is_a_warning(tmp_path, monkeypatch, free, warned):
+    """16 bytes of weights: 48 a checkpoint with Adam's moments, two kept and the next, and the adapter."""
+    lines = []
+    args = SimpleNamespace(output_dir=tmp_path, save_total_limit=2)
+    run = Run(args, SimpleNamespace(print=lines.append), None, None)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    run.check_disk(Training(model=torch.nn.Linear(3, 1), optimizer=None, scheduler=None))
+    assert [line.startswith("Warning: 2 checkpoints and the next need ") for line in lines] == [True] * warned
+
+
+def test_what_is_set_aside_replaces_what_was_set_aside_before(tmp_path):
+    for step in (1, 2):
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter" / f"of_step_{step}").touch()
+        set_aside(tmp_path / "adapter")
+    assert [path.name for path in tmp_path.glob("*")] == ["superseded-adapter"]
+    assert [path.name for path in tmp_path.glob("*/*")] == ["of_step_2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "whole"),
+    [
+        ({}, True),
+        ({"global_step": 4}, False),
+        ({"completion_tokens": -1}, False),
+        ({"completion_tokens": 1.5}, False),
+        ({"effective_batch": True}, False),
+        ({"loss_sum": float("nan")}, False),
+        ({"best_checkpoint": "../checkpoint-3"}, False),
+    ],
+)
+def test_a_state_that_no_run_has_written_is_refused(tmp_path, change, whole):
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    state = {"global_step": 3, "effective_batch": 8, "completion_tokens": 20, "best_checkpoint": "checkpoint-3"}
+    (folder / "state.json").write_text(json.dumps(state | change))
+    if whole:
+        entry = LogEntry(completion_tokens=state.pop("completion_tokens"))
+        assert read_state(folder) == RunState(entry=entry, **state)
+    else:
+        with pytest.raises(ValueError, match="state.json"):
+            read_state(folder)
+
+
+@pytest.mark.parametrize(
+    ("final_adapter", "best", "delivered"),
+    [
+        ("best", "checkpoint-6", "checkpoint-6"),
+        ("best", None, "checkpoint-9"),  # no evaluation had a finite loss
+        ("last", "checkpoint-6", "checkpoint-9"),
+    ],
+)
+def test_the_adapter_is_of_the_last_checkpoint_or_of_the_best_if_asked_for(tmp_path, final_adapter, best, delivered):
+    run = Run(SimpleNamespace(output_dir=tmp_path, final_adapter=final_adapter), None, None, None)
+    assert run.to_deliver(RunState(global_step=9, best_checkpoint=best)) == delivered
