@@ -129,7 +129,8 @@ def read_checkpoint(path):
 
     try:
         state = read_state(path)
-        if missing := [name for name in FILES if not (path / name).is_file()]:  # reading a pipe would wait
+        # A pipe is not a file: reading it would wait.
+        if missing := [name for name in FILES if not (path / name).is_file()]:
             raise ValueError(f"no {missing[0]}")
         saved = Saved(
             path,

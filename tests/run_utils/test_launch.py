@@ -70,7 +70,7 @@ def test_one_thread_is_a_wish_if_the_launcher_was_told_so(monkeypatch, environme
 def test_offloading_and_other_parallelism_are_refused_with_the_file_that_is_read(monkeypatch, fresh_state, settings):
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="offloading or another parallelism: what is read is accelerate_configs/fsdp2"):
+    with pytest.raises(UserError, match="offloading or another parallelism: use accelerate_configs/fsdp2"):
         start_accelerator("fp32", may_shard=True)
 
 
