@@ -11,13 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from data_utils.tokens import decode_answer, decode_tokens, encode_prompts
 from model_utils.model_facts import length_dependent_from, num_positions, pad, unwrapped
