@@ -243,7 +243,10 @@ def print_computed(work_dir):
 def time_at_work(examples, gpus):
     """The share of time that a GPU does not wait for the GPU with the most tokens in the step."""
     full_steps = range(len(examples) // (8 * gpus))
-    shares = [TrainingData(examples, 42, 8, 1, gpus, index).chunks(full_steps) for index in range(gpus)]
+    shares = [
+        TrainingData(examples, 42, 8, 1, num_processes=gpus, process_index=index).chunks(full_steps)
+        for index in range(gpus)
+    ]
     tokens = np.array([[num_tokens(chunk) for chunk in share] for share in shares])
     return tokens.mean(0).sum() / tokens.max(0).sum()
 

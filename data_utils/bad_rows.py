@@ -51,6 +51,7 @@ def keys_of(value):
 
 
 def has_id(record):
-    """Whether a record has an `id` that names it: NaN is a missing value too, as pandas writes it."""
+    """Whether a record has an `id` that names it: NaN is a missing value too, as pandas writes
+    it."""
     value = record.get("id")
     return value not in (None, "") and not (isinstance(value, float) and not math.isfinite(value))

@@ -180,7 +180,7 @@ class TrainingData:
     and micro-batches. A resume needs no replay: it requests step k. The last step of an epoch has
     the remaining examples."""
 
-    def __init__(self, examples, seed, batch_size, accumulation_steps, num_processes=1, process_index=0):
+    def __init__(self, examples, seed, batch_size, accumulation_steps, *, num_processes=1, process_index=0):
         self.examples = examples
         self.seed = seed
         self.batch_size = batch_size

@@ -107,8 +107,8 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         args.seed,
         args.per_device_train_batch_size,
         args.gradient_accumulation_steps,
-        process.num_processes,
-        process.process_index,
+        num_processes=process.num_processes,
+        process_index=process.process_index,
     )
     return Data(steps, held_out.examples, eval_rows, dropped, split, summary)
 

@@ -86,7 +86,7 @@ def united_properties(members, reading, where):
         schemas = list(schemas.values())
         inner, path = schemas[0] if len(schemas) == 1 else ({}, ("",))
         specs[name] = flat_spec(
-            inner, reading, within(where, name), 1, path, optional, schemas if len(schemas) > 1 else ()
+            inner, reading, within(where, name), 1, path, optional=optional, members=schemas if len(schemas) > 1 else ()
         )
     return specs
 
@@ -96,7 +96,12 @@ def flat_properties(schema, reading, where, depth, path):
     properties, required = properties_of(schema, where)
     return {
         name: flat_spec(
-            inner, reading, within(where, name), depth + 1, below(path, "properties", name), name not in required
+            inner,
+            reading,
+            within(where, name),
+            depth + 1,
+            below(path, "properties", name),
+            optional=name not in required,
         )
         for name, inner in properties.items()
     }
@@ -127,7 +132,7 @@ def properties_of(schema, where):
     return properties, [*required, *in_draft_3]
 
 
-def flat_spec(schema, reading, where, depth, path, optional=None, members=()):
+def flat_spec(schema, reading, where, depth, path, *, optional=None, members=()):
     """Convert a JSON Schema to a spec.
 
     path: JSON pointers of the enclosing schemas and references, with the schema's own pointer last.

@@ -61,7 +61,8 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
             for _ in prompts:
                 index, outcome = runner.run(requests.finished.get())
                 if isinstance(outcome, Exception):
-                    raise UserError(in_words(openai, outcome, url, model, timeout, retries, secrets)) from outcome
+                    settings = {"model": model, "timeout": timeout, "retries": retries, "secrets": secrets}
+                    raise UserError(in_words(openai, outcome, url, **settings)) from outcome
                 last, since = time.perf_counter(), last
                 yield index, hide(outcome, secrets) | {"seconds": last - since}
         finally:
@@ -212,7 +213,7 @@ def part_text(part):
     return part if isinstance(part, str) else ""
 
 
-def in_words(openai, error, url, model, timeout, retries, secrets):
+def in_words(openai, error, url, *, model, timeout, retries, secrets):
     """One line with the fault and the remedy. Servers repeat the refused key."""
 
     def shorten(text):  # redacted first: half a secret is one too

@@ -63,7 +63,7 @@ def isolated_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(dtype) for states in (query, key, value))
     if slot_lengths is not None:
-        return decode(query, key, value, slot_lengths, sliding_window, scaling), None
+        return decode(query, key, value, slot_lengths, sliding_window=sliding_window, scaling=scaling), None
     if has_varlen_kernel(query.device, query.dtype):
         if dropout:
             raise UserError(f"{ISOLATED} attention has no dropout on a GPU, which this model needs")
@@ -77,11 +77,13 @@ def isolated_attention(
         return attended[None], None
     lengths = cu_seq_lens_q.diff().tolist()
     blocks = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    attended = [one_example(*block, sliding_window, scaling, dropout) for block in blocks]
+    attended = [
+        one_example(*block, sliding_window=sliding_window, scaling=scaling, dropout=dropout) for block in blocks
+    ]
     return torch.cat(attended, dim=2).transpose(1, 2), None
 
 
-def one_example(query, key, value, sliding_window, scaling, dropout):
+def one_example(query, key, value, *, sliding_window, scaling, dropout):
     length, mask = query.shape[2], None
     if sliding_window is not None and length > sliding_window:
         ages = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)
@@ -91,7 +93,7 @@ def one_example(query, key, value, sliding_window, scaling, dropout):
     )
 
 
-def decode(query, key, value, slot_lengths, sliding_window, scaling):
+def decode(query, key, value, slot_lengths, *, sliding_window, scaling):
     """Query heads with the same key-value head take the place of query tokens, so no key is
     copied."""
     slots, kv_heads, length, head_dim = key.shape

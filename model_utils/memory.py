@@ -61,7 +61,14 @@ def training_problem(training, args, train, steps, loss_fn):
         if not examples:
             return False
         accumulation = train.global_batch // (batch_size * train.num_processes)
-        trial = TrainingData(examples, train.seed, batch_size, accumulation, train.num_processes, train.process_index)
+        trial = TrainingData(
+            examples,
+            train.seed,
+            batch_size,
+            accumulation,
+            num_processes=train.num_processes,
+            process_index=train.process_index,
+        )
         if checkpointing and not args.gradient_checkpointing:
             model = one_process_model(training)
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

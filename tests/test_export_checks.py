@@ -1,5 +1,5 @@
-"""export.py's checks, by its real `main` on a model that ends at once: an export is what was measured, or nothing. test_export.py
-has the rest, of an adapter that train.py made."""
+"""export.py's checks, by its real `main` on a model that ends at once: an export is what was
+measured, or nothing. test_export.py has the rest, of an adapter that train.py made."""
 
 import errno
 import fcntl
@@ -26,8 +26,8 @@ MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @pytest.fixture(scope="module")
 def base(tiny_model, tmp_path_factory):
-    """The tiny model with a head of its own, whose first token is always the end: one number of each state is constant, and
-    the head's row of the end token reads it."""
+    """The tiny model with a head of its own, whose first token is always the end: one number of
+    each state is constant, and the head's row of the end token reads it."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     model.config.tie_word_embeddings = False
@@ -70,7 +70,8 @@ def adapter(base, tmp_path_factory):
 
 @pytest.fixture
 def export_here(run_here, adapter, tmp_path, monkeypatch):
-    """`export_here(**changes)`: export to tmp_path/"out"/"export"; the Result, and the names of what is left in tmp_path/"out"."""
+    """`export_here(**changes)`: export to tmp_path/"out"/"export"; the Result, and the names of
+    what is left in tmp_path/"out"."""
     two_rows = example_rows()[:2]
     monkeypatch.setattr(export, "example_rows", lambda: two_rows)
 

@@ -1,10 +1,12 @@
-"""Hostile inputs through the four scripts' own `main`: files of every kind that others hand over, flags, recipes, servers, places.
+"""Hostile inputs through the four scripts' own `main`: damaged files of every kind, flags, recipes,
+servers, output folders.
 
-Drawn by hypothesis, the same every time, and run in forks of a process that has loaded the scripts (hostile/forks.py), limited in time and
-memory, without a network; some by real launches. What the fault is, and how it is said, is for the tests of the modules; here no input may
-end in a traceback, hang, take gigabytes, ask the network, or leave something half-written.
+Hypothesis draws the same inputs every time. They run in forks of a process that has loaded the
+scripts (hostile/forks.py), with limits of time and memory and without a network; some are real
+launches. No input may end in a traceback, hang, take gigabytes, ask the network, or leave
+half-written files. The modules' own tests check the words of the errors. To repeat input 17:
 
-    HOSTILE_INPUT=train:17 python -m pytest -m slow tests/test_hostile_inputs.py -k train    # one again; its folder is named
+    HOSTILE_INPUT=train:17 python -m pytest -m slow tests/test_hostile_inputs.py -k train
 """
 
 import contextlib
@@ -259,7 +261,8 @@ def decoded(value):
 
 
 def read_value(path):
-    """The value in a JSON or YAML file, the first record of JSON lines; None of a file of another kind."""
+    """The value in a JSON or YAML file, the first record of JSON lines; None of a file of another
+    kind."""
     if path.suffix == ".jsonl":
         return json.loads(path.read_text().split("\n")[0])
     if path.suffix in (".json", ".yaml"):
@@ -268,7 +271,8 @@ def read_value(path):
 
 
 def key_paths(value, path=()):
-    """The paths of all values in a JSON value; of a list the first two elements', of an object with hundreds of keys three's."""
+    """The paths of all values in a JSON value; of a list the first two elements', of an object with
+    hundreds of keys three's."""
     yield path
     if isinstance(value, dict | list):
         items = [*(value.items() if isinstance(value, dict) else enumerate(value[:2]))]
@@ -372,7 +376,8 @@ class Valid(NamedTuple):
 
 
 class Input(NamedTuple):
-    """A hostile input: files copied to where the script runs, one of them changed, and the flags."""
+    """A hostile input: files copied to where the script runs, one of them changed, and the
+    flags."""
 
     kind: str
     flags: dict
@@ -390,7 +395,8 @@ def inputs(draw, script, kind, valid):
     copies, texts, changed, place, answer = {}, {}, (), (), ()
 
     def change_one_of(paths):
-        """Draw a file of `copies` and a change, the names relative to the folder in which the script runs."""
+        """Draw a file of `copies` and a change, the names relative to the folder in which the
+        script runs."""
         name, path = draw(st.sampled_from(paths))
         return (name, *draw(changes(path)))
 
@@ -494,7 +500,8 @@ def inputs(draw, script, kind, valid):
 
 
 def free_fields(script):
-    """The flags that may have any value: none that trains or generates for ever as told, writes elsewhere or runs a stranger's code."""
+    """The flags that may have any value: none that trains or generates for ever as told, writes
+    elsewhere or runs a stranger's code."""
     others = {"max_train_steps", "num_train_epochs", "stop_after_steps", "max_new_tokens", "output_dir", "output"}
     others |= {
         "trust_remote_code",

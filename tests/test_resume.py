@@ -285,7 +285,8 @@ def test_a_folder_that_no_run_has_made_is_left_alone(run_here, flags, tmp_path, 
 
 
 def test_a_best_checkpoint_that_is_gone_is_not_waited_for(run_here, flags, finished):
-    """As where a better one replaced it and was removed by hand: the checkpoint that is resumed takes its place."""
+    """As where a better one replaced it and was removed by hand: the checkpoint that is resumed
+    takes its place."""
     for step in (2, 3):
         state = json.loads((finished / f"checkpoint-{step}" / "state.json").read_text())
         state |= {"best_checkpoint": "checkpoint-1", "best_value": -1.0}
@@ -400,7 +401,8 @@ TWO_GROUPS = """    optimizer = torch.optim.AdamW(
 
 @pytest.mark.slow
 def test_an_edited_optimizer_of_two_groups_is_killed_and_goes_on(flags, tmp_path, monkeypatch):
-    """LoRA+, in a copy of train.py as the README invites to edit it: B learns 16 times as fast as A."""
+    """LoRA+, in a copy of train.py as the README invites to edit it: B learns 16 times as fast as
+    A."""
     source = (ROOT / "train.py").read_text()
     assert source.count(ONE_GROUP) == 1
     edited, other_rate = tmp_path / "train_lora_plus.py", tmp_path / "other_rate.py"
@@ -426,8 +428,9 @@ def test_an_edited_optimizer_of_two_groups_is_killed_and_goes_on(flags, tmp_path
 def test_speed_and_time_left_after_a_resume_are_of_the_steps_since_then(
     run_here, train_here, flags, tiny_model, tmp_path, monkeypatch
 ):
-    """By a clock that goes on by a minute when it is read: a step takes one, reading its loss another. MFU by the FLOP of the
-    one step since the resume, whose completion tokens another run logs by themselves."""
+    """By a clock that goes on by a minute when it is read: a step takes one, reading its loss
+    another. MFU by the FLOP of the one step since the resume, whose completion tokens another run
+    logs by themselves."""
     flags |= {"max_train_steps": 20, "save_steps": 9, "logging_steps": 10}
     stopped = train_here(flags | {"stop_after_steps": 10})
     losses = {tag: values(stopped, tag)[-1].item() for tag in ("train/loss", "train/completion_tokens")}
@@ -447,7 +450,8 @@ def test_speed_and_time_left_after_a_resume_are_of_the_steps_since_then(
     needed = flops.per_token * num_tokens + flops.per_completion_token * completion_tokens
     assert entry["mfu"] == pytest.approx(needed / seconds / 1e12, rel=1e-4)
     assert entry["hfu"] == pytest.approx((needed + flops.recomputed_per_token * num_tokens) / seconds / 1e12, rel=1e-4)
-    # The loss is the mean over all ten steps, as if there had been no resume, and so are its tokens.
+    # The loss is the mean over all ten steps, as if there had been no resume, and so are its
+    # tokens.
     for tag, value in losses.items():
         assert dict(curve(flags["output_dir"], tag))[10] == pytest.approx(value, rel=1e-5)
 

@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT: to the script, one of its processes or the launcher, whatever the run is doing."""
+"""SIGTERM and SIGINT: to the script, one of its processes or the launcher, whatever the run is
+doing."""
 
 import contextlib
 import json
@@ -115,7 +116,8 @@ def test_a_checkpoint_is_saved_though_who_reads_the_lines_has_been_stopped_too(l
 
 
 def test_a_stopped_run_resumed_equals_an_uninterrupted_one(flags, tmp_path):
-    """The signal comes in an evaluation with generation, which runs again; the best is found as it would have been."""
+    """The signal comes in an evaluation with generation, which runs again; the best is found as it
+    would have been."""
     flags |= {
         "max_train_steps": 6, "eval_steps": 2, "lora_dropout": 0.1, "eval_fraction": 0.5, "eval_generate_examples": 40,
         "final_adapter": "best", "save_total_limit": 9,
@@ -171,7 +173,8 @@ def test_launched_training_saves_one_checkpoint_and_leaves_no_orphan(long, tmp_p
 
 @pytest.mark.parametrize("seconds_later", [0, 2.5])
 def test_a_second_interrupt_stops_at_once_if_it_is_not_the_first_one_passed_on(long, tmp_path, seconds_later):
-    long |= {"save_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 20}  # slow steps
+    # slow steps
+    long |= {"save_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 20}
     process = start(script("train.py", long), tmp_path / "log")
     wait_for(tmp_path / "log", "step 3/", process)
     process.send_signal(signal.SIGINT)
@@ -215,7 +218,8 @@ def test_a_stopped_evaluation_goes_on_where_it_was(flags, tiny_model, rows_file,
     done = launch("evaluate.py", flags, processes)
     assert done.code == 0, done.err
     after = {json.loads(line)["id"]: line for line in (parts / "predictions.jsonl").read_text().splitlines()}
-    assert len(after) == 84 and all(after[row] == line for row, line in kept.items())  # its seconds too: not made again
+    # its seconds too: not made again
+    assert len(after) == 84 and all(after[row] == line for row, line in kept.items())
 
 
 @pytest.mark.parametrize("name", ["train.py", "evaluate.py", "infer.py"])

@@ -56,7 +56,8 @@ def test_a_checkpoint_holds_the_run_and_not_the_base(train_here, flags):
         "optimizer.pt", "scheduler.pt", "state.json",
     }  # fmt: skip
     adapter_bytes = (checkpoint / "adapter_model.safetensors").stat().st_size
-    assert sum(path.stat().st_size for path in checkpoint.iterdir()) < 3 * adapter_bytes + 50_000  # Adam: two moments
+    # Adam: two moments
+    assert sum(path.stat().st_size for path in checkpoint.iterdir()) < 3 * adapter_bytes + 50_000
     environment = json.loads((checkpoint / "environment.json").read_text())
     assert environment["prompt_format"] == "tags-1" and environment["torch"] == torch.__version__
     assert "after 2 optimizer steps of `train.py`" in (checkpoint / "README.md").read_text()
@@ -199,7 +200,8 @@ def test_step_seeds_differ_by_step_process_and_seed():
 
 @pytest.mark.parametrize("free", [10, 10**6])
 def test_too_little_space_for_the_checkpoints_is_told_before_the_first_step(run_here, flags, monkeypatch, free):
-    """8,192 weights are 96 KiB with Adam's moments: two checkpoints are kept, a third is written, and adapter/."""
+    """8,192 weights are 96 KiB with Adam's moments: two checkpoints are kept, a third is written,
+    and adapter/."""
     full = type(shutil.disk_usage("/"))(2**40, 2**40 - free * 1024, free * 1024)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     result = run_here(train, flags | {"max_train_steps": 1, "save_total_limit": 2})

@@ -241,7 +241,7 @@ def test_processes_and_micro_batches_get_about_equal_tokens():
     examples = [example([1] * (length - 1), [0]) for length in lengths]
     for batch_size, accumulation_steps, num_processes in [(8, 1, 2), (8, 1, 8), (2, 4, 1), (4, 2, 4)]:
         data = [
-            TrainingData(examples, 0, batch_size, accumulation_steps, num_processes, index)
+            TrainingData(examples, 0, batch_size, accumulation_steps, num_processes=num_processes, process_index=index)
             for index in range(num_processes)
         ]
         shares = np.array([[num_tokens(chunk) for chunk in process.chunks(range(16))] for process in data])
@@ -254,7 +254,7 @@ def test_processes_and_micro_batches_get_about_equal_tokens():
 def steps(examples, num_steps, batch_size, accumulation_steps, num_processes):
     """Row ids by optimizer step, and the labels of all processes by step."""
     data = [
-        TrainingData(examples, 7, batch_size, accumulation_steps, num_processes, index)
+        TrainingData(examples, 7, batch_size, accumulation_steps, num_processes=num_processes, process_index=index)
         for index in range(num_processes)
     ]
     ids = [data[0][k].row_ids for k in range(num_steps)]
@@ -280,7 +280,7 @@ def test_order_depends_on_seed_and_epoch_alone(split):
 def test_counts_include_all_processes():
     examples = [example([1] * (i + 1), [5] * i + [0], row_id=i) for i in range(6)]
     for index in range(2):
-        step = TrainingData(examples, 0, 1, 3, 2, index)[0]
+        step = TrainingData(examples, 0, 1, 3, num_processes=2, process_index=index)[0]
         assert step.num_tokens == sum(len(got.input_ids) for got in examples)
         assert step.num_supervised == step.weight_sum == sum(i + 1 for i in range(6))
 
@@ -289,7 +289,7 @@ def test_chunks_equal_the_micro_batches():
     """Also for a process without examples: CUDA graphs are made for the sizes of the chunks."""
     examples = [example([1] * (i + 1), [5, 0], row_id=i) for i in range(11)]
     for index in range(2):
-        data = TrainingData(examples, 0, 1, 4, 2, index)
+        data = TrainingData(examples, 0, 1, 4, num_processes=2, process_index=index)
         lengths = [batch["input_ids"].shape[1] for step in range(4) for batch in data[step].micro_batches]
         assert lengths == [num_tokens(chunk) for chunk in data.chunks(range(4))] and len(lengths) == 4 + 2 + 4 + 2
         supervised = [batch["labels"].numel() > 0 for batch in data[1].micro_batches]

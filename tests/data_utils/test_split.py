@@ -1,4 +1,5 @@
-"""No content and no conversation is on both sides of the split, and the rows that a training held out are found again."""
+"""No content and no conversation is on both sides of the split, and the rows that a training held
+out are found again."""
 
 import math
 

@@ -11,17 +11,10 @@ from conftest import TAGS
 
 from data_utils.rows import Row
 from demo.rows import generate_rows
+from eval_utils.call_diff import compare_calls
 from eval_utils.metrics import score
 from eval_utils.outputs import Output, Task
-from eval_utils.report import (
-    compare_calls,
-    embed_json,
-    outcome_bar,
-    render_report,
-    style_outcomes,
-    verdict,
-    write_report,
-)
+from eval_utils.report import embed_json, outcome_bar, render_report, style_outcomes, verdict, write_report
 from eval_utils.statistics import wilson_interval
 
 SYSTEMS = ["raw", "prompted", "adapter"]

@@ -46,7 +46,8 @@ def test_one_row_with_a_denominator_has_the_widest_interval():
 
 
 def test_a_draw_of_rows_with_nothing_to_count_does_not_widen_the_interval():
-    """All rows with something to count have at least a half right, and so has every draw of them."""
+    """All rows with something to count have at least a half right, and so has every draw of
+    them."""
     low, high = bootstrap_ratio([1, 2] + [0] * 40, [2, 2] + [0] * 40)
     assert 0.5 <= low < 0.75 < high <= 1
 

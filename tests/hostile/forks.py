@@ -1,9 +1,13 @@
-"""A process that loads the four scripts once and forks for each job, so that a job costs none of the seconds of the imports.
+"""A process that loads the four scripts once and forks for each job, without the seconds of the
+imports.
 
-A line on stdin is a JSON list of jobs, the line on stdout that answers it the list of their results, in the same order. A job:
-    {"folder": where it runs, and where `stdout`, `stderr` and `network` are left, "script": "train.py", "argv": [...], "seconds": limit,
+A line on stdin is a JSON list of jobs. Its answer, a line on stdout, is the list of their results,
+in the same order. A job:
+    {"folder": its working folder, which gets `stdout`, `stderr` and `network`,
+     "script": "train.py", "argv": [...], "seconds": limit,
      "command": None, or a command line to start instead of the script's own `main`}
-A result: {"code": exit code, negative for a signal, "seconds": ..., "timed_out": ..., "peak": GiB of memory}
+A result:
+    {"code": exit code, negative for a signal, "seconds": ..., "timed_out": ..., "peak": GiB}
 """
 
 import atexit

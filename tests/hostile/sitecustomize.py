@@ -1,4 +1,5 @@
-"""No network but the loopback, in every process that has this folder in PYTHONPATH: refused, and noted in $NETWORK_LOG."""
+"""No network but the loopback, in every process that has this folder in PYTHONPATH: refused, and
+noted in $NETWORK_LOG."""
 
 import os
 import sys

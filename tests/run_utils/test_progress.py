@@ -15,7 +15,8 @@ from run_utils.progress import TrainingLog, peak_memory_gib, start_profiler
 
 
 def test_an_entry_s_figures_are_of_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
-    """By a clock that goes on by a second with each look: two for a step, two for each reading of losses."""
+    """By a clock that goes on by a second with each look: two for a step, two for each reading of
+    losses."""
     seconds = itertools.count()
     monkeypatch.setattr("run_utils.progress.time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
     accelerator = SimpleNamespace(is_main_process=True, device=torch.device("cpu"), reduce=lambda tensor: tensor)

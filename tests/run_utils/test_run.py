@@ -1,4 +1,5 @@
-"""Which checkpoint is the best, whether the disk holds those to come, and what is set aside. Whole runs: tests/test_resume.py."""
+"""Which checkpoint is the best, whether the disk holds those to come, and what is set aside. Whole
+runs: tests/test_resume.py."""
 
 import json
 from types import SimpleNamespace
@@ -30,7 +31,8 @@ def test_the_best_is_the_latest_of_equals(metric, values, best):
 
 @pytest.mark.parametrize(("free", "warned"), [(160, False), (159, True)])
 def test_a_disk_too_small_for_the_checkpoints_to_come_is_a_warning(tmp_path, monkeypatch, free, warned):
-    """16 bytes of weights: 48 a checkpoint with Adam's moments, two kept and the next, and the adapter."""
+    """16 bytes of weights: 48 a checkpoint with Adam's moments, two kept and the next, and the
+    adapter."""
     lines = []
     args = SimpleNamespace(output_dir=tmp_path, save_total_limit=2)
     run = Run(args, SimpleNamespace(print=lines.append), None, None)
