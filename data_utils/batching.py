@@ -190,10 +190,15 @@ class TrainingData:
         self.steps_per_epoch = math.ceil(len(examples) / self.global_batch)
         self._epoch, self._order = None, None
 
+    @property
+    def fingerprint(self):
+        """A hash of the examples in the first epoch's order: a resume notices another order."""
+        return fingerprint(example for step in range(self.steps_per_epoch) for example in self.examples_of(step))
+
     def examples_of(self, step):
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(len(self.examples), self.seed, epoch)
+            self._epoch, self._order = epoch, epoch_order(self.examples, self.seed, epoch)
         chosen = self._order[place * self.global_batch : (place + 1) * self.global_batch]
         return [self.examples[i] for i in chosen]
 
@@ -217,9 +222,9 @@ class TrainingData:
         )
 
 
-def epoch_order(num_examples, seed, epoch):
-    """The permutation of an epoch: a function of (seed, epoch) alone."""
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+def epoch_order(examples, seed, epoch):
+    """The order of an epoch, as indices of the examples: a function of (seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(len(examples))
 
 
 def mark_supervised(tokenizer, example):

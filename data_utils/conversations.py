@@ -33,7 +33,8 @@ WORDS_DROPPED = "turns with words beside their calls, which are left out of the 
 
 
 class Layout(NamedTuple):
-    """A layout of rows, recognised by its first column."""
+    """A layout of rows, recognised by its first column. A raw message is like OpenAI's:
+    `{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}`."""
 
     columns: tuple[str, ...]  # required
     more: tuple[str, ...]  # optional

@@ -1,4 +1,4 @@
-"""The metrics, in one table: each is a function of one Output. Pure functions, no torch.
+"""The metrics, in one table: each is a function of one Output (outputs.py). No torch.
 
 To add a metric, add a line to METRICS. evaluate.py, train.py's evaluations, metrics.json, the table
 and the report use it, also for finished evaluations: texts are kept, scores are not.

@@ -35,7 +35,7 @@ def model_source(args, adapter=None):
     base, the adapter's revision is the default. The default quantisation is the training's. Raises
     UserError if the base is out of reach."""
     trained_with = adapter.args if adapter else {}
-    name = args.model_name_or_path or trained_with["model_name_or_path"]
+    name = args.model_name_or_path or trained_with.get("model_name_or_path", "")
     is_own = name == trained_with.get("model_name_or_path")
     with adapter.named_in("--model_name_or_path") if is_own else contextlib.nullcontext():
         path = resolve_model(name)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.optim.lr_scheduler import LambdaLR
 
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, one_line, say
@@ -186,12 +187,23 @@ def load_checkpoint(saved, training, model):
     for index, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
         owner = f"the optimizer's group {index}'s" if len(groups) > 1 else "the optimizer's"
         check_unchanged(owner, group, saved_group, saved.path)
+    check_schedule(training.others["scheduler"], saved)
     try:
         set_peft_model_state_dict(model, saved.adapter)
         for name, value in training.others.items():
             value.load_state_dict(saved.others[name])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{saved.path} does not fit this model ({type(error).__name__})") from None
+
+
+def check_schedule(scheduler, saved):
+    """Raises UserError if the schedule has other learning rates at the checkpoint's step than the
+    saved one. Schedules other than LambdaLR, the class of transformers' own, are not compared."""
+    rates, step = saved.others["scheduler"].get("_last_lr"), saved.others["scheduler"].get("last_epoch")
+    if isinstance(scheduler, LambdaLR) and isinstance(step, int) and isinstance(rates, list):
+        now = [base * rate(step) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        if now != rates:
+            raise UserError(f"the schedule's rate at step {step} is {now} but {saved.path} was trained with {rates}")
 
 
 def check_arguments(args, saved):
@@ -281,19 +293,3 @@ def delete_checkpoint(path):
     doomed = path.with_name(f"incomplete-{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     shutil.rmtree(path.rename(doomed))
-
-
-def set_aside(path):
-    """Rename a folder that a run resumed from an earlier step will make again."""
-    aside = path.with_name(f"superseded-{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
-
-
-def delete_leftovers(output_dir, *prefixes):
-    """Delete folders half-written or half-deleted at a kill ("incomplete"), or set aside
-    ("superseded")."""
-    for prefix in prefixes:
-        for path in output_dir.glob(f"{prefix}-*"):
-            if re.fullmatch(r"adapter|checkpoint-\d+", path.name.removeprefix(f"{prefix}-")):
-                shutil.rmtree(path, ignore_errors=True)

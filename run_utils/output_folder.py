@@ -2,11 +2,12 @@
 
 import atexit
 import contextlib
+import re
 import shutil
 import tempfile
 
 from run_utils.arguments import read_yaml
-from run_utils.checkpoint import complete_checkpoints, delete_checkpoint, delete_leftovers
+from run_utils.checkpoint import complete_checkpoints, delete_checkpoint
 from run_utils.errors import UserError
 from run_utils.files import lock_folder, no_pipe
 
@@ -62,3 +63,19 @@ def clear_run(output_dir):
     for name in ("adapter", "logs"):
         shutil.rmtree(output_dir / name, ignore_errors=True)
     (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+
+
+def set_aside(path):
+    """Rename a folder that a run resumed from an earlier step will make again."""
+    aside = path.with_name(f"superseded-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def delete_leftovers(output_dir, *prefixes):
+    """Delete folders half-written or half-deleted at a kill ("incomplete"), or set aside
+    ("superseded")."""
+    for prefix in prefixes:
+        for path in output_dir.glob(f"{prefix}-*"):
+            if re.fullmatch(r"adapter|checkpoint-\d+", path.name.removeprefix(f"{prefix}-")):
+                shutil.rmtree(path, ignore_errors=True)

@@ -30,18 +30,16 @@ from run_utils.checkpoint import (
     checkpoint_step,
     complete_checkpoints,
     delete_checkpoint,
-    delete_leftovers,
     find_checkpoint,
     flush_to_disk,
     load_checkpoint,
-    set_aside,
     write_checkpoint,
     write_state,
 )
 from run_utils.errors import UserError, one_line
 from run_utils.files import describe_free, is_full_disk, read_json, write_json, write_text
 from run_utils.launch import check_alike, run_on_main
-from run_utils.output_folder import claim, clear_run, holds_run
+from run_utils.output_folder import claim, clear_run, delete_leftovers, holds_run, set_aside
 
 # These may differ between machines: the base and the rows are compared by content.
 PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
@@ -147,7 +145,7 @@ class Run:
             )
         if state.data_fingerprint != fresh.data_fingerprint:
             raise UserError(
-                f"the training rows, their tokens or their loss weights are not those that {checkpoint} was trained on"
+                f"the training rows, their order, tokens or loss weights are not those that {checkpoint} was trained on"
             )
         precision = self.saved.environment.get("mixed_precision")
         if self.accelerator.mixed_precision != precision:

@@ -274,7 +274,7 @@ def test_order_depends_on_seed_and_epoch_alone(split):
     assert [len(step) for step in ids] == [8, 8, 5, 8, 8, 5]
     epochs = [[row_id for step in part for row_id in step] for part in (ids[:3], ids[3:])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(21)) and epochs[0] != epochs[1]
-    assert epochs[0] == epoch_order(21, seed=7, epoch=0).tolist()
+    assert epochs[0] == epoch_order(range(21), seed=7, epoch=0).tolist()
 
 
 def test_counts_include_all_processes():

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from run_utils.checkpoint import LogEntry, RunState, Training, read_state, set_aside
+from run_utils.checkpoint import LogEntry, RunState, Training, read_state
+from run_utils.output_folder import set_aside
 from run_utils.run import Run
 
 
