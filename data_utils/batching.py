@@ -65,12 +65,17 @@ def tokenize_rows(tokenizer, prompt_format, rows, max_length, *, loss_mask=LOSS_
 
 
 def fingerprint(examples):
-    """A hash of every token and its weight: a resume notices other data or another loss mask."""
+    """A hash of every token and its weight: a resume notices other data or another loss mask.
+
+    The weights of completion_only are left out, as in checkpoints from before loss masks: their
+    runs can be resumed."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"{example.row_id} {example.prompt_length} ".encode())
         digest.update(example.input_ids.tobytes())
-        digest.update(example.loss_weights.tobytes())
+        completion_only = np.arange(len(example.input_ids)) >= max(1, example.prompt_length)
+        if not np.array_equal(example.loss_weights, completion_only):
+            digest.update(example.loss_weights.tobytes())
     return digest.hexdigest()
 
 

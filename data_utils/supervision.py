@@ -52,9 +52,16 @@ def loss_weights(tokenizer, prompt_ids, completion, completion_ids, loss_mask):
 
     completion: the text of completion_ids. loss_mask: a name of LOSS_MASKS. Raises UserError if
     values_only or names_only gets a slow tokenizer, or a completion that is not a JSON list of
-    calls."""
+    calls, or if a mask has no weight for each token, or none above 0."""
     weights = LOSS_MASKS[loss_mask](tokenizer, prompt_ids, completion, completion_ids)
+    num_tokens = len(prompt_ids) + len(completion_ids) + 1
+    if len(weights) != num_tokens:
+        raise UserError(f"the loss mask {loss_mask} has {len(weights)} weights for {num_tokens} tokens")
     weights[0] = 0  # nothing predicts the first token
+    if not (weights.min() >= 0 < weights.max()):  # false for NaN too
+        raise UserError(
+            f"the loss mask {loss_mask} has a negative weight, or no token to train on: {completion[:60]!r}"
+        )
     return weights
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -97,7 +98,8 @@ def read_state(checkpoint):
     saved = read_json(checkpoint / "state.json")
     if "best_eval_loss" in saved:  # best_value's name before --best_metric existed
         saved["best_value"] = saved.pop("best_eval_loss")
-    entry = LogEntry(saved.pop("loss_sum", 0.0), saved.pop("weight_sum", 0.0), saved.pop("completion_tokens", 0))
+    loss_sum, tokens = saved.pop("loss_sum", 0.0), saved.pop("completion_tokens", 0)
+    entry = LogEntry(loss_sum, saved.pop("weight_sum", tokens), tokens)  # before loss masks, all weights were 1
     state = RunState(entry=entry, **saved)
     whole = (state.global_step, state.effective_batch, entry.completion_tokens)
     step = checkpoint_step(checkpoint)
@@ -152,7 +154,8 @@ def read_checkpoint(path):
 
 
 def write_checkpoint(folder, model, others, split):
-    """Write adapter, states and split to a new folder.
+    """Write adapter, states and split to a new folder. Raises UserError if a resume could not read
+    a state.
 
     model: a PEFT model, unwrapped. others: objects with a `state_dict`, by name. split: the file to
     copy."""
@@ -163,6 +166,13 @@ def write_checkpoint(folder, model, others, split):
     shutil.copy(split, folder)
     for name, value in others.items():
         torch.save(value.state_dict(), folder / f"{name}.pt")
+        try:
+            torch.load(folder / f"{name}.pt", map_location="meta", weights_only=True)
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"a resume could not read the state_dict() of {name}: it may have tensors, numbers, texts, lists and "
+                "dicts, and no NumPy values or other objects"
+            ) from None
 
 
 def flush_to_disk(folder):

@@ -198,13 +198,14 @@ class Run:
     def save(self, training, state):
         """Write `checkpoint-<step>` under a temporary name, rename it when complete, then delete
         the surplus. A kill or a full disk leaves the earlier checkpoints whole. If the checkpoint
-        is already complete, only the state is written: an evaluation may have been added. Raises
-        UserError if it cannot be written, or if the weights are not finite."""
+        is already complete, only the card and the state are written: an evaluation may have been
+        added. Raises UserError if it cannot be written, or if the weights are not finite."""
         if not all(weight.isfinite().all() for weight in training.adapter_weights):
             raise UserError(f"after step {state.global_step} the adapter's weights are not finite; {self.last_good()}")
         final = self.output_dir / f"checkpoint-{state.global_step}"
         folder = self.output_dir / f"incomplete-{final.name}"
         if final.is_dir():
+            self.write_card(final, vars(self.args), self.origin(state))
             self.write_state(final, state)
             return self.delete_surplus(state)  # the best may have changed
         try:
@@ -219,6 +220,9 @@ class Run:
             # Before the rename makes it complete: the machine itself may go down.
             flush_to_disk(folder)
             folder.rename(final)
+        except UserError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         except WRITING_FAILS as error:
             shutil.rmtree(folder, ignore_errors=True)
             why = self.describe_disk(error, num_bytes(training))

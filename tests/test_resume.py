@@ -12,6 +12,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -396,6 +397,15 @@ def test_whatever_is_given_to_training_is_saved_and_resumed(run_here, train_here
     monkeypatch.setattr(train, "Training", functools.partial(Training, ema=resumed))
     train_here(flags)
     assert resumed.loaded == 7
+
+
+def test_a_state_that_no_resume_could_read_is_refused_when_it_is_saved(run_here, flags, monkeypatch):
+    ema = Counter()
+    ema.loaded = np.float64(7)
+    monkeypatch.setattr(train, "Training", functools.partial(Training, ema=ema))
+    result = run_here(train, flags | {"max_train_steps": 2, "save_steps": 1})
+    assert result.code == 1 and "a resume could not read the state_dict() of ema" in result.err
+    assert not list(flags["output_dir"].glob("*checkpoint*"))
 
 
 ONE_GROUP = """    optimizer = torch.optim.AdamW(

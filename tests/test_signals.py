@@ -135,8 +135,8 @@ def test_a_stopped_run_resumed_equals_an_uninterrupted_one(flags, tmp_path):
     assert resumed.code == 0, resumed.err
     for tag in ("train/loss", "train/grad_norm", "eval/loss", "eval/json_valid", "eval/exact_match"):
         assert curve(tmp_path / "run", tag) == curve(tmp_path / "straight", tag), tag
-    for name in ("adapter_model.safetensors", "state.json"):
-        mine, its = (tmp_path / folder / "checkpoint-6" / name for folder in ("run", "straight"))
+    for step, name in ((6, "adapter_model.safetensors"), (6, "state.json"), (2, "README.md")):
+        mine, its = (tmp_path / folder / f"checkpoint-{step}" / name for folder in ("run", "straight"))
         assert mine.read_bytes() == its.read_bytes()
     of = [
         json.loads((tmp_path / folder / "adapter" / "environment.json").read_text()) for folder in ("run", "straight")

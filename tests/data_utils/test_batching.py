@@ -1,3 +1,4 @@
+import hashlib
 import json
 import unicodedata
 
@@ -212,6 +213,12 @@ def test_only_tokens_with_a_weight_are_supervised_and_keep_it():
     step = TrainingData([weighted, second], 0, 1, 2)[0]
     assert (step.num_tokens, step.num_supervised, step.weight_sum) == (8, 4, 4.25)
     assert fingerprint([weighted]) != fingerprint([first])
+
+
+def test_the_fingerprint_of_completions_is_that_of_checkpoints_from_before_loss_masks():
+    row = example([10, 11], [12, 13, 0])
+    before = hashlib.sha256(f"{row.row_id} 2 ".encode() + row.input_ids.tobytes())
+    assert fingerprint([row]) == before.hexdigest()
 
 
 def test_the_supervised_span_is_marked(tokenizer, rows):

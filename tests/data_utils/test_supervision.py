@@ -157,3 +157,18 @@ def test_a_tokenizer_or_completion_without_spans_is_refused_by_name(demo_tokeniz
                 loss_weights(demo_tokenizer, ids, completion, ids, mask)
     for mask in ("completion_only", "whole_sequence"):
         assert loss_weights(SlowTokenizer(), ids, "f(1)", ids, mask).tolist()[3:] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        ([0, 1], "2 weights for 3 tokens"),
+        ([1, 0, 0], "no token"),
+        ([0, 1, -1], "negative"),
+        ([0, 1, float("nan")], "negative"),
+    ],
+)
+def test_a_mask_that_cannot_be_trained_on_is_refused(demo_tokenizer, monkeypatch, weights, problem):
+    monkeypatch.setitem(LOSS_MASKS, "faulty", lambda *texts: np.float32(weights))
+    with pytest.raises(UserError, match=f"the loss mask faulty has .*{problem}"):
+        loss_weights(demo_tokenizer, [5], "[]", [6], "faulty")

@@ -69,7 +69,8 @@ def test_a_state_that_no_run_has_written_is_refused(tmp_path, change, whole):
     state = {"global_step": 3, "effective_batch": 8, "completion_tokens": 20, "best_checkpoint": "checkpoint-3"}
     (folder / "state.json").write_text(json.dumps(state | change))
     if whole:
-        entry = LogEntry(completion_tokens=state.pop("completion_tokens"))
+        # Without weight_sum, as before loss masks: all weights were 1.
+        entry = LogEntry(weight_sum=20, completion_tokens=state.pop("completion_tokens"))
         assert read_state(folder) == RunState(entry=entry, **state)
     else:
         with pytest.raises(ValueError, match="state.json"):
