@@ -190,7 +190,7 @@ def main(args):
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
     args.lora_target_modules = args.lora_target_modules or all_layers(without_weights(config, args.trust_remote_code))
-    fresh = RunState(data_fingerprint=data.train.fingerprint, effective_batch=data.train.global_batch)
+    fresh = RunState(**data.train.fingerprints, effective_batch=data.train.global_batch)
     run.check_same_experiment(fresh, fingerprint(data.eval_examples))
     if run.is_finished(last_step):
         accelerator.print(run.describe_end(last_step))

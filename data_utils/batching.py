@@ -196,9 +196,11 @@ class TrainingData:
         self._epoch, self._order = None, None
 
     @property
-    def fingerprint(self):
-        """A hash of the examples in the first epoch's order: a resume notices another order."""
-        return fingerprint(example for step in range(self.steps_per_epoch) for example in self.examples_of(step))
+    def fingerprints(self):
+        """Hashes of the examples and of the first epoch's order: a resume notices others."""
+        ids = [example.row_id for step in range(self.steps_per_epoch) for example in self.examples_of(step)]
+        order = hashlib.sha256(repr(ids).encode()).hexdigest()
+        return {"data_fingerprint": fingerprint(self.examples), "order_fingerprint": order}
 
     def examples_of(self, step):
         epoch, place = divmod(step, self.steps_per_epoch)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR
 
 from run_utils.arguments import read_yaml
-from run_utils.errors import UserError, one_line, say
+from run_utils.errors import UserError, one_line
 from run_utils.files import read_json, write_json
 
 FILES = (
@@ -63,6 +63,7 @@ class RunState:
 
     global_step: int = 0
     data_fingerprint: str = ""
+    order_fingerprint: str = ""
     effective_batch: int = 0  # examples per optimizer step
     entry: LogEntry = dataclasses.field(default_factory=LogEntry)  # the log's next entry
     eval_loss: float | None = None  # of this step, if evaluated
@@ -251,40 +252,6 @@ def check_unchanged(owner, now, then, checkpoint):
             saved = set(saved)
         if setting != saved:
             raise UserError(f"{owner} {name} is {setting} but {checkpoint} was trained with {saved}")
-
-
-def find_checkpoint(args, output_dir):
-    """The checkpoint to resume from, read completely, or None for a new run (see open_run)."""
-    if args.resume_from_checkpoint == "latest":
-        return newest_whole(output_dir)
-    if args.resume_from_checkpoint:
-        checkpoint = Path(args.resume_from_checkpoint)
-        if not (checkpoint / "state.json").is_file():
-            raise UserError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there")
-        if checkpoint.resolve().parent != output_dir.resolve():
-            raise UserError(f"{checkpoint} is of another run: resume it with --output_dir {checkpoint.parent}")
-        return read_checkpoint(checkpoint)
-    if (output_dir / "args.yaml").exists() and not args.overwrite_output_dir:
-        raise UserError(
-            f"{output_dir} holds a run: continue it with --resume_from_checkpoint latest, "
-            "replace it with --overwrite_output_dir, or choose another --output_dir"
-        )
-    return None
-
-
-def newest_whole(output_dir):
-    """The newest readable checkpoint, or None if there are no checkpoints. Prints a line for each
-    skipped one. Raises UserError if none is readable."""
-    problem = None
-    for path in reversed(complete_checkpoints(output_dir)):
-        try:
-            return read_checkpoint(path)
-        except UserError as error:
-            problem = error
-            say(f"{error}: trying the one before")
-    if problem:
-        raise UserError(f"no checkpoint in {output_dir} can be read: start again with --overwrite_output_dir")
-    return None
 
 
 def checkpoint_step(path):

@@ -5,10 +5,11 @@ import contextlib
 import re
 import shutil
 import tempfile
+from pathlib import Path
 
 from run_utils.arguments import read_yaml
-from run_utils.checkpoint import complete_checkpoints, delete_checkpoint
-from run_utils.errors import UserError
+from run_utils.checkpoint import complete_checkpoints, delete_checkpoint, read_checkpoint
+from run_utils.errors import UserError, say
 from run_utils.files import lock_folder, no_pipe
 
 
@@ -79,3 +80,37 @@ def delete_leftovers(output_dir, *prefixes):
         for path in output_dir.glob(f"{prefix}-*"):
             if re.fullmatch(r"adapter|checkpoint-\d+", path.name.removeprefix(f"{prefix}-")):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def find_checkpoint(args, output_dir):
+    """The checkpoint to resume from, read completely, or None for a new run (see open_run)."""
+    if args.resume_from_checkpoint == "latest":
+        return newest_whole(output_dir)
+    if args.resume_from_checkpoint:
+        checkpoint = Path(args.resume_from_checkpoint)
+        if not (checkpoint / "state.json").is_file():
+            raise UserError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there")
+        if checkpoint.resolve().parent != output_dir.resolve():
+            raise UserError(f"{checkpoint} is of another run: resume it with --output_dir {checkpoint.parent}")
+        return read_checkpoint(checkpoint)
+    if (output_dir / "args.yaml").exists() and not args.overwrite_output_dir:
+        raise UserError(
+            f"{output_dir} holds a run: continue it with --resume_from_checkpoint latest, "
+            "replace it with --overwrite_output_dir, or choose another --output_dir"
+        )
+    return None
+
+
+def newest_whole(output_dir):
+    """The newest readable checkpoint, or None if there are no checkpoints. Prints a line for each
+    skipped one. Raises UserError if none is readable."""
+    problem = None
+    for path in reversed(complete_checkpoints(output_dir)):
+        try:
+            return read_checkpoint(path)
+        except UserError as error:
+            problem = error
+            say(f"{error}: trying the one before")
+    if problem:
+        raise UserError(f"no checkpoint in {output_dir} can be read: start again with --overwrite_output_dir")
+    return None

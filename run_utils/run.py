@@ -30,7 +30,6 @@ from run_utils.checkpoint import (
     checkpoint_step,
     complete_checkpoints,
     delete_checkpoint,
-    find_checkpoint,
     flush_to_disk,
     load_checkpoint,
     write_checkpoint,
@@ -39,7 +38,7 @@ from run_utils.checkpoint import (
 from run_utils.errors import UserError, one_line
 from run_utils.files import describe_free, is_full_disk, read_json, write_json, write_text
 from run_utils.launch import check_alike, run_on_main
-from run_utils.output_folder import claim, clear_run, delete_leftovers, holds_run, set_aside
+from run_utils.output_folder import claim, clear_run, delete_leftovers, find_checkpoint, holds_run, set_aside
 
 # These may differ between machines: the base and the rows are compared by content.
 PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
@@ -143,7 +142,9 @@ class Run:
                 f"{checkpoint} was trained with {state.effective_batch}: change --gradient_accumulation_steps, "
                 "--per_device_train_batch_size or the number of processes"
             )
-        if state.data_fingerprint != fresh.data_fingerprint:
+        # Checkpoints of older versions have no order_fingerprint.
+        has_other_order = state.order_fingerprint not in ("", fresh.order_fingerprint)
+        if state.data_fingerprint != fresh.data_fingerprint or has_other_order:
             raise UserError(
                 f"the training rows, their order, tokens or loss weights are not those that {checkpoint} was trained on"
             )
