@@ -14,8 +14,9 @@ demo: $(VENV)/requirements
 	@echo "The loss: $(BIN)/tensorboard --logdir runs/demo    The adapter: runs/demo/adapter"
 	@echo "Call it: $(BIN)/python infer.py    On tools it never saw: $(BIN)/python evaluate.py --config recipes/demo_evaluate_unseen.yaml"
 
+# One thread per worker: the models of the tests are tiny.
 test: $(VENV)/requirements-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(VENV)/requirements-dev
 	$(BIN)/python -m pytest -m slow
