@@ -51,10 +51,12 @@ def test_processes_share_the_cores_that_they_may_use(monkeypatch, fresh_state, p
     [({}, [], False), ({"OMP_NUM_THREADS": "1"}, [], True), ({}, ["--num_cpu_threads_per_process=1"], True)],
 )
 def test_one_thread_is_a_wish_if_the_launcher_was_told_so(monkeypatch, environment, flags, were_chosen):
-    command = [sys.executable, "-c", "input()", *flags]
+    command = [sys.executable, "-c", "print(flush=True); input()", *flags]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # by the launcher
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True) as launcher:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as launcher:
+        launcher.stdout.readline()  # Popen returns before /proc has the new environment
         monkeypatch.setattr("os.getppid", lambda: launcher.pid)
         assert threads_were_chosen() is were_chosen
         launcher.communicate("\n")
