@@ -23,7 +23,7 @@ def answer_file(args, system, requests, identity):
     answers. A line of --output names the row's left-out tools."""
     output, partial = Path(args.output), Path(f"{args.output}.partial")
     settings = ("system", "constrained", "format", "max_new_tokens", "quantization")
-    identity |= {name: getattr(args, name) for name in settings}
+    identity = identity | {name: getattr(args, name) for name in settings}
     identity["input"] = hashlib.sha256(repr(requests).encode()).hexdigest()
     if output.exists():
         raise UserError(f"--output {output} is there already: remove it, or choose another")

@@ -14,8 +14,6 @@ from run_utils.signals import Stopped, handle_signals, raise_stopped
 
 # Errors of torch if another process does not answer.
 LOST = ("DistBackendError", "DistNetworkError", "DistStoreError")
-
-
 # The time of a process's sleep between its last message to the others and its end. A gloo thread
 # still frees the message's tensors, and waits for Python's lock. If Python (3.11) ends while a
 # thread waits, the process aborts with "terminate called without an active exception", up to every

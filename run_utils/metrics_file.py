@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from run_utils.errors import UserError, one_line
-from run_utils.files import check_depth, write_lines
+from run_utils.files import check_depth, no_pipe, write_json_lines
 
 
 class MetricsFile:
@@ -16,11 +16,11 @@ class MetricsFile:
     def __init__(self, output_dir, first_step):
         self.path = Path(output_dir) / "metrics.jsonl"
         entries = read_metrics(self.path) if self.path.exists() else []
-        write_lines(self.path, (as_line(entry) for entry in entries if entry["step"] < first_step))
+        write_json_lines(self.path, (entry for entry in entries if entry["step"] < first_step))
         self.file = self.path.open("a", encoding="utf-8")
 
     def scalars(self, step, figures):
-        self.file.write(as_line({"step": step, **figures}))
+        self.file.write(json.dumps({"step": step, **figures}) + "\n")
         self.file.flush()  # a kill loses no entry
 
     def text(self, step, name, text):
@@ -30,18 +30,11 @@ class MetricsFile:
         self.file.close()
 
 
-def as_line(entry):
-    return json.dumps(entry) + "\n"
-
-
 def read_metrics(path):
     """The entries of a metrics.jsonl, without a last line cut by a kill or a full disk. Raises
     UserError."""
-    path = Path(path)
     try:
-        if not path.is_file():  # reading a pipe would wait
-            raise ValueError("not a file")
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        *lines, _ = no_pipe(path).read_text(encoding="utf-8").split("\n")
         for line in lines:
             check_depth(line)
         entries = [json.loads(line) for line in lines]

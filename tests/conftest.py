@@ -214,3 +214,18 @@ def first_moments(checkpoint):
 
 def read_args(folder):
     return yaml.safe_load((Path(folder) / "args.yaml").read_text())
+
+
+def leave_out(projection, monkeypatch):
+    """Leave the projection out of each merge by PEFT."""
+    from peft.tuners.lora import LoraModel  # late: peft loads for seconds
+
+    merge_and_unload = LoraModel.merge_and_unload
+
+    def merge_the_others(model):
+        for name, module in model.named_modules():
+            if hasattr(module, "lora_B") and name.endswith(projection):
+                torch.nn.init.zeros_(module.lora_B["default"].weight)
+        return merge_and_unload(model)
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", merge_the_others)

@@ -13,10 +13,9 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import ROOT, TAGS, curve
+from conftest import ROOT, TAGS, curve, leave_out
 from peft import AutoPeftModelForCausalLM
 from peft.tuners.lora import Linear as LoraLayer
-from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -161,19 +160,6 @@ def early_adapter(tiny_model, rows_file, tmp_path_factory):
     )
     subprocess.run([sys.executable, "train.py", *flags.split()], check=True, capture_output=True, cwd=ROOT)
     return folder / "adapter"
-
-
-def leave_out(projection, monkeypatch):
-    """Leave the projection out of each merge by PEFT."""
-    merge_and_unload = LoraModel.merge_and_unload
-
-    def merge_the_others(model):
-        for name, module in model.named_modules():
-            if hasattr(module, "lora_B") and name.endswith(projection):
-                torch.nn.init.zeros_(module.lora_B["default"].weight)
-        return merge_and_unload(model)
-
-    monkeypatch.setattr(LoraModel, "merge_and_unload", merge_the_others)
 
 
 @pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])

@@ -11,8 +11,8 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from conftest import leave_out
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -105,15 +105,7 @@ def test_a_whole_merge_is_exported(export_here, base, adapter, tmp_path):
 
 @pytest.mark.parametrize("projection", ["k_proj", "down_proj"])
 def test_a_merge_that_leaves_out_a_projection_is_refused(export_here, monkeypatch, projection):
-    merge_and_unload = LoraModel.merge_and_unload
-
-    def merge_the_others(model):
-        for name, module in model.named_modules():
-            if hasattr(module, "lora_B") and name.endswith(projection):
-                torch.nn.init.zeros_(module.lora_B["default"].weight)
-        return merge_and_unload(model)
-
-    monkeypatch.setattr(LoraModel, "merge_and_unload", merge_the_others)
+    leave_out(projection, monkeypatch)
     result, left = export_here()
     assert one_line(result).endswith("nothing is exported") and "merging the adapter moves logits by" in result.err
     assert left == []
