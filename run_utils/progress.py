@@ -6,45 +6,17 @@ import math
 import os
 import resource
 import sys
-import threading
 import time
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from run_utils.checkpoint import LogEntry
 from run_utils.errors import UserError, say
 from run_utils.metrics_file import MetricsFile
 from run_utils.redaction import redact
-
-
-class TensorBoard:
-    """A tracker of TrainingLog: event files in logs/. It drops entries beyond the checkpoint that a
-    run resumes from."""
-
-    files = "TensorBoard's files"
-
-    def __init__(self, output_dir, first_step):
-        threading.excepthook = leave_to_flush
-        self.writer = SummaryWriter(output_dir / "logs", purge_step=first_step)
-        loss = ["Multiline", ["train/loss", "eval/loss"]]
-        self.writer.add_custom_scalars({"loss": {"training and evaluation": loss}})
-
-    def scalars(self, step, figures):
-        for name, value in figures.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
-
-    def text(self, step, name, text):
-        self.writer.add_text(name, text, step)
-
-    def close(self, step, arguments, figures):
-        # For TensorBoard's table of runs: in this run, not in a new one.
-        self.writer.add_hparams(arguments, figures, run_name=".", global_step=step)
-        self.writer.close()
-
+from run_utils.tensorboard import TensorBoard
 
 # Another tracker is one more class with `files` and these four methods.
 TRACKERS = [TensorBoard, MetricsFile]
@@ -192,13 +164,6 @@ class TrainingLog:
         for tracker in self.trackers:
             with self.survives(tracker):
                 tracker.close(self.state.global_step, arguments, self.final)
-
-
-def leave_to_flush(failure):
-    """TensorBoard's writer thread re-raises its OSError in flush(): don't print the traceback
-    twice."""
-    if not issubclass(failure.exc_type, OSError):
-        threading.__excepthook__(failure)
 
 
 def start_profiler(steps, steps_done, output_dir):
