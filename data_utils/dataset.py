@@ -76,8 +76,11 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
             f"{len(in_neither)} are in neither split, {len(train.too_long)} are longer than {max_length} tokens, the "
             f"least of --max_seq_length {args.max_seq_length} and the model's {positions} positions"
         )
-    if args.final_adapter == "best" and not held_out.examples:
-        raise UserError("--final_adapter best needs rows to evaluate: raise --eval_fraction")
+    needed_by = {"--final_adapter best": args.final_adapter == "best"}
+    needed_by |= {"--early_stopping_patience": args.early_stopping_patience is not None}
+    for flag, is_set in needed_by.items():
+        if is_set and not held_out.examples:
+            raise UserError(f"{flag} needs rows to evaluate: raise --eval_fraction")
     summary.append(
         f"{len(rows)} valid rows: {len(train.examples)} to train on, {len(held_out.examples)} to evaluate, "
         f"{len(train.too_long)} + {len(held_out.too_long)} longer than {max_length} tokens, "

@@ -9,11 +9,12 @@ from run_utils.files import check_depth, no_pipe, write_json_lines
 
 
 class MetricsFile:
-    """A tracker of TrainingLog. It drops entries beyond the checkpoint that a run resumes from."""
+    """A tracker of TrainingLog. It drops entries from first_step on: a resumed run writes
+    them again. The arguments are in args.yaml."""
 
     files = "metrics.jsonl"
 
-    def __init__(self, output_dir, first_step):
+    def __init__(self, output_dir, first_step, arguments, changed):
         self.path = Path(output_dir) / "metrics.jsonl"
         entries = read_metrics(self.path) if self.path.exists() else []
         write_json_lines(self.path, (entry for entry in entries if entry["step"] < first_step))
@@ -26,7 +27,7 @@ class MetricsFile:
     def text(self, step, name, text):
         self.scalars(step, {name: text})
 
-    def close(self, step, arguments, figures):
+    def close(self, is_finished):
         self.file.close()
 
 

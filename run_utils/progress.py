@@ -2,6 +2,7 @@
 profile."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import resource
@@ -12,13 +13,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from run_utils.arguments import INVOCATION
 from run_utils.checkpoint import LogEntry
 from run_utils.errors import UserError, say
 from run_utils.metrics_file import MetricsFile
 from run_utils.redaction import redact
 from run_utils.tensorboard import TensorBoard
 
-# Another tracker is one more class with `files` and these four methods.
+# Another tracker is one more class with `files` and the four methods of MetricsFile.
 TRACKERS = [TensorBoard, MetricsFile]
 
 
@@ -39,13 +41,15 @@ class TrainingLog:
         self.trackers, self.profiler = [], None
         self.on_terminal = sys.stdout.isatty()
         if self.is_main:
+            # At step 0 an evaluation may be due, or be there already.
+            first_step = state.global_step + (state.global_step > 0 or not state.evaluation_due)
             for tracker in TRACKERS:
                 with self.survives(tracker):
-                    self.trackers.append(tracker(run.output_dir, state.global_step + 1))
+                    arguments = compared_arguments(self.args, state.effective_batch)
+                    self.trackers.append(tracker(run.output_dir, first_step, *arguments))
             self.profiler = start_profiler(self.args.profile_steps, state.global_step, run.output_dir)
         hidden = not (self.is_main and self.on_terminal)
         self.progress = tqdm(total=last_step, initial=state.global_step, disable=hidden, file=sys.stdout)
-        self.final = {}  # the newest figures
 
     @contextlib.contextmanager
     def survives(self, tracker):
@@ -70,6 +74,7 @@ class TrainingLog:
         entry = self.state.entry
         entry.num_steps += 1
         entry.num_tokens += step.num_tokens
+        self.state.num_tokens += step.num_tokens
         entry.num_supervised += step.num_supervised
         entry.data_seconds += step.seconds
         entry.seconds += time.perf_counter() - self.step_started
@@ -108,6 +113,7 @@ class TrainingLog:
             "grad_norm": self.grad_norm,
             "tokens_per_second": entry.num_tokens / entry.seconds,
             "completion_tokens": entry.completion_tokens,
+            "num_tokens": state.num_tokens,
             "data_wait_fraction": entry.data_seconds / entry.seconds,
             "peak_memory_gib": peak_memory_gib(self.device, self.args.cuda_graphs),
             "epoch": state.global_step / self.steps_per_epoch,
@@ -125,24 +131,27 @@ class TrainingLog:
             self.print(f"loss {loss:.4f}  lr {lr}  {speed:,.0f} tok/s  {left / 60:.1f} min left")
         state.entry = LogEntry()
 
+    def start_evaluation(self):
+        self.evaluation_started = time.perf_counter()
+
     def write_evaluation(self, metrics, samples):
-        """Write an eval/ entry: figures by name, and samples, each `(query, generated text, gold)`.
-        Raises UserError if the loss is not finite."""
+        """Write an eval/ entry: figures by name, and samples, a Markdown table or "". The state has
+        the evaluation already. Raises UserError if the loss is not finite."""
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the evaluation after step {self.state.global_step} has loss {metrics['loss']}; {self.run.last_good()}"
             )
-        self.add_scalars("eval", metrics)
-        self.print("  ".join(f"eval {name} {value:.4f}" for name, value in metrics.items()))
-        text = "\n\n".join(
-            f"    query   {query}\n    output  {output}\n    gold    {gold}" for query, output, gold in samples
-        )
+        seconds = time.perf_counter() - self.evaluation_started
+        best = {"best_loss": self.state.best_loss, "best_exact_match": self.state.best_exact_match}
+        best = {name: value for name, value in best.items() if value is not None}
+        self.add_scalars("eval", {**metrics, "seconds": seconds, **best})
+        shown = {name: value for name, value in metrics.items() if name != "token_accuracy"}
+        self.print("  ".join(f"eval {name} {value:.4f}" for name, value in shown.items()))
         for tracker in self.trackers if samples else ():
             with self.survives(tracker):
-                tracker.text(self.state.global_step, "eval/samples", text)
+                tracker.text(self.state.global_step, "eval/samples", samples)
 
     def add_scalars(self, group, metrics):
-        self.final |= {f"final/{group}_{name}": value for name, value in metrics.items()}
         for tracker in self.trackers:
             with self.survives(tracker):
                 tracker.scalars(self.state.global_step, {f"{group}/{name}": value for name, value in metrics.items()})
@@ -156,14 +165,32 @@ class TrainingLog:
                 # stdout's reader, for example `tee`, got the same Ctrl-C: still save a checkpoint.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    def close(self):
+    def close(self, is_finished):
+        """End the log. is_finished: False after a signal. Writes an entry for the steps since the
+        last, which early stopping leaves."""
+        if is_finished and self.state.entry.num_steps:
+            self.write()
         self.progress.close()
         if self.profiler:
             self.profiler.stop()
-        arguments = {name: redact(str(value)) for name, value in vars(self.args).items()}
         for tracker in self.trackers:
             with self.survives(tracker):
-                tracker.close(self.state.global_step, arguments, self.final)
+                tracker.close(is_finished)
+
+
+def compared_arguments(args, effective_batch):
+    """`(arguments, changed)` for tables of runs: `{name: value}` of the experiment's arguments that
+    are set, and the names that don't have their default. Values are numbers, booleans and texts."""
+    fields = {field.name: field for field in dataclasses.fields(args) if field.name not in (*INVOCATION, "output_dir")}
+    arguments = {name: getattr(args, name) for name in fields} | {"effective_batch": effective_batch}
+    defaults = {name: field.default for name, field in fields.items()}
+    defaults["effective_batch"] = defaults["per_device_train_batch_size"] * defaults["gradient_accumulation_steps"]
+    # The machine's and the log's arguments are free on a resume and don't matter to a comparison.
+    free = {name for name, field in fields.items() if field.metadata["free_on_resume"]}
+    changed = {name for name, value in arguments.items() if value != defaults[name]} - free
+    texts = {name: ", ".join(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    texts = {name: redact(value) if isinstance(value, str) else value for name, value in texts.items()}
+    return {name: value for name, value in texts.items() if value is not None}, changed
 
 
 def start_profiler(steps, steps_done, output_dir):

@@ -93,9 +93,9 @@ class Run:
     def is_finished(self, last_step):
         """Whether the last step's checkpoint exists, and adapter/ is of the step that the arguments
         ask for."""
-        if not self.saved or self.saved.state.global_step != last_step:
+        state = self.saved and self.saved.state
+        if not state or not (state.global_step == last_step or state.stops_early(self.args.early_stopping_patience)):
             return False
-        state = self.saved.state
         try:
             delivered = read_json(self.adapter_dir / "environment.json")
             return not state.evaluation_due and f"checkpoint-{delivered.get('global_step')}" == self.to_deliver(state)
@@ -103,7 +103,13 @@ class Run:
             return False
 
     def describe_end(self, last_step):
-        return f"{self.output_dir} is finished: all {last_step} steps are done, the adapter is in {self.adapter_dir}"
+        state = self.saved.state
+        steps = self.describe_early_end(state) if state.global_step < last_step else f"all {last_step} steps are done"
+        return f"{self.output_dir} is finished: {steps}, the adapter is in {self.adapter_dir}"
+
+    def describe_early_end(self, state):
+        number, metric = state.stale_evaluations, self.args.best_metric
+        return f"stopped early after step {state.global_step}: {number} evaluations without a better {metric}"
 
     def to_deliver(self, state):
         """The name of the checkpoint for adapter/: the last, or the best if one had a finite
@@ -226,7 +232,7 @@ class Run:
             raise
         except WRITING_FAILS as error:
             shutil.rmtree(folder, ignore_errors=True)
-            why = self.describe_disk(error, num_bytes(training))
+            why = self.describe_disk(error, training.num_bytes())
             raise UserError(f"{final} could not be written: {why}; {self.last_good()}") from None
         delete_leftovers(self.output_dir, "incomplete", "superseded")
         self.delete_surplus(state)
@@ -248,7 +254,7 @@ class Run:
 
     def check_disk(self, training):
         """Print a line if the disk cannot hold the kept checkpoints, the next one, and adapter/."""
-        adapter = num_bytes(training, with_states=False)
+        adapter = training.num_bytes(with_states=False)
         # Adam keeps two moments of each weight.
         needed = 3 * adapter * (self.args.save_total_limit + 1) + adapter
         if shutil.disk_usage(self.output_dir).free < needed:
@@ -266,7 +272,7 @@ class Run:
         return one_line(error) or type(error).__name__
 
     @on_main_process
-    def finish(self, training, state):
+    def finish(self, training, state, last_step):
         """Make `adapter/` from the last or best checkpoint, without a resume's files, and print its
         path."""
         chosen = self.to_deliver(state)
@@ -280,8 +286,10 @@ class Run:
             unfinished.rename(self.adapter_dir)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            why = self.describe_disk(error, num_bytes(training, with_states=False))
+            why = self.describe_disk(error, training.num_bytes(with_states=False))
             raise UserError(f"{self.adapter_dir} could not be written: {why}; {self.last_good()}") from None
+        if state.global_step < last_step:
+            print(self.describe_early_end(state).capitalize())
         if state.best_checkpoint:
             best = self.output_dir / state.best_checkpoint
             print(f"Best checkpoint: {best} ({self.args.best_metric} {state.best_value:.4f})")
@@ -289,11 +297,3 @@ class Run:
             print("No evaluation had a finite loss: none is the best")
         print(f"The adapter of {chosen}: {self.adapter_dir}")
         print(f"Curves: tensorboard --logdir {self.output_dir}")
-
-
-def num_bytes(training, with_states=True):
-    """The approximate size of a checkpoint: the adapter's weights, and the optimizer's tensors."""
-    states = training.optimizer.state.values() if with_states else ()
-    moments = [value for state in states for value in state.values()]
-    tensors = [tensor for tensor in (*training.adapter_weights, *moments) if torch.is_tensor(tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
