@@ -20,7 +20,6 @@ import functools
 import shutil
 from pathlib import Path
 
-import torch
 from accelerate.utils import gather_object
 
 from run_utils.arguments import as_yaml
