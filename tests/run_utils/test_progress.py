@@ -11,7 +11,8 @@ from conftest import curve
 from data_utils.batching import OptimizerStep
 from run_utils.checkpoint import RunState
 from run_utils.errors import UserError
-from run_utils.progress import TrainingLog, peak_memory_gib, start_profiler
+from run_utils.progress import TrainingLog, compared_arguments, peak_memory_gib, start_profiler
+from train import TrainingArguments
 
 
 def test_an_entry_s_figures_are_of_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
@@ -20,7 +21,7 @@ def test_an_entry_s_figures_are_of_the_steps_since_the_last(tmp_path, monkeypatc
     seconds = itertools.count()
     monkeypatch.setattr("run_utils.progress.time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
     accelerator = SimpleNamespace(is_main_process=True, device=torch.device("cpu"), reduce=lambda tensor: tensor)
-    args = SimpleNamespace(profile_steps=None, cuda_graphs=False)
+    args = TrainingArguments()
     run = SimpleNamespace(args=args, accelerator=accelerator, output_dir=tmp_path)
     state = RunState()
     log = TrainingLog(run, state, last_step=10, steps_per_epoch=5, flops=SimpleNamespace(peak=None))
@@ -33,12 +34,14 @@ def test_an_entry_s_figures_are_of_the_steps_since_the_last(tmp_path, monkeypatc
         log.write()
     run.last_good = lambda: "last good checkpoint: checkpoint-2"
     with pytest.raises(UserError, match="after step 3 has loss nan; last good checkpoint: checkpoint-2"):
-        log.write_evaluation({"loss": float("nan")}, [])
-    log.close()
+        log.start_evaluation()
+        log.write_evaluation({"loss": float("nan")}, "")
+    log.close(is_finished=False)
     figures = {
         "tokens_per_second": [200 / 3, 100 / 2],
         "loss": [30 / 40, 30 / 20],
         "completion_tokens": [40, 20],
+        "num_tokens": [200, 300],  # since the run's start
         "data_wait_fraction": [1 / 3, 0.5 / 2],
         "epoch": [2 / 5, 3 / 5],
     }
@@ -50,6 +53,20 @@ def test_an_entry_s_figures_are_of_the_steps_since_the_last(tmp_path, monkeypatc
         "step 2/10  loss 0.7500  lr 1.00e-03  67 tok/s  0.2 min left",  # 8 steps of 1.5 seconds
         "step 3/10  loss 1.5000  lr 1.00e-03  50 tok/s  0.2 min left",
     ]
+
+
+def test_runs_are_compared_by_values_of_the_experiment_s_arguments_without_secrets():
+    args = TrainingArguments(
+        dataset_name="https://user:secret@host/rows.jsonl", lora_dropout=0, lora_target_modules=["q_proj", "v_proj"],
+        output_dir="runs/mine", logging_steps=7, per_device_train_batch_size=8,
+    )  # fmt: skip
+    arguments, changed = compared_arguments(args, effective_batch=64)
+    assert changed == {"dataset_name", "lora_dropout", "lora_target_modules", "effective_batch"}
+    assert "secret" not in arguments["dataset_name"] and arguments["lora_target_modules"] == "q_proj, v_proj"
+    assert (
+        arguments["learning_rate"] == 1e-4 and arguments["torch_compile"] is False and arguments["logging_steps"] == 7
+    )
+    assert not {"output_dir", "config", "resume_from_checkpoint", "max_train_steps"} & arguments.keys()  # None: not set
 
 
 @pytest.mark.parametrize(("cuda_graphs", "gib"), [(False, 1), (True, 3)])
