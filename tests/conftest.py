@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TAGS = PROMPT_FORMATS["tags-1"]
 EXACT_TAGS = (  # curves that a resumed run repeats bit for bit
     *("train/loss", "train/grad_norm", "train/learning_rate", "train/completion_tokens", "train/epoch"),
-    "eval/loss",
+    *("train/num_tokens", "eval/loss", "eval/token_accuracy", "eval/best_loss"),
 )
 hypothesis.settings.load_profile("ci")  # the same examples in each run
 

@@ -289,27 +289,96 @@ def test_people_s_own_validation_rows_and_the_best_by_a_metric(run_here, train_h
     assert result.code == 2 and "needs --eval_generate_examples" in result.err
 
 
-def test_tensorboard_has_both_losses_in_one_chart_and_the_arguments_beside_the_figures(train_here, flags):
-    output_dir = train_here(flags | {"max_train_steps": 2})
-    events = EventAccumulator(str(output_dir / "logs"))
-    events.Reload()
-    assert {"custom_scalars__config__", "_hparams_/session_start_info"} <= set(events.summary_metadata)
-    final = events.Scalars("final/eval_loss")[-1].value
-    assert final == pytest.approx(values(output_dir, "eval/loss")[-1].item(), rel=1e-6)
-
-
-def test_tensorboard_and_metrics_jsonl_have_the_same_figures(train_here, flags):
-    output_dir = train_here(flags | {"max_train_steps": 3, "eval_steps": 2, "eval_generate_examples": 2})
-    events = EventAccumulator(str(output_dir / "logs"))
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("final/")]
-    entries = read_metrics(output_dir / "metrics.jsonl")
-    assert set(tags) == {tag for entry in entries for tag in entry} - {"step", "eval/samples"}
-    for tag in tags:
-        recorded = [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars(tag)]
-        assert curve(output_dir, tag) == recorded
+def test_tensorboard_and_metrics_jsonl_have_the_same_figures_and_no_groups_but_train_and_eval(train_here, flags):
+    flags |= {"max_train_steps": 3, "eval_steps": 2, "eval_generate_examples": 2, "eval_on_start": "true"}
+    output_dir = train_here(flags)
+    entries, recorded = read_metrics(output_dir / "metrics.jsonl"), {}
+    for group, folder in (("train", "logs"), ("eval", "logs/eval")):
+        events = EventAccumulator(str(output_dir / folder))
+        events.Reload()
+        tags = events.Tags()["scalars"]
+        assert {tag.split("/")[0] for tag in tags} == {group}
+        recorded |= {tag: [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)] for tag in tags}
+    assert recorded.keys() == {tag for entry in entries for tag in entry} - {"step", "eval/samples"}
+    for tag, expected in recorded.items():
+        assert curve(output_dir, tag) == expected
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("eval/samples/text_summary")]
-    assert [text for _, text in curve(output_dir, "eval/samples")] == texts and len(texts) == 2
+    assert [text for _, text in curve(output_dir, "eval/samples")] == texts and len(texts) == 3
+
+
+def test_an_evaluation_at_step_0_is_of_the_base_and_changes_nothing_else(train_here, flags, tiny_model, tmp_path):
+    flags |= {"max_train_steps": 4, "eval_steps": 2, "eval_generate_examples": 2, "lora_dropout": 0.1}
+    plain = train_here(flags | {"output_dir": tmp_path / "plain"})
+    output_dir = train_here(flags | {"eval_on_start": "true", "output_dir": tmp_path / "from_0"})
+    for name in ("checkpoint-4", "adapter"):
+        weights = [folder / name / "adapter_model.safetensors" for folder in (plain, output_dir)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    states = [json.loads((folder / "checkpoint-4" / "state.json").read_text()) for folder in (plain, output_dir)]
+    assert states[0] == states[1]
+    assert {path.name for path in output_dir.iterdir()} == {path.name for path in plain.iterdir()}  # no checkpoint-0
+    (step, before), *after = curve(output_dir, "eval/loss")
+    assert step == 0 and after == curve(plain, "eval/loss")
+    assert [step for step, _ in curve(output_dir, "eval/seconds")] == [0, 2, 4]
+    assert [step for step, _ in curve(output_dir, "eval/best_loss")] == [2, 4]  # no candidate
+    rows, examples = load_rows(str(flags["dataset_name"]))[0], []
+    _, eval_rows, _ = split_rows(rows, 0.05, seed=42)
+    examples = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), TAGS, eval_rows, 2048).examples
+    base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    with torch.no_grad():
+        loss = completion_loss(base, collate(examples), base.device).item()
+    assert before == pytest.approx(loss / sum(example.num_supervised for example in examples), rel=1e-5)
+
+
+RISING = {  # the loss of the held-out rows rises after the first steps
+    "max_train_steps": 12, "eval_steps": 1, "warmup_ratio": 0, "learning_rate": 0.05, "lr_scheduler_type": "constant",
+    "logging_steps": 50, "early_stopping_patience": 2,
+}  # fmt: skip
+
+
+def test_early_stopping_ends_a_run_as_finished(run_here, flags):
+    result = run_here(train, flags | RISING | {"final_adapter": "best"})
+    assert result.code == 0, result.err
+    output_dir = flags["output_dir"]
+    losses = [value for _, value in curve(output_dir, "eval/loss")]
+    stop = next(step for step in range(3, 13) if min(losses[: step - 2]) <= min(losses[step - 2 : step]))
+    assert 3 <= stop < 12 and len(losses) == stop
+    line = f"Stopped early after step {stop}: 2 evaluations without a better eval_loss"
+    assert result.out.count(line) == 1
+    delivered = json.loads((output_dir / "adapter" / "environment.json").read_text())["global_step"]
+    assert delivered == losses.index(min(losses)) + 1 == stop - 2
+    assert (output_dir / f"checkpoint-{stop}").is_dir()
+    # An entry for the steps since the last.
+    assert [step for step, _ in curve(output_dir, "train/loss")] == [stop]
+    again = run_here(train, flags | RISING | {"final_adapter": "best", "resume_from_checkpoint": "latest"})
+    assert again.code == 0 and f"is finished: {line.lower()}, the adapter is in " in again.out
+    # The last checkpoint instead of the best, without more steps.
+    last = run_here(train, flags | RISING | {"resume_from_checkpoint": "latest"})
+    assert last.code == 0 and len(curve(output_dir, "eval/loss")) == stop
+    assert json.loads((output_dir / "adapter" / "environment.json").read_text())["global_step"] == stop
+
+
+def test_a_resume_goes_on_counting_and_with_more_patience_goes_on_training(train_here, flags, tmp_path):
+    straight = train_here(flags | RISING | {"output_dir": tmp_path / "straight"})
+    stop = curve(straight, "eval/loss")[-1][0]
+    stopped = flags | RISING | {"output_dir": tmp_path / "stopped"}
+    train_here(stopped | {"stop_after_steps": stop - 1})  # one evaluation is no better, the next ends the run
+    resumed = train_here(stopped | {"resume_from_checkpoint": "latest"})
+    for name in ("adapter_model.safetensors", "state.json"):
+        files = [folder / f"checkpoint-{stop}" / name for folder in (straight, resumed)]
+        assert name == "state.json" or files[0].read_bytes() == files[1].read_bytes()
+    assert curve(resumed, "eval/loss") == curve(straight, "eval/loss")
+    assert not (resumed / f"checkpoint-{stop + 1}").exists()
+    patient = {"early_stopping_patience": 100, "resume_from_checkpoint": "latest"}
+    train_here(stopped | patient)
+    plain = flags | RISING | {"output_dir": tmp_path / "plain", "early_stopping_patience": 100}
+    weights = [train_here(run) / "adapter" / "adapter_model.safetensors" for run in (stopped | patient, plain)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_early_stopping_without_held_out_rows_is_refused_by_name(run_here, flags):
+    result = run_here(train, flags | {"early_stopping_patience": 2, "eval_fraction": 0})
+    assert result.code == 1 and "--early_stopping_patience needs rows to evaluate" in result.err
+    assert len(result.err.strip().splitlines()) == 1 and not list(flags["output_dir"].glob("*"))
 
 
 def test_a_cpu_is_told_what_is_faster_there(run_here, flags):
