@@ -73,7 +73,7 @@ class RunState:
     effective_batch: int = 0  # examples per optimizer step
     entry: LogEntry = dataclasses.field(default_factory=LogEntry)  # the log's next entry
     eval_loss: float | None = None  # of this step, if evaluated
-    # An evaluation was interrupted by a signal, or it is the one of --eval_on_start.
+    # This step's evaluation is still to do: after a signal, or for --eval_on_start.
     evaluation_due: bool = False
     num_tokens: int = 0  # trained on so far, prompts included; a resume of an older checkpoint starts at 0
     best_value: float | None = None  # by --best_metric

@@ -41,11 +41,11 @@ class TrainingLog:
         self.trackers, self.profiler = [], None
         self.on_terminal = sys.stdout.isatty()
         if self.is_main:
-            # At step 0 an evaluation may be due, or be there already.
+            # An evaluation that is due at step 0 replaces an earlier one.
             first_step = state.global_step + (state.global_step > 0 or not state.evaluation_due)
+            arguments = compared_arguments(self.args, state.effective_batch)
             for tracker in TRACKERS:
                 with self.survives(tracker):
-                    arguments = compared_arguments(self.args, state.effective_batch)
                     self.trackers.append(tracker(run.output_dir, first_step, *arguments))
             self.profiler = start_profiler(self.args.profile_steps, state.global_step, run.output_dir)
         hidden = not (self.is_main and self.on_terminal)
@@ -179,18 +179,23 @@ class TrainingLog:
 
 
 def compared_arguments(args, effective_batch):
-    """`(arguments, changed)` for tables of runs: `{name: value}` of the experiment's arguments that
-    are set, and the names that don't have their default. Values are numbers, booleans and texts."""
-    fields = {field.name: field for field in dataclasses.fields(args) if field.name not in (*INVOCATION, "output_dir")}
-    arguments = {name: getattr(args, name) for name in fields} | {"effective_batch": effective_batch}
-    defaults = {name: field.default for name, field in fields.items()}
-    defaults["effective_batch"] = defaults["per_device_train_batch_size"] * defaults["gradient_accumulation_steps"]
-    # The machine's and the log's arguments are free on a resume and don't matter to a comparison.
-    free = {name for name, field in fields.items() if field.metadata["free_on_resume"]}
-    changed = {name for name, value in arguments.items() if value != defaults[name]} - free
-    texts = {name: ", ".join(value) if isinstance(value, list) else value for name, value in arguments.items()}
-    texts = {name: redact(value) if isinstance(value, str) else value for name, value in texts.items()}
-    return {name: value for name, value in texts.items() if value is not None}, changed
+    """`(arguments, changed)` for tables of runs: the experiment's arguments that are set, `{name:
+    number, boolean or text}`, and the names of those that differ from their defaults."""
+    fields = [field for field in dataclasses.fields(args) if field.name not in (*INVOCATION, "output_dir")]
+    arguments = {field.name: getattr(args, field.name) for field in fields}
+    # Arguments that are free on a resume, such as logging_steps, don't change the results.
+    changed = {
+        field.name
+        for field in fields
+        if arguments[field.name] != field.default and not field.metadata["free_on_resume"]
+    }
+    defaults = {field.name: field.default for field in fields}
+    if effective_batch != defaults["per_device_train_batch_size"] * defaults["gradient_accumulation_steps"]:
+        changed.add("effective_batch")
+    arguments["effective_batch"] = effective_batch
+    texts = {name: ", ".join(value) for name, value in arguments.items() if isinstance(value, list)}
+    texts |= {name: redact(value) for name, value in arguments.items() if isinstance(value, str)}
+    return {name: value for name, value in (arguments | texts).items() if value is not None}, changed
 
 
 def start_profiler(steps, steps_done, output_dir):

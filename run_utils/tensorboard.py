@@ -18,8 +18,8 @@ from tensorboard.plugins.hparams.api_pb2 import (
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import SummaryWriter
 
-# TensorBoard colours curves by run, not by figure. Figures of one run have a chart each, side by
-# side. The evaluations are a run of their own, so that both losses can share a chart.
+# All curves of a run have one colour in TensorBoard. So the evaluations are a second run: both
+# losses can share a chart. Figures of the same run have a chart each, side by side.
 CHARTS = {
     "loss": {"training and held-out rows": ["train/loss", "eval/loss"]},
     "generated calls": {

@@ -191,7 +191,7 @@ def raise_full_disk(save, *args):
 
 
 def test_curves_that_cannot_be_written_do_not_end_the_run(train_here, flags, capsys, monkeypatch):
-    monkeypatch.setattr(progress.SummaryWriter, "flush", functools.partial(raise_full_disk, None))
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.flush", functools.partial(raise_full_disk, None))
     output_dir = train_here(flags | {"max_train_steps": 3, "profile_steps": "1:1"})
     assert (output_dir / "adapter" / "adapter_model.safetensors").is_file()
 
