@@ -75,7 +75,8 @@ class RunState:
     eval_loss: float | None = None  # of this step, if evaluated
     # This step's evaluation is still to do: after a signal, or for --eval_on_start.
     evaluation_due: bool = False
-    num_tokens: int = 0  # trained on so far, prompts included; a resume of an older checkpoint starts at 0
+    # Trained on so far, prompts included. A resume of an older checkpoint counts from 0.
+    num_tokens: int = 0
     best_value: float | None = None  # by --best_metric
     best_checkpoint: str | None = None  # its folder's name
     stale_evaluations: int = 0  # in a row, none of them better than the best by --best_metric
