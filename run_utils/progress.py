@@ -2,7 +2,6 @@
 profile."""
 
 import contextlib
-import dataclasses
 import math
 import os
 import resource
@@ -13,11 +12,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from run_utils.arguments import INVOCATION
+from run_utils.arguments import compared_arguments
 from run_utils.checkpoint import LogEntry
 from run_utils.errors import UserError, say
 from run_utils.metrics_file import MetricsFile
-from run_utils.redaction import redact
 from run_utils.tensorboard import TensorBoard
 
 # Another tracker is one more class with `files` and the four methods of MetricsFile.
@@ -176,26 +174,6 @@ class TrainingLog:
         for tracker in self.trackers:
             with self.survives(tracker):
                 tracker.close(is_finished)
-
-
-def compared_arguments(args, effective_batch):
-    """`(arguments, changed)` for tables of runs: the experiment's arguments that are set, `{name:
-    number, boolean or text}`, and the names of those that differ from their defaults."""
-    fields = [field for field in dataclasses.fields(args) if field.name not in (*INVOCATION, "output_dir")]
-    arguments = {field.name: getattr(args, field.name) for field in fields}
-    # Arguments that are free on a resume, such as logging_steps, don't change the results.
-    changed = {
-        field.name
-        for field in fields
-        if arguments[field.name] != field.default and not field.metadata["free_on_resume"]
-    }
-    defaults = {field.name: field.default for field in fields}
-    if effective_batch != defaults["per_device_train_batch_size"] * defaults["gradient_accumulation_steps"]:
-        changed.add("effective_batch")
-    arguments["effective_batch"] = effective_batch
-    texts = {name: ", ".join(value) for name, value in arguments.items() if isinstance(value, list)}
-    texts |= {name: redact(value) for name, value in arguments.items() if isinstance(value, str)}
-    return {name: value for name, value in (arguments | texts).items() if value is not None}, changed
 
 
 def start_profiler(steps, steps_done, output_dir):

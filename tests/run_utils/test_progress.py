@@ -11,7 +11,7 @@ from conftest import curve
 from data_utils.batching import OptimizerStep
 from run_utils.checkpoint import RunState
 from run_utils.errors import UserError
-from run_utils.progress import TrainingLog, compared_arguments, peak_memory_gib, start_profiler
+from run_utils.progress import TrainingLog, peak_memory_gib, start_profiler
 from train import TrainingArguments
 
 
@@ -53,20 +53,6 @@ def test_an_entry_s_figures_are_of_the_steps_since_the_last(tmp_path, monkeypatc
         "step 2/10  loss 0.7500  lr 1.00e-03  67 tok/s  0.2 min left",  # 8 steps of 1.5 seconds
         "step 3/10  loss 1.5000  lr 1.00e-03  50 tok/s  0.2 min left",
     ]
-
-
-def test_runs_are_compared_by_values_of_the_experiment_s_arguments_without_secrets():
-    args = TrainingArguments(
-        dataset_name="https://user:secret@host/rows.jsonl", lora_dropout=0, lora_target_modules=["q_proj", "v_proj"],
-        output_dir="runs/mine", logging_steps=7, per_device_train_batch_size=8,
-    )  # fmt: skip
-    arguments, changed = compared_arguments(args, effective_batch=64)
-    assert changed == {"dataset_name", "lora_dropout", "lora_target_modules", "effective_batch"}
-    assert "secret" not in arguments["dataset_name"] and arguments["lora_target_modules"] == "q_proj, v_proj"
-    assert (
-        arguments["learning_rate"] == 1e-4 and arguments["torch_compile"] is False and arguments["logging_steps"] == 7
-    )
-    assert not {"output_dir", "config", "resume_from_checkpoint", "max_train_steps"} & arguments.keys()  # None: not set
 
 
 @pytest.mark.parametrize(("cuda_graphs", "gib"), [(False, 1), (True, 3)])
