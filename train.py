@@ -186,14 +186,14 @@ def main(args):
     tokenizer, config = load_tokenizer(source), load_config(source)
     report = run.bad_rows_file
     data = prepare_data(args, tokenizer, num_positions(config), accelerator, report=report, generators=GENERATORS)
-    accelerator.print("\n".join(data.summary))
+    accelerator.print("\n".join(data.summary + [data.example] * (not run.saved)))
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
     args.lora_target_modules = args.lora_target_modules or all_layers(without_weights(config, args.trust_remote_code))
     fresh = RunState(**data.train.fingerprints, effective_batch=data.train.global_batch)
     run.check_same_experiment(fresh, fingerprint(data.eval_examples))
     if run.is_finished(last_step):
-        accelerator.print(run.describe_end(last_step))
+        run.print_end(last_step)
         return end_training(accelerator)
 
     # Base model under a fresh adapter
@@ -216,7 +216,7 @@ def main(args):
         check_graph_memory(training, data.train, steps, loss_fn)
     check_evaluation_memory(training, data, args, completion_loss, system)
     run.start(state, training, {"dropped_rows.json": data.dropped, "split.json": data.split})
-    log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
+    log = TrainingLog(run, state, last_step, data, flops)
     stop = StopRequest(accelerator, run.last_checkpoint)  # from now on, signals wait for stop.check
     try:
         if state.evaluation_due:  # a signal interrupted it
@@ -313,8 +313,8 @@ def evaluate(accelerator, model, data, args, *, system, log, state, stop):
         answers = generated_texts(accelerator, model, system, rows, stop)
         figures |= curve_figures(rows, answers, system.prompt_format)
         samples = [(row.query, text, row.answers) for row, (text, _) in zip(rows[:5], answers, strict=False)]
-    log.write_evaluation(figures, samples)
     state.add_evaluation(figures, args.best_metric)
+    log.write_evaluation(figures, samples)
 
 
 def step_seed(seed, step, process_index):

@@ -6,9 +6,9 @@ import sys
 
 import torch
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from data_utils.batching import micro_batches
+from run_utils.terminal import progress
 
 
 @contextlib.contextmanager
@@ -30,9 +30,8 @@ def evaluation_loss(accelerator, model, examples, *, batch_size, loss_fn, stop):
     after a signal."""
     loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
     batches = micro_batches(examples, batch_size, accelerator.num_processes, accelerator.process_index)
-    hidden = not (accelerator.is_main_process and sys.stdout.isatty())
     with evaluation_mode(model):
-        for batch in tqdm(batches, desc="eval", leave=False, disable=hidden):
+        for batch in progress(batches, "evaluation", unit="batch", file=sys.stdout, leave=False):
             stop.check()
             loss_sum += loss_fn(model, batch, accelerator.device)
     return accelerator.reduce(loss_sum).item() / sum(example.weight_sum for example in examples)
@@ -48,7 +47,9 @@ def generated_texts(accelerator, model, system, rows, stop):
     first, step = accelerator.process_index, accelerator.num_processes
     texts = []
     with evaluation_mode(model):
-        for index, generation in system.answer(rows[first::step]):
+        share = rows[first::step]
+        answers = progress(system.answer(share), "generation", len(share), file=sys.stdout, leave=False)
+        for index, generation in answers:
             if stop.number:  # processes have different numbers of rows: they synchronise below
                 break
             texts.append((first + index * step, generation.text, generation.finish))

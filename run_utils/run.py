@@ -20,7 +20,6 @@ import functools
 import shutil
 from pathlib import Path
 
-import torch
 from accelerate.utils import gather_object
 
 from run_utils.arguments import as_yaml
@@ -32,6 +31,7 @@ from run_utils.checkpoint import (
     delete_checkpoint,
     flush_to_disk,
     load_checkpoint,
+    num_bytes,
     write_checkpoint,
     write_state,
 )
@@ -39,6 +39,7 @@ from run_utils.errors import UserError, one_line
 from run_utils.files import describe_free, is_full_disk, read_json, write_json, write_text
 from run_utils.launch import check_alike, run_on_main
 from run_utils.output_folder import claim, clear_run, delete_leftovers, find_checkpoint, holds_run, set_aside
+from run_utils.terminal import print_next
 
 # These may differ between machines: the base and the rows are compared by content.
 PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
@@ -102,8 +103,11 @@ class Run:
         except UserError:
             return False
 
-    def describe_end(self, last_step):
-        return f"{self.output_dir} is finished: all {last_step} steps are done, the adapter is in {self.adapter_dir}"
+    @on_main_process
+    def print_end(self, last_step):
+        """For a finished run."""
+        print(f"{self.output_dir} is finished: all {last_step} steps are done, the adapter is in {self.adapter_dir}")
+        print_next("python", "evaluate.py", "--adapter", self.adapter_dir)
 
     def to_deliver(self, state):
         """The name of the checkpoint for adapter/: the last, or the best if one had a finite
@@ -289,11 +293,4 @@ class Run:
             print("No evaluation had a finite loss: none is the best")
         print(f"The adapter of {chosen}: {self.adapter_dir}")
         print(f"Curves: tensorboard --logdir {self.output_dir}")
-
-
-def num_bytes(training, with_states=True):
-    """The approximate size of a checkpoint: the adapter's weights, and the optimizer's tensors."""
-    states = training.optimizer.state.values() if with_states else ()
-    moments = [value for state in states for value in state.values()]
-    tensors = [tensor for tensor in (*training.adapter_weights, *moments) if torch.is_tensor(tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        print_next("python", "evaluate.py", "--adapter", self.adapter_dir)
