@@ -13,7 +13,7 @@ import torch
 
 from run_utils.checkpoint import LogEntry
 from run_utils.errors import UserError, say
-from run_utils.metrics_file import MetricsFile
+from run_utils.metrics_file import MetricsFile, last_figure
 from run_utils.redaction import redact
 from run_utils.tensorboard import TensorBoard
 from run_utils.terminal import bar, describe_seconds, shows_bars
@@ -36,11 +36,13 @@ class TrainingLog:
 
     def __init__(self, run, state, last_step, data, flops):
         self.run, self.args, self.device = run, run.args, run.accelerator.device
-        self.state, self.last_step = state, last_step
+        self.state, self.first_step, self.last_step = state, state.global_step, last_step
         self.steps_per_epoch, self.flops = data.train.steps_per_epoch, flops
         self.eval_steps = self.args.eval_steps if data.eval_examples else None
-        # {event: (number, seconds)} in this process, for the time left
-        self.measured = {"step": (0, 0.0), "evaluation": (0, 0.0), "save": (0, 0.0)}
+        # {event: (number, seconds)} in this process, for the time left. A resumed run begins with
+        # an evaluation's seconds from its log.
+        evaluation = last_figure(run.output_dir, "eval/seconds") if state.global_step else None
+        self.measured = {"step": (0, 0.0), "evaluation": (1, evaluation) if evaluation else (0, 0.0), "save": (0, 0.0)}
         self.since = time.perf_counter()  # the end of the last measured event
         # (global step, supervised tokens, their weights, row ids, tensor of loss and gradient norm)
         self.pending = []
@@ -86,7 +88,7 @@ class TrainingLog:
         entry.data_seconds += step.seconds
         now = time.perf_counter()
         entry.seconds += now - self.step_started
-        if self.measured["step"][0] == 1:  # the first step compiles and allocates: only count it alone
+        if self.state.global_step == self.first_step + 2:  # the first one compiled and allocated: forget it
             self.measured["step"] = (0, 0.0)
         self.measure("step", now - self.step_started)
         self.since = now
@@ -161,14 +163,14 @@ class TrainingLog:
     def write_evaluation(self, metrics, samples):
         """Write an eval/ entry: figures by name, and samples, each `(query, generated text, gold)`.
         The state has the evaluation already. Raises UserError if the loss is not finite."""
-        now = time.perf_counter()
-        self.measure("evaluation", now - self.since)
-        self.since = now
+        seconds = time.perf_counter() - self.since
+        self.measure("evaluation", seconds)
+        self.since += seconds
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the evaluation after step {self.state.global_step} has loss {metrics['loss']}; {self.run.last_good()}"
             )
-        self.add_scalars("eval", metrics)
+        self.add_scalars("eval", metrics | {"seconds": seconds})
         rates = [f"{title} {100 * metrics[name]:.3g} %" for name, title in SHOWN_RATES.items() if name in metrics]
         best = ["best so far"] * self.state.is_best
         self.print("  ".join([f"eval loss {metrics['loss']:.4f}", *rates, *best]))
@@ -195,6 +197,7 @@ class TrainingLog:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self):
+        self.bar.set_postfix_str(self.shown)
         self.bar.close()
         if self.profiler:
             self.profiler.stop()

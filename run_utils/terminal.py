@@ -23,10 +23,11 @@ def bar(items=None, *, file=None, **options):
     """tqdm's bar. It is hidden if this process draws no bars."""
     file = file or sys.stderr
     hidden = not shows_bars(file)
+    size = {"dynamic_ncols": True}
     # A pseudo-terminal can have no size, for example under `script`. tqdm would draw an empty line.
-    has_size = not hidden and os.get_terminal_size(file.fileno()).columns > 0
-    width = None if has_size else shutil.get_terminal_size((100, 24)).columns
-    return tqdm(items, disable=hidden, file=file, ncols=width, dynamic_ncols=has_size, **options)
+    if not hidden and os.get_terminal_size(file.fileno()).columns == 0:
+        size = dict(zip(("ncols", "nrows"), shutil.get_terminal_size((100, 24)), strict=True))
+    return tqdm(items, disable=hidden, file=file, **size, **options)
 
 
 def progress(items, title, total=None, unit="row", *, file=None, **options):
