@@ -43,6 +43,7 @@ def test_latest_on_a_finished_run_does_nothing(run_here, flags, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
     assert result.code == 0 and "is finished" in result.out
+    assert result.out.endswith(f"\nNext: python evaluate.py --adapter {finished / 'adapter'}\n")
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
@@ -66,6 +67,7 @@ def test_a_stopped_run_goes_on(run_here, train_here, flags, finished, tmp_path):
     train_here(part | {"stop_after_steps": 2})
     result = run_here(train, part | {"resume_from_checkpoint": "latest"})
     assert result.code == 0, result.err
+    assert "valid rows: " in result.out and "One example; " not in result.out
     for tag in EXACT_TAGS:
         assert curve(tmp_path / "part", tag) == curve(finished, tag)
 
@@ -77,6 +79,12 @@ def test_an_incomplete_checkpoint_is_never_taken(run_here, flags, finished):
     assert result.code == 0, result.err
     assert "after step 3" in result.out and (finished / "checkpoint-4").is_dir()
     assert not list(finished.glob("incomplete-*"))
+
+
+def test_the_folder_of_a_run_leads_to_its_newest_checkpoint(run_here, flags, finished):
+    result = run_here(train, flags | {"resume_from_checkpoint": finished})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and line.endswith(f"no checkpoint there: did you mean {finished / 'checkpoint-4'}?")
 
 
 def test_any_checkpoint_can_be_resumed_by_path(run_here, flags, finished):
