@@ -17,7 +17,7 @@ from run_utils.arguments import ROOT
 from run_utils.errors import UserError, describe_error, say
 from run_utils.hub import check_hub_access
 from run_utils.launch_file import is_sharded
-from run_utils.paths import did_you_mean
+from run_utils.paths import did_you_mean, near_path
 from run_utils.terminal import shows_bars
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
@@ -59,6 +59,10 @@ def resolve_model(name):
             near = did_you_mean(name, "config.json")
             raise UserError(f"{name}: no such model folder (a hub id looks like Qwen/Qwen3-4B-Base){near}")
         check_hub_access(name, "model")
+    elif not (Path(name) / "config.json").is_file():
+        adapter = near_path(name, "adapter_config.json")
+        hint = did_you_mean(name, "config.json") or (f"; {adapter} is an adapter, for --adapter" if adapter else "")
+        raise UserError(f"{name} holds no model: there is no config.json{hint}")
     return name
 
 

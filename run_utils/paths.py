@@ -8,7 +8,14 @@ SUBFOLDERS = ("adapter", "evaluation", "export")  # of a run's folder
 
 
 def did_you_mean(path, marker=None):
-    """`": did you mean PATH?"` for a near existing path, or "" without one.
+    """`": did you mean PATH?"` for a near existing path, or "" without one. marker: see
+    near_path."""
+    near = near_path(path, marker)
+    return f": did you mean {near}?" if near and near != Path(path) else ""
+
+
+def near_path(path, marker=None):
+    """The existing path nearest to a path, perhaps the path itself, or None.
 
     marker: a file that the wanted folder has, for example adapter_config.json. The folder of a
     run is replaced by its adapter/, evaluation/, export/ or newest checkpoint with this file."""
@@ -17,8 +24,7 @@ def did_you_mean(path, marker=None):
         near = nearest(Path(path))
         if near and marker:
             near = next((folder for folder in (near, *inside(near)) if (folder / marker).is_file()), None)
-    is_new = near and near != Path(path) and str(near).isprintable()
-    return f": did you mean {near}?" if is_new else ""
+    return near if near and str(near).isprintable() else None
 
 
 def nearest(path):

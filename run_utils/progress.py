@@ -54,6 +54,8 @@ class TrainingLog:
                 with self.survives(tracker):
                     self.trackers.append(tracker(run.output_dir, state.global_step + 1))
             self.profiler = start_profiler(self.args.profile_steps, state.global_step, run.output_dir)
+        if not self.has_bar and state.global_step < last_step:
+            say(f"Training from step {state.global_step + 1} to {last_step} ...")
         self.bar = bar(file=sys.stdout, total=last_step, initial=state.global_step, bar_format=BAR)
         self.shown = ""  # the newest figures, on the bar
         self.final = {}  # the newest figures

@@ -423,6 +423,14 @@ def test_the_folder_of_a_run_leads_to_its_adapter(run_here, adapter, tmp_path, s
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("subfolder", ["", "adapter"])
+def test_an_adapter_is_no_model(run_here, adapter, subfolder):
+    flags = {"model_name_or_path": adapter.parent / subfolder, "query": "hi", "tools": ROOT / "demo/math_tools.json"}
+    result = run_here(infer, flags)
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and line.endswith(f"there is no config.json; {adapter} is an adapter, for --adapter")
+
+
 def test_an_adapter_of_another_base_is_refused(run_here, flags, tmp_path, tiny_model):
     other = tmp_path / "other"
     subprocess.run(["cp", "-r", tiny_model, other], check=True)
