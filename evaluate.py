@@ -116,8 +116,6 @@ import hashlib
 import json
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_utils.held_out import held_out_rows
 from demo.rows import GENERATORS
 from eval_utils.comparison import compare_folders, score_folder
@@ -131,6 +129,7 @@ from model_utils.token_masks import import_xgrammar
 from run_utils.environment import environment_record
 from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
 from run_utils.redaction import redact
+from run_utils.terminal import progress
 
 
 def main(args):
@@ -154,12 +153,10 @@ def main(args):
     folder = EvaluationFolder(args.output_dir, identity, accelerator)
     record = environment_record(**identity)
     run_on_main(accelerator, lambda: folder.prepare(args, rows, in_training, record))
-    for name, system in systems_of(args, base, tokenizer, adapter):
+    for number, (name, system) in enumerate(systems_of(args, base, tokenizer, adapter), start=1):
         todo, processes = folder.rows_to_answer(name, rows)
-        label = f"{name}, 1 of {processes} processes" if processes > 1 else name
-        predictions = predict(name, system, todo, processes)
-        hidden = not accelerator.is_main_process
-        folder.append(tqdm(predictions, total=len(todo), desc=label, unit="row", disable=hidden))
+        label = f"{name}, system {number} of {len(args.systems)}" + f", 1 of {processes} processes" * (processes > 1)
+        folder.append(progress(predict(name, system, todo, processes), label, len(todo)))
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:

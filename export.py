@@ -2,7 +2,8 @@
 
     python export.py                                          # the embedded demo, after train.py
     python export.py --adapter runs/qwen3_4b_qlora/adapter --output_dir exports/qwen3_4b_tools
-    python evaluate.py --model_name_or_path exports/qwen3_4b_tools --systems prompted   # its scores
+    python evaluate.py --model_name_or_path exports/qwen3_4b_tools \
+        --dataset_name ROWS --systems prompted                # its scores
     python export.py --adapter ... --output_dir ... --push_to_hub you/qwen3-4b-tools
 
 The base is loaded unquantised, in bf16, also after training in 4 or 8 bits. The folder also has
@@ -73,6 +74,7 @@ from run_utils.environment import published_name
 from run_utils.files import describe_free, naming_full_disk, new_folder, read_json, write_json
 from run_utils.hub import push
 from run_utils.launch import start_accelerator
+from run_utils.terminal import print_next
 
 MAKE_ROOM = "make room, and the same command exports it"
 
@@ -88,6 +90,11 @@ def main(args):
     print(f"{'The merged model' if args.merge else 'The adapter'}: {output_dir}")
     if args.push_to_hub:
         push(output_dir, args.push_to_hub)
+    if args.merge:
+        dtype = {"bf16": "bfloat16", "fp32": "float32"}[args.dtype]
+        print_next("transformers", "serve", output_dir, "--dtype", dtype)
+    elif not args.push_to_hub:
+        print_next("hf", "upload", "YOU/NAME", output_dir)
 
 
 def write_merged(args, adapter, folder):
@@ -111,15 +118,18 @@ def write_merged(args, adapter, folder):
         )
     if (trained_in := adapter.args.get("quantization", "none")) != "none":
         print(f"Trained on the base in {trained_in}, merged into the base in {args.dtype}: evaluate the export itself")
+    say("Answering the example rows with the unmerged adapter ...")
     unmerged_answers = example_answers(model, tokenizer, adapter)
 
     # In the base's weights, with the same logits
     texts = example_texts(tokenizer, PROMPT_FORMATS[adapter.prompt_format], example_rows())
+    say(f"Merging the adapter, and comparing the logits of {len(texts)} rows ...")
     merged, merge = merge_adapter(model, texts)
     if merge.problem:
         raise UserError(f"merging the adapter {merge.problem}: nothing is exported")
 
     # In the folder
+    say(f"Writing {num_bytes / 2**30:.2f} GiB to {args.output_dir}, and reading them back ...")
     describe_serving(merged, tokenizer, adapter.prompt_format)
     with naming_full_disk(args.output_dir, num_bytes, MAKE_ROOM):
         tokenizer.save_pretrained(folder)
@@ -133,6 +143,7 @@ def write_merged(args, adapter, folder):
     if changed := [name for name, digest in weight_hashes(exported).items() if written.get(name) != digest]:
         problem = f"read back, {len(changed)} weights are not those merged, {changed[0]} first"
         raise UserError(f"{problem}: nothing is exported")
+    say("Answering the example rows with the exported model ...")
     answers = example_answers(exported, tokenizer, adapter)
     num_same = sum(answer == unmerged for answer, unmerged in zip(answers, unmerged_answers, strict=True))
     print(f"Logits of {len(texts)} rows: {merge}")

@@ -190,7 +190,7 @@ def main(args):
     tokenizer, config = load_tokenizer(source), load_config(source)
     report = run.bad_rows_file
     data = prepare_data(args, tokenizer, num_positions(config), accelerator, report=report, generators=GENERATORS)
-    accelerator.print("\n".join(data.summary))
+    accelerator.print("\n".join(data.summary + [data.example] * (not run.saved)))
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
     args.lora_target_modules = args.lora_target_modules or all_layers(without_weights(config, args.trust_remote_code))
@@ -198,7 +198,7 @@ def main(args):
     fresh.evaluation_due = args.eval_on_start and bool(data.eval_examples)
     run.check_same_experiment(fresh, fingerprint(data.eval_examples))
     if run.is_finished(last_step):
-        accelerator.print(run.describe_end(last_step))
+        run.print_end(last_step)
         return end_training(accelerator)
 
     # Base model under a fresh adapter
@@ -221,7 +221,7 @@ def main(args):
         check_graph_memory(training, data.train, steps, loss_fn)
     check_evaluation_memory(training, data, args, completion_loss, system)
     run.start(state, training, {"dropped_rows.json": data.dropped, "split.json": data.split})
-    log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
+    log = TrainingLog(run, state, last_step, data, flops)
     stop = StopRequest(accelerator, run.last_checkpoint)  # from now on, signals wait for stop.check
     try:
         if state.evaluation_due:  # a signal interrupted it, or --eval_on_start
@@ -312,7 +312,6 @@ def completion_loss(model, batch, device, cross_entropy=cross_entropy):
 def evaluate(accelerator, model, data, args, *, system, log, state, stop):
     """Score the held-out rows, log the figures and add them to `state`. After a signal, raises
     Stopped on all processes at once; the evaluation is then still due."""
-    log.start_evaluation()
     settings = {"batch_size": args.per_device_eval_batch_size, "loss_fn": completion_loss, "stop": stop}
     figures = evaluation_figures(accelerator, model, data.eval_examples, cross_entropy=cross_entropy, **settings)
     samples = ""

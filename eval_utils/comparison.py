@@ -135,4 +135,5 @@ def write_evaluation(folder, evaluation):
     write_results(folder, evaluation)
     write_report(folder / "report.html", report_of(evaluation))
     print_table(evaluation)
-    print(f"Report with every row: {folder / 'report.html'}   Figures: {folder / 'metrics.json'}")
+    print(f"Figures: {folder / 'metrics.json'}")
+    print(f"Next: open {folder / 'report.html'} in a browser: the report with every row")

@@ -19,6 +19,7 @@ from run_utils import journal
 from run_utils.arguments import as_yaml
 from run_utils.errors import UserError
 from run_utils.files import lock_folder, no_pipe, read_json, write_json, write_json_lines, write_text
+from run_utils.paths import did_you_mean
 
 # Files of train.py's folders. Evaluations have an environment.json too.
 TRAINING_FILES = ("adapter_config.json", "split.json", "state.json")
@@ -155,7 +156,8 @@ def read_rows(output_dir):
             check_row(row)
         return rows, in_training
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}") from None
+        near = did_you_mean(output_dir, "rows.jsonl")
+        raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}{near}") from None
 
 
 def check_row(row):

@@ -6,9 +6,9 @@ import sys
 
 import torch
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from data_utils.batching import micro_batches
+from run_utils.terminal import progress
 
 
 @contextlib.contextmanager
@@ -37,9 +37,8 @@ def evaluation_figures(accelerator, model, examples, *, batch_size, loss_fn, cro
 
     sums = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
     batches = micro_batches(examples, batch_size, accelerator.num_processes, accelerator.process_index)
-    hidden = not (accelerator.is_main_process and sys.stdout.isatty())
     with evaluation_mode(model):
-        for batch in tqdm(batches, desc="eval", leave=False, disable=hidden):
+        for batch in progress(batches, "evaluation", unit="batch", file=sys.stdout, leave=False):
             stop.check()
             sums += loss_fn(model, batch, accelerator.device, loss_and_hits)
     loss_sum, hits = accelerator.reduce(sums).tolist()
@@ -57,7 +56,9 @@ def generated_texts(accelerator, model, system, rows, stop):
     first, step = accelerator.process_index, accelerator.num_processes
     texts = []
     with evaluation_mode(model):
-        for index, generation in system.answer(rows[first::step]):
+        share = rows[first::step]
+        answers = progress(system.answer(share), "generation", len(share), file=sys.stdout, leave=False)
+        for index, generation in answers:
             if stop.number:  # processes have different numbers of rows: they synchronise below
                 break
             texts.append((first + index * step, generation.text, generation.finish))

@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from run_utils.errors import UsageError, one_line, require, say
+from run_utils.paths import did_you_mean
 from run_utils.redaction import redact
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,7 +180,8 @@ def read_yaml(path):
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
         check_size(values)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read {path}: {reason}{did_you_mean(path)}") from None
     # ValueError: an impossible date, too many values. RecursionError: endless nesting.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {one_line(error)}") from None

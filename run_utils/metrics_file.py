@@ -2,6 +2,7 @@
 "train/loss": 0.5, ...}`."""
 
 import json
+import math
 from pathlib import Path
 
 from run_utils.errors import UserError, one_line
@@ -29,6 +30,17 @@ class MetricsFile:
 
     def close(self, is_finished):
         self.file.close()
+
+
+def last_figure(output_dir, tag):
+    """The newest value of a figure, or None if the file has no positive number."""
+    try:
+        entries = read_metrics(Path(output_dir) / "metrics.jsonl")
+    except UserError:  # no file, or a damaged one
+        return None
+    values = [entry[tag] for entry in entries if tag in entry]
+    is_positive = values and isinstance(values[-1], float) and 0 < values[-1] < math.inf
+    return values[-1] if is_positive else None
 
 
 def read_metrics(path):

@@ -38,6 +38,7 @@ from run_utils.errors import UserError, one_line
 from run_utils.files import describe_free, is_full_disk, read_json, write_json, write_text
 from run_utils.launch import check_alike, run_on_main
 from run_utils.output_folder import claim, clear_run, delete_leftovers, find_checkpoint, holds_run, set_aside
+from run_utils.terminal import print_next
 
 # These may differ between machines: the base and the rows are compared by content.
 PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
@@ -101,10 +102,13 @@ class Run:
         except UserError:
             return False
 
-    def describe_end(self, last_step):
+    @on_main_process
+    def print_end(self, last_step):
+        """For a finished run."""
         state = self.saved.state
         steps = self.describe_early_end(state) if state.global_step < last_step else f"all {last_step} steps are done"
-        return f"{self.output_dir} is finished: {steps}, the adapter is in {self.adapter_dir}"
+        print(f"{self.output_dir} is finished: {steps}, the adapter is in {self.adapter_dir}")
+        print_next("python", "evaluate.py", "--adapter", self.adapter_dir)
 
     def describe_early_end(self, state):
         number, metric = state.stale_evaluations, self.args.best_metric
@@ -296,3 +300,4 @@ class Run:
             print("No evaluation had a finite loss: none is the best")
         print(f"The adapter of {chosen}: {self.adapter_dir}")
         print(f"Curves: tensorboard --logdir {self.output_dir}")
+        print_next("python", "evaluate.py", "--adapter", self.adapter_dir)

@@ -14,6 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import evaluate
+import export
+import infer
 import train
 from data_utils.batching import tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS, PromptFormat
@@ -113,6 +115,7 @@ def test_a_finished_evaluation_is_scored_again_without_a_model(run_here, flags, 
     assert {name: (folder / name).read_text() for name in before} == before
     result = run_here(evaluate, {"rescore": folder.parent})
     assert result.code == 1 and "holds no evaluation that can be read" in result.err
+    assert result.err.endswith(f": did you mean {folder}?\n")
     lines = (folder / "predictions.jsonl").read_text().splitlines(keepends=True)
     (folder / "predictions.jsonl").write_text("".join(lines[:-1]))
     result = run_here(evaluate, {"rescore": folder})
@@ -407,6 +410,25 @@ def test_wrong_use_is_one_line(run_here, monkeypatch, flags, change, code, messa
     result = run_here(evaluate, flags | change)
     lines = result.err.strip().splitlines()
     assert result.code == code and len(lines) == 1 and message in lines[0]
+
+
+@pytest.mark.parametrize("script", [evaluate, export, infer])
+def test_the_folder_of_a_run_leads_to_its_adapter(run_here, adapter, tmp_path, script):
+    flags = {"adapter": adapter.parent, "output_dir": tmp_path / "new"}
+    if script is infer:
+        flags = {"adapter": adapter.parent, "query": "hi", "tools": ROOT / "demo" / "math_tools.json"}
+    result = run_here(script, flags)
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and line.endswith(f"no adapter_config.json there: did you mean {adapter}?")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("subfolder", ["", "adapter"])
+def test_an_adapter_is_no_model(run_here, adapter, subfolder):
+    flags = {"model_name_or_path": adapter.parent / subfolder, "query": "hi", "tools": ROOT / "demo/math_tools.json"}
+    result = run_here(infer, flags)
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and line.endswith(f"there is no config.json; {adapter} is an adapter, for --adapter")
 
 
 def test_an_adapter_of_another_base_is_refused(run_here, flags, tmp_path, tiny_model):

@@ -93,7 +93,10 @@ def one_line(result):
 def test_a_whole_merge_is_exported(export_here, base, adapter, tmp_path):
     result, left = export_here()
     assert result.code == 0 and left == ["export"], result.err
-    assert "Greedy answers: 2 of 2 are the unmerged adapter's to the last token" in result.out
+    *_, answers, path, command = result.out.splitlines()
+    assert answers == "Greedy answers: 2 of 2 are the unmerged adapter's to the last token"
+    assert path == f"The merged model: {tmp_path / 'out' / 'export'}"
+    assert command == f"Next: transformers serve {tmp_path / 'out' / 'export'} --dtype float32"
     name = "model.layers.0.self_attn.q_proj"
     merged = load_file(tmp_path / "out" / "export" / "model.safetensors")[f"{name}.weight"]
     lora = load_file(adapter / "adapter_model.safetensors")

@@ -214,7 +214,8 @@ def test_too_little_space_for_the_checkpoints_is_told_before_the_first_step(run_
 def test_no_flags_at_all_trains_the_embedded_demo(tmp_path):
     result = launch("train.py", {"output_dir": tmp_path / "run", "max_train_steps": 2})
     assert result.code == 0, result.err
-    assert "recipes/demo.yaml" in result.err and "eval loss" in result.out
+    assert "recipes/demo.yaml" in result.err and "eval loss" in result.out and "One example; " in result.out
+    assert result.out.endswith(f"\nNext: python evaluate.py --adapter {tmp_path / 'run' / 'adapter'}\n")
     assert read_args(tmp_path / "run" / "adapter")["model_name_or_path"] == "demo"
 
 
