@@ -87,6 +87,11 @@ def render_report(report):
         {system: figures[name] for system, figures in report["figures"].items() if figures.get(name)}
         for name in headline
     ]
+    all_broken = [
+        system
+        for system, table in report["call_table"].items()
+        if not any(counts[kind] for counts in table.values() for kind in ("calls", "abstains"))
+    ]
     page = environment.get_template("report.html.jinja").render(
         report,
         outcomes=outcomes,
@@ -95,6 +100,7 @@ def render_report(report):
         judged=judged,
         num_wrong=sum(counts.get(outcome["name"], 0) for outcome in outcomes if outcome["tone"] != "good"),
         prompt_tokens_known=any(tokens is not None for tokens in prompt_tokens),
+        all_broken=all_broken if len(all_broken) < len(report["call_table"]) else [],
         headline_zeros=zero_systems(headline_lines, report["systems"]),
         metric_lines=metric_lines(report),
         significant=SIGNIFICANT,
