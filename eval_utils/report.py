@@ -82,16 +82,6 @@ def render_report(report):
     judged = report["pairs"][0]["b"] if report["pairs"] else (report["systems"] or [None])[-1]
     counts = report["outcome_counts"].get(judged, {})
     prompt_tokens = [row["outputs"].get(judged, {}).get("num_prompt_tokens") for row in report["rows"]]
-    headline = [metric["name"] for metric in report["metrics"] if metric.get("headline") and metric["kind"] == "rate"]
-    headline_lines = [
-        {system: figures[name] for system, figures in report["figures"].items() if figures.get(name)}
-        for name in headline
-    ]
-    all_broken = [
-        system
-        for system, table in report["call_table"].items()
-        if not any(counts[kind] for counts in table.values() for kind in ("calls", "abstains"))
-    ]
     page = environment.get_template("report.html.jinja").render(
         report,
         outcomes=outcomes,
@@ -100,8 +90,8 @@ def render_report(report):
         judged=judged,
         num_wrong=sum(counts.get(outcome["name"], 0) for outcome in outcomes if outcome["tone"] != "good"),
         prompt_tokens_known=any(tokens is not None for tokens in prompt_tokens),
-        all_broken=all_broken if len(all_broken) < len(report["call_table"]) else [],
-        headline_zeros=zero_systems(headline_lines, report["systems"]),
+        headline_zeros=zero_systems(headline_lines(report), report["systems"]),
+        all_broken=all_broken(report["call_table"]),
         metric_lines=metric_lines(report),
         significant=SIGNIFICANT,
         data=embed_json(row_data(report, outcomes, judged)),
@@ -172,6 +162,25 @@ def zero_systems(lines, systems):
         if any(system in line for line in lines) and not any(line[system]["rate"] for line in lines if system in line)
     ]
     return zeros if len(zeros) < len(systems) else []
+
+
+def headline_lines(report):
+    """For each rate of the headline the systems' figures, as zero_systems reads them."""
+    names = [metric["name"] for metric in report["metrics"] if metric.get("headline") and metric["kind"] == "rate"]
+    return [
+        {system: of_system[name] for system, of_system in report["figures"].items() if of_system.get(name)}
+        for name in names
+    ]
+
+
+def all_broken(call_table):
+    """The systems without an output that is a list of calls. Empty if no system has one."""
+    broken = [
+        system
+        for system, table in call_table.items()
+        if not any(counts[kind] for counts in table.values() for kind in ("calls", "abstains"))
+    ]
+    return broken if len(broken) < len(call_table) else []
 
 
 def metric_lines(report):

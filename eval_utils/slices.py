@@ -38,7 +38,7 @@ def slices(tasks, scores, seen, prompt_tokens):
     kinds = {
         "number of calls wanted": [str(len(task.gold)) for task in tasks],
         "number of tools on offer": [str(len(task.tools)) for task in tasks],
-        f"length of {system}'s prompt, in tokens": quarters(lengths),
+        f"length of {system}'s prompt, in tokens, by quarters": quarters(lengths),
         "category": [row.category or None for row in rows],
     }
     if seen is not None:
@@ -70,8 +70,8 @@ def quarters(lengths):
 
     names = {}
     for place, group in itertools.groupby(known, key=quarter):
-        shortest, *_, longest = [*group] * 2  # twice: a group may have one length
-        names[place] = f"{place + 1}. quarter, {shortest:,} – {longest:,}"
+        group = list(group)
+        names[place] = f"Q{place + 1}: {group[0]:,} – {group[-1]:,}"
     return [None if length is None else names[quarter(length)] for length in lengths]
 
 

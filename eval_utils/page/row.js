@@ -144,7 +144,8 @@ function showDifference(output) {
     return call.arguments.filter(([state]) => state !== "equal").map(([state, path, given, wanted]) => (
       { changed: `${path}: ${given}, gold has ${wanted}`, missing: `${path} is missing, gold has ${wanted}` }[state] ?? `extra ${path}: ${given}`));
   });
-  if (lines.length) node.append(lines.slice(0, 2).join("; ").slice(0, 300) + (lines.length > 2 ? `; ${lines.length - 2} more` : ""));
+  const different = [...new Set(lines)];
+  if (different.length) node.append(different.slice(0, 2).join("; ").slice(0, 300) + (different.length > 2 ? `; ${different.length - 2} more` : ""));
   return node;
 }
 

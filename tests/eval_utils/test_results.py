@@ -140,7 +140,11 @@ def slice_of_lengths(lengths, texts):
         predictions[row.id] |= {} if length is None else {"num_prompt_tokens": length}
     key = SystemKey("", "adapter")
     _, _, figures = compare_systems(rows, {key: predictions}, {key: TAGS}, UNKNOWN)
-    found = [part["values"] for part in figures["slices"] if part["title"] == "length of adapter's prompt, in tokens"]
+    found = [
+        part["values"]
+        for part in figures["slices"]
+        if part["title"] == "length of adapter's prompt, in tokens, by quarters"
+    ]
     return [(part["value"], part["figures"]["adapter"]["k"], part["n"]) for part in found[0]] if found else None
 
 
@@ -149,10 +153,10 @@ def test_rows_are_compared_by_quarters_of_their_prompts_tokens():
     right = {110, 120, 130, 170}
     found = slice_of_lengths(lengths, [CALL if length in right else "[]" for length in lengths])
     assert found == [
-        ("1. quarter, 110 – 120", 2, 2),
-        ("2. quarter, 130 – 140", 1, 2),
-        ("3. quarter, 160 – 170", 1, 2),
-        ("4. quarter, 180 – 1,500", 0, 2),
+        ("Q1: 110 – 120", 2, 2),
+        ("Q2: 130 – 140", 1, 2),
+        ("Q3: 160 – 170", 1, 2),
+        ("Q4: 180 – 1,500", 0, 2),
     ]
 
 
