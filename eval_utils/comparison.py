@@ -13,7 +13,7 @@ from eval_utils.table import print_table
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, require
 from run_utils.files import lock_folder, no_pipe, read_json
-from run_utils.redaction import redact
+from run_utils.redaction import redact, redact_command
 
 # The reference article's figures in %, on its own model and data. Its parser and its prompt are
 # unknown.
@@ -68,6 +68,7 @@ def score_folder(folder, baseline=None):
         subtitle=f"prompt format {settings['prompt_format']}" + f"; adapter of step {step}" * (step is not None),
         published=PUBLISHED if (model, data) == PUBLISHED_FOR else {},
         record=finished.environment,
+        commands=commands_of({"": finished}),
     )
     write_evaluation(folder, evaluation)
 
@@ -95,8 +96,20 @@ def compare_folders(folders, output_dir, baseline=None):
         subtitle=", ".join(evaluations),
         published={},
         record={"evaluations": {label: finished.environment for label, finished in evaluations.items()}},
+        commands=commands_of(evaluations),
     )
     write_evaluation(output_dir, evaluation)
+
+
+def commands_of(evaluations):
+    """`{label: the words of its command line}`, without credentials. environment.json may be
+    damaged: a command that is no list of words is left out."""
+    found = {label: finished.environment.get("command") for label, finished in evaluations.items()}
+    return {
+        label: redact_command(words)
+        for label, words in found.items()
+        if words and isinstance(words, list) and all(isinstance(word, str) for word in words)
+    }
 
 
 def short_names(folders):

@@ -163,12 +163,14 @@ def read_answer(answer, is_chat):
     else:
         is_plain = isinstance(fields.get("text"), str)
         text, came_as = (fields["text"], "text") if is_plain else ("", "nothing")
-    num_tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    usage = usage if isinstance(usage, dict) else {}
+    num_tokens, num_prompt_tokens = usage.get("completion_tokens"), usage.get("prompt_tokens")
     return {
         "text": text,
         "num_tokens": num_tokens if isinstance(num_tokens, int) else None,
         "finish": FINISH.get(finish, finish) if isinstance(finish, str) else "end",
         "came_as": came_as,
+        **({"num_prompt_tokens": num_prompt_tokens} if isinstance(num_prompt_tokens, int) else {}),
         **({} if is_plain else {"choice": choice}),
     }
 

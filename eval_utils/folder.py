@@ -210,7 +210,8 @@ def read_predictions(path):
 def scorable(prediction):
     """The prediction with a valid value in each field that the scores read. Earlier versions stored
     a server's unusual message as the text: such a text becomes "", and came_as "nothing"."""
-    text, finish, seconds, num_tokens = (prediction.get(key) for key in ("text", "finish", "seconds", "num_tokens"))
+    text, finish, seconds = (prediction.get(key) for key in ("text", "finish", "seconds"))
+    counts = {key: prediction.get(key) for key in ("num_tokens", "num_prompt_tokens")}
     if not isinstance(prediction.get("came_as", ""), str):
         del prediction["came_as"]
     return {
@@ -218,7 +219,8 @@ def scorable(prediction):
         **({} if isinstance(text, str) else {"text": "", "came_as": "nothing", "choice": text}),
         "finish": finish if isinstance(finish, str) else "end",
         "seconds": seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else 0.0,
-        "num_tokens": num_tokens if isinstance(num_tokens, int) else None,
+        # Older files have no num_prompt_tokens.
+        **{key: count if isinstance(count, int) else None for key, count in counts.items()},
     }
 
 
