@@ -70,10 +70,10 @@ from model_utils.generation import end_tokens
 from model_utils.loading import ModelSource, load_base_model, load_tokenizer, model_source, weight_hashes
 from model_utils.merging import adapts_shared_weights, merge_adapter
 from model_utils.systems import System
-from run_utils.environment import published_name
 from run_utils.files import describe_free, naming_full_disk, new_folder, read_json, write_json
 from run_utils.hub import push
 from run_utils.launch import start_accelerator
+from run_utils.redaction import published_name
 from run_utils.terminal import print_next
 
 MAKE_ROOM = "make room, and the same command exports it"

@@ -46,7 +46,9 @@ class EvaluationFolder:
             lock_folder(self.path)
             if args.overwrite_output_dir:
                 clear(self.path)
-            check_folder(self.path, self.identity)
+            saved = check_folder(self.path, self.identity)
+            if "shots" in saved:  # a run without `fewshot` keeps the folder's answers of it
+                record["shots"] = saved["shots"]
             # Written first: it identifies the folder's other files.
             write_json(self.path / "environment.json", record)
             write_text(self.path / "args.yaml", as_yaml(args))
@@ -82,9 +84,10 @@ class EvaluationFolder:
 
 def check_folder(output_dir, identity):
     """Check that a folder is free of results or holds the same evaluation. Raises UserError
-    otherwise.
+    otherwise. Returns the folder's identity.
 
-    identity: as in EvaluationFolder.
+    identity: as in EvaluationFolder. Its `shots` and the folder's are compared only if both have
+    them: systems can be added.
     """
     check_no_training(output_dir)
     if (output_dir / "environment.json").exists():
@@ -93,11 +96,12 @@ def check_folder(output_dir, identity):
         raise UserError(f"{output_dir} has files that no evaluation made: {', '.join(found)}")
     else:
         saved = identity
-    if any(saved.get(key) != value for key, value in identity.items()):
+    if any(saved.get(key, value if key == "shots" else None) != value for key, value in identity.items()):
         raise UserError(
             f"{output_dir} holds an evaluation of another model, other rows or other settings: "
             "replace it with --overwrite_output_dir, or choose another --output_dir"
         )
+    return saved
 
 
 def read_json_or_empty(path):
