@@ -281,14 +281,6 @@ def check_unchanged(owner, now, then, checkpoint):
             raise UserError(f"{owner} {name} is {setting} but {checkpoint} was trained with {saved}")
 
 
-def num_bytes(training, with_states=True):
-    """The approximate size of a checkpoint: the adapter's weights, and the optimizer's tensors."""
-    states = training.optimizer.state.values() if with_states else ()
-    moments = [value for state in states for value in state.values()]
-    tensors = [tensor for tensor in (*training.adapter_weights, *moments) if torch.is_tensor(tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 def checkpoint_step(path):
     return int(path.name.removeprefix("checkpoint-"))
 

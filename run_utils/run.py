@@ -77,8 +77,7 @@ class Run:
 
     def __init__(self, args, accelerator, saved, write_card):
         self.args, self.accelerator = args, accelerator
-        self.output_dir = Path(args.output_dir)
-        self.adapter_dir = self.output_dir / "adapter"
+        self.output_dir, self.adapter_dir = Path(args.output_dir), Path(args.output_dir, "adapter")
         self.saved = saved  # the checkpoint to resume from, or None
         self.write_card = write_card
 
@@ -104,7 +103,6 @@ class Run:
 
     @on_main_process
     def print_end(self, last_step):
-        """For a finished run."""
         state = self.saved.state
         steps = self.describe_early_end(state) if state.global_step < last_step else f"all {last_step} steps are done"
         print(f"{self.output_dir} is finished: {steps}, the adapter is in {self.adapter_dir}")
@@ -223,8 +221,7 @@ class Run:
             folder.mkdir()
             model = self.accelerator.unwrap_model(training.model)
             write_checkpoint(folder, model, training.others, self.output_dir / "split.json")
-            # This replaces PEFT's empty template.
-            self.write_card(folder, vars(self.args), self.origin(state))
+            self.write_card(folder, vars(self.args), self.origin(state))  # replaces PEFT's empty one
             write_text(folder / "args.yaml", as_yaml(self.args))
             self.write_state(folder, state)
             # Before the rename makes it complete: the machine itself may go down.
