@@ -158,19 +158,23 @@ class Requests:
     async def completion(self, prompt):
         try:
             answer = await self.send(prompt)
-            self.has_answered = True
-            completion = read_answer(json.loads(answer.text), is_chat=not isinstance(prompt, str))
-            return completion | {"retries": count_retries(answer.http_request)}
         except self.openai.APIStatusError as error:
-            if error.status_code not in REFUSALS:
-                raise
-            if TOO_LONG.search(str(error)):
-                refusal = {"finish": "too_long"}
-            elif await self.answers_short(prompt, error):
-                refusal = {"finish": "refused", "refusal": f"{error.status_code}: {server_words(error)}"}
-            else:
-                raise
-            return {"text": "", "num_tokens": 0} | refusal | {"retries": count_retries(error.request)}
+            return await self.refusal(prompt, error)
+        self.has_answered = True
+        completion = read_answer(json.loads(answer.text), is_chat=not isinstance(prompt, str))
+        return completion | {"retries": count_retries(answer.http_request)}
+
+    async def refusal(self, prompt, error):
+        """The completion of a prompt that the server cannot answer. Raises the error if it is not
+        about the prompt."""
+        # A 422 may repeat the prompt.
+        if error.status_code in REFUSALS and error.status_code != 422 and TOO_LONG.search(error.response.text):
+            reason = {"finish": "too_long"}
+        elif error.status_code in REFUSALS and await self.answers_short(prompt, error):
+            reason = {"finish": "refused", "refusal": f"{error.status_code}: {server_words(error)}"}
+        else:
+            raise error
+        return {"text": "", "num_tokens": 0, "retries": count_retries(error.request)} | reason
 
     async def answers_short(self, prompt, error):
         """Whether the server answers a short question in the form of a refused prompt. Without one,
