@@ -100,6 +100,7 @@ def write_merged(args, adapter, folder):
     changes the logits, or writing the weights."""
     if adapter.prompt_format not in TEMPLATES:
         raise UserError(f"the prompt format {adapter.prompt_format} has no chat template: add it to data_utils/chat.py")
+    prompt_format = PROMPT_FORMATS[adapter.prompt_format]
     accelerator = start_accelerator(args.dtype, alone=True)
     source = model_source(args, adapter)
     tokenizer, base = load_tokenizer(source), load_base_model(source, accelerator)
@@ -117,10 +118,10 @@ def write_merged(args, adapter, folder):
     if (trained_in := adapter.args.get("quantization", "none")) != "none":
         print(f"Trained on the base in {trained_in}, merged into the base in {args.dtype}: evaluate the export itself")
     say("Answering the example rows with the unmerged adapter ...")
-    unmerged_answers = example_answers(model, tokenizer, adapter)
+    unmerged_answers = example_answers(model, tokenizer, prompt_format)
 
     # In the base's weights, with the same logits
-    texts = example_texts(tokenizer, PROMPT_FORMATS[adapter.prompt_format], example_rows())
+    texts = example_texts(tokenizer, prompt_format, example_rows())
     say(f"Merging the adapter, and comparing the logits of {len(texts)} rows ...")
     merged, merge = merge_adapter(model, texts)
     if merge.problem:
@@ -136,7 +137,7 @@ def write_merged(args, adapter, folder):
         apply_umask(*folder.iterdir())
 
     # From the folder, with the same token ids and weights
-    prompts = sample_prompts(adapter, tokenizer)
+    prompts = sample_prompts(adapter.folder, tokenizer, prompt_format)
     check_tokenizer(tokenizer, source, folder, prompts)
     written = weight_hashes(merged)
     del model, merged, base
@@ -145,16 +146,15 @@ def write_merged(args, adapter, folder):
         problem = f"read back, {len(changed)} weights are not those merged, {changed[0]} first"
         raise UserError(f"{problem}: nothing is exported")
     say("Answering the example rows with the exported model ...")
-    answers = example_answers(exported, tokenizer, adapter)
+    answers = example_answers(exported, tokenizer, prompt_format)
     num_same = sum(answer == unmerged for answer, unmerged in zip(answers, unmerged_answers, strict=True))
     print(f"Logits of {len(texts)} rows: {merge}")
     print(f"Token ids of {len(prompts)} prompts: the saved tokenizer's are those of training")
     print(f"Greedy answers: {num_same} of {len(answers)} are the unmerged adapter's to the last token")
 
 
-def example_answers(model, tokenizer, adapter):
+def example_answers(model, tokenizer, prompt_format):
     """The model's answers to the example rows, as texts."""
-    prompt_format = PROMPT_FORMATS[adapter.prompt_format]
     system = System(model, tokenizer, prompt_format, max_new_tokens=256, batch_tokens=16384)
     answers = dict(system.answer(example_rows()))
     return [answers[index].text for index in sorted(answers)]

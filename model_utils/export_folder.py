@@ -9,7 +9,6 @@ from transformers.utils import cached_file
 
 from data_utils.chat import chat_template, response_template
 from data_utils.example_rows import difficult_rows, example_rows
-from data_utils.prompt import PROMPT_FORMATS
 from data_utils.tokens import encode_prompts, wants_bos
 from eval_utils.folder import read_rows
 from model_utils.generation import end_tokens
@@ -115,11 +114,11 @@ def token_ids(tokenizer, prompts):
     return list(zip(trained, served, strict=True))
 
 
-def sample_prompts(adapter, tokenizer, count=200):
+def sample_prompts(adapter_folder, tokenizer, prompt_format, count=200):
     """`count` prompts to compare tokenizers with: of the example rows, of the evaluation beside the
     adapter (at most half), and of difficult texts."""
     rows = example_rows()
     with contextlib.suppress(UserError):  # no evaluation
-        rows += read_rows(adapter.folder.parent / "evaluation")[0][: count // 2]
+        rows += read_rows(adapter_folder.parent / "evaluation")[0][: count // 2]
     rows += difficult_rows(tokenizer.all_special_tokens, count - len(rows))
-    return [PROMPT_FORMATS[adapter.prompt_format].render(row.query, row.tools) for row in rows]
+    return [prompt_format.render(row.query, row.tools) for row in rows]
