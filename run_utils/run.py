@@ -280,7 +280,8 @@ class Run:
         left_out = shutil.ignore_patterns("*.pt", "state.json", "*.incomplete")
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(self.output_dir / chosen, unfinished, ignore=left_out)
+            # copyfile: checkpoints of older versions have weights of mode 0600.
+            shutil.copytree(self.output_dir / chosen, unfinished, ignore=left_out, copy_function=shutil.copyfile)
             shutil.rmtree(self.output_dir / "superseded-adapter", ignore_errors=True)
             shutil.rmtree(self.adapter_dir, ignore_errors=True)
             unfinished.rename(self.adapter_dir)

@@ -124,7 +124,7 @@ FIELDS = (
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.sampled_from([*PREDICTION, "came_as"]), FIELDS))
+@given(st.dictionaries(st.sampled_from([*PREDICTION, "came_as", "retries", "refusal"]), FIELDS))
 def test_a_prediction_of_any_types_is_scored_or_dropped(tmp_path_factory, fields):
     path = tmp_path_factory.getbasetemp() / "predictions-0.jsonl"
     path.write_text(json.dumps(PREDICTION | fields) + "\n" + json.dumps(PREDICTION))
