@@ -373,6 +373,7 @@ def test_early_stopping_ends_a_run_as_finished(run_here, flags):
     assert json.loads((output_dir / "adapter" / "environment.json").read_text())["global_step"] == stop
 
 
+@pytest.mark.slow
 def test_a_resume_goes_on_counting_and_with_more_patience_goes_on_training(train_here, flags, tmp_path):
     straight = train_here(flags | RISING | {"output_dir": tmp_path / "straight"})
     stop = curve(straight, "eval/loss")[-1][0]
