@@ -26,21 +26,6 @@ from demo.rows import GENERATORS
 pytest.importorskip("xllamacpp")  # llama.cpp's server as a wheel, for Linux on x86-64
 pytestmark = pytest.mark.slow
 
-# llama-server --jinja --skip-chat-parsing --threads 1 --ctx-size 4096
-SERVE = """
-import sys, threading
-import xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
-params.hostnames, params.port = ["127.0.0.1"], 0
-params.use_jinja = params.force_pure_content_parser = True
-params.n_ctx, params.n_parallel = 4096, 1
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-threading.Event().wait()
-"""
-
 
 @contextmanager
 def serve(folder):
@@ -49,7 +34,7 @@ def serve(folder):
     convert = [sys.executable, "-m", "demo.to_gguf", str(folder), str(model), "--weights", "f32"]
     subprocess.run(convert, cwd=ROOT, check=True)
     with log.open("w") as err:
-        command = [sys.executable, "-c", SERVE, str(model)]
+        command = [sys.executable, str(ROOT / "benchmarks" / "llama_server.py"), str(model), "0"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True, start_new_session=True)
     try:
         url = process.stdout.readline().strip()  # empty if the server has ended
