@@ -86,7 +86,7 @@ def main():
         print(f"| {line} |" + "".join(f" {column.get(line, '')} |" for column in columns))
     print("\n```\nexport " + " ".join(f"{name}={value}" for name, value in ENV.items()))
     for server in servers:
-        print(shlex.join(server.command))
+        print(shlex.join([Path(server.command[0]).name, *server.command[1:]]))
     print("```")
 
 
@@ -99,7 +99,7 @@ def server_of(name, args):
     if name == "vllm_lora":
         adapter = read_adapter(args.adapter)
         rank = max(8, 1 << (adapter.args["lora_r"] - 1).bit_length())  # vLLM has powers of two from 8
-        folder, model = resolve_model(adapter.args["model_name_or_path"]), "tools"
+        folder, model = os.path.relpath(resolve_model(adapter.args["model_name_or_path"])), "tools"
         lora_options = ["--enable-lora", "--max-lora-rank", rank, "--lora-modules", f"tools={args.adapter}"]
         lora_options += ["--tokenizer", export, "--generation-config", export]
     vllm_options = "--enforce-eager --max-num-seqs 4 --enable-auto-tool-choice --tool-call-parser hf".split()
