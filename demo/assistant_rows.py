@@ -2,14 +2,16 @@
 
     python -m demo.assistant_rows --output_dir mine
 
-Writes rows.jsonl, eval_rows.jsonl and tools.json. The evaluation's cities, people and messages are
-in no row of the training: only so does exact match show whether the model copies from the query.
+Writes rows.jsonl, eval_rows.jsonl, and tools.json in OpenAI's form. The evaluation's cities, people
+and messages are in no row of the training, so a right answer is copied from the query.
 """
 
 import argparse
 import json
 import random
 from pathlib import Path
+
+from data_utils.tool_formats import openai_tools
 
 TOOLS = [
     {
@@ -90,7 +92,7 @@ def main():
     }.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         print(f"{folder / name}: {len(rows)} rows")
-    (folder / "tools.json").write_text(json.dumps(TOOLS, indent=1) + "\n")
+    (folder / "tools.json").write_text(json.dumps(openai_tools(TOOLS), indent=1) + "\n")
     print(f"{folder / 'tools.json'}: {len(TOOLS)} tools")
 
 
