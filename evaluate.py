@@ -33,6 +33,7 @@ class EvaluationArguments:
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint")
     systems: list[str] | None = argument(None, f"Of {', '.join(SYSTEMS)}; by default raw, prompted and adapter")
+    shots: int = argument(2, "Examples in each prompt of fewshot: training rows, chosen by --seed", above=0)
 
     rescore: str | None = argument(None, "Folder of an evaluation to score again, without a model")
     compare: list[str] | None = argument(None, "Folders of evaluations of the same rows")
@@ -116,8 +117,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from tqdm import tqdm
-
+from data_utils.few_shot import shots_identity
 from data_utils.held_out import held_out_rows
 from demo.rows import GENERATORS
 from eval_utils.comparison import compare_folders, score_folder
@@ -131,6 +131,7 @@ from model_utils.token_masks import import_xgrammar
 from run_utils.environment import environment_record
 from run_utils.launch import check_alike, end_training, run_on_main, start_accelerator
 from run_utils.redaction import redact
+from run_utils.terminal import progress
 
 
 def main(args):
@@ -141,7 +142,7 @@ def main(args):
     adapter = read_adapter(args.adapter) if args.adapter else None
     inherit(args, adapter)
     accelerator = start_accelerator(args.dtype)
-    rows, in_training = held_out_rows(args, adapter, GENERATORS)
+    data = held_out_rows(args, adapter, GENERATORS)
     if any(SYSTEMS[name].grammar for name in args.systems):
         import_xgrammar()  # a missing package fails now, not after hours of the other systems
     tokenizer = base = None
@@ -149,17 +150,15 @@ def main(args):
         source = model_source(args, adapter)
         tokenizer, base = load_tokenizer(source), load_base_model(source, accelerator)
 
-    identity = identity_of(args, adapter, base, rows, accelerator.mixed_precision)
+    identity = identity_of(args, adapter, base, data, accelerator.mixed_precision)
     check_alike(identity | {"--systems": args.systems})
     folder = EvaluationFolder(args.output_dir, identity, accelerator)
     record = environment_record(**identity)
-    run_on_main(accelerator, lambda: folder.prepare(args, rows, in_training, record))
-    for name, system in systems_of(args, base, tokenizer, adapter):
-        todo, processes = folder.rows_to_answer(name, rows)
-        label = f"{name}, 1 of {processes} processes" if processes > 1 else name
-        predictions = predict(name, system, todo, processes)
-        hidden = not accelerator.is_main_process
-        folder.append(tqdm(predictions, total=len(todo), desc=label, unit="row", disable=hidden))
+    run_on_main(accelerator, lambda: folder.prepare(args, data.rows, data.in_training, record))
+    for number, (name, system) in enumerate(systems_of(args, base, tokenizer, adapter, data.shots), start=1):
+        todo, processes = folder.rows_to_answer(name, data.rows)
+        label = f"{name}, system {number} of {len(args.systems)}" + f", 1 of {processes} processes" * (processes > 1)
+        folder.append(progress(predict(name, system, todo, processes), label, len(todo)))
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
@@ -187,35 +186,36 @@ def inherit(args, adapter):
     args.output_dir = args.output_dir or str(run_dir / "evaluation")
 
 
-def identity_of(args, adapter, base, rows, mixed_precision):
+def identity_of(args, adapter, base, data, mixed_precision):
     """Everything behind the answers, as JSON values. A folder with another identity is refused."""
-    formats = {name: PROMPT_FORMATS[system.prompt or args.prompt_format] for name, system in SYSTEMS.items()}
+    alone = {name: system for name, system in SYSTEMS.items() if not system.shots}  # as in older folders
+    formats = {name: PROMPT_FORMATS[system.prompt or args.prompt_format] for name, system in alone.items()}
     return {
         "prompt_format": args.prompt_format,
         "prompt_sha256": {name: format_hash(prompt_format) for name, prompt_format in formats.items()},
         "base_fingerprint": base_fingerprint(base) if base else None,
         "adapter_sha256": adapter.sha256 if adapter else None,
         "adapter_step": adapter.environment.get("global_step") if adapter else None,
-        "rows_sha256": hashlib.sha256(repr(rows).encode()).hexdigest(),
-        "num_examples": len(rows),
+        "rows_sha256": hashlib.sha256(repr(data.rows).encode()).hexdigest(),
+        "num_examples": len(data.rows),
         "quantization": args.quantization,
         "mixed_precision": mixed_precision,
         "decoding": {"strategy": "greedy", "max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens},
         "merge_adapter": args.merge_adapter,
         "endpoint": [redact(args.endpoint), args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
-    }
+    } | shots_identity(PROMPT_FORMATS[args.prompt_format], data.shots)
 
 
-def systems_of(args, base, tokenizer, adapter):
+def systems_of(args, base, tokenizer, adapter, shots):
     """`(name, system)` of each of --systems: the server's, the base's, then the adapter's."""
-    decoding = {"max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens}
+    options = {"max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens, "shots": shots}
     names = [name for name in args.systems if not SYSTEMS[name].server]
     if len(names) < len(args.systems):
         prompt_format, as_chat = PROMPT_FORMATS[args.prompt_format], args.endpoint_api == "chat"
         server = Endpoint(args.endpoint, args.endpoint_model, prompt_format, args.max_new_tokens, as_chat=as_chat)
         yield "endpoint", server
     yield from open_systems(
-        names, base, tokenizer, prompt_format=args.prompt_format, adapter=adapter, merge=args.merge_adapter, **decoding
+        names, base, tokenizer, prompt_format=args.prompt_format, adapter=adapter, merge=args.merge_adapter, **options
     )
 
 

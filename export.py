@@ -2,13 +2,14 @@
 
     python export.py                                          # the embedded demo, after train.py
     python export.py --adapter runs/qwen3_4b_qlora/adapter --output_dir exports/qwen3_4b_tools
-    python evaluate.py --model_name_or_path exports/qwen3_4b_tools --systems prompted   # its scores
+    python evaluate.py --model_name_or_path exports/qwen3_4b_tools \
+        --dataset_name ROWS --systems prompted                # its scores
     python export.py --adapter ... --output_dir ... --push_to_hub you/qwen3-4b-tools
 
 The base is loaded unquantised, in bf16, also after training in 4 or 8 bits. The folder also has
 the tokenizer with a chat template (training's prompt, from `messages` and `tools`), greedy decoding
 with the right end tokens, and a model card. The merged model is compared with the unmerged adapter,
-and the folder with the merged model.
+and the folder, read back, with the merged model and the training's token ids.
 """
 
 from run_utils.signals import exit_at_once, handle_signals
@@ -57,22 +58,21 @@ if __name__ == "__main__":
 import shutil
 from pathlib import Path
 
-from transformers import GenerationConfig
-
-from data_utils.chat import TEMPLATES, chat_template, response_template
+from data_utils.chat import TEMPLATES
 from data_utils.example_rows import example_rows, example_texts
 from data_utils.prompt import PROMPT_FORMATS
 from eval_utils.model_card import write_export_card
 from model_utils.adapter_files import read_adapter
 from model_utils.adapters import load_adapter
-from model_utils.generation import end_tokens
+from model_utils.export_folder import check_tokenizer, describe_serving, sample_prompts, save_model, save_tokenizer
 from model_utils.loading import ModelSource, load_base_model, load_tokenizer, model_source, weight_hashes
 from model_utils.merging import adapts_shared_weights, merge_adapter
 from model_utils.systems import System
-from run_utils.environment import published_name
-from run_utils.files import describe_free, naming_full_disk, new_folder, read_json, write_json
+from run_utils.files import apply_umask, describe_free, naming_full_disk, new_folder, read_json, write_json
 from run_utils.hub import push
 from run_utils.launch import start_accelerator
+from run_utils.redaction import published_name
+from run_utils.terminal import print_next
 
 MAKE_ROOM = "make room, and the same command exports it"
 
@@ -88,6 +88,11 @@ def main(args):
     print(f"{'The merged model' if args.merge else 'The adapter'}: {output_dir}")
     if args.push_to_hub:
         push(output_dir, args.push_to_hub)
+    if args.merge:
+        dtype = {"bf16": "bfloat16", "fp32": "float32"}[args.dtype]
+        print_next("transformers", "serve", output_dir, "--dtype", dtype)
+    elif not args.push_to_hub:
+        print_next("hf", "upload", "YOU/NAME", output_dir)
 
 
 def write_merged(args, adapter, folder):
@@ -95,6 +100,7 @@ def write_merged(args, adapter, folder):
     changes the logits, or writing the weights."""
     if adapter.prompt_format not in TEMPLATES:
         raise UserError(f"the prompt format {adapter.prompt_format} has no chat template: add it to data_utils/chat.py")
+    prompt_format = PROMPT_FORMATS[adapter.prompt_format]
     accelerator = start_accelerator(args.dtype, alone=True)
     source = model_source(args, adapter)
     tokenizer, base = load_tokenizer(source), load_base_model(source, accelerator)
@@ -111,55 +117,47 @@ def write_merged(args, adapter, folder):
         )
     if (trained_in := adapter.args.get("quantization", "none")) != "none":
         print(f"Trained on the base in {trained_in}, merged into the base in {args.dtype}: evaluate the export itself")
-    unmerged_answers = example_answers(model, tokenizer, adapter)
+    say("Answering the example rows with the unmerged adapter ...")
+    unmerged_answers = example_answers(model, tokenizer, prompt_format)
 
     # In the base's weights, with the same logits
-    texts = example_texts(tokenizer, PROMPT_FORMATS[adapter.prompt_format], example_rows())
+    texts = example_texts(tokenizer, prompt_format, example_rows())
+    say(f"Merging the adapter, and comparing the logits of {len(texts)} rows ...")
     merged, merge = merge_adapter(model, texts)
     if merge.problem:
         raise UserError(f"merging the adapter {merge.problem}: nothing is exported")
 
     # In the folder
+    say(f"Writing {num_bytes / 2**30:.2f} GiB to {args.output_dir}, and reading them back ...")
     describe_serving(merged, tokenizer, adapter.prompt_format)
     with naming_full_disk(args.output_dir, num_bytes, MAKE_ROOM):
-        tokenizer.save_pretrained(folder)
-        merged.save_pretrained(folder)
+        save_tokenizer(tokenizer, source, folder)
+        save_model(merged, folder)
         write_export_card(folder, adapter, merged_in=args.dtype)
+        apply_umask(*folder.iterdir())
 
-    # From the folder, with the same weights
+    # From the folder, with the same token ids and weights
+    prompts = sample_prompts(adapter.folder, tokenizer, prompt_format)
+    check_tokenizer(tokenizer, source, folder, prompts)
     written = weight_hashes(merged)
     del model, merged, base
     exported = load_base_model(ModelSource(str(folder)), accelerator)
     if changed := [name for name, digest in weight_hashes(exported).items() if written.get(name) != digest]:
         problem = f"read back, {len(changed)} weights are not those merged, {changed[0]} first"
         raise UserError(f"{problem}: nothing is exported")
-    answers = example_answers(exported, tokenizer, adapter)
+    say("Answering the example rows with the exported model ...")
+    answers = example_answers(exported, tokenizer, prompt_format)
     num_same = sum(answer == unmerged for answer, unmerged in zip(answers, unmerged_answers, strict=True))
     print(f"Logits of {len(texts)} rows: {merge}")
+    print(f"Token ids of {len(prompts)} prompts: the saved tokenizer's are those of training")
     print(f"Greedy answers: {num_same} of {len(answers)} are the unmerged adapter's to the last token")
 
 
-def example_answers(model, tokenizer, adapter):
+def example_answers(model, tokenizer, prompt_format):
     """The model's answers to the example rows, as texts."""
-    prompt_format = PROMPT_FORMATS[adapter.prompt_format]
     system = System(model, tokenizer, prompt_format, max_new_tokens=256, batch_tokens=16384)
     answers = dict(system.answer(example_rows()))
     return [answers[index].text for index in sorted(answers)]
-
-
-def describe_serving(model, tokenizer, prompt_format):
-    """Set a tokenizer's templates (chat, response) and a model's decoding (greedy, end tokens)."""
-    try:
-        tokenizer.chat_template = chat_template(tokenizer, prompt_format)
-    except ValueError as error:
-        raise UserError(f"{error}: serve the adapter itself") from None
-    tokenizer.response_template = response_template(tokenizer)
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        eos_token_id=sorted(end_tokens(model, tokenizer) - {None}),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
 
 
 def write_adapter(args, adapter, folder):
@@ -172,7 +170,7 @@ def write_adapter(args, adapter, folder):
     weights = adapter.folder / "adapter_model.safetensors"
     with naming_full_disk(args.output_dir, weights.stat().st_size, MAKE_ROOM):
         write_json(folder / "adapter_config.json", config)
-        shutil.copy(weights, folder)
+        shutil.copyfile(weights, folder / weights.name)  # with the mode of a new file
         write_export_card(folder, adapter)
 
 

@@ -92,11 +92,15 @@ class TrainingArguments:
         10, group="Logging, evaluation, checkpoints, in optimizer steps", above=0, free_on_resume=True
     )
     eval_steps: int = argument(100, above=0, free_on_resume=True)
+    eval_on_start: bool = argument(False, "Evaluate the untouched base too, as step 0", free_on_resume=True)
     eval_generate_examples: int = argument(
         0, "Held-out rows to generate calls for at each evaluation", at_least=0, free_on_resume=True
     )
     best_metric: Literal["eval_loss", *BEST_METRICS] = argument(
         "eval_loss", "All but eval_loss need --eval_generate_examples"
+    )
+    early_stopping_patience: int | None = argument(
+        None, "End after this many evaluations without a better --best_metric", above=0, free_on_resume=True
     )
     save_steps: int = argument(100, above=0, free_on_resume=True)
     save_total_limit: int = argument(
@@ -157,12 +161,12 @@ from accelerate.utils import send_to_device
 
 from data_utils.batching import fingerprint
 from data_utils.dataset import prepare_data
-from eval_utils.curves import curve_figures
+from eval_utils.curves import curve_figures, samples_table
 from eval_utils.model_card import write_adapter_card
 from model_utils.adapters import all_layers
 from model_utils.cuda_graphs import use_cuda_graphs
 from model_utils.flops import count_flops, peak_flops
-from model_utils.in_training import evaluation_loss, generated_texts
+from model_utils.in_training import evaluation_figures, generated_texts
 from model_utils.loading import load_config, load_tokenizer, model_source, without_weights
 from model_utils.memory import check_evaluation_memory, check_graph_memory, check_training_memory
 from model_utils.model_facts import num_positions
@@ -186,14 +190,15 @@ def main(args):
     tokenizer, config = load_tokenizer(source), load_config(source)
     report = run.bad_rows_file
     data = prepare_data(args, tokenizer, num_positions(config), accelerator, report=report, generators=GENERATORS)
-    accelerator.print("\n".join(data.summary))
+    accelerator.print("\n".join(data.summary + [data.example] * (not run.saved)))
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
     args.lora_target_modules = args.lora_target_modules or all_layers(without_weights(config, args.trust_remote_code))
     fresh = RunState(**data.train.fingerprints, effective_batch=data.train.global_batch)
+    fresh.evaluation_due = args.eval_on_start and bool(data.eval_examples)
     run.check_same_experiment(fresh, fingerprint(data.eval_examples))
     if run.is_finished(last_step):
-        accelerator.print(run.describe_end(last_step))
+        run.print_end(last_step)
         return end_training(accelerator)
 
     # Base model under a fresh adapter
@@ -216,14 +221,15 @@ def main(args):
         check_graph_memory(training, data.train, steps, loss_fn)
     check_evaluation_memory(training, data, args, completion_loss, system)
     run.start(state, training, {"dropped_rows.json": data.dropped, "split.json": data.split})
-    log = TrainingLog(run, state, last_step, data.train.steps_per_epoch, flops)
+    log = TrainingLog(run, state, last_step, data, flops)
     stop = StopRequest(accelerator, run.last_checkpoint)  # from now on, signals wait for stop.check
     try:
-        if state.evaluation_due:  # a signal interrupted it
+        if state.evaluation_due:  # a signal interrupted it, or --eval_on_start
             evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
-            run.save(training, state)
+            if run.saved:
+                run.save(training, state)
 
-        while state.global_step < last_step:  # global_step counts optimizer steps
+        while state.global_step < last_step and not state.stops_early(args.early_stopping_patience):
             # --------------------------------- one optimizer step ---------------------------------
             log.start_step()
             stop.check()  # raises Stopped, on all processes at once
@@ -243,7 +249,7 @@ def main(args):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            state.global_step += 1
+            state.global_step += 1  # counts optimizer steps
             log.end_step(step, accelerator.reduce(loss_sum), grad_norm, learning_rates)
 
             # ----------------------------------- once in a while ----------------------------------
@@ -259,14 +265,14 @@ def main(args):
                 log.write()
             if is_eval:
                 evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
-            if is_save or state.is_best:
+            if is_save or state.is_best or state.stops_early(args.early_stopping_patience):
                 run.save(training, state)
-        log.close()
-        run.finish(training, state)
+        log.close(is_finished=True)
+        run.finish(training, state, last_step)
     except Stopped:
         log.read_losses()
         run.save(training, state)
-        log.close()
+        log.close(is_finished=False)
     end_training(accelerator)
     if stop.number:
         message = f"{run.last_checkpoint()} is complete; --resume_from_checkpoint latest goes on from it"
@@ -307,14 +313,15 @@ def evaluate(accelerator, model, data, args, *, system, log, state, stop):
     """Score the held-out rows, log the figures and add them to `state`. After a signal, raises
     Stopped on all processes at once; the evaluation is then still due."""
     settings = {"batch_size": args.per_device_eval_batch_size, "loss_fn": completion_loss, "stop": stop}
-    figures, samples = {"loss": evaluation_loss(accelerator, model, data.eval_examples, **settings)}, []
+    figures = evaluation_figures(accelerator, model, data.eval_examples, cross_entropy=cross_entropy, **settings)
+    samples = ""
     if args.eval_generate_examples:
         rows = data.eval_rows[: args.eval_generate_examples]
         answers = generated_texts(accelerator, model, system, rows, stop)
         figures |= curve_figures(rows, answers, system.prompt_format)
-        samples = [(row.query, text, row.answers) for row, (text, _) in zip(rows[:5], answers, strict=False)]
-    log.write_evaluation(figures, samples)
+        samples = samples_table(rows, answers, system.prompt_format)
     state.add_evaluation(figures, args.best_metric)
+    log.write_evaluation(figures, samples)
 
 
 def step_seed(seed, step, process_index):

@@ -234,9 +234,19 @@ def epoch_order(examples, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(len(examples))
 
 
-def mark_supervised(tokenizer, example):
-    """The example's text as the model reads it, with supervised spans between ⟦ and ⟧."""
+def mark_supervised(tokenizer, example, most=math.inf):
+    """The example's text as the model reads it, with supervised spans between ⟦ and ⟧. Of a longer
+    span without supervision, `most` characters are left, half at its start and half at its end."""
     supervised = example.loss_weights != 0
     starts = [0, *np.flatnonzero(np.diff(supervised)) + 1]
     texts = [tokenizer.decode(ids.tolist()) for ids in np.split(example.input_ids, starts[1:])]
-    return "".join(f"⟦{text}⟧" if supervised[start] else text for start, text in zip(starts, texts, strict=True))
+    return "".join(
+        f"⟦{text}⟧" if supervised[start] else cut_middle(text, most) for start, text in zip(starts, texts, strict=True)
+    )
+
+
+def cut_middle(text, most):
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} ... {len(text) - 2 * half:,} characters ... {text[-half:]}"

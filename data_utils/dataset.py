@@ -5,14 +5,16 @@ import functools
 import math
 from typing import NamedTuple
 
+from data_utils import cache
 from data_utils.batching import TrainingData, mark_supervised, tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS, check_format
 from data_utils.rows import describe_bad_rows, shorten
 from data_utils.sources import load_rows
 from data_utils.split import near_repeats, set_apart, split_rows
 from data_utils.tokens import decode_answer, encode
-from run_utils.errors import UserError
+from run_utils.errors import UserError, say
 
+MOST_SHOWN = 700  # characters of the example row's prompt: its first and last lines
 MAX_LOST_ANSWERS = 0.01  # share of all answers; a larger one stops the run
 
 
@@ -24,6 +26,7 @@ class Data(NamedTuple):
     # {"trained", "held_out": {id: fingerprint}, "near_repeats": result of near_repeats}
     split: dict
     summary: list  # lines to print
+    example: str  # the first training row's text, in a few lines
 
     @property
     def examples(self):
@@ -64,6 +67,8 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     max_length = min(args.max_seq_length, positions)
     prompt_format = PROMPT_FORMATS[args.prompt_format]
     tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=max_length)
+    if len(rows) >= cache.FROM_ROWS:
+        say(f"Tokenising {len(rows):,} rows ...")
     with process.main_process_first():  # the others read main's token cache
         train = tokenize(train_rows[: args.max_train_examples])
         held_out = tokenize(eval_rows[: args.max_eval_examples])
@@ -76,8 +81,11 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
             f"{len(in_neither)} are in neither split, {len(train.too_long)} are longer than {max_length} tokens, the "
             f"least of --max_seq_length {args.max_seq_length} and the model's {positions} positions"
         )
-    if args.final_adapter == "best" and not held_out.examples:
-        raise UserError("--final_adapter best needs rows to evaluate: raise --eval_fraction")
+    needed_by = {"--final_adapter best": args.final_adapter == "best"}
+    needed_by |= {"--early_stopping_patience": args.early_stopping_patience is not None}
+    for flag, is_set in needed_by.items():
+        if is_set and not held_out.examples:
+            raise UserError(f"{flag} needs rows to evaluate: raise --eval_fraction")
     summary.append(
         f"{len(rows)} valid rows: {len(train.examples)} to train on, {len(held_out.examples)} to evaluate, "
         f"{len(train.too_long)} + {len(held_out.too_long)} longer than {max_length} tokens, "
@@ -98,8 +106,8 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
             f"{len(split['near_repeats'])} of the {len(eval_rows)} held-out queries equal a training query except for "
             "case, blanks, numbers or names: evaluate.py shows exact match without them too"
         )
-    marked = mark_supervised(tokenizer, train.examples[0])
-    summary.append(f"One example; the loss is on the text between ⟦ and ⟧:\n{marked}")
+    marked = mark_supervised(tokenizer, train.examples[0], most=MOST_SHOWN)
+    example = f"One example; the loss is on the text between ⟦ and ⟧:\n{marked}"
 
     # Order
     steps = TrainingData(
@@ -110,7 +118,7 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         num_processes=process.num_processes,
         process_index=process.process_index,
     )
-    return Data(steps, held_out.examples, eval_rows, dropped, split, summary)
+    return Data(steps, held_out.examples, eval_rows, dropped, split, summary, example)
 
 
 def describe_too_long(examples, too_long, max_length, positions):

@@ -2,10 +2,13 @@
 
 import contextlib
 from pathlib import Path
+from typing import NamedTuple
 
+from data_utils.few_shot import choose_shots
 from data_utils.rows import shorten
 from data_utils.sources import load_rows
-from data_utils.split import find_held_out, split_rows
+from data_utils.split import find_held_out, set_apart, split_rows
+from data_utils.systems import SYSTEMS
 from run_utils.errors import UserError
 from run_utils.files import read_json
 
@@ -33,13 +36,19 @@ def check_split(split):
     _ = dict.fromkeys(split.get("near_repeats") or ())
 
 
-def held_out_rows(args, adapter=None, generators=None):
-    """The rows for evaluate.py's arguments, and two facts about them: `{row id: bool}`, or None if
-    unknown.
+class HeldOut(NamedTuple):
+    """The rows of an evaluation, two facts about each, and the examples of `fewshot`."""
 
-    "tools_seen": training offered all tools of the row. "near_repeat": the row's query nearly
-    repeats a training query. generators: as for load_rows. Raises UserError if there are no rows.
-    """
+    rows: list
+    # {fact: {row id: bool}}, or None for an unknown fact. "tools_seen": training offered all tools
+    # of the row. "near_repeat": the row's query nearly repeats a training query.
+    in_training: dict
+    shots: list  # training rows; empty unless --systems has fewshot
+
+
+def held_out_rows(args, adapter=None, generators=None):
+    """The HeldOut of evaluate.py's arguments. generators: as for load_rows. Raises UserError if
+    there are no rows, or no examples for `fewshot`."""
     split = read_split(adapter.folder) if adapter else None
     is_own = adapter and args.dataset_name == adapter.args.get("dataset_name")
     with adapter.named_in("--dataset_name") if is_own else contextlib.nullcontext():
@@ -50,16 +59,41 @@ def held_out_rows(args, adapter=None, generators=None):
             config_name=args.dataset_config_name,
             generators=generators,
         )
-        trained_tools = tools_seen(rows, split)
+        trained_tools, eval_rows = tools_seen(rows, split), rows
         if args.eval_dataset_name:
-            rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows, generators=generators)
-    rows = choose_rows(rows, args, adapter, split)[: args.num_examples]
-    if not rows:
-        raise UserError(f"no rows are held out of {args.dataset_name} at --eval_fraction {args.eval_fraction}")
-    return rows, {
-        "tools_seen": trained_tools and {row.id: row.tool_names() <= trained_tools for row in rows},
-        "near_repeat": find_near_repeats(rows, split),
+            eval_rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows, generators=generators)
+    held_out = choose_rows(eval_rows, args, adapter, split)
+    chosen = held_out[: args.num_examples]
+    if not chosen:
+        source = args.eval_dataset_name or args.dataset_name
+        raise UserError(f"no rows are held out of {source} at --eval_fraction {args.eval_fraction}")
+    in_training = {
+        "tools_seen": trained_tools and {row.id: row.tool_names() <= trained_tools for row in chosen},
+        "near_repeat": find_near_repeats(chosen, split),
     }
+    with_shots = any(SYSTEMS[name].shots for name in args.systems)
+    return HeldOut(chosen, in_training, find_shots(args, rows, held_out, split) if with_shots else [])
+
+
+def find_shots(args, rows, held_out, split):
+    """The examples of `fewshot`, from the rows that training used or, without an adapter, from the
+    rows that are not held out. They depend on all held-out rows, so --num_examples changes none.
+    Raises UserError if there are too few."""
+    if split:
+        trained = set(split["trained"].values())
+        training = [row for row in rows if row.fingerprint in trained]
+    elif args.eval_dataset_name:
+        training, _, _ = set_apart(rows, held_out, args.seed)
+    else:
+        training, _, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+    shots = choose_shots(training, held_out, args.shots, args.seed)
+    if len(shots) < args.shots:
+        raise UserError(
+            f"the system 'fewshot' needs {args.shots} short training rows that repeat no held-out row, and "
+            f"{args.dataset_name} has {len(shots)}: leave fewshot out, lower --shots, or name the training's rows with "
+            "--dataset_name and the rows to evaluate with --eval_dataset_name"
+        )
+    return shots
 
 
 def choose_rows(rows, args, adapter, split):

@@ -90,6 +90,8 @@ class PromptFormat(NamedTuple):
     has_value: Callable[[str], bool] = tool_calls.has_value
     # () -> an object whose `add(text of the next token)` is whether to call `finished`.
     closing: Callable[[], tool_calls.Closing] = tool_calls.Closing
+    # Text between an example and the next prompt (few_shot.py): `finished` must stop at it.
+    example_end: str = f"\n{tool_calls.END_TAG}\n"
 
 
 PROMPT_FORMATS = {

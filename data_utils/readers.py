@@ -13,6 +13,7 @@ from data_utils.rows import COLUMNS, EXTRA_COLUMNS
 from data_utils.written_calls import ARGUMENT_KEYS
 from run_utils.errors import UserError, say
 from run_utils.files import no_pipe
+from run_utils.paths import did_you_mean
 
 
 def read_file(path):
@@ -24,7 +25,8 @@ def read_file(path):
         read = READERS[path.suffix.lower()]
         records = list(read(no_pipe(path), answered=False) if read is read_parquet_file else read(no_pipe(path)))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"cannot read {path}: {reason}{did_you_mean(path)}") from None
     except UserError:
         raise
     except Exception as error:  # whatever a reader raises; a new one need not know of UserError

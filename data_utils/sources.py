@@ -3,13 +3,11 @@
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from huggingface_hub import DatasetCard, constants, snapshot_download
-from tqdm import tqdm
 
 from data_utils import cache
 from data_utils.readers import READERS, accepted_beside, warn_of_json_columns
@@ -17,6 +15,8 @@ from data_utils.rows import Row, describe_bad_rows, describe_rows, valid_rows
 from run_utils.errors import UserError, one_line, say
 from run_utils.files import write_json
 from run_utils.hub import check_hub_access
+from run_utils.paths import did_you_mean
+from run_utils.terminal import progress, shows_bars
 
 
 class File(NamedTuple):
@@ -75,10 +75,13 @@ def find_source(dataset_name, revision, config_name, generators):
         raise UserError(f"{dataset_name}: unsupported file type; supported are {', '.join(READERS)}")
     if named_as_file:
         if not path.is_file():
-            raise UserError(f"{dataset_name}: no such file")
+            raise UserError(f"{dataset_name}: no such file{did_you_mean(path)}")
         return (File(path, path.name),)
     kinds = ", ".join(READERS)
-    raise UserError(f"{dataset_name or 'an empty name'} is neither a file ({kinds}) nor a folder, a hub id or 'demo'")
+    near = did_you_mean(path) if dataset_name else ""
+    raise UserError(
+        f"{dataset_name or 'an empty name'} is neither a file ({kinds}) nor a folder, a hub id or 'demo'{near}"
+    )
 
 
 def find_hub_files(name, revision, config_name):
@@ -92,7 +95,8 @@ def find_hub_files(name, revision, config_name):
     local = Path(name).is_dir()
     if not local:
         check_hub_access(name, "dataset", revision)
-    datasets.disable_progress_bars()
+    if not shows_bars():
+        datasets.disable_progress_bars()
     try:
         if not local and constants.is_offline_mode():
             files = files_offline(name, revision, config_name)
@@ -108,6 +112,7 @@ def find_hub_files(name, revision, config_name):
     except Exception as error:  # load_dataset_builder raises any error of its builder
         reason = one_line(error.__cause__ or error)
         hint = "; --dataset_config_name chooses one" if "onfig name is missing" in reason else ""
+        hint += did_you_mean(name)
         raise UserError(f"cannot load the data set {name}: {type(error).__name__}: {reason}{hint}") from None
     names = [Path(url).name for url in urls]
     found = tuple(File(Path(path), unpacked_name(url)) for path, url in zip(paths, names, strict=True))
@@ -141,11 +146,7 @@ def validate_or_load(files):
     if stored := cache.load(kept):
         rows, *others = unpack(stored)
     else:
-        is_main = os.environ.get("RANK", "0") == "0"
-        read = tqdm(
-            records_of(files), f"Reading {files[0].name}", unit="row", delay=5, leave=False, disable=not is_main
-        )
-        rows, *others = valid_rows(read)
+        rows, *others = valid_rows(progress(records_of(files), f"Reading {files[0].name}", delay=5, leave=False))
         if len(rows) >= cache.FROM_ROWS:
             cache.save(kept, pack(rows, others))
     warn_of_json_columns(files[0].path)

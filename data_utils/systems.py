@@ -10,6 +10,7 @@ class System(NamedTuple):
     adapter: bool = False
     grammar: bool = False  # from each row's tools
     server: bool = False
+    shots: bool = False  # examples before each prompt, see few_shot.py
 
     @property
     def is_base(self):
@@ -20,6 +21,7 @@ class System(NamedTuple):
 SYSTEMS = {
     "raw": System("base model; the prompt is the bare JSON of query and tools", prompt="raw"),
     "prompted": System("base model; the same prompt as the adapter's"),
+    "fewshot": System("base model as prompted, after examples: training rows with their answers", shots=True),
     "constrained": System("base model as prompted, held to the tools' grammar", grammar=True),
     "adapter": System("base model with the fine-tuned LoRA adapter", adapter=True),
     "constrained_adapter": System("with the adapter, held to the tools' grammar", adapter=True, grammar=True),

@@ -17,6 +17,7 @@ from data_utils.prompt import to_json
 from data_utils.tool_calls import parse_json
 from data_utils.tool_formats import flat_tools
 from run_utils.errors import UserError, one_line, say
+from run_utils.paths import did_you_mean
 from run_utils.signals import Stopped
 
 
@@ -38,7 +39,7 @@ def read_tools(path):
     except UnicodeDecodeError:
         raise UserError(f"--tools {name} is not UTF-8 text") from None
     except OSError as error:
-        raise UserError(f"--tools {name}: {error.strerror}") from None
+        raise UserError(f"--tools {name}: {error.strerror}{did_you_mean(path)}") from None
     except ValueError as error:
         raise UserError(
             f"--tools {name} must be a JSON list of tools (docs/formats.md has the layouts): {error}"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.systems import SYSTEMS, SystemKey
+from eval_utils.card_figures import rows_name, update_card
 from eval_utils.folder import TRAINING_FACTS, check_comparison_folder, read_predictions, read_rows
 from eval_utils.report import write_report
 from eval_utils.results import Evaluation, compare_systems, report_of, write_results
@@ -13,7 +14,7 @@ from eval_utils.table import print_table
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, require
 from run_utils.files import lock_folder, no_pipe, read_json
-from run_utils.redaction import redact
+from run_utils.redaction import published_name, redact, redact_command
 
 # The reference article's figures in %, on its own model and data. Its parser and its prompt are
 # unknown.
@@ -54,22 +55,30 @@ def read_folder(folder):
 
 
 def score_folder(folder, baseline=None):
-    """Score a finished evaluation: scores.jsonl, metrics.json, report.html and the table."""
+    """Score a finished evaluation: scores.jsonl, metrics.json, report.html, the table, and the
+    adapter's card."""
     if folder.is_dir():
         lock_folder(folder)
     finished = read_folder(folder)
     settings, step = finished.settings, finished.environment.get("adapter_step")
     model = settings.get("model_name_or_path") or settings.get("endpoint_model")
     data = settings.get("eval_dataset_name") or settings.get("dataset_name")
+    facts = [
+        f"prompt format {settings['prompt_format']}",
+        *[f"adapter of step {step}"] * (step is not None),
+        *[f"{settings.get('shots')} examples in fewshot"] * ("fewshot" in finished.answers),
+    ]
     evaluation = score_systems(
         {"": finished},
         baseline or settings.get("baseline"),
-        title=f"{model} on {data}, held-out rows",
-        subtitle=f"prompt format {settings['prompt_format']}" + f"; adapter of step {step}" * (step is not None),
+        title=f"{published_name(str(model))} on {rows_name(settings)}",
+        subtitle="; ".join(facts),
         published=PUBLISHED if (model, data) == PUBLISHED_FOR else {},
         record=finished.environment,
+        commands=commands_of({"": finished}),
     )
     write_evaluation(folder, evaluation)
+    update_card(folder, settings.get("adapter"))
 
 
 def compare_folders(folders, output_dir, baseline=None):
@@ -95,8 +104,20 @@ def compare_folders(folders, output_dir, baseline=None):
         subtitle=", ".join(evaluations),
         published={},
         record={"evaluations": {label: finished.environment for label, finished in evaluations.items()}},
+        commands=commands_of(evaluations),
     )
     write_evaluation(output_dir, evaluation)
+
+
+def commands_of(evaluations):
+    """`{label: the words of its command line}`, without credentials. environment.json may be
+    damaged: a command that is no list of words is left out."""
+    found = {label: finished.environment.get("command") for label, finished in evaluations.items()}
+    return {
+        label: redact_command(words)
+        for label, words in found.items()
+        if words and isinstance(words, list) and all(isinstance(word, str) for word in words)
+    }
 
 
 def short_names(folders):
@@ -135,4 +156,5 @@ def write_evaluation(folder, evaluation):
     write_results(folder, evaluation)
     write_report(folder / "report.html", report_of(evaluation))
     print_table(evaluation)
-    print(f"Report with every row: {folder / 'report.html'}   Figures: {folder / 'metrics.json'}")
+    print(f"Figures: {folder / 'metrics.json'}")
+    print(f"Next: open {folder / 'report.html'} in a browser: the report with every row")

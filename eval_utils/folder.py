@@ -19,6 +19,7 @@ from run_utils import journal
 from run_utils.arguments import as_yaml
 from run_utils.errors import UserError
 from run_utils.files import lock_folder, no_pipe, read_json, write_json, write_json_lines, write_text
+from run_utils.paths import did_you_mean
 
 # Files of train.py's folders. Evaluations have an environment.json too.
 TRAINING_FILES = ("adapter_config.json", "split.json", "state.json")
@@ -45,7 +46,9 @@ class EvaluationFolder:
             lock_folder(self.path)
             if args.overwrite_output_dir:
                 clear(self.path)
-            check_folder(self.path, self.identity)
+            saved = check_folder(self.path, self.identity)
+            if "shots" in saved:  # a run without `fewshot` keeps the folder's answers of it
+                record["shots"] = saved["shots"]
             # Written first: it identifies the folder's other files.
             write_json(self.path / "environment.json", record)
             write_text(self.path / "args.yaml", as_yaml(args))
@@ -81,9 +84,10 @@ class EvaluationFolder:
 
 def check_folder(output_dir, identity):
     """Check that a folder is free of results or holds the same evaluation. Raises UserError
-    otherwise.
+    otherwise. Returns the folder's identity.
 
-    identity: as in EvaluationFolder.
+    identity: as in EvaluationFolder. Its `shots` and the folder's are compared only if both have
+    them: systems can be added.
     """
     check_no_training(output_dir)
     if (output_dir / "environment.json").exists():
@@ -92,11 +96,12 @@ def check_folder(output_dir, identity):
         raise UserError(f"{output_dir} has files that no evaluation made: {', '.join(found)}")
     else:
         saved = identity
-    if any(saved.get(key) != value for key, value in identity.items()):
+    if any(saved.get(key, value if key == "shots" else None) != value for key, value in identity.items()):
         raise UserError(
             f"{output_dir} holds an evaluation of another model, other rows or other settings: "
             "replace it with --overwrite_output_dir, or choose another --output_dir"
         )
+    return saved
 
 
 def read_json_or_empty(path):
@@ -155,7 +160,8 @@ def read_rows(output_dir):
             check_row(row)
         return rows, in_training
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}") from None
+        near = did_you_mean(output_dir, "rows.jsonl")
+        raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}{near}") from None
 
 
 def check_row(row):
@@ -208,15 +214,18 @@ def read_predictions(path):
 def scorable(prediction):
     """The prediction with a valid value in each field that the scores read. Earlier versions stored
     a server's unusual message as the text: such a text becomes "", and came_as "nothing"."""
-    text, finish, seconds, num_tokens = (prediction.get(key) for key in ("text", "finish", "seconds", "num_tokens"))
-    if not isinstance(prediction.get("came_as", ""), str):
-        del prediction["came_as"]
+    text, finish, seconds = (prediction.get(key) for key in ("text", "finish", "seconds"))
+    counts = {key: prediction.get(key) for key in ("num_tokens", "num_prompt_tokens")}
+    for name, type_ in {"came_as": str, "refusal": str, "retries": int}.items():
+        if name in prediction and not isinstance(prediction[name], type_):
+            del prediction[name]
     return {
         **prediction,
         **({} if isinstance(text, str) else {"text": "", "came_as": "nothing", "choice": text}),
         "finish": finish if isinstance(finish, str) else "end",
         "seconds": seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else 0.0,
-        "num_tokens": num_tokens if isinstance(num_tokens, int) else None,
+        # Older files have no num_prompt_tokens.
+        **{key: count if isinstance(count, int) else None for key, count in counts.items()},
     }
 
 
@@ -227,18 +236,29 @@ def describe_messages(system, predictions):
     predictions: one system's, in the rows' order.
     """
     found = Counter(prediction["came_as"] for prediction in predictions if "came_as" in prediction)
-    lines = []
-    if chat := [f"{found[name]} had {name}" for name in ("tool_calls", "content", "function_call") if found[name]]:
-        lines.append(f"{system}: of {len(predictions)} answers, {', '.join(chat)}.")
+    refusals = [prediction for prediction in predictions if prediction["finish"] == "refused"]
+    retries = [prediction["retries"] for prediction in predictions if "retries" in prediction]
+    forms = ("tool_calls", "content", "function_call", "text")
+    parts = [f"{found[name]} had {name}" for name in forms if found[name]]
+    if retries:  # older predictions don't have them
+        parts += [f"{len(refusals)} refused", f"retries: {sum(retries)}"]
+    lines = [f"{system}: of {len(predictions)} answers, {', '.join(parts)}."] if parts else []
+    if refusals:
+        reason = refusals[0].get("refusal", "")
+        lines.append(f"{system}: refused, and counted as broken: {listed(refusals)} (the first: {reason})")
     if found["no calls"]:
         lines.append(
             f"{system}: {found['no calls']} had an empty list of tool_calls and no text: each counts as [], an "
             "abstention. Some servers send the empty list with every message."
         )
-    if without := [prediction["id"] for prediction in predictions if prediction.get("came_as") == "nothing"]:
-        shown = ", ".join(without[:20]) + ", ..." * (len(without) > 20)
-        lines.append(f"{system}: {len(without)} had no text, and count as broken: {shown}")
+    if without := [prediction for prediction in predictions if prediction.get("came_as") == "nothing"]:
+        lines.append(f"{system}: {len(without)} had no text, and count as broken: {listed(without)}")
     return lines
+
+
+def listed(predictions):
+    """The ids of at most 20 predictions."""
+    return ", ".join(prediction["id"] for prediction in predictions[:20]) + ", ..." * (len(predictions) > 20)
 
 
 def merge(output_dir):

@@ -1,17 +1,23 @@
 """The model card of an adapter or an export: its origin, prompt, figures and limits."""
 
-import html
 import re
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from data_utils.prompt import PROMPT_FORMATS
-from run_utils.arguments import read_yaml
-from run_utils.environment import published_name
-from run_utils.errors import UserError, one_line, say
-from run_utils.files import file_hash, no_pipe, read_json
-from run_utils.metrics_file import read_metrics
+from eval_utils.card_figures import (
+    describe_curves,
+    escaped,
+    evaluation_results,
+    evaluation_section,
+    precision,
+    read_curves,
+    read_evaluation,
+    rows_name,
+)
+from run_utils.errors import one_line
+from run_utils.redaction import published_name
 
 TEMPLATE = """\
 ---
@@ -60,7 +66,10 @@ or merged into its base, with a chat template that renders the prompt from `mess
 `export.py --adapter folder`."""
 HOW_TO_LOAD_MERGED = (
     "With `AutoModelForCausalLM` and `tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)`"
-    " or any server that applies the chat template."
+    " or any server that applies the chat template.\n\n"
+    'Decoding is greedy: `generation_config.json` has `"temperature": 0.0`, since some servers ignore `do_sample`.\n'
+    "transformers warns of it, and refuses to save the model again once another generation setting has changed. This\n"
+    "line in front of `save_pretrained` cures it: `model.generation_config.temperature = None`."
 )
 RECIPE = (
     *("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_train_steps", "per_device_train_batch_size"),
@@ -73,12 +82,6 @@ RECIPE = (
         "seed",
     ),
 )
-HEADLINE = {
-    "json_valid": "JSON valid",
-    "exact_match": "exact match",
-    "tools_exist": "tools exist",
-    "no_hallucination": "no hallucination",
-}
 
 
 def write_adapter_card(folder, args, environment, **results):
@@ -117,7 +120,7 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
         pipeline_tag="text-generation",
         tags=["tool-calling", "function-calling", "lora"],
         model_name=title,
-        eval_results=evaluation_results(evaluation, data) or None,
+        eval_results=evaluation_results(evaluation) or None,
     )
     facts = {
         "base": f"{base} at {args.get('model_revision') or 'main'}" if is_hub_id(base) else base,
@@ -139,8 +142,8 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
         facts={name: escaped(value) for name, value in facts.items()},
         prompt=prompt_format.render("{query}", "{tools}"),
         loading=loading,
-        evaluation=describe_evaluation(evaluation),
-        curve=describe_curves(curves, environment),
+        evaluation=evaluation_section(evaluation),
+        curve=describe_curves(curves, environment.get("eval_loss"), rows_name({**args, "dataset_name": data})),
     )
     card.save(Path(folder) / "README.md")
 
@@ -151,126 +154,3 @@ def is_hub_id(name):
 
 def listed(value):
     return ", ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def escaped(value):
-    """A value as Markdown that shows it literally, on one line and in one cell. Names come from
-    other people's files."""
-    return html.escape(re.sub(r"[\\`*\[\]|]", r"\\\g<0>", one_line(value)), quote=False)
-
-
-def precision(quantization, mixed_precision):
-    dtype = "float32" if mixed_precision == "no" else mixed_precision
-    return f"a base in {dtype}" if quantization in (None, "none") else f"a base in {quantization}, computing in {dtype}"
-
-
-def evaluation_results(evaluation, data):
-    """The adapter's figures in the form of the hub's leaderboards."""
-    figures = (evaluation or {}).get("systems", {}).get("adapter", {})
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=data,
-            dataset_name=f"{data}, held-out rows",
-            metric_type=name,
-            metric_name=title,
-            metric_value=round(100 * figures[name]["rate"], 2),
-        )
-        for name, title in HEADLINE.items()
-        if figures.get(name)
-    ]
-
-
-def describe_evaluation(evaluation):
-    """Markdown about a metrics.json, or about its absence."""
-    if not evaluation:
-        return "Not evaluated on the rows that training held out: `python evaluate.py --adapter DIR` evaluates them."
-    lines = [
-        f"| held-out rows, % (95 % interval) | {' | '.join(HEADLINE.values())} |",
-        "|---" * (len(HEADLINE) + 1) + "|",
-    ]
-    for system, figures in evaluation["systems"].items():
-        cells = [
-            f"{100 * figures[name]['rate']:.1f} ({100 * figures[name]['low']:.1f}–{100 * figures[name]['high']:.1f})"
-            if figures.get(name)
-            else ""
-            for name in HEADLINE
-        ]
-        lines.append(f"| {escaped(system)}, {figures['num_examples']} rows | {' | '.join(cells)} |")
-    measured_on = precision(evaluation.get("quantization"), evaluation.get("mixed_precision"))
-    return "\n".join([*lines, "", f"Greedy decoding; measured on {escaped(measured_on)}."])
-
-
-def describe_curves(curves, environment):
-    if not curves:
-        loss = environment.get("eval_loss")
-        return f"Loss on held-out rows at this step: {loss:.4f}." if loss is not None else ""
-    lines = ["| step | training loss | held-out loss |", "|---|---|---|"]
-    for step, *losses in curves:
-        cells = ["" if loss is None else f"{loss:.4f}" for loss in losses]
-        lines.append(f"| {step} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def read_curves(run, environment, most=8):
-    """`(step, training loss, held-out loss)` of some of a run's evaluations up to an adapter's
-    step, from its metrics.jsonl. An unknown loss is None. Empty without the file, as in runs of
-    older versions.
-
-    environment: the adapter's environment.json, parsed, with its step and held-out loss.
-    """
-    last_step, file = environment.get("global_step"), Path(run) / "metrics.jsonl"
-    if not isinstance(last_step, int) or not file.exists():
-        return []
-    try:
-        entries = read_metrics(file)
-        train, held_out = (
-            {entry["step"]: float(entry[name]) for entry in entries if name in entry}
-            for name in ("train/loss", "eval/loss")
-        )
-    except (UserError, TypeError, ValueError, OverflowError) as error:
-        say(f"The card has no curves: {error}")
-        return []
-    if not train:
-        return []
-    held_out = {step: loss for step, loss in held_out.items() if step < last_step}
-    held_out[last_step] = environment.get("eval_loss")
-    steps = sorted(held_out)
-    chosen = sorted({round(i * (len(steps) - 1) / max(1, most - 1)) for i in range(most)})
-    return [(step, latest(train, step), held_out[step]) for step in (steps[place] for place in chosen)]
-
-
-def latest(losses, step):
-    """The newest loss up to a step, from a dict by step: a later loss is of other weights."""
-    earlier = [logged for logged in losses if logged <= step]
-    return losses[max(earlier)] if earlier else None
-
-
-def check_figures(metrics):
-    """For read_json: raises unless a metrics.json has the card's figures."""
-    for figures in dict(metrics["systems"]).values():
-        for name in HEADLINE:
-            if figures.get(name):
-                _ = [100 * figures[name][key] + 0.0 for key in ("rate", "low", "high")]
-        _ = figures["num_examples"]
-
-
-def read_evaluation(adapter, training_args):
-    """The figures in evaluation/ beside an adapter, evaluate.py's default folder, if they are of
-    this adapter on its held-out rows. Otherwise None."""
-    folder = Path(adapter).parent / "evaluation"
-    if not folder.exists():
-        return None
-    try:
-        environment = read_json(folder / "environment.json")
-        metrics = read_json(folder / "metrics.json", check_figures)
-        args = read_yaml(no_pipe(folder / "args.yaml"))
-    except UserError as error:
-        say(f"The card has no evaluation: {error}")
-        return None
-    rows = ("dataset_name", "dataset_config_name", "dataset_revision", "eval_dataset_name")
-    if any(args.get(name) != training_args.get(name) for name in rows):
-        return None
-    if environment.get("adapter_sha256") != file_hash(Path(adapter) / "adapter_model.safetensors"):
-        return None
-    return metrics | {name: environment.get(name) for name in ("quantization", "mixed_precision")}

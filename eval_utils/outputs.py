@@ -36,23 +36,27 @@ class Output:
     """A model's answer to one Task: the text, and the value that the prompt format parses from it.
 
     finish: the reason for the end of generation (Generation.finish). parsed: whether the whole text
-    is one JSON value. value: the value, or None. calls: the value if it is a list of calls, or
-    None.
+    is one JSON value. error: the parser's ValueError, or None. value: the value, or None. calls:
+    the value if it is a list of calls, or None.
     """
 
     def __init__(self, task, text, prompt_format, finish="end"):
         self.task, self.gold, self.tools = task, task.gold, task.tools
         self.text, self.finish = text, finish
-        self.parsed = True
+        self.value = self.error = None
         try:
             self.value = prompt_format.parse(text)
-        except ValueError:
-            self.parsed, self.value = False, None
+        except ValueError as error:
+            self.error = error
         try:
             check_calls(self.value)
             self.calls = self.value
         except ValueError:
             self.calls = None
+
+    @property
+    def parsed(self):
+        return self.error is None
 
     @property
     def schemas(self):

@@ -10,11 +10,12 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from urllib.parse import urlencode
 
 import jinja2
 from markupsafe import Markup
 
-from eval_utils.call_diff import _shown_call, compare_calls
+from eval_utils.report_rows import row_data
 from run_utils.files import write_text
 
 SIGNIFICANT = 0.05  # a difference with a smaller p is called clear
@@ -53,29 +54,47 @@ def render_report(report):
         [row id], "p"}], first the pair of the verdict
       slices: [{"title", "values": [{"value", "n", "figures": {system: figure}}]}]
       worst_tools: {} or a slice
+      commands: {label: command line}, the label of a single evaluation is ""
       rows: [{"id", "query", "tools", "gold": [call], "category": str or None, "outputs": {system:
-        {"text", "value", "outcome", "finish", "num_tokens", "scores": {metric: value}}}}]; a
-        ratio's value is [numerator, denominator]; None if the metric does not apply to the row
+        {"text", "value", "fault", "outcome", "finish", "num_tokens", "num_prompt_tokens", "scores":
+        {metric: value}}}}]; a ratio's value is [numerator, denominator]; None if the metric does
+        not apply to the row, or the number of tokens is unknown. fault: see find_fault; None if
+        the text parses. With a fault, the value is the forgiving parser's
 
     Raises ValueError if a number is not finite: neither JSON nor a browser has such numbers.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": show_figure, "p": show_p, "integer": show_integer, "plain": show_json}
+    environment.filters |= {
+        "figure": show_figure,
+        "p": show_p,
+        "integer": show_integer,
+        "plain": show_json,
+        "zeros": zero_systems,
+        "address": address,
+    }
     outcomes = style_outcomes(report)
+    judged = report["pairs"][0]["b"] if report["pairs"] else (report["systems"] or [None])[-1]
+    counts = report["outcome_counts"].get(judged, {})
+    prompt_tokens = [row["outputs"].get(judged, {}).get("num_prompt_tokens") for row in report["rows"]]
     page = environment.get_template("report.html.jinja").render(
         report,
         outcomes=outcomes,
         bars={system: outcome_bar(outcomes, report["outcome_counts"].get(system, {})) for system in report["systems"]},
         verdict=verdict(report["pairs"]),
+        judged=judged,
+        num_wrong=sum(counts.get(outcome["name"], 0) for outcome in outcomes if outcome["tone"] != "good"),
+        prompt_tokens_known=any(tokens is not None for tokens in prompt_tokens),
+        headline_zeros=zero_systems(headline_lines(report), report["systems"]),
+        all_broken=all_broken(report["call_table"]),
         metric_lines=metric_lines(report),
         significant=SIGNIFICANT,
-        data=embed_json(row_data(report, outcomes)),
+        data=embed_json(row_data(report, outcomes, judged)),
     )
     return _SURROGATE.sub("\ufffd", page)  # lone surrogates: Python's strings hold no pairs
 
@@ -126,6 +145,42 @@ def show_p(p):
 def show_json(value):
     """A value of the record: a string unchanged, other values as indented JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def address(filters):
+    """Filters of the rows, as the page's script reads them from the address."""
+    return urlencode({name: _SURROGATE.sub("\ufffd", str(value)) for name, value in filters.items()})
+
+
+def zero_systems(lines, systems):
+    """The systems whose figure is 0 in all lines. Empty if all systems are at 0.
+
+    lines: `[{system: figure}]` of rates. A line may lack a system."""
+    zeros = [
+        system
+        for system in systems
+        if any(system in line for line in lines) and not any(line[system]["rate"] for line in lines if system in line)
+    ]
+    return zeros if len(zeros) < len(systems) else []
+
+
+def headline_lines(report):
+    """For each rate of the headline the systems' figures, as zero_systems reads them."""
+    names = [metric["name"] for metric in report["metrics"] if metric.get("headline") and metric["kind"] == "rate"]
+    return [
+        {system: of_system[name] for system, of_system in report["figures"].items() if of_system.get(name)}
+        for name in names
+    ]
+
+
+def all_broken(call_table):
+    """The systems without an output that is a list of calls. Empty if no system has one."""
+    broken = [
+        system
+        for system, table in call_table.items()
+        if not any(counts[kind] for counts in table.values() for kind in ("calls", "abstains"))
+    ]
+    return broken if len(broken) < len(call_table) else []
 
 
 def metric_lines(report):
@@ -203,59 +258,3 @@ def outcome_bar(outcomes, counts):
             )
             x += width
     return segments
-
-
-# ---- rows ----------------------------------------------------------------------------------------
-
-
-def row_data(report, outcomes):
-    """The data of the page's script. Values are compared here: a browser's numbers are doubles, in
-    which two different account numbers may be equal."""
-    metrics = {metric["name"]: metric for metric in report["metrics"]}
-    outcome_index = {outcome["name"]: index for index, outcome in enumerate(outcomes)}
-    row_index = {row["id"]: index for index, row in enumerate(report["rows"])}
-    scored = dict.fromkeys(
-        name for row in report["rows"] for output in row["outputs"].values() for name in output["scores"]
-    )
-    tools = {}  # by their JSON: rows share tools, the page holds each once
-
-    def output_data(row, system):
-        output = row["outputs"].get(system)
-        return output and {
-            "text": output["text"],
-            "outcome": outcome_index[output["outcome"]],
-            "finish": output["finish"],
-            "tokens": output["num_tokens"],
-            "scores": [output["scores"].get(name) for name in scored],
-            "calls": compare_calls(row["gold"], output["value"]),
-        }
-
-    rows = [
-        {
-            "id": row["id"],
-            "query": row["query"],
-            "category": row["category"],
-            "tools": [tools.setdefault(json.dumps(tool), len(tools)) for tool in row["tools"]],
-            "gold": [_shown_call("gold", call) for call in row["gold"]],
-            "outputs": [output_data(row, system) for system in report["systems"]],
-        }
-        for row in report["rows"]
-    ]
-    return {
-        "systems": report["systems"],
-        "outcomes": [{key: outcome[key] for key in ("title", "tone", "texture")} for outcome in outcomes],
-        "scores": [_score_title(name, metrics) for name in scored],
-        "flips": [
-            [row_index[row] for row in pair[side] if row in row_index]
-            for pair in report["pairs"]
-            for side in ("b_only", "a_only")
-        ],
-        "tools": [json.loads(tool) for tool in tools],
-        "rows": rows,
-    }
-
-
-def _score_title(name, metrics):
-    strict = name if name in metrics else name.removeprefix("lenient_")
-    metric = metrics.get(strict, {"title": strict, "kind": "mean"})
-    return {"title": metric["title"] + ("" if strict == name else ", leniently"), "rate": metric["kind"] == "rate"}

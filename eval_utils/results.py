@@ -3,12 +3,14 @@ report."""
 
 import itertools
 import json
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.systems import verdict_pair
 from eval_utils.folder import describe_messages
+from eval_utils.json_faults import find_fault
 from eval_utils.metrics import METRICS, SCORING, score, summarize
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, what_followed
 from eval_utils.outputs import Output, Task
@@ -26,20 +28,21 @@ class Evaluation:
     metrics.json and report.html.
 
     systems: the SystemKeys, in the table's order. predictions: `{key: {row id: prediction}}`.
-    scores, values: `{key: [...]}` in the rows' order, from metrics.score and Output.value. figures:
+    scores, outputs: `{key: [...]}` in the rows' order, from metrics.score, and Outputs. figures:
     JSON values, by the systems' names. published: `{label: {metric: percent}}`. record: the
-    answers' origin, from environment.json.
+    answers' origin, from environment.json. commands: `{label: the command's words}`.
     """
 
     rows: list
     predictions: dict
     scores: dict
-    values: dict
+    outputs: dict
     figures: dict
     title: str
     subtitle: str
     published: dict
     record: dict
+    commands: dict
 
     @property
     def systems(self):
@@ -47,7 +50,7 @@ class Evaluation:
 
 
 def compare_systems(rows, predictions, prompt_formats, in_training, baseline=()):
-    """The scores, the values and the figures of systems on the same rows.
+    """The scores, the Outputs and the figures of systems on the same rows.
 
     rows: Rows. predictions: `{SystemKey: {row id: prediction}}`, as in predictions.jsonl.
     prompt_formats: the PromptFormat of each system. in_training: see folder.write_rows. baseline:
@@ -67,6 +70,8 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
     tags = PROMPT_FORMATS["tags-1"]
     gold = summarize([score(Output(task, task.row.answers, tags)) for task in tasks])
     verdict = verdict_pair(list(outputs), list(dict.fromkeys(first[key] for key in baseline)))
+    judged = verdict[1] if verdict else list(outputs)[-1]
+    prompt_tokens = [predictions[judged][row.id].get("num_prompt_tokens") for row in rows]
     figures = {
         "systems": {
             key.name: {
@@ -82,8 +87,8 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
         "gold": {name: gold[name] for name in GOLDS_OWN if name in gold},
         "pairs": pairs(rows, scores, verdict),
         "near_repeats": near_repeats(rows, scores, in_training["near_repeat"]),
-        "slices": slices(tasks, scores, in_training["tools_seen"]),
-        "worst_tools": worst_tools(tasks, scores, verdict[1] if verdict else list(outputs)[-1]),
+        "slices": slices(tasks, scores, in_training["tools_seen"], (judged.name, prompt_tokens)),
+        "worst_tools": worst_tools(tasks, scores, judged),
         "warnings": [
             *warnings(tasks, {key: outputs[first[key]] for key in predictions}, first),
             *(
@@ -93,8 +98,7 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
             ),
         ],
     }
-    values = {key: [output.value for output in of_system] for key, of_system in outputs.items()}
-    return scores, values, figures
+    return scores, outputs, figures
 
 
 def first_of_equals(rows, predictions, prompt_formats):
@@ -225,18 +229,21 @@ def report_of(evaluation):
             }
             for place, row in enumerate(evaluation.rows)
         ],
+        "commands": {label: shlex.join(["python", *words]) for label, words in evaluation.commands.items()},
         "record": evaluation.record,
     }
 
 
 def row_output(evaluation, key, place):
     prediction = evaluation.predictions[key][evaluation.rows[place].id]
-    scores = evaluation.scores[key][place]
+    scores, output = evaluation.scores[key][place], evaluation.outputs[key][place]
     return {
-        "text": prediction["text"],
-        "value": evaluation.values[key][place],
+        "text": output.text,
+        "value": output.value if output.parsed else output.lenient,
+        "fault": None if output.parsed else find_fault(output.text, output.error),
         "outcome": scores["outcome"],
         "finish": prediction["finish"],
         "num_tokens": prediction["num_tokens"],
+        "num_prompt_tokens": prediction.get("num_prompt_tokens"),
         "scores": {name: value for name, value in scores.items() if name != "outcome"},
     }

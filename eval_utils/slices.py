@@ -1,5 +1,6 @@
 """Exact match by kind of row, by tool, and with and without near-repeats of training queries."""
 
+import itertools
 from collections import defaultdict
 
 from eval_utils.statistics import wilson_interval
@@ -26,21 +27,18 @@ def near_repeats(rows, scores, near_repeat):
     return {"count": len(parts[True]), "slice": found}
 
 
-def slices(tasks, scores, seen):
+def slices(tasks, scores, seen, prompt_tokens):
     """Exact match by kind of row: `[{"title", "values": [{"value", "n", "figures": {system:
-    rate}}]}]`."""
+    rate}}]}]`.
+
+    seen: `{row id: bool}`, see folder.write_rows. prompt_tokens: `(system, [tokens of each row's
+    prompt])`, None for an unknown length."""
     rows = [task.row for task in tasks]
-    lengths = sorted(len(row.query) + len(row.tools) for row in rows)
-    quarters = [lengths[len(lengths) * i // 4] for i in (1, 2, 3)] if len(lengths) >= 4 else []
-
-    def length(row):
-        place = sum(len(row.query) + len(row.tools) >= limit for limit in quarters)
-        return f"{place + 1}. quarter" + (f", from {quarters[place - 1]:,}" if place else "")
-
+    system, lengths = prompt_tokens
     kinds = {
         "number of calls wanted": [str(len(task.gold)) for task in tasks],
         "number of tools on offer": [str(len(task.tools)) for task in tasks],
-        "length of query and tools, in characters": [length(row) for row in rows],
+        f"length of {system}'s prompt, in tokens, by quarters": quarters(lengths),
         "category": [row.category or None for row in rows],
     }
     if seen is not None:
@@ -59,6 +57,24 @@ def slices(tasks, scores, seen):
     return found
 
 
+def quarters(lengths):
+    """For each length its quarter, with the quarter's shortest and longest length. None for an
+    unknown length, and for each of fewer than four lengths."""
+    known = sorted(length for length in lengths if length is not None)
+    if len(known) < 4:
+        return [None] * len(lengths)
+    limits = [known[len(known) * i // 4] for i in (1, 2, 3)]
+
+    def quarter(length):
+        return sum(length >= limit for limit in limits)
+
+    names = {}
+    for place, group in itertools.groupby(known, key=quarter):
+        group = list(group)
+        names[place] = f"Q{place + 1}: {group[0]:,} – {group[-1]:,}"
+    return [None if length is None else names[quarter(length)] for length in lengths]
+
+
 def slice_figures(value, places, scores):
     figures = {}
     for key, of_system in scores.items():
@@ -69,13 +85,14 @@ def slice_figures(value, places, scores):
 
 
 def worst_tools(tasks, scores, judged, least=2, most=10):
-    """Exact match on the tools that gold calls in at least `least` rows, the judged system's worst
-    first."""
+    """Exact match on the tools that gold calls in at least `least` rows and the judged system gets
+    wrong at least once, the worst first."""
     places = defaultdict(list)
     for place, task in enumerate(tasks):
         for name in {call["name"] for call in task.gold}:
             places[name].append(place)
     groups = [slice_figures(name, of_tool, scores) for name, of_tool in places.items() if len(of_tool) >= least]
+    groups = [group for group in groups if group["figures"][judged.name]["rate"] < 1]
     groups.sort(key=lambda group: (group["figures"][judged.name]["rate"], -group["n"], group["value"]))
     return {"title": f"the tools that {judged.name} gets right least often", "values": groups[:most]}
 

@@ -50,14 +50,14 @@ def print_table(evaluation):
 
 
 def pairs_to_print(evaluation):
-    """The verdict's pair, then the pairs with the prompted base or of the same system. The report
-    has all pairs."""
+    """The verdict's pair, then the pairs with the prompted or fewshot base or of the same system.
+    The report has all pairs."""
     kinds = {key.name: key.system for key in evaluation.systems}
     first, *rest = evaluation.figures["pairs"] or [None]
 
     def is_of_interest(pair):
         a, b = kinds[pair["a"]], kinds[pair["b"]]
-        return "raw" not in (a, b) and ("prompted" in (a, b) or a == b)
+        return "raw" not in (a, b) and ({a, b} & {"prompted", "fewshot"} or a == b)
 
     return [*filter(None, [first]), *filter(is_of_interest, rest)]
 

@@ -15,6 +15,7 @@ from data_utils.prompt import PROMPT_FORMATS, format_hash
 from run_utils.arguments import read_yaml
 from run_utils.errors import UsageError, UserError, describe_error
 from run_utils.files import file_hash, read_json
+from run_utils.paths import did_you_mean
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names
 # Fields of an adapter_config.json. train.py never sets REFUSED: these fields make PEFT work for
@@ -69,10 +70,12 @@ def read_adapter(folder):
     is missing here, or if it was edited since the training (check_record)."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no adapter in {folder}: there is no such folder; train.py makes one")
+        near = did_you_mean(folder, "adapter_config.json")
+        raise UserError(f"no adapter in {folder}: there is no such folder{near or '; train.py makes one'}")
     for name in ("adapter_config.json", "adapter_model.safetensors", "args.yaml", "environment.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there")
+            near = did_you_mean(folder, "adapter_config.json")
+            raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there{near}")
     environment = read_json(folder / "environment.json", check_environment)
     try:
         args = read_yaml(folder / "args.yaml")

@@ -4,8 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_utils.prompt import to_json
 from data_utils.tool_formats import openai_calls
 from model_utils.replies import replies
@@ -13,6 +11,7 @@ from run_utils.errors import UserError, say
 from run_utils.files import describe_free, encodes, is_full_disk, write_text
 from run_utils.journal import append, open_journal
 from run_utils.signals import Stopped
+from run_utils.terminal import progress
 
 
 def answer_file(args, system, requests, identity):
@@ -39,7 +38,7 @@ def answer_file(args, system, requests, identity):
             yield index, results[index]
 
     try:
-        append(partial, tqdm(answers(), total=len(todo), unit="row"))
+        append(partial, progress(answers(), "Answering", len(todo)))
         write_text(output, "".join(as_line(results[index]) for index in sorted(results)))
     except Stopped as stopped:
         raise Stopped(

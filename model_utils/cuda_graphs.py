@@ -12,13 +12,13 @@ import gc
 
 import torch
 from accelerate.utils import DistributedType
-from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from data_utils.batching import num_tokens
 from model_utils.attention import ISOLATED, has_varlen_kernel
 from run_utils.errors import UserError
 from run_utils.launch import raise_anywhere
+from run_utils.terminal import progress
 
 # Tokens. Half of it is wasted on average; a run has (largest - smallest) / PADDING sizes.
 PADDING = 256
@@ -42,10 +42,9 @@ def use_cuda_graphs(accelerator, model, data, steps):
     graphed = GraphedDecoder(decoder, data.batch_size, max_length, sizes[0])
     problem = ""
     try:
-        shown = {"disable": not accelerator.is_main_process, "unit": "size", "mininterval": 2}
-        for size in tqdm(sizes, desc="Trying the sizes of micro-batches", **shown):
+        for size in progress(sizes, "Trying the sizes of micro-batches", unit="size"):
             graphed.warm_up(size)
-        for size in tqdm(sizes, desc="Capturing their CUDA graphs", **shown):
+        for size in progress(sizes, "Capturing their CUDA graphs", unit="size"):
             graphed.capture(size)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not isinstance(error.__context__, torch.OutOfMemoryError):

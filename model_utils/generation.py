@@ -36,6 +36,7 @@ class Generation(NamedTuple):
     # "too_long": more prompt tokens than positions
     finish: str
     seconds: float  # the sum of its steps' times, divided by their rows
+    num_prompt_tokens: int | None = None  # None: unknown
 
 
 class Engine(NamedTuple):
@@ -92,7 +93,7 @@ def generate(
     budgets = [min(max_new_tokens, positions - len(ids)) for ids in prompt_ids]
     fitting = [index for index, budget in enumerate(budgets) if budget > 0]
     for index in set(range(len(prompts))) - set(fitting):
-        yield index, Generation("", 0, "too_long", 0.0)
+        yield index, Generation("", 0, "too_long", 0.0, len(prompt_ids[index]))
     if not fitting:
         return
     check_vocabulary(model, [prompt_ids[index] for index in fitting])
@@ -107,7 +108,8 @@ def generate(
     room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
     if engine is None or room > engine.room:
         engine = choose_engine(model, [prompt_ids[index] for index in fitting], room)
-    yield from engine.generate(model, prompt_ids, answers, batch_tokens)
+    for index, generation in engine.generate(model, prompt_ids, answers, batch_tokens):
+        yield index, generation._replace(num_prompt_tokens=len(prompt_ids[index]))
 
 
 class Answer:

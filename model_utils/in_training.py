@@ -1,14 +1,14 @@
-"""The held-out rows during training: their loss, and their generated texts, which train.py
-scores."""
+"""The held-out rows during training: their loss and token accuracy, and their generated texts,
+which train.py scores."""
 
 import contextlib
 import sys
 
 import torch
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from data_utils.batching import micro_batches
+from run_utils.terminal import progress
 
 
 @contextlib.contextmanager
@@ -22,20 +22,28 @@ def evaluation_mode(model):
         model.train()
 
 
-def evaluation_loss(accelerator, model, examples, *, batch_size, loss_fn, stop):
-    """Mean cross-entropy of the supervised tokens of `examples`, by their weights. The batch size
-    does not change it.
+def evaluation_figures(accelerator, model, examples, *, batch_size, loss_fn, cross_entropy, stop):
+    """`{"loss": mean cross-entropy, "token_accuracy": share of tokens with the highest logit}` of
+    the supervised tokens of `examples`, both by the tokens' weights. The batch size does not change
+    them.
 
-    loss_fn: `(model, batch, device) -> summed loss`. Raises Stopped, on all processes at once,
-    after a signal."""
-    loss_sum = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+    loss_fn: `(model, batch, device, cross_entropy) -> result of cross_entropy`. cross_entropy:
+    `(logits, labels, weights) -> summed loss`. Raises Stopped, on all processes at once, after a
+    signal."""
+
+    def loss_and_hits(logits, labels, weights):
+        hits = (logits.argmax(-1) == labels) * (1.0 if weights is None else weights)
+        return torch.stack([cross_entropy(logits, labels, weights), hits.sum()])
+
+    sums = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
     batches = micro_batches(examples, batch_size, accelerator.num_processes, accelerator.process_index)
-    hidden = not (accelerator.is_main_process and sys.stdout.isatty())
     with evaluation_mode(model):
-        for batch in tqdm(batches, desc="eval", leave=False, disable=hidden):
+        for batch in progress(batches, "evaluation", unit="batch", file=sys.stdout, leave=False):
             stop.check()
-            loss_sum += loss_fn(model, batch, accelerator.device)
-    return accelerator.reduce(loss_sum).item() / sum(example.weight_sum for example in examples)
+            sums += loss_fn(model, batch, accelerator.device, loss_and_hits)
+    loss_sum, hits = accelerator.reduce(sums).tolist()
+    weight_sum = sum(example.weight_sum for example in examples)
+    return {"loss": loss_sum / weight_sum, "token_accuracy": hits / weight_sum}
 
 
 def generated_texts(accelerator, model, system, rows, stop):
@@ -48,7 +56,9 @@ def generated_texts(accelerator, model, system, rows, stop):
     first, step = accelerator.process_index, accelerator.num_processes
     texts = []
     with evaluation_mode(model):
-        for index, generation in system.answer(rows[first::step]):
+        share = rows[first::step]
+        answers = progress(system.answer(share), "generation", len(share), file=sys.stdout, leave=False)
+        for index, generation in answers:
             if stop.number:  # processes have different numbers of rows: they synchronise below
                 break
             texts.append((first + index * step, generation.text, generation.finish))

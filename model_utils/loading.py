@@ -17,6 +17,8 @@ from run_utils.arguments import ROOT
 from run_utils.errors import UserError, describe_error, say
 from run_utils.hub import check_hub_access
 from run_utils.launch_file import is_sharded
+from run_utils.paths import did_you_mean, near_path
+from run_utils.terminal import shows_bars
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}  # by Accelerator.mixed_precision
 
@@ -54,8 +56,13 @@ def resolve_model(name):
         return str(ROOT / "demo" / "base")
     if not Path(name).is_dir():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise UserError(f"{name}: no such model folder (a hub id looks like Qwen/Qwen3-4B-Base)")
+            near = did_you_mean(name, "config.json")
+            raise UserError(f"{name}: no such model folder (a hub id looks like Qwen/Qwen3-4B-Base){near}")
         check_hub_access(name, "model")
+    elif not (Path(name) / "config.json").is_file():
+        adapter = near_path(name, "adapter_config.json")
+        hint = did_you_mean(name, "config.json") or (f"; {adapter} is an adapter, for --adapter" if adapter else "")
+        raise UserError(f"{name} holds no model: there is no config.json{hint}")
     return name
 
 
@@ -69,7 +76,8 @@ def load_config(source):
     try:
         return AutoConfig.from_pretrained(source.path, **options(source))
     except Exception as error:  # transformers raises OSError, ValueError, KeyError
-        raise UserError(f"cannot load a model from {source.path}: {describe_error(error)}") from None
+        near = did_you_mean(source.path, "config.json")
+        raise UserError(f"cannot load a model from {source.path}: {describe_error(error)}{near}") from None
 
 
 def without_weights(config, trust_remote_code=False):
@@ -88,7 +96,8 @@ def load_tokenizer(source):
         tokenizer.decode(tokenizer("text").input_ids)  # some settings are read only now
     # Transformers raises OSError, ValueError, KeyError; tokenizers has other errors.
     except Exception as error:
-        raise UserError(f"cannot load a tokenizer from {source.path}: {describe_error(error)}") from None
+        near = did_you_mean(source.path, "config.json")
+        raise UserError(f"cannot load a tokenizer from {source.path}: {describe_error(error)}{near}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source.path} has no end-of-sequence token: generations could not stop")
     if tokenizer.pad_token_id is None:
@@ -143,7 +152,9 @@ def load_base_model(source, accelerator):
         ),
         "int8": BitsAndBytesConfig(load_in_8bit=True),
     }[source.quantization]
-    transformers_logging.disable_progress_bar()
+    say(f"Loading the model {source.path} ...")
+    if not shows_bars():
+        transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
     # A UserError below replaces its report on missing weights.
     transformers_logging.set_verbosity_error()

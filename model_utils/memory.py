@@ -11,6 +11,7 @@ from accelerate.utils import extract_model_from_parallel
 
 from data_utils.batching import TrainingData, collate, largest_chunks, share_out
 from model_utils.in_training import evaluation_mode
+from run_utils.errors import say
 from run_utils.launch import raise_anywhere
 from run_utils.launch_file import is_sharded
 
@@ -22,6 +23,7 @@ def check_training_memory(training, train, steps, args, loss_fn):
     loss_fn: `(model, batch, device) -> loss`. Raises UserError, on all processes, with arguments
     that fit."""
     if steps and can_check(training):
+        say("Trying the largest micro-batches ...")
         raise_anywhere(training_problem(training, args, train, steps, loss_fn))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_utils.example_rows import example_rows, example_texts
+from data_utils.few_shot import with_shots
 from data_utils.prompt import PROMPT_FORMATS, PromptFormat
 from data_utils.systems import SYSTEMS
 from model_utils.adapters import load_adapter
@@ -55,17 +56,19 @@ class System:
         return accepts(self.tokenizer, vocab_size, json.loads(row.tools), text)
 
 
-def open_systems(names, base, tokenizer, *, prompt_format, adapter=None, merge=True, **decoding):
+def open_systems(names, base, tokenizer, *, prompt_format, adapter=None, merge=True, shots=(), **decoding):
     """`(name, System)` of each name of SYSTEMS except servers. The base's systems are first, since
     merging changes the base.
 
     prompt_format: a name of PROMPT_FORMATS, for systems without a format. adapter: an Adapter.
-    merge: merge it into the base's weights, after a comparison on two example rows. decoding:
-    System's max_new_tokens and batch_tokens."""
+    merge: merge it into the base's weights, after a comparison on two example rows. shots:
+    Rows, the examples of `fewshot`. decoding: System's max_new_tokens and batch_tokens."""
     adapted = None
     for name in sorted(names, key=lambda name: SYSTEMS[name].adapter):
         spec = SYSTEMS[name]
         system_format = PROMPT_FORMATS[spec.prompt or prompt_format]
+        if spec.shots:
+            system_format = with_shots(system_format, shots)
         if spec.adapter and adapted is None:
             texts = example_texts(tokenizer, system_format, example_rows()[:2]) if merge else None
             adapted = load_adapter(base, adapter, merge_checked_on=texts)

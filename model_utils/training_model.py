@@ -8,8 +8,10 @@ from model_utils.adapters import adapter_record, add_lora, describe_experts, exp
 from model_utils.flops import dtype_census
 from model_utils.generation import choose_engine
 from model_utils.loading import base_fingerprint, choose_attention, load_base_model
-from run_utils.environment import environment_record, published_name
+from run_utils.environment import environment_record
+from run_utils.errors import say
 from run_utils.launch import check_alike
+from run_utils.redaction import published_name
 
 
 def load_model(args, source, data, accelerator, *, max_new_tokens):
@@ -19,6 +21,7 @@ def load_model(args, source, data, accelerator, *, max_new_tokens):
     args: train.py's. source: the base's ModelSource. data: its examples test the attention, and its
     prompts, with max_new_tokens more, the engine."""
     base = load_base_model(source, accelerator)
+    say("Comparing its attention with plain transformers ...")
     attention = choose_attention(
         base, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
     )

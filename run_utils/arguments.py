@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from run_utils.errors import UsageError, one_line, require, say
+from run_utils.paths import did_you_mean
 from run_utils.redaction import redact
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,7 +180,8 @@ def read_yaml(path):
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
         check_size(values)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read {path}: {reason}{did_you_mean(path)}") from None
     # ValueError: an impossible date, too many values. RecursionError: endless nesting.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {one_line(error)}") from None
@@ -210,3 +212,23 @@ def as_yaml(arguments):
         if value is not None and name not in INVOCATION
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def compared_arguments(args, effective_batch):
+    """`(arguments, changed)` for tables of runs: the experiment's arguments that are set, `{name:
+    number, boolean or text}`, and the names of those that differ from their defaults."""
+    fields = [field for field in dataclasses.fields(args) if field.name not in (*INVOCATION, "output_dir")]
+    arguments = {field.name: getattr(args, field.name) for field in fields}
+    # Arguments that are free on a resume, such as logging_steps, don't change the results.
+    changed = {
+        field.name
+        for field in fields
+        if arguments[field.name] != field.default and not field.metadata["free_on_resume"]
+    }
+    defaults = {field.name: field.default for field in fields}
+    if effective_batch != defaults["per_device_train_batch_size"] * defaults["gradient_accumulation_steps"]:
+        changed.add("effective_batch")
+    arguments["effective_batch"] = effective_batch
+    texts = {name: ", ".join(value) for name, value in arguments.items() if isinstance(value, list)}
+    texts |= {name: redact(value) for name, value in arguments.items() if isinstance(value, str)}
+    return {name: value for name, value in (arguments | texts).items() if value is not None}, changed

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, one_line
-from run_utils.files import read_json, write_json
+from run_utils.files import apply_umask, read_json, write_json
 
 FILES = (
     *("adapter_model.safetensors", "adapter_config.json", "args.yaml", "environment.json", "split.json"),
@@ -40,6 +40,12 @@ class Training:
     @property
     def adapter_weights(self):
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def num_bytes(self, with_states=True):
+        """A checkpoint's approximate size: the adapter's weights, and the optimizer's tensors."""
+        states = self.optimizer.state.values() if with_states else ()
+        tensors = [*self.adapter_weights, *(value for state in states for value in state.values())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
 
 
 @dataclasses.dataclass
@@ -67,19 +73,38 @@ class RunState:
     effective_batch: int = 0  # examples per optimizer step
     entry: LogEntry = dataclasses.field(default_factory=LogEntry)  # the log's next entry
     eval_loss: float | None = None  # of this step, if evaluated
-    evaluation_due: bool = False  # a signal came before this step's evaluation ended
+    # This step's evaluation is still to do: after a signal, or for --eval_on_start.
+    evaluation_due: bool = False
+    # Trained on so far, prompts included. A resume of an older checkpoint counts from 0.
+    num_tokens: int = 0
     best_value: float | None = None  # by --best_metric
     best_checkpoint: str | None = None  # its folder's name
+    stale_evaluations: int = 0  # in a row, none of them better than the best by --best_metric
+    # For TensorBoard's table of runs, whatever --best_metric is.
+    best_loss: float | None = None
+    best_exact_match: float | None = None
 
     def add_evaluation(self, figures, best_metric):
         """Record an evaluation of this step, `{"loss": ..., metric: rate}`, with a finite loss. The
         best has the lowest eval_loss or the highest rate. Of equal ones the latest is the best: it
-        has seen more rows."""
+        has seen more rows. The untouched base, at step 0, is no candidate."""
         self.eval_loss, self.evaluation_due = figures["loss"], False
+        if self.global_step == 0:
+            return
+        self.best_loss = min(self.eval_loss, math.inf if self.best_loss is None else self.best_loss)
+        if "exact_match" in figures:
+            self.best_exact_match = max(figures["exact_match"], self.best_exact_match or 0.0)
         by_loss = best_metric == "eval_loss"
         value = self.eval_loss if by_loss else figures[best_metric]
-        if self.best_value is None or (value <= self.best_value if by_loss else value >= self.best_value):
+        best = self.best_value if self.best_value is not None else math.inf if by_loss else -math.inf
+        gain = best - value if by_loss else value - best
+        self.stale_evaluations = 0 if gain > 0 else self.stale_evaluations + 1
+        if gain >= 0:
             self.best_value, self.best_checkpoint = value, f"checkpoint-{self.global_step}"
+
+    def stops_early(self, patience):
+        """Whether `--early_stopping_patience` (None: off) ends the run after this step."""
+        return patience is not None and self.stale_evaluations >= patience
 
     @property
     def is_best(self):
@@ -103,10 +128,12 @@ def read_state(checkpoint):
     entry = LogEntry(loss_sum, saved.pop("weight_sum", tokens), tokens)  # before loss masks, all weights were 1
     state = RunState(entry=entry, **saved)
     whole = (state.global_step, state.effective_batch, entry.completion_tokens)
+    whole += (state.num_tokens, state.stale_evaluations)
     step = checkpoint_step(checkpoint)
     if not all(type(value) is int and value >= 0 for value in whole) or state.global_step != step:
         raise ValueError(f"state.json has step {state.global_step!r}")
     figures = (entry.loss_sum, entry.weight_sum, state.eval_loss, state.best_value)
+    figures += (state.best_loss, state.best_exact_match)
     if not all(value is None or math.isfinite(value) for value in figures):
         raise ValueError("state.json has a figure that is not finite")
     if state.best_checkpoint is not None and not re.fullmatch(r"checkpoint-\d+", state.best_checkpoint):
@@ -164,7 +191,8 @@ def write_checkpoint(folder, model, others, split):
     # this process only.
     weights = {name: weight for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
-    shutil.copy(split, folder)
+    apply_umask(folder / "adapter_model.safetensors")
+    shutil.copyfile(split, folder / split.name)
     for name, value in others.items():
         torch.save(value.state_dict(), folder / f"{name}.pt")
         try:

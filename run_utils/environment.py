@@ -2,17 +2,15 @@
 
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
 from run_utils.arguments import ROOT
-from run_utils.redaction import redact, redact_command
+from run_utils.redaction import redact_command
 
 
 def environment_record(**extra):
@@ -42,10 +40,3 @@ def environment_record(**extra):
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         **extra,
     }
-
-
-def published_name(name):
-    """A model's or data set's hub id, or the last part of its path: cards name no folders of the
-    training machine."""
-    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.endswith((".json", ".jsonl", ".parquet"))
-    return name if on_hub and not Path(name).exists() else Path(redact(name)).name

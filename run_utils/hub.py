@@ -10,6 +10,7 @@ from huggingface_hub.errors import (
 )
 
 from run_utils.errors import UserError, one_line
+from run_utils.paths import did_you_mean
 
 
 def push(folder, repo_id):
@@ -45,9 +46,10 @@ def check_hub_access(repo_id, repo_type, revision=None):
         raise UserError(
             f"no {repo_type} {repo_id}{f' at revision {revision}' * bool(revision)} on the hub, or it is private and "
             f"needs `hf auth login` ({type(error).__name__}); for a local folder or file give its path"
+            f"{did_you_mean(repo_id)}"
         ) from None
     except Exception as error:  # the transport's own errors have no public class in common
         raise UserError(
             f"cannot reach {constants.ENDPOINT} for {repo_id} ({type(error).__name__}); "
-            "if it is in the local cache already, set HF_HUB_OFFLINE=1"
+            "if it is in the local cache already, set HF_HUB_OFFLINE=1{did_you_mean(repo_id)}"
         ) from None

@@ -2,6 +2,7 @@
 "train/loss": 0.5, ...}`."""
 
 import json
+import math
 from pathlib import Path
 
 from run_utils.errors import UserError, one_line
@@ -9,11 +10,12 @@ from run_utils.files import check_depth, no_pipe, write_json_lines
 
 
 class MetricsFile:
-    """A tracker of TrainingLog. It drops entries beyond the checkpoint that a run resumes from."""
+    """A tracker of TrainingLog. It drops entries from first_step on: a resumed run writes
+    them again. The arguments are in args.yaml."""
 
     files = "metrics.jsonl"
 
-    def __init__(self, output_dir, first_step):
+    def __init__(self, output_dir, first_step, arguments, changed):
         self.path = Path(output_dir) / "metrics.jsonl"
         entries = read_metrics(self.path) if self.path.exists() else []
         write_json_lines(self.path, (entry for entry in entries if entry["step"] < first_step))
@@ -26,8 +28,19 @@ class MetricsFile:
     def text(self, step, name, text):
         self.scalars(step, {name: text})
 
-    def close(self, step, arguments, figures):
+    def close(self, is_finished):
         self.file.close()
+
+
+def last_figure(output_dir, tag):
+    """The newest value of a figure, or None if the file has no positive number."""
+    try:
+        entries = read_metrics(Path(output_dir) / "metrics.jsonl")
+    except UserError:  # no file, or a damaged one
+        return None
+    values = [entry[tag] for entry in entries if tag in entry]
+    is_positive = values and isinstance(values[-1], float) and 0 < values[-1] < math.inf
+    return values[-1] if is_positive else None
 
 
 def read_metrics(path):

@@ -11,6 +11,7 @@ from run_utils.arguments import read_yaml
 from run_utils.checkpoint import complete_checkpoints, delete_checkpoint, read_checkpoint
 from run_utils.errors import UserError, say
 from run_utils.files import lock_folder, no_pipe
+from run_utils.paths import did_you_mean
 
 
 def claim(output_dir):
@@ -89,7 +90,8 @@ def find_checkpoint(args, output_dir):
     if args.resume_from_checkpoint:
         checkpoint = Path(args.resume_from_checkpoint)
         if not (checkpoint / "state.json").is_file():
-            raise UserError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there")
+            near = did_you_mean(checkpoint, "state.json")
+            raise UserError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there{near}")
         if checkpoint.resolve().parent != output_dir.resolve():
             raise UserError(f"{checkpoint} is of another run: resume it with --output_dir {checkpoint.parent}")
         return read_checkpoint(checkpoint)

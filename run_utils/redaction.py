@@ -4,6 +4,7 @@ torch."""
 import base64
 import os
 import re
+from pathlib import Path
 from urllib.parse import unquote
 
 SHORTEST = 6  # characters of a secret: a shorter one would match inside other words
@@ -83,3 +84,10 @@ def _redact_address(rest):
     rest = rest[len(user) :]
     place, separator, _ = re.match(r"([^?#]*)([?#]?)(.*)", rest, re.DOTALL).groups()
     return "***" * bool(user) + _KEY_IN_PATH.sub("***", place) + (separator + "***") * bool(separator)
+
+
+def published_name(name):
+    """A model's or data set's hub id, or the last part of its path: cards name no folders of the
+    training machine."""
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.endswith((".json", ".jsonl", ".parquet"))
+    return name if on_hub and not Path(name).exists() else Path(redact(name)).name

@@ -20,7 +20,6 @@ import functools
 import shutil
 from pathlib import Path
 
-import torch
 from accelerate.utils import gather_object
 
 from run_utils.arguments import as_yaml
@@ -39,6 +38,7 @@ from run_utils.errors import UserError, one_line
 from run_utils.files import describe_free, is_full_disk, read_json, write_json, write_text
 from run_utils.launch import check_alike, run_on_main
 from run_utils.output_folder import claim, clear_run, delete_leftovers, find_checkpoint, holds_run, set_aside
+from run_utils.terminal import print_next
 
 # These may differ between machines: the base and the rows are compared by content.
 PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
@@ -77,8 +77,7 @@ class Run:
 
     def __init__(self, args, accelerator, saved, write_card):
         self.args, self.accelerator = args, accelerator
-        self.output_dir = Path(args.output_dir)
-        self.adapter_dir = self.output_dir / "adapter"
+        self.output_dir, self.adapter_dir = Path(args.output_dir), Path(args.output_dir, "adapter")
         self.saved = saved  # the checkpoint to resume from, or None
         self.write_card = write_card
 
@@ -93,17 +92,25 @@ class Run:
     def is_finished(self, last_step):
         """Whether the last step's checkpoint exists, and adapter/ is of the step that the arguments
         ask for."""
-        if not self.saved or self.saved.state.global_step != last_step:
+        state = self.saved and self.saved.state
+        if not state or not (state.global_step == last_step or state.stops_early(self.args.early_stopping_patience)):
             return False
-        state = self.saved.state
         try:
             delivered = read_json(self.adapter_dir / "environment.json")
             return not state.evaluation_due and f"checkpoint-{delivered.get('global_step')}" == self.to_deliver(state)
         except UserError:
             return False
 
-    def describe_end(self, last_step):
-        return f"{self.output_dir} is finished: all {last_step} steps are done, the adapter is in {self.adapter_dir}"
+    @on_main_process
+    def print_end(self, last_step):
+        state = self.saved.state
+        steps = self.describe_early_end(state) if state.global_step < last_step else f"all {last_step} steps are done"
+        print(f"{self.output_dir} is finished: {steps}, the adapter is in {self.adapter_dir}")
+        print_next("python", "evaluate.py", "--adapter", self.adapter_dir)
+
+    def describe_early_end(self, state):
+        number, metric = state.stale_evaluations, self.args.best_metric
+        return f"stopped early after step {state.global_step}: {number} evaluations without a better {metric}"
 
     def to_deliver(self, state):
         """The name of the checkpoint for adapter/: the last, or the best if one had a finite
@@ -214,8 +221,7 @@ class Run:
             folder.mkdir()
             model = self.accelerator.unwrap_model(training.model)
             write_checkpoint(folder, model, training.others, self.output_dir / "split.json")
-            # This replaces PEFT's empty template.
-            self.write_card(folder, vars(self.args), self.origin(state))
+            self.write_card(folder, vars(self.args), self.origin(state))  # replaces PEFT's empty one
             write_text(folder / "args.yaml", as_yaml(self.args))
             self.write_state(folder, state)
             # Before the rename makes it complete: the machine itself may go down.
@@ -226,7 +232,7 @@ class Run:
             raise
         except WRITING_FAILS as error:
             shutil.rmtree(folder, ignore_errors=True)
-            why = self.describe_disk(error, num_bytes(training))
+            why = self.describe_disk(error, training.num_bytes())
             raise UserError(f"{final} could not be written: {why}; {self.last_good()}") from None
         delete_leftovers(self.output_dir, "incomplete", "superseded")
         self.delete_surplus(state)
@@ -248,7 +254,7 @@ class Run:
 
     def check_disk(self, training):
         """Print a line if the disk cannot hold the kept checkpoints, the next one, and adapter/."""
-        adapter = num_bytes(training, with_states=False)
+        adapter = training.num_bytes(with_states=False)
         # Adam keeps two moments of each weight.
         needed = 3 * adapter * (self.args.save_total_limit + 1) + adapter
         if shutil.disk_usage(self.output_dir).free < needed:
@@ -266,22 +272,24 @@ class Run:
         return one_line(error) or type(error).__name__
 
     @on_main_process
-    def finish(self, training, state):
-        """Make `adapter/` from the last or best checkpoint, without a resume's files, and print its
-        path."""
+    def finish(self, training, state, last_step):
+        """Make `adapter/` from the last or best checkpoint, without a resume's files."""
         chosen = self.to_deliver(state)
         unfinished = self.output_dir / "incomplete-adapter"
         left_out = shutil.ignore_patterns("*.pt", "state.json", "*.incomplete")
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(self.output_dir / chosen, unfinished, ignore=left_out)
+            # copyfile: checkpoints of older versions have weights of mode 0600.
+            shutil.copytree(self.output_dir / chosen, unfinished, ignore=left_out, copy_function=shutil.copyfile)
             shutil.rmtree(self.output_dir / "superseded-adapter", ignore_errors=True)
             shutil.rmtree(self.adapter_dir, ignore_errors=True)
             unfinished.rename(self.adapter_dir)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            why = self.describe_disk(error, num_bytes(training, with_states=False))
+            why = self.describe_disk(error, training.num_bytes(with_states=False))
             raise UserError(f"{self.adapter_dir} could not be written: {why}; {self.last_good()}") from None
+        if state.global_step < last_step:
+            print(self.describe_early_end(state).capitalize())
         if state.best_checkpoint:
             best = self.output_dir / state.best_checkpoint
             print(f"Best checkpoint: {best} ({self.args.best_metric} {state.best_value:.4f})")
@@ -289,11 +297,4 @@ class Run:
             print("No evaluation had a finite loss: none is the best")
         print(f"The adapter of {chosen}: {self.adapter_dir}")
         print(f"Curves: tensorboard --logdir {self.output_dir}")
-
-
-def num_bytes(training, with_states=True):
-    """The approximate size of a checkpoint: the adapter's weights, and the optimizer's tensors."""
-    states = training.optimizer.state.values() if with_states else ()
-    moments = [value for state in states for value in state.values()]
-    tensors = [tensor for tensor in (*training.adapter_weights, *moments) if torch.is_tensor(tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        print_next("python", "evaluate.py", "--adapter", self.adapter_dir)

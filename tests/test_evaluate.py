@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import evaluate
+import export
+import infer
 import train
 from data_utils.batching import tokenize_rows
 from data_utils.prompt import PROMPT_FORMATS, PromptFormat
 from data_utils.sources import load_rows
 from data_utils.split import find_held_out, split_rows
+from demo.rows import generate_rows
 from eval_utils import comparison, endpoint
 from eval_utils.metrics import METRICS, Metric
 from model_utils import generation, systems
@@ -113,6 +117,7 @@ def test_a_finished_evaluation_is_scored_again_without_a_model(run_here, flags, 
     assert {name: (folder / name).read_text() for name in before} == before
     result = run_here(evaluate, {"rescore": folder.parent})
     assert result.code == 1 and "holds no evaluation that can be read" in result.err
+    assert result.err.endswith(f": did you mean {folder}?\n")
     lines = (folder / "predictions.jsonl").read_text().splitlines(keepends=True)
     (folder / "predictions.jsonl").write_text("".join(lines[:-1]))
     result = run_here(evaluate, {"rescore": folder})
@@ -180,6 +185,112 @@ def test_a_comparison_does_not_overwrite_other_folders(run_here, flags, adapter,
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     assert run_here(evaluate, {"compare": folders, "output_dir": tmp_path / "notes"}).code == 0
     assert (tmp_path / "notes" / "notes.txt").read_text() == "mine"
+
+
+def prompt_hash(prompt):
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+
+
+def test_fewshot_is_added_to_a_folder_with_training_rows_before_each_prompt(run_here, flags, rows_file, adapter):
+    flags |= {"num_examples": 3, "max_new_tokens": 2}
+    folder = flags["output_dir"]
+    assert run_here(evaluate, flags | {"systems": ["adapter", "prompted"]}).code == 0
+    before = predictions(folder)
+    assert "shots" not in json.loads((folder / "environment.json").read_text())  # as in older folders
+    result = run_here(evaluate, flags | {"systems": ["adapter", "fewshot", "prompted"]})
+    assert result.code == 0 and "2 examples in fewshot" in result.out, result.err
+    found = predictions(folder)
+    assert {key: found[key] for key in before} == before and len(found) == 9
+    assert list(json.loads((folder / "metrics.json").read_text())["systems"]) == ["prompted", "fewshot", "adapter"]
+
+    rows = {row.id: row for row in load_rows(str(rows_file))[0]}
+    split = json.loads((adapter / "split.json").read_text())
+    shots = json.loads((folder / "environment.json").read_text())["shots"]
+    assert shots["count"] == 2 == len(set(shots["ids"]) & split["trained"].keys() - split["held_out"].keys())
+    examples = [rows[row_id] for row_id in shots["ids"]]
+    start = "".join(f"{TAGS.render(row.query, row.tools)}{row.answers}\n</answer>\n" for row in examples)
+    for (system, row_id), prediction in found.items():
+        own = TAGS.render(rows[row_id].query, rows[row_id].tools)
+        assert prediction["prompt_sha256"] == prompt_hash(start + own if system == "fewshot" else own)
+
+    # A run without the system keeps its examples on record.
+    assert run_here(evaluate, flags | {"systems": ["prompted"]}).code == 0
+    assert json.loads((folder / "environment.json").read_text())["shots"] == shots
+    result = run_here(evaluate, flags | {"systems": ["fewshot"], "shots": 1})
+    assert result.code == 1 and "holds an evaluation of another model" in result.err
+    assert predictions(folder) == found
+    assert run_here(evaluate, flags | {"systems": ["fewshot", "prompted"]}).code == 0
+    assert "fewshot" in run_here(evaluate, {"rescore": folder}).out
+    # The examples are the same for another number of rows.
+    more = {"systems": ["fewshot"], "num_examples": 5, "output_dir": folder.with_name("more")}
+    assert run_here(evaluate, flags | more).code == 0
+    assert json.loads((folder.with_name("more") / "environment.json").read_text())["shots"] == shots
+
+
+def test_fewshot_without_training_rows_is_refused_by_name(
+    run_here, flags, rows_file, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "load_base_model", None)  # before the model is loaded
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in generate_rows(9, seed=77)))
+    base = {"model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": tmp_path / "e"}
+    for changes in (
+        base | {"eval_fraction": 1},
+        flags | {"dataset_name": other, "eval_fraction": 1},
+        flags | {"shots": 60},
+    ):
+        result = run_here(evaluate, changes | {"systems": ["prompted", "fewshot"]})
+        assert result.code == 1 and len(result.err.strip().splitlines()) == 1
+        wanted = f"'fewshot' needs {changes.get('shots', 2)} short training rows that repeat no held-out row, and "
+        assert wanted + str(changes.get("dataset_name", rows_file)) in result.err
+        assert not Path(changes["output_dir"]).exists()
+
+
+def test_examples_of_rows_from_another_file_are_the_data_sets_own(run_here, rows_file, tiny_model, tmp_path):
+    """With --eval_dataset_name. One of its rows repeats the data set's: no example."""
+    rows = load_rows(str(rows_file))[0]
+    other = tmp_path / "folder" / "valid.jsonl"
+    other.parent.mkdir()
+    other.write_text(rows_file.read_text().splitlines(keepends=True)[0])
+    flags = {
+        "model_name_or_path": tiny_model, "dataset_name": rows_file, "eval_dataset_name": other, "eval_fraction": 1,
+        "systems": ["prompted", "fewshot"], "max_new_tokens": 2, "output_dir": tmp_path / "e",
+    }  # fmt: skip
+    result = run_here(evaluate, flags)
+    assert result.code == 0, result.err
+    environment = json.loads((tmp_path / "e" / "environment.json").read_text())
+    assert environment["num_examples"] == 1
+    assert set(environment["shots"]["ids"]) <= {row.id for row in rows[1:]}
+    assert f"{tiny_model.name} on rows of valid.jsonl" in result.out and "held-out" not in result.out
+
+
+def test_the_base_alone_has_examples_that_are_not_held_out(run_here, rows_file, tiny_model, tmp_path):
+    flags = {
+        "model_name_or_path": tiny_model, "dataset_name": rows_file, "eval_fraction": 0.5, "num_examples": 1,
+        "systems": ["fewshot"], "shots": 5, "max_new_tokens": 2, "output_dir": tmp_path / "e",
+    }  # fmt: skip
+    result = run_here(evaluate, flags)
+    assert result.code == 0, result.err
+    training, _, _ = split_rows(load_rows(str(rows_file))[0], 0.5, seed=42)
+    ids = json.loads((tmp_path / "e" / "environment.json").read_text())["shots"]["ids"]
+    assert len(ids) == 5 and set(ids) <= {row.id for row in training}
+
+
+def test_an_evaluation_beside_its_adapter_is_in_the_adapters_card(run_here, flags, adapter, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(adapter, run / "adapter")
+    sha256, card = read_adapter(run / "adapter").sha256, run / "adapter" / "README.md"
+    assert "Not evaluated on the rows that training held out" in card.read_text()
+    flags = {"adapter": run / "adapter", "num_examples": 2, "max_new_tokens": 2, "systems": ["prompted", "adapter"]}
+    result = run_here(evaluate, flags)
+    assert result.code == 0 and f"The adapter's card has the figures: {card}" in result.out, result.err
+    text = card.read_text()
+    assert "| adapter, 2 rows |" in text and "held-out rows of rows.jsonl" in text and "Not evaluated" not in text
+    assert read_adapter(run / "adapter").sha256 == sha256
+    card.write_text(text.replace("| adapter, 2 rows |", "| adapter, ? rows |"))
+    assert run_here(evaluate, {"rescore": run / "evaluation"}).code == 0
+    assert card.read_text() == text
+    assert run_here(evaluate, flags).code == 0  # the adapter is the same
 
 
 def test_near_repeats_are_counted_at_load_and_evaluated_apart(run_here, train_here, tiny_model, rows_file, tmp_path):
@@ -322,7 +433,7 @@ def test_an_adapter_is_evaluated_in_its_training_format(
     for (system, row_id), prediction in predictions(adapter.parent / "evaluation").items():
         prompt_format = PROMPT_FORMATS["raw"] if system == "raw" else short
         prompt = prompt_format.render(rows[row_id].query, rows[row_id].tools)
-        assert prediction["prompt_sha256"] == hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        assert prediction["prompt_sha256"] == prompt_hash(prompt)
     assert run_here(evaluate, ["--config", str(adapter.parent / "evaluation" / "args.yaml")]).code == 0
     result = run_here(evaluate, evaluation | {"prompt_format": "tags-1"})
     assert result.code == 2 and "was trained with --prompt_format short" in result.err
@@ -407,6 +518,25 @@ def test_wrong_use_is_one_line(run_here, monkeypatch, flags, change, code, messa
     result = run_here(evaluate, flags | change)
     lines = result.err.strip().splitlines()
     assert result.code == code and len(lines) == 1 and message in lines[0]
+
+
+@pytest.mark.parametrize("script", [evaluate, export, infer])
+def test_the_folder_of_a_run_leads_to_its_adapter(run_here, adapter, tmp_path, script):
+    flags = {"adapter": adapter.parent, "output_dir": tmp_path / "new"}
+    if script is infer:
+        flags = {"adapter": adapter.parent, "query": "hi", "tools": ROOT / "demo" / "math_tools.json"}
+    result = run_here(script, flags)
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and line.endswith(f"no adapter_config.json there: did you mean {adapter}?")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("subfolder", ["", "adapter"])
+def test_an_adapter_is_no_model(run_here, adapter, subfolder):
+    flags = {"model_name_or_path": adapter.parent / subfolder, "query": "hi", "tools": ROOT / "demo/math_tools.json"}
+    result = run_here(infer, flags)
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and line.endswith(f"there is no config.json; {adapter} is an adapter, for --adapter")
 
 
 def test_an_adapter_of_another_base_is_refused(run_here, flags, tmp_path, tiny_model):

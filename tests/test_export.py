@@ -30,8 +30,8 @@ from demo.rows import generate_rows
 from model_utils.adapter_files import read_adapter
 from model_utils.adapters import load_adapter
 from model_utils.loading import ModelSource, load_base_model
-from run_utils.environment import published_name
 from run_utils.errors import UserError
+from run_utils.redaction import published_name
 
 pytestmark = pytest.mark.slow
 

@@ -13,12 +13,14 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from data_utils.batching import Example, collate, pack, tokenize_rows
 from data_utils.sources import load_rows
 from model_utils.adapters import add_lora
-from model_utils.in_training import evaluation_loss
+from model_utils.in_training import evaluation_figures
 from model_utils.loading import ModelSource, load_base_model
 from model_utils.self_checks import check_training_batches
 from run_utils.errors import UserError
 from run_utils.signals import SIGNALS, StopRequest
-from train import completion_loss
+from train import completion_loss, cross_entropy
+
+LOSS = {"loss_fn": completion_loss, "cross_entropy": cross_entropy}
 
 
 @pytest.fixture(scope="module", params=["isolated", "sdpa"])
@@ -70,12 +72,13 @@ def test_a_token_counts_by_its_weight(peer, model, examples, stop):
         example._replace(loss_weights=np.float32([0, *rng.choice([0, 0, 0.5, 1, 2], len(example.input_ids) - 1)]))
         for example in examples
     ]
-    loss_sum = 0
+    loss_sum = hits = 0
     peer.zero_grad()
     for example in weighted:
         ids = torch.from_numpy(example.input_ids).long()
-        losses = torch.nn.functional.cross_entropy(peer(ids[None]).logits[0, :-1], ids[1:], reduction="none")
-        loss_sum += (losses * torch.from_numpy(example.loss_weights[1:])).sum()
+        logits, token_weights = peer(ids[None]).logits[0, :-1], torch.from_numpy(example.loss_weights[1:])
+        loss_sum += (torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none") * token_weights).sum()
+        hits += token_weights[logits.argmax(-1) == ids[1:]].sum().item()
     expected = loss_sum / sum(example.loss_weights.sum() for example in weighted)
     expected.backward()
     gradients = [parameter.grad for parameter in peer.parameters()]
@@ -86,10 +89,9 @@ def test_a_token_counts_by_its_weight(peer, model, examples, stop):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
     model.zero_grad()
     for batch_size in (2, 16):
-        loss = evaluation_loss(
-            Accelerator(cpu=True), model, weighted, batch_size=batch_size, loss_fn=completion_loss, stop=stop
-        )
-        assert loss == pytest.approx(expected.item(), rel=2e-6)
+        figures = evaluation_figures(Accelerator(cpu=True), model, weighted, batch_size=batch_size, **LOSS, stop=stop)
+        assert figures["loss"] == pytest.approx(expected.item(), rel=2e-6)
+        assert figures["token_accuracy"] == pytest.approx(hits / weight_sum)
 
 
 def test_a_micro_batch_without_supervision_has_zero_gradients(model, examples):
@@ -249,6 +251,21 @@ def stop():
 def test_evaluation_averages_over_tokens_not_batches(peer, model, examples, stop):
     expected = peer(**padded(examples)).loss.item()
     for batch_size in (1, 2, 3, 16):
-        settings = {"batch_size": batch_size, "loss_fn": completion_loss, "stop": stop}
-        loss = evaluation_loss(Accelerator(cpu=True), model, examples, **settings)
-        assert loss == pytest.approx(expected, rel=2e-6)
+        figures = evaluation_figures(Accelerator(cpu=True), model, examples, batch_size=batch_size, **LOSS, stop=stop)
+        assert figures["loss"] == pytest.approx(expected, rel=2e-6)
+
+
+def test_token_accuracy_is_the_share_of_supervised_tokens_that_greedy_decoding_would_take(peer, model, examples, stop):
+    """Two of the three targets of a row are the model's own choice."""
+    example = examples[0]
+    with torch.no_grad():
+        first, second = peer(torch.from_numpy(example.input_ids[None, :-1]).long()).logits[0, -2:].argmax(-1).tolist()
+    ids, weights = example.input_ids.copy(), np.zeros_like(example.loss_weights)
+    ids[-2:], weights[-3:] = (first, second + 1), 1
+    with torch.no_grad():
+        choices = peer(torch.from_numpy(ids[None]).long()).logits[0, -4:-1].argmax(-1)
+    expected = (choices == torch.from_numpy(ids[-3:])).float().mean().item()
+    assert 0 < expected < 1
+    edited = [example._replace(input_ids=ids, loss_weights=weights)]
+    figures = evaluation_figures(Accelerator(cpu=True), model, edited, batch_size=1, **LOSS, stop=stop)
+    assert figures["token_accuracy"] == pytest.approx(expected)

@@ -43,6 +43,7 @@ def test_latest_on_a_finished_run_does_nothing(run_here, flags, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
     assert result.code == 0 and "is finished" in result.out
+    assert result.out.endswith(f"\nNext: python evaluate.py --adapter {finished / 'adapter'}\n")
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
@@ -66,6 +67,7 @@ def test_a_stopped_run_goes_on(run_here, train_here, flags, finished, tmp_path):
     train_here(part | {"stop_after_steps": 2})
     result = run_here(train, part | {"resume_from_checkpoint": "latest"})
     assert result.code == 0, result.err
+    assert "valid rows: " in result.out and "One example; " not in result.out
     for tag in EXACT_TAGS:
         assert curve(tmp_path / "part", tag) == curve(finished, tag)
 
@@ -77,6 +79,12 @@ def test_an_incomplete_checkpoint_is_never_taken(run_here, flags, finished):
     assert result.code == 0, result.err
     assert "after step 3" in result.out and (finished / "checkpoint-4").is_dir()
     assert not list(finished.glob("incomplete-*"))
+
+
+def test_the_folder_of_a_run_leads_to_its_newest_checkpoint(run_here, flags, finished):
+    result = run_here(train, flags | {"resume_from_checkpoint": finished})
+    (line,) = result.err.strip().splitlines()
+    assert result.code == 1 and line.endswith(f"no checkpoint there: did you mean {finished / 'checkpoint-4'}?")
 
 
 def test_any_checkpoint_can_be_resumed_by_path(run_here, flags, finished):
@@ -191,7 +199,7 @@ def raise_full_disk(save, *args):
 
 
 def test_curves_that_cannot_be_written_do_not_end_the_run(train_here, flags, capsys, monkeypatch):
-    monkeypatch.setattr(progress.SummaryWriter, "flush", functools.partial(raise_full_disk, None))
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.flush", functools.partial(raise_full_disk, None))
     output_dir = train_here(flags | {"max_train_steps": 3, "profile_steps": "1:1"})
     assert (output_dir / "adapter" / "adapter_model.safetensors").is_file()
 
@@ -448,8 +456,9 @@ def test_speed_and_time_left_after_a_resume_are_of_the_steps_since_then(
     run_here, train_here, flags, tiny_model, tmp_path, monkeypatch
 ):
     """By a clock that goes on by a minute when it is read: a step takes one, reading its loss
-    another. MFU by the FLOP of the one step since the resume, whose completion tokens another run
-    logs by themselves."""
+    another. The two evaluations to come are known from the log and take no time here; the two saves
+    are not known. MFU by the FLOP of the one step since the resume, whose completion tokens another
+    run logs by themselves."""
     flags |= {"max_train_steps": 20, "save_steps": 9, "logging_steps": 10}
     stopped = train_here(flags | {"stop_after_steps": 10})
     losses = {tag: values(stopped, tag)[-1].item() for tag in ("train/loss", "train/completion_tokens")}
@@ -461,7 +470,7 @@ def test_speed_and_time_left_after_a_resume_are_of_the_steps_since_then(
     result = run_here(train, flags | change)
     assert result.code == 0, result.err
     entry = {tag: dict(curve(flags["output_dir"], f"train/{tag}"))[10] for tag in ("mfu", "hfu", "tokens_per_second")}
-    assert re.search(r"step 10/20 .* 20\.0 min left", result.out)
+    assert re.search(r"step 10/20 .* over 20\.0 min left", result.out)
     model = Qwen3ForCausalLM.from_pretrained(tiny_model).requires_grad_(False)
     flops = count_flops(add_lora(model, 4, 8, 0.0, linear_layers(model)), gradient_checkpointing=True)
     seconds, completion_tokens = 120, values(every, "train/completion_tokens")[-1].item()

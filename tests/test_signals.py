@@ -144,6 +144,31 @@ def test_a_stopped_run_resumed_equals_an_uninterrupted_one(flags, tmp_path):
     assert of[0]["global_step"] == of[1]["global_step"] and of[0]["eval_loss"] == of[1]["eval_loss"]
 
 
+def test_a_signal_in_the_evaluation_at_step_0_leaves_it_for_the_resume(flags, tmp_path):
+    flags |= {
+        "max_train_steps": 2, "eval_steps": 2, "lora_dropout": 0.1, "eval_fraction": 0.5, "eval_generate_examples": 40,
+        "eval_on_start": "true",
+    }  # fmt: skip
+    straight = launch("train.py", flags | {"output_dir": tmp_path / "straight"})
+    assert straight.code == 0, straight.err
+    process = start(script("train.py", flags), tmp_path / "log")
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert ends_within(process, 20) == 143
+    state = json.loads((tmp_path / "run" / "checkpoint-0" / "state.json").read_text())
+    assert state["evaluation_due"] and not curve(tmp_path / "run", "eval/loss")
+    for _ in range(2):  # the second finds the run finished
+        assert launch("train.py", flags | {"resume_from_checkpoint": "latest"}).code == 0
+    assert [step for step, _ in curve(tmp_path / "run", "eval/loss")] == [0, 2]
+    for tag in ("eval/loss", "eval/token_accuracy", "train/loss", "train/num_tokens"):
+        assert curve(tmp_path / "run", tag) == curve(tmp_path / "straight", tag)
+    weights = [tmp_path / folder / "adapter" / "adapter_model.safetensors" for folder in ("run", "straight")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("processes", "receiver"), [(1, "launcher"), (2, "launcher"), (2, "second"), (2, "group")])
 def test_launched_training_saves_one_checkpoint_and_leaves_no_orphan(long, tmp_path, processes, receiver, number):

@@ -3,8 +3,10 @@
 import gzip
 import json
 import math
+import os
 import re
 import shutil
+import stat
 
 import pytest
 import torch
@@ -62,6 +64,20 @@ def test_a_checkpoint_holds_the_run_and_not_the_base(train_here, flags):
     assert environment["prompt_format"] == "tags-1" and environment["torch"] == torch.__version__
     assert "after 2 optimizer steps of `train.py`" in (checkpoint / "README.md").read_text()
     assert read_args(checkpoint)["lora_r"] == flags["lora_r"] and "resume_from_checkpoint" not in read_args(checkpoint)
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_another_user_may_read_the_run_if_the_umask_allows_it(train_here, flags, umask, file_mode, folder_mode):
+    before = os.umask(umask)
+    try:
+        output_dir = train_here(flags | {"max_train_steps": 1})
+    finally:
+        os.umask(before)
+    paths = [output_dir, *output_dir.rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths if path.is_dir()} == {folder_mode}
+    modes = {str(path.relative_to(output_dir)): stat.S_IMODE(path.stat().st_mode) for path in paths if path.is_file()}
+    assert set(modes.values()) == {file_mode}, modes
+    assert {"adapter/adapter_model.safetensors", "checkpoint-1/adapter_model.safetensors"} <= modes.keys()
 
 
 def test_args_yaml_repeats_the_run(run_here, train_here, flags, tmp_path):
@@ -214,7 +230,8 @@ def test_too_little_space_for_the_checkpoints_is_told_before_the_first_step(run_
 def test_no_flags_at_all_trains_the_embedded_demo(tmp_path):
     result = launch("train.py", {"output_dir": tmp_path / "run", "max_train_steps": 2})
     assert result.code == 0, result.err
-    assert "recipes/demo.yaml" in result.err and "eval loss" in result.out
+    assert "recipes/demo.yaml" in result.err and "eval loss" in result.out and "One example; " in result.out
+    assert result.out.endswith(f"\nNext: python evaluate.py --adapter {tmp_path / 'run' / 'adapter'}\n")
     assert read_args(tmp_path / "run" / "adapter")["model_name_or_path"] == "demo"
 
 
@@ -289,27 +306,97 @@ def test_people_s_own_validation_rows_and_the_best_by_a_metric(run_here, train_h
     assert result.code == 2 and "needs --eval_generate_examples" in result.err
 
 
-def test_tensorboard_has_both_losses_in_one_chart_and_the_arguments_beside_the_figures(train_here, flags):
-    output_dir = train_here(flags | {"max_train_steps": 2})
-    events = EventAccumulator(str(output_dir / "logs"))
-    events.Reload()
-    assert {"custom_scalars__config__", "_hparams_/session_start_info"} <= set(events.summary_metadata)
-    final = events.Scalars("final/eval_loss")[-1].value
-    assert final == pytest.approx(values(output_dir, "eval/loss")[-1].item(), rel=1e-6)
-
-
-def test_tensorboard_and_metrics_jsonl_have_the_same_figures(train_here, flags):
-    output_dir = train_here(flags | {"max_train_steps": 3, "eval_steps": 2, "eval_generate_examples": 2})
-    events = EventAccumulator(str(output_dir / "logs"))
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("final/")]
-    entries = read_metrics(output_dir / "metrics.jsonl")
-    assert set(tags) == {tag for entry in entries for tag in entry} - {"step", "eval/samples"}
-    for tag in tags:
-        recorded = [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars(tag)]
-        assert curve(output_dir, tag) == recorded
+def test_tensorboard_and_metrics_jsonl_have_the_same_figures_and_no_groups_but_train_and_eval(train_here, flags):
+    flags |= {"max_train_steps": 3, "eval_steps": 2, "eval_generate_examples": 2, "eval_on_start": "true"}
+    output_dir = train_here(flags)
+    entries, recorded = read_metrics(output_dir / "metrics.jsonl"), {}
+    for group, folder in (("train", "logs"), ("eval", "logs/eval")):
+        events = EventAccumulator(str(output_dir / folder))
+        events.Reload()
+        tags = events.Tags()["scalars"]
+        assert {tag.split("/")[0] for tag in tags} == {group}
+        recorded |= {tag: [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)] for tag in tags}
+    assert recorded.keys() == {tag for entry in entries for tag in entry} - {"step", "eval/samples"}
+    for tag, expected in recorded.items():
+        assert curve(output_dir, tag) == expected
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("eval/samples/text_summary")]
-    assert [text for _, text in curve(output_dir, "eval/samples")] == texts and len(texts) == 2
+    assert [text for _, text in curve(output_dir, "eval/samples")] == texts and len(texts) == 3
+
+
+def test_an_evaluation_at_step_0_is_of_the_base_and_changes_nothing_else(train_here, flags, tiny_model, tmp_path):
+    flags |= {"max_train_steps": 4, "eval_steps": 2, "eval_generate_examples": 2, "lora_dropout": 0.1}
+    plain = train_here(flags | {"output_dir": tmp_path / "plain"})
+    output_dir = train_here(flags | {"eval_on_start": "true", "output_dir": tmp_path / "from_0"})
+    for name in ("checkpoint-4", "adapter"):
+        weights = [folder / name / "adapter_model.safetensors" for folder in (plain, output_dir)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    states = [json.loads((folder / "checkpoint-4" / "state.json").read_text()) for folder in (plain, output_dir)]
+    assert states[0] == states[1]
+    assert {path.name for path in output_dir.iterdir()} == {path.name for path in plain.iterdir()}  # no checkpoint-0
+    (step, before), *after = curve(output_dir, "eval/loss")
+    assert step == 0 and after == curve(plain, "eval/loss")
+    assert [step for step, _ in curve(output_dir, "eval/seconds")] == [0, 2, 4]
+    assert [step for step, _ in curve(output_dir, "eval/best_loss")] == [2, 4]  # no candidate
+    _, eval_rows, _ = split_rows(load_rows(str(flags["dataset_name"]))[0], 0.05, seed=42)
+    examples = tokenize_rows(AutoTokenizer.from_pretrained(tiny_model), TAGS, eval_rows, 2048).examples
+    base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    with torch.no_grad():
+        loss = completion_loss(base, collate(examples), base.device).item()
+    assert before == pytest.approx(loss / sum(example.num_supervised for example in examples), rel=1e-5)
+
+
+RISING = {  # the loss of the held-out rows rises after the first steps
+    "max_train_steps": 12, "eval_steps": 1, "warmup_ratio": 0, "learning_rate": 0.05, "lr_scheduler_type": "constant",
+    "logging_steps": 50, "early_stopping_patience": 2,
+}  # fmt: skip
+
+
+def test_early_stopping_ends_a_run_as_finished(run_here, flags):
+    result = run_here(train, flags | RISING | {"final_adapter": "best"})
+    assert result.code == 0, result.err
+    output_dir = flags["output_dir"]
+    losses = [value for _, value in curve(output_dir, "eval/loss")]
+    stop = next(step for step in range(3, 13) if min(losses[: step - 2]) <= min(losses[step - 2 : step]))
+    assert 3 <= stop < 12 and len(losses) == stop
+    line = f"Stopped early after step {stop}: 2 evaluations without a better eval_loss"
+    assert result.out.count(line) == 1
+    delivered = json.loads((output_dir / "adapter" / "environment.json").read_text())["global_step"]
+    assert delivered == losses.index(min(losses)) + 1 == stop - 2
+    assert (output_dir / f"checkpoint-{stop}").is_dir()
+    # An entry for the steps since the last.
+    assert [step for step, _ in curve(output_dir, "train/loss")] == [stop]
+    again = run_here(train, flags | RISING | {"final_adapter": "best", "resume_from_checkpoint": "latest"})
+    assert again.code == 0 and f"is finished: {line.lower()}, the adapter is in " in again.out
+    # The last checkpoint instead of the best, without more steps.
+    last = run_here(train, flags | RISING | {"resume_from_checkpoint": "latest"})
+    assert last.code == 0 and len(curve(output_dir, "eval/loss")) == stop
+    assert json.loads((output_dir / "adapter" / "environment.json").read_text())["global_step"] == stop
+
+
+@pytest.mark.slow
+def test_a_resume_goes_on_counting_and_with_more_patience_goes_on_training(train_here, flags, tmp_path):
+    straight = train_here(flags | RISING | {"output_dir": tmp_path / "straight"})
+    stop = curve(straight, "eval/loss")[-1][0]
+    stopped = flags | RISING | {"output_dir": tmp_path / "stopped"}
+    train_here(stopped | {"stop_after_steps": stop - 1})  # one evaluation is no better, the next ends the run
+    resumed = train_here(stopped | {"resume_from_checkpoint": "latest"})
+    ends = [folder / f"checkpoint-{stop}" for folder in (straight, resumed)]
+    weights = [(end / "adapter_model.safetensors").read_bytes() for end in ends]
+    counts = [json.loads((end / "state.json").read_text())["stale_evaluations"] for end in ends]
+    assert weights[0] == weights[1] and counts == [2, 2]
+    assert curve(resumed, "eval/loss") == curve(straight, "eval/loss")
+    assert not (resumed / f"checkpoint-{stop + 1}").exists()
+    patient = {"early_stopping_patience": 100, "resume_from_checkpoint": "latest"}
+    train_here(stopped | patient)
+    plain = flags | RISING | {"output_dir": tmp_path / "plain", "early_stopping_patience": 100}
+    weights = [train_here(run) / "adapter" / "adapter_model.safetensors" for run in (stopped | patient, plain)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_early_stopping_without_held_out_rows_is_refused_by_name(run_here, flags):
+    result = run_here(train, flags | {"early_stopping_patience": 2, "eval_fraction": 0})
+    assert result.code == 1 and "--early_stopping_patience needs rows to evaluate" in result.err
+    assert len(result.err.strip().splitlines()) == 1 and not list(flags["output_dir"].glob("*"))
 
 
 def test_a_cpu_is_told_what_is_faster_there(run_here, flags):

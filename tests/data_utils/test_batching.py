@@ -227,6 +227,14 @@ def test_the_supervised_span_is_marked(tokenizer, rows):
     assert mark_supervised(tokenizer, got) == f"{prompt}⟦{rows[0].answers}<|endoftext|>⟧"
 
 
+def test_a_long_prompt_is_cut_in_its_middle_and_the_supervised_span_is_not(tokenizer, rows):
+    tools = json.dumps([{"name": f"tool_{i}", "parameters": {}} for i in range(30)])
+    (got,) = tokenize_rows(tokenizer, TAGS, [rows[0]._replace(tools=tools)], 100_000).examples
+    prompt, answer = TAGS.render(rows[0].query, tools), f"⟦{rows[0].answers}<|endoftext|>⟧"
+    cut = f" ... {len(prompt) - 200:,} characters ... "
+    assert mark_supervised(tokenizer, got, most=200) == prompt[:100] + cut + prompt[-100:] + answer
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
 def test_processes_share_every_example_once_in_equally_many_micro_batches(batch_size, num_processes):

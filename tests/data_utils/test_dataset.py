@@ -67,11 +67,11 @@ def test_the_summary_is_complete_and_has_no_warning_for_a_good_tokenizer(tiny_mo
     args = TrainingArguments(dataset_name=str(rows), max_seq_length=700, max_train_examples=100)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     data = prepare_data(args, tokenizer, 2048, ALONE)
-    dropped, counts, *too_long, example = data.summary
+    dropped, counts, *too_long = data.summary
     assert dropped == "Dropped 1 of 200 rows: missing field 'tools': 1 row (bad)"
     assert counts.startswith(f"199 valid rows: {len(data.train.examples)} to train on, {len(data.eval_examples)} to ")
     assert all("longer than 700 tokens" in line for line in too_long)
-    assert example.startswith("One example; ") and example.count("⟦") == 2
+    assert data.example.startswith("One example; ") and data.example.count("⟦") == 2
     assert len(data.train.examples) + len(data.eval_examples) + len(data.dropped["longer than 700 tokens"]) == 110
     assert set(data.split["trained"]) == {example.row_id for example in data.train.examples}
     assert set(data.split["held_out"]) == {row.id for row in data.eval_rows} and len(data.eval_rows) == 10

@@ -100,12 +100,14 @@ class Browser:
         elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.errors.append(params["entry"])
 
-    def open(self, path):
-        """Load a file and wait for its load event."""
-        self._loaded = False
-        self.send("Page.navigate", url=path.resolve().as_uri())
-        while not self._loaded:
-            self._receive()
+    def open(self, path, address=""):
+        """Load a file and wait for its load event. address: "#..." or empty."""
+        # Another address of the same page alone would load nothing.
+        for url in ("about:blank", path.resolve().as_uri() + address):
+            self._loaded = False
+            self.send("Page.navigate", url=url)
+            while not self._loaded:
+                self._receive()
 
     def run(self, script):
         """The value of a JavaScript expression. A promise is awaited."""
@@ -124,7 +126,7 @@ class Browser:
 
     def press(self, key, code):
         """Press a key, as a keyboard does. code: its Windows virtual key code."""
-        text = {"text": "\r"} if key == "Enter" else {"text": " "} if key == " " else {}
+        text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
         self.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 

@@ -4,6 +4,7 @@ browser shows it."""
 import json
 import re
 from html.parser import HTMLParser
+from urllib.parse import parse_qs
 
 import pytest
 from browser import CHROMIUM, Browser
@@ -14,7 +15,15 @@ from demo.rows import generate_rows
 from eval_utils.call_diff import compare_calls
 from eval_utils.metrics import score
 from eval_utils.outputs import Output, Task
-from eval_utils.report import embed_json, outcome_bar, render_report, style_outcomes, verdict, write_report
+from eval_utils.report import (
+    embed_json,
+    outcome_bar,
+    render_report,
+    style_outcomes,
+    verdict,
+    write_report,
+    zero_systems,
+)
 from eval_utils.statistics import wilson_interval
 
 SYSTEMS = ["raw", "prompted", "adapter"]
@@ -23,7 +32,10 @@ EMPTY = {
     "title": "t",
     "subtitle": "",
     **{key: [] for key in ("systems", "metrics", "outcomes", "pairs", "slices", "rows", "warnings", "notes")},
-    **{key: {} for key in ("figures", "gold", "outcome_counts", "call_table", "worst_tools", "published", "record")},
+    **{
+        key: {}
+        for key in ("figures", "gold", "outcome_counts", "call_table", "worst_tools", "published", "commands", "record")
+    },
     "system_help": {},
 }
 
@@ -59,9 +71,11 @@ def make_report(count):
             outputs[system] = {
                 "text": "I cannot" if value is None else json.dumps(value),
                 "value": value,
+                "fault": {"place": 0, "reason": "Expecting value"} if value is None else None,
                 "outcome": outcome,
                 "finish": "stop",
                 "num_tokens": 20,
+                "num_prompt_tokens": 300 + index if system == "adapter" else None,
                 "scores": {
                     "json_valid": value is not None,
                     "exact_match": outcome == "right",
@@ -149,6 +163,7 @@ def make_report(count):
         "worst_tools": one_slice | {"title": "worst tools"},
         "published": {"published: base": {"exact_match": 63.37}},
         "rows": rows,
+        "commands": {"": "python evaluate.py --adapter 'my run'"},
         "record": {"git commit": "abc", "decoding": {"greedy": True}},
         "warnings": ["the adapter over-calls"],
         "notes": ["2 queries nearly repeat one of training"],
@@ -196,6 +211,7 @@ def test_hostile_text_stays_text(tmp_path):
     report["system_help"] = {"raw": NASTY}
     for key in ("title", "subtitle", "warnings", "notes"):
         report[key] = poison(report[key])
+    report["commands"] = {NASTY: NASTY}
     report["record"] = {NASTY: NASTY, "x": {NASTY: [NASTY]}}
     report["published"] = {NASTY: {}}
     report["slices"][0]["title"] = report["slices"][0]["values"][0]["value"] = NASTY
@@ -204,6 +220,7 @@ def test_hostile_text_stays_text(tmp_path):
     for row in report["rows"]:
         row |= {"query": NASTY, "category": NASTY, "tools": [{"name": NASTY, NASTY: NASTY}]}
         row["gold"] = [{"name": NASTY, "arguments": {NASTY: NASTY}}]
+        row["outputs"]["raw"]["fault"] = {"place": len(NASTY), "reason": NASTY}
         row["outputs"]["raw"] |= {"text": NASTY, "value": [{"name": NASTY, "arguments": {}}, NASTY], "finish": NASTY}
     write_report(tmp_path / "report.html", report)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
@@ -246,6 +263,8 @@ def test_the_page_s_rows_have_their_tools_and_the_titles_of_their_scores():
     data = json.loads(Page(render_report(report)).data)
     for row, shown in zip(report["rows"], data["rows"], strict=True):
         assert [data["tools"][index] for index in shown["tools"]] == row["tools"]
+        shared = data["values"][shown["outputs"][0]["scores"]]
+        assert shared == [*row["outputs"]["raw"]["scores"].values()]
     titles = ["JSON valid", "exact match", "F1", "F1 of calls", "none", "exact match, leniently"]
     assert [score["title"] for score in data["scores"]] == titles
     assert [score["rate"] for score in data["scores"]] == [True, True, False, False, False, True]
@@ -349,6 +368,88 @@ def test_the_page_pairs_calls_as_the_figures_do():
     assert scores["argument_recall"] == (6, 7)
 
 
+@pytest.mark.parametrize(
+    ("gold", "value", "lines"),
+    [
+        (
+            {"filter": {"tags": ["a", "b"], "max": 5}},
+            {"filter": {"tags": ["a", "c"], "min": 1}},
+            [
+                ["equal", "filter.tags[0]", '"a"', None],
+                ["changed", "filter.tags[1]", '"c"', '"b"'],
+                ["extra", "filter.min", "1", None],
+                ["missing", "filter.max", None, "5"],
+            ],
+        ),
+        # A missing element does not shift the elements after it.
+        (
+            {"x": [1, 2, 3]},
+            {"x": [2.0, 3, 4]},
+            [
+                ["missing", "x[0]", None, "1"],
+                ["equal", "x[0]", "2.0", None],
+                ["equal", "x[1]", "3", None],
+                ["extra", "x[2]", "4", None],
+            ],
+        ),
+        ({"x": [1]}, {"x": [True]}, [["changed", "x[0]", "true", "1"]]),
+        ({"x": [{"y": [1]}]}, {"x": [{"y": [2]}]}, [["changed", "x[0].y[0]", "2", "1"]]),
+        ({"x": {"y": 1}}, {"x": [1]}, [["changed", "x", "[1]", '{"y": 1}']]),
+        ({"x": {"y": 1}}, {"x": {"y": 1}}, [["equal", "x", '{"y": 1}', None]]),
+        ({"x": {}}, {"x": {"a b": 1}}, [["extra", 'x["a b"]', "1", None]]),
+        ({"a.b": 1}, {}, [["missing", '"a.b"', None, "1"]]),
+        ({"x": []}, {"x": [None]}, [["extra", "x[0]", "null", None]]),
+    ],
+)
+def test_nested_values_are_compared_leaf_by_leaf(gold, value, lines):
+    (shown,) = compare_calls([call("f", **gold)], [call("f", **value)])
+    assert shown["arguments"] == lines
+
+
+def test_calls_in_another_order_are_compared_with_their_partners():
+    gold = [call("f", x={"y": 1, "z": 1}), call("f", x={"y": 2, "z": 2})]
+    value = [call("f", x={"y": 2, "z": 2}), call("f", x={"y": 1, "z": 3})]
+    changed = [shown["arguments"] for shown in compare_calls(gold, value) if shown["state"] == "changed"]
+    assert changed == [[["equal", "x.y", "1", None], ["changed", "x.z", "3", "1"]]]
+
+
+def test_long_lists_are_compared_by_place():
+    (shown,) = compare_calls([call("f", x=[0] * 2000)], [call("f", x=[1, *[0] * 2000])])
+    states = [line[0] for line in shown["arguments"]]
+    assert states == ["changed", *["equal"] * 1999, "extra"]
+
+
+def zero_lines(**rates):
+    return [{system: {"rate": values[place]} for system, values in rates.items()} for place in range(2)]
+
+
+def test_a_system_at_0_in_all_lines_is_folded_away_unless_all_are():
+    lines = zero_lines(raw=[0, 0], prompted=[0, 0.1], adapter=[1, 1])
+    assert zero_systems(lines, SYSTEMS) == ["raw"]
+    assert zero_systems(zero_lines(raw=[0, 0], prompted=[0, 0], adapter=[0, 0]), SYSTEMS) == []
+    assert zero_systems([{"adapter": {"rate": 0.5}}], SYSTEMS) == []  # without figures is not at 0
+
+
+def test_a_folded_system_has_its_figures_in_the_fold():
+    report = make_report(6)
+    for value in report["slices"][0]["values"]:
+        value["figures"] = {"raw": rate(0, 6), "prompted": rate(0, 6), "adapter": rate(5, 6)}
+    page = render_report(report)
+    fold = page.partition("raw, prompted: 0% in every line</summary>")[2].partition("</details>")[0]
+    assert fold.count(">0.0%<") == 2 and "83.3%" not in fold
+
+
+def test_links_to_rows_hold_the_filters_in_their_address():
+    report = json.loads(json.dumps(make_report(4)).replace("adapter", "a&b=c #1"))
+    links = [parse_qs(address[1:]) for address in Page(render_report(report)).addresses if "=" in address]
+    assert {"system": ["a&b=c #1"], "outcome": ["right"]} in links
+
+
+def test_the_command_is_one_line_on_the_page():
+    page = render_report(make_report(2))
+    assert "<code>python evaluate.py --adapter &#39;my run&#39;</code>" in page
+
+
 @pytest.mark.parametrize("value", [None, "f", 3, True])
 def test_no_calls_to_compare(value):
     assert compare_calls([call("f")], value) is None
@@ -413,6 +514,13 @@ def page(browser, tmp_path):
     report["rows"][9]["outputs"]["raw"] |= {
         "value": [{"name": NASTY, "arguments": {"__proto__": NASTY}}, 3],
         "text": NASTY,
+        "fault": {"place": 5, "reason": NASTY},
+    }
+    # Broken beyond the part of a long text that is drawn first.
+    report["rows"][11]["outputs"]["adapter"] |= {
+        "text": "😀" * 30_000 + "Z" + "." * 30_000,
+        "value": None,
+        "fault": {"place": 60_000, "reason": "Expecting value"},
     }
     write_report(tmp_path / "report.html", report)
     browser.errors.clear()
@@ -422,13 +530,16 @@ def page(browser, tmp_path):
     browser.open(tmp_path / "report.html")
     yield browser
     assert browser.errors == []
-    assert [address for address in browser.requests if not address.startswith("data:")] == [
-        (tmp_path / "report.html").as_uri()
-    ]
+    page_alone = {(tmp_path / "report.html").as_uri()}
+    assert {address for address in browser.requests if not address.startswith(("data:", "about:"))} == page_alone
 
 
 def shown(page):
-    return page.run("document.querySelectorAll('details.row').length")
+    return page.run("document.querySelectorAll('#list details.row').length")
+
+
+def ids(page, part="#list"):
+    return page.run(f"[...document.querySelectorAll('{part} .id')].map((node) => node.textContent)")
 
 
 def count(page):
@@ -454,9 +565,9 @@ class TestInBrowser:
 
     def test_filters(self, page):
         counts = make_report(130)["outcome_counts"]
-        choose(page, "outcome", "1")
+        choose(page, "outcome", "unparseable")
         assert count(page) == f"{counts['raw']['unparseable']} of 130 rows match; the first 50 are shown"
-        choose(page, "system", "2")
+        choose(page, "system", "adapter")
         assert shown(page) == 0 and count(page) == "0 of 130 rows match"
         choose(page, "outcome", "not-good")
         assert shown(page) == counts["adapter"]["wrong_value"] > 5
@@ -464,48 +575,146 @@ class TestInBrowser:
         page.wait_for("document.getElementById('count').textContent.startsWith('130 rows')")
         for words in ("NEEDLE </script>", "demo-0000003", "haystack"):
             choose(page, "text", words)
-            page.wait_for("document.querySelectorAll('details.row').length == 1")
-        choose(page, "system", "0")  # the haystack is in another system's output
+            page.wait_for("document.querySelectorAll('#list details.row').length == 1")
+        choose(page, "system", "raw")  # the haystack is in another system's output
         assert shown(page) == 0
 
     def test_numbers_open_their_rows(self, page):
         gained = len(make_report(130)["pairs"][0]["b_only"])
-        page.click("[data-flip='0']")
+        page.click("a[href='#flip=0']")
         assert count(page).startswith(f"{gained} of 130 rows match") and gained > 10
-        page.click("a[data-system='2'][data-outcome='3']")
+        page.click("a[href='#system=adapter&outcome=wrong_value']")
         assert (
             shown(page) == make_report(130)["outcome_counts"]["adapter"]["wrong_value"]
             and page.run("document.getElementById('flip').value") == ""
         )
         assert page.run("document.getElementById('rows').getBoundingClientRect().top") < 900
-        page.click("g[data-system='1'][data-outcome='0']")
-        assert page.run("document.getElementById('outcome').value") == "0" and page.run("location.hash") == "#rows"
+        page.click("g[data-link='#system=prompted&outcome=right']")
+        assert page.run("document.getElementById('outcome').value") == "right"
+        assert page.run("location.hash") == "#system=prompted&outcome=right"
 
     def test_a_row_opens_by_mouse_and_shows_differences(self, page):
         page.click("#text")
         # The click on the row takes the focus from the text field.
         page.send("Input.insertText", text="demo-0000004")
-        page.wait_for("document.querySelectorAll('details.row').length == 1")
-        page.click("details.row > summary")
-        page.wait_for("document.querySelector('details.row .outputs .call.changed')")
+        page.wait_for("document.querySelectorAll('#list details.row').length == 1")
+        page.click("#list details.row > summary")
+        page.wait_for("document.querySelector('#list details.row .outputs .call.changed')")
         assert page.run("document.querySelector('.argument.extra').textContent") == "+seed: 4extra, gold has none"
-        assert "Could not be read as calls" in page.run("document.querySelector('details.row').textContent")
+        assert "Strict JSON fails at character 1 of 8, marked" in page.run(
+            "document.querySelector('#list details.row').textContent"
+        )
         page.click(".tools summary")
         page.wait_for("document.querySelector('.tools pre')?.textContent.includes('description')")
 
-    def test_a_row_opens_by_keyboard(self, page):
-        page.run("document.getElementById('text').focus()")
-        for _ in range(5 + 1):  # outcome, system, flips, clear, the first row, the second
-            page.press("Tab", 9)
-        assert page.run("document.activeElement.textContent").startswith("demo-0000001")
+    def test_rows_open_by_keyboard(self, page):
+        page.press("/", 191)
+        page.press("j", 74)  # a letter of the search
+        assert page.run("document.activeElement.value") == "j"
+        page.run("document.activeElement.value = ''")
+        page.run("document.querySelector('#list .line').focus()")
+        page.press("j", 74)
+        assert page.run("document.activeElement.textContent").startswith("demo-0000009")
+        assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        page.press("k", 75)
+        assert page.run("document.activeElement.textContent").startswith("demo-0000004")
         for key, code, is_open in (("Enter", 13, True), ("Enter", 13, False), (" ", 32, True)):
             page.press(key, code)
             page.wait_for(f"document.activeElement.parentNode.open === {json.dumps(is_open)}")
         page.wait_for("document.activeElement.parentNode.querySelector('.body')")
 
+    def test_the_key_j_draws_the_rows_after_the_fiftieth(self, page):
+        page.run("document.querySelectorAll('#list .line')[49].focus()")
+        page.press("j", 74)
+        assert shown(page) == 100
+        assert page.run("[...document.querySelectorAll('#list .line')].indexOf(document.activeElement)") == 50
+
+    def test_wrong_rows_are_first_and_three_are_on_the_first_screen(self, page):
+        page.resize(1400, 900)
+        assert ids(page, "#wrong")[:3] == ids(page)[:3] == ["demo-0000004", "demo-0000009", "demo-0000014"]
+        assert page.run("document.querySelector('#wrong').getBoundingClientRect().bottom") < 900
+        assert page.run("document.querySelector('#wrong .difference').textContent") == "extra seed: 4"
+        choose(page, "sort", "file")
+        assert ids(page)[:3] == ["demo-0000000", "demo-0000001", "demo-0000002"]
+
+    def test_headings_sort_the_rows(self, page):
+        for order in ("ascending", "descending", "none"):
+            page.click("[data-key='id'] button")
+            assert page.run("document.querySelector('[data-key=id]').ariaSort") == order
+            assert ids(page)[0] == {"ascending": "demo-0000000", "descending": "demo-0000129"}.get(
+                order, "demo-0000004"
+            )
+        choose(page, "sort", "-prompt")
+        assert ids(page)[0] == "demo-0000129"
+
+    def test_headings_sort_a_table_by_mouse_and_keyboard(self, page):
+        column = "[...document.querySelectorAll('.headline tbody:first-of-type td:nth-child(3) .number')].map(cell => cell.textContent)"
+        page.run("document.querySelectorAll('.headline thead button')[2].id = 'sorted'")
+        before = page.run(column)
+        page.click("#sorted")
+        assert page.run(column) == sorted(before, key=lambda text: -float(text[:-1])) != before
+        assert page.run("document.getElementById('sorted').parentNode.ariaSort") == "descending"
+        page.run("document.getElementById('sorted').focus()")
+        page.press("Enter", 13)
+        assert page.run(column) == sorted(before, key=lambda text: float(text[:-1]))
+        page.press("Enter", 13)
+        assert page.run(column) == before
+
+    def test_the_address_holds_the_filters_and_the_back_button_undoes_them(self, page, tmp_path):
+        everything = ids(page)
+        choose(page, "system", "adapter")
+        choose(page, "outcome", "wrong_value")
+        choose(page, "sort", "-id")
+        wrong, address = ids(page), page.run("location.hash")
+        assert len(wrong) == make_report(130)["outcome_counts"]["adapter"]["wrong_value"] > 20
+        assert address == "#outcome=wrong_value&system=adapter&sort=-id"
+        page.run("history.go(-3)")
+        page.wait_for("document.getElementById('count').textContent.startsWith('130 rows')")
+        assert ids(page) == everything and page.run("document.getElementById('sort').value") == ""
+        page.open(tmp_path / "report.html", address)
+        assert ids(page) == wrong
+        assert page.run("document.getElementById('list').getBoundingClientRect().top") < 900
+
+    def test_selected_rows_are_sent_as_an_address(self, page, tmp_path):
+        page.click("#list .item:nth-child(2) .select")
+        page.run("document.querySelector('#list .item:nth-child(5) .line').focus()")
+        page.press("x", 88)
+        assert shown(page) == 50
+        page.click("#only")
+        assert ids(page) == ["demo-0000009", "demo-0000024"]
+        page.open(tmp_path / "report.html", page.run("location.hash"))
+        assert ids(page) == ["demo-0000009", "demo-0000024"] and count(page) == "2 of 130 rows match"
+        page.click(".filters button")
+        page.wait_for("document.getElementById('count').textContent.startsWith('130 rows')")
+        assert page.run("location.hash") == ""
+
+    def test_an_address_of_another_report_filters_nothing_it_does_not_have(self, page, tmp_path):
+        page.open(tmp_path / "report.html", "#system=gone&outcome=&flip=99&sort=x&%E0%A4%A=1")
+        assert count(page).startswith("130 rows")
+
+    def test_the_refused_character_is_marked(self, page):
+        choose(page, "text", "demo-0000011")
+        page.wait_for("document.querySelectorAll('#list details.row').length == 1")
+        page.click("#list summary")
+        page.wait_for("document.querySelector('#list .body')")
+        marked = "[...document.querySelectorAll('#list pre > mark')].map(mark => mark.textContent)"
+        assert page.run(marked) == ["I", "Z"]  # of "I cannot", and of the long text
+        assert "at character 60,001 of 90,001, marked: Expecting value" in page.run(
+            "document.querySelector('#list .body').textContent"
+        )
+        page.run("document.querySelector('#list .body button').click()")
+        assert page.run(marked) == ["I", "Z"]
+        lengths = page.run("[...document.querySelectorAll('#list pre')].map((pre) => pre.textContent.length)")
+        assert 90_001 in lengths
+
+    def test_the_command_is_copied(self, page):
+        page.click(".copy")
+        page.wait_for("document.querySelector('.command [role=status]').textContent == 'copied'")
+
     def test_hostile_rows_open(self, page):
+        choose(page, "sort", "file")
         page.run(
-            "document.querySelectorAll('details.row').forEach((row, index) => { row.open = [7, 8, 9].includes(index) })"
+            "document.querySelectorAll('#list details.row').forEach((row, index) => { row.open = [7, 8, 9].includes(index) })"
         )
         page.wait_for("document.querySelectorAll('.body').length == 3")
         assert page.run("document.querySelector('.query').textContent").startswith("needle </script><script>")
@@ -525,7 +734,7 @@ class TestInBrowser:
     def test_no_window_is_too_narrow(self, page, width):
         page.resize(width)
         page.run(
-            "document.querySelectorAll('details.row').forEach((row, index) => { if (index < 12) row.open = true })"
+            "document.querySelectorAll('#list details.row').forEach((row, index) => { if (index < 12) row.open = true })"
         )
         page.wait_for("document.querySelectorAll('.body').length == 12")
         page.run("document.querySelectorAll('details').forEach((inner) => { inner.open = true })")

@@ -7,6 +7,7 @@ from conftest import TAGS
 
 from data_utils.rows import Row
 from data_utils.systems import SystemKey, verdict_pair
+from eval_utils.comparison import Finished, commands_of
 from eval_utils.report import render_report
 from eval_utils.results import Evaluation, compare_systems, report_of
 from eval_utils.table import print_table
@@ -25,9 +26,9 @@ def make_rows(num_calls, num_without=0):
     return [Row(f"r{i}", "query", TOOLS, gold) for i, gold in enumerate(golds)]
 
 
-def answers(rows, texts):
+def answers(rows, texts, **fields):
     return {
-        row.id: {"text": text, "finish": "end", "seconds": 1.0, "num_tokens": 5}
+        row.id: {"text": text, "finish": "end", "seconds": 1.0, "num_tokens": 5} | fields
         for row, text in zip(rows, texts, strict=True)
     }
 
@@ -37,7 +38,7 @@ def evaluate(rows, texts, in_training=UNKNOWN, baseline=()):
     predictions = {SystemKey(*key): answers(rows, of_system) for key, of_system in texts.items()}
     results = compare_systems(rows, predictions, dict.fromkeys(predictions, TAGS), in_training, baseline)
     labels = ", ".join(dict.fromkeys(key.label for key in predictions))
-    return Evaluation(rows, predictions, *results, "[bold]title", labels, {}, {})
+    return Evaluation(rows, predictions, *results, "[bold]title", labels, {}, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -106,10 +107,21 @@ def test_a_base_with_different_answers_is_shown_twice_and_so_are_equal_adapters(
 
 def test_the_worst_tools_are_those_with_the_fewest_exact_matches():
     tools = json.dumps([{"name": name} for name in "fgh"])
-    golds = [json.dumps([{"name": name, "arguments": {}}]) for name in "ffgghh"]
+    golds = [json.dumps([{"name": name, "arguments": {}}]) for name in "fffgghh"]
     rows = [Row(f"r{i}", "query", tools, gold) for i, gold in enumerate(golds)]
-    evaluation = evaluate(rows, {("", "adapter"): [*golds[:2], golds[2], "[]", "[]", "[]"]})
+    evaluation = evaluate(rows, {("", "adapter"): [*golds[:2], "[]", golds[3], "[]", "[]", "[]"]})
     assert [value["value"] for value in evaluation.figures["worst_tools"]["values"]] == ["h", "g", "f"]
+
+
+def test_a_tool_without_a_miss_is_no_worst_tool():
+    tools = json.dumps([{"name": name} for name in "fg"])
+    golds = [json.dumps([{"name": name, "arguments": {}}]) for name in "ffgg"]
+    rows = [Row(f"r{i}", "query", tools, gold) for i, gold in enumerate(golds)]
+    evaluation = evaluate(rows, {("", "adapter"): golds})
+    assert evaluation.figures["worst_tools"]["values"] == []
+    assert "least often" not in render_report(report_of(evaluation))
+    evaluation = evaluate(rows, {("", "adapter"): [*golds[:3], "[]"]})
+    assert [value["value"] for value in evaluation.figures["worst_tools"]["values"]] == ["g"]
 
 
 def test_of_tools_that_are_equally_bad_the_one_of_most_rows_is_first():
@@ -120,18 +132,39 @@ def test_of_tools_that_are_equally_bad_the_one_of_most_rows_is_first():
     assert [value["value"] for value in worst] == ["g", "f", "h"]
 
 
-def test_rows_are_compared_by_quarters_of_their_length():
-    lengths = [10, 20, 30, 40, 50, 60, 70, 80]
-    rows = [Row(f"r{n}", "q" * (n - len(TOOLS) % 10), TOOLS, CALL) for n in lengths]
-    limits = [f"{len(rows[i].query) + len(TOOLS):,}" for i in (2, 4, 6)]
-    right = [1, 1, 1, 0, 0, 0, 1, 0]
-    shuffled = [0, 4, 2, 6, 1, 5, 3, 7]
-    answers = [CALL if right[place] else "[]" for place in shuffled]
-    slices = evaluate([rows[place] for place in shuffled], {("", "adapter"): answers}).figures["slices"]
-    (found,) = [part["values"] for part in slices if part["title"] == "length of query and tools, in characters"]
-    names = ["1. quarter", *(f"{place}. quarter, from {limit}" for place, limit in zip("234", limits, strict=True))]
-    assert [part["value"] for part in found] == names
-    assert [(part["figures"]["adapter"]["k"], part["n"]) for part in found] == [(2, 2), (1, 2), (0, 2), (1, 2)]
+def slice_of_lengths(lengths, texts):
+    """The slice of an adapter's prompt lengths, or None. An older file has no length (None)."""
+    rows = make_rows(len(lengths))
+    predictions = answers(rows, texts)
+    for row, length in zip(rows, lengths, strict=True):
+        predictions[row.id] |= {} if length is None else {"num_prompt_tokens": length}
+    key = SystemKey("", "adapter")
+    _, _, figures = compare_systems(rows, {key: predictions}, {key: TAGS}, UNKNOWN)
+    found = [
+        part["values"]
+        for part in figures["slices"]
+        if part["title"] == "length of adapter's prompt, in tokens, by quarters"
+    ]
+    return [(part["value"], part["figures"]["adapter"]["k"], part["n"]) for part in found[0]] if found else None
+
+
+def test_rows_are_compared_by_quarters_of_their_prompts_tokens():
+    lengths = [110, 1500, 130, 170, 120, 160, 140, 180]
+    right = {110, 120, 130, 170}
+    found = slice_of_lengths(lengths, [CALL if length in right else "[]" for length in lengths])
+    assert found == [
+        ("Q1: 110 – 120", 2, 2),
+        ("Q2: 130 – 140", 1, 2),
+        ("Q3: 160 – 170", 1, 2),
+        ("Q4: 180 – 1,500", 0, 2),
+    ]
+
+
+def test_unknown_prompt_lengths_are_left_out():
+    assert slice_of_lengths([None] * 8, [CALL] * 8) is None
+    assert slice_of_lengths([1, 2, 3, *[None] * 5], [CALL] * 8) is None  # three rows have no quarters
+    found = slice_of_lengths([10, None, 20, 30, None, 40], [CALL] * 6)
+    assert [n for _, _, n in found] == [1, 1, 1, 1]
 
 
 def test_kinds_of_rows_are_in_the_order_of_their_numbers():
@@ -155,14 +188,31 @@ def test_published_figures_stand_below_the_systems_with_a_word_on_them(capsys):
     assert "Published: parser not stated" in " ".join(out.split())
 
 
-def test_three_rows_have_no_quarters():
-    rows = [Row(f"r{n}", "q" * n, TOOLS, CALL) for n in range(3)]
-    slices = evaluate(rows, {("", "adapter"): [CALL] * 3}).figures["slices"]
-    assert not [part for part in slices if "length" in part["title"]]
+def test_the_page_has_the_mark_the_lenient_reading_and_the_lengths():
+    rows = make_rows(2)
+    predictions = {SystemKey("", "adapter"): answers(rows, [f"Sure: {CALL}", CALL], num_prompt_tokens=77)}
+    results = compare_systems(rows, predictions, dict.fromkeys(predictions, TAGS), UNKNOWN)
+    evaluation = Evaluation(rows, predictions, *results, "t", "", {}, {}, {"": ["evaluate.py", "--adapter", "my run"]})
+    report = report_of(evaluation)
+    assert report["commands"] == {"": "python evaluate.py --adapter 'my run'"}
+    broken, right = (row["outputs"]["adapter"] for row in report["rows"])
+    assert broken["fault"] == {"place": 0, "reason": "Expecting value"} and broken["value"] == json.loads(CALL)
+    assert right["fault"] is None and right["num_prompt_tokens"] == 77
+
+
+def test_commands_have_no_credentials_and_a_damaged_one_is_left_out():
+    commands = {
+        "a": ["evaluate.py", "--endpoint", "http://me:hunter22@host/v1", "--api_key", "abc"],
+        "b": "evaluate.py",
+        "c": ["evaluate.py", 3],
+        "d": None,
+    }
+    evaluations = {label: Finished([], {}, {}, {}, {"command": words}) for label, words in commands.items()}
+    assert commands_of(evaluations) == {"a": ["evaluate.py", "--endpoint", "http://***@host/v1", "--api_key", "***"]}
 
 
 def test_pairs_with_the_raw_base_or_of_two_kinds_are_left_to_the_report(capsys):
-    systems = ["raw", "prompted", "adapter", "constrained_adapter"]
+    systems = ["raw", "prompted", "fewshot", "adapter", "constrained_adapter"]
     evaluation = evaluate(
         make_rows(4), {("", system): ["[]"] * n + [CALL] * (4 - n) for n, system in enumerate(systems)}
     )
@@ -170,8 +220,9 @@ def test_pairs_with_the_raw_base_or_of_two_kinds_are_left_to_the_report(capsys):
     out = capsys.readouterr().out
     assert out.count("├") >= 3  # a rule between two systems: each has three lines
     lines = [line.partition(":")[0] for line in out.splitlines() if " against " in line]
-    assert lines == ["adapter against prompted", "constrained_adapter against prompted"]
-    assert len(evaluation.figures["pairs"]) == 6
+    assert lines[0] == "adapter against prompted" and len(lines) == 5
+    assert "adapter against fewshot" in lines and "fewshot against prompted" in lines
+    assert len(evaluation.figures["pairs"]) == 10
 
 
 def test_the_table_on_the_terminal_has_the_four_figures_of_the_headline(capsys):

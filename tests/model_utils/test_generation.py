@@ -45,6 +45,7 @@ def test_batched_equals_one_at_a_time_equals_plain_transformers(model, tokenizer
     assert len({generation.num_tokens for generation in batched.values()}) > 5
     for i, prompt in enumerate(prompts[:12]):
         assert batched[i][:3] == alone[i][:3]
+        assert batched[i].num_prompt_tokens == len(encode_prompts(tokenizer, [prompt])[0])
         plain = plain_completion(model, tokenizer, prompt, 40)
         assert tokenizer.decode(plain[: batched[i].num_tokens]) == batched[i].text
         if batched[i].finish != "closed":

@@ -20,7 +20,7 @@ import train
 from evaluate import EvaluationArguments
 from export import ExportArguments
 from infer import InferenceArguments
-from run_utils.arguments import ArgumentParser, as_yaml, parse_arguments, value_options
+from run_utils.arguments import ArgumentParser, as_yaml, compared_arguments, parse_arguments, value_options
 from run_utils.errors import UsageError, run_script
 from run_utils.signals import Stopped, handle_signals
 from train import TrainingArguments
@@ -263,6 +263,7 @@ def test_a_bad_recipe_is_refused_by_name(recipe, text, message):
         (["--quantization", "fp4"], "fp4"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--config", "absent.yaml"], "cannot read absent.yaml"),
+        (["--config", "recipes/demo.yml"], "No such file or directory: did you mean recipes/demo.yaml?"),
         (["--overwrite_output_dir", "--resume_from_checkpoint", "latest"], "contradict"),
         (["--cuda_graphs", "--gradient_checkpointing"], "switch one of them off"),
         (["--torch_compile", "--liger_kernel"], "switch one of them off"),
@@ -286,6 +287,8 @@ def test_a_bad_flag_is_one_line_and_exit_code_2(run_here, argv, message):
         ({"model_name_or_path": "absent"}, "absent: no such model folder"),
         ({"model_name_or_path": "some/model"}, "some/model"),
         ({"resume_from_checkpoint": "absent"}, "absent: no checkpoint there"),
+        ({"dataset_name": "demo/world.jsonl"}, "demo/world.jsonl: no such file"),
+        ({"model_name_or_path": "demo/bas"}, "did you mean demo/base?"),
         ({"output_dir": "README.md"}, "README.md is a file"),
         ({"lora_target_modules": ["q_prj"]}, "cannot add LoRA to q_prj"),
     ],
@@ -386,3 +389,17 @@ def test_one_of_several_processes_ignores_the_launcher_s_signals_as_it_ends(monk
     after = signal.getsignal(signal.SIGTERM)
     handle_signals(before)
     assert after == (signal.SIG_IGN if ignored else before)
+
+
+def test_runs_are_compared_by_values_of_the_experiment_s_arguments_without_secrets():
+    args = TrainingArguments(
+        dataset_name="https://user:secret@host/rows.jsonl", lora_dropout=0, lora_target_modules=["q_proj", "v_proj"],
+        output_dir="runs/mine", logging_steps=7, per_device_train_batch_size=8,
+    )  # fmt: skip
+    arguments, changed = compared_arguments(args, effective_batch=64)
+    assert changed == {"dataset_name", "lora_dropout", "lora_target_modules", "effective_batch"}
+    assert "secret" not in arguments["dataset_name"] and arguments["lora_target_modules"] == "q_proj, v_proj"
+    assert (
+        arguments["learning_rate"] == 1e-4 and arguments["torch_compile"] is False and arguments["logging_steps"] == 7
+    )
+    assert not {"output_dir", "config", "resume_from_checkpoint", "max_train_steps"} & arguments.keys()  # None: not set

@@ -9,10 +9,10 @@ from run_utils.metrics_file import MetricsFile, read_metrics
 
 
 def write(folder, first_step, *entries):
-    metrics = MetricsFile(folder, first_step)
+    metrics = MetricsFile(folder, first_step, {}, set())
     for step, figures in entries:
         metrics.scalars(step, figures)
-    metrics.close(first_step, {}, {})
+    metrics.close(is_finished=True)
 
 
 def test_a_resume_drops_a_cut_line_and_the_entries_beyond_its_checkpoint(tmp_path):

@@ -30,6 +30,27 @@ def test_the_best_is_the_latest_of_equals(metric, values, best):
     assert state.best_checkpoint == f"checkpoint-{best}" and state.best_value == values[best - 1]
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "stale"),
+    [
+        ("eval_loss", [2.0, 1.0, 1.5, 1.2], [0, 0, 1, 2]),
+        ("eval_loss", [2.0, 2.0, 1.9], [0, 1, 0]),  # an equal one is no better
+        ("exact_match", [0.0, 0.0, 0.5, 0.4, 0.6], [0, 1, 0, 1, 0]),
+    ],
+)
+def test_patience_counts_the_evaluations_since_the_last_better_one(metric, values, stale):
+    state, counts = RunState(), []
+    # The untouched base is no candidate, however good it is.
+    state.add_evaluation({"loss": 0.0, "exact_match": 1.0}, metric)
+    assert not state.is_best and state.best_value is None and state.best_loss is None
+    for state.global_step, value in enumerate(values, start=1):
+        state.add_evaluation({"loss": value, "exact_match": value}, metric)
+        counts.append(state.stale_evaluations)
+        ended = state.stops_early(1), state.stops_early(2), state.stops_early(None)
+        assert ended == (counts[-1] >= 1, counts[-1] >= 2, False)
+    assert counts == stale and (state.best_loss, state.best_exact_match) == (min(values), max(values))
+
+
 @pytest.mark.parametrize(("free", "warned"), [(160, False), (159, True)])
 def test_a_disk_too_small_for_the_checkpoints_to_come_is_a_warning(tmp_path, monkeypatch, free, warned):
     """16 bytes of weights: 48 a checkpoint with Adam's moments, two kept and the next, and the
@@ -60,6 +81,9 @@ def test_what_is_set_aside_replaces_what_was_set_aside_before(tmp_path):
         ({"completion_tokens": 1.5}, False),
         ({"effective_batch": True}, False),
         ({"loss_sum": float("nan")}, False),
+        ({"num_tokens": -1}, False),
+        ({"stale_evaluations": None}, False),
+        ({"best_loss": float("inf")}, False),
         ({"best_checkpoint": "../checkpoint-3"}, False),
     ],
 )
