@@ -77,8 +77,7 @@ def score_folder(folder, baseline=None):
         record=finished.environment,
         commands=commands_of({"": finished}),
     )
-    write_evaluation(folder, evaluation)
-    update_card(folder, settings.get("adapter"))
+    write_evaluation(folder, evaluation, settings.get("adapter"))
 
 
 def compare_folders(folders, output_dir, baseline=None):
@@ -152,9 +151,11 @@ def score_systems(evaluations, baseline, **fields):
     return Evaluation(rows, answers, *results, **fields)
 
 
-def write_evaluation(folder, evaluation):
+def write_evaluation(folder, evaluation, adapter=None):
+    """adapter: the folder whose card gets the figures."""
     write_results(folder, evaluation)
     write_report(folder / "report.html", report_of(evaluation))
     print_table(evaluation)
     print(f"Figures: {folder / 'metrics.json'}")
+    update_card(folder, adapter)
     print(f"Next: open {folder / 'report.html'} in a browser: the report with every row")
