@@ -24,7 +24,7 @@ from model_utils.self_checks import (
     reference_logits,
     tolerance,
 )
-from model_utils.slots import generate_in_slots, problem_with_slots
+from model_utils.slots import can_fuse, generate_in_slots, problem_with_slots
 from model_utils.token_masks import compile_grammar, new_matcher, token_masks
 from run_utils.errors import UserError, describe_error, say
 
@@ -60,10 +60,18 @@ def choose_engine(model, prompt_ids, room):
     room = min(room, num_positions(base.config))
     engine = ENGINES.get(base)
     if engine is None or room > engine.room:
-        engine = Engine("continuous batching", generate_in_slots, room)
-        if problem := problem_with_slots(model, prompt_ids, room):
+        problems = []
+        for fused in [True, False] if can_fuse(model) else [False]:
+            engine = Engine("continuous batching", functools.partial(generate_in_slots, fused=fused), room)
+            problem = problem_with_slots(model, prompt_ids, room, fused)
+            if not problem:
+                break
+            problems.append(problem)
+        if problem:
             say(f"Generating by transformers' generate, which is slower: {problem}")
             engine = Engine(f"transformers' generate: {problem}", generate_plainly, math.inf)
+        elif problems:
+            say(f"Generating without Triton's kernels, which is slower: {problems[0]}")
         ENGINES[base] = engine
     return engine
 
