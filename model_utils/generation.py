@@ -39,6 +39,10 @@ class Generation(NamedTuple):
     num_prompt_tokens: int | None = None  # None: unknown
 
 
+# Tokens of a padded batch of transformers' `generate`, which needs more memory a token than slots.
+MOST_PADDED_TOKENS = 65536
+
+
 class Engine(NamedTuple):
     """One of two ways to generate, chosen for a model."""
 
@@ -88,7 +92,8 @@ def generate(
 ):
     """Greedy completions of the prompt texts, as `(index, Generation)` in order of completion.
 
-    The cache holds `batch_tokens` tokens, or one row if the row is longer. A row stops at any end
+    The cache holds `batch_tokens` tokens (transformers' `generate`: at most MOST_PADDED_TOKENS), or
+    one row if the row is longer. A row stops at any end
     token of the model, or when its text is finished in the prompt format. The model's own decoding
     options (generation_config) have no effect.
 
@@ -191,7 +196,7 @@ def generate_plainly(model, prompt_ids, answers, batch_tokens):
             order
             and not padding_counts
             and answers[order[-1]].budget == batch[0].budget
-            and (len(batch) + 1) * width <= batch_tokens
+            and (len(batch) + 1) * width <= min(batch_tokens, MOST_PADDED_TOKENS)
         ):
             batch.append(answers[order.pop()])
         generate_batch(model, [prompt_ids[answer.index] for answer in batch], batch)

@@ -147,7 +147,7 @@ def plan_prefill(waiting, prompt_ids, num_free, num_slots):
             if count and num_tokens > PREFILL_TOKENS:
                 break
             count += 1
-        if num_tokens <= PREFILL_TOKENS and count < min(len(waiting), num_slots / 4):
+        if num_tokens < PREFILL_TOKENS and count < min(len(waiting), num_slots / 4):
             break
         passes.append([waiting.popleft() for _ in range(count)])
         num_free -= count
