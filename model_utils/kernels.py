@@ -93,7 +93,10 @@ def rotary(query, key, cos, sin):
     cos, sin = (table.expand(batch, tokens, head_dim).contiguous() for table in (cos, sin))
     new_query, new_key = torch.empty_like(query), torch.empty_like(key)
     sizes = triton.next_power_of_2(query_heads), head_dim // 2, triton.next_power_of_2(head_dim // 2)
-    rotary_kernel[(batch * tokens,)](query, key, new_query, new_key, cos, sin, query_heads, key.shape[2], *sizes)
+    # A fused multiply-add would leave out the rounding of products.
+    rotary_kernel[(batch * tokens,)](
+        query, key, new_query, new_key, cos, sin, query_heads, key.shape[2], *sizes, enable_fp_fusion=False
+    )
     return new_query.transpose(1, 2), new_key.transpose(1, 2)
 
 

@@ -100,6 +100,8 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
                     for answer in running.values():
                         answer.seconds += seconds / len(running)
                 finished = [slot for slot, token in new_tokens.items() if running[slot].add(token)]
+                if finished:
+                    slots.release(finished)
                 for answer in [running.pop(slot) for slot in finished]:
                     yield answer.index, answer.generation()
                 old = list(running)
@@ -225,6 +227,10 @@ class Slots:
             self.forward(self.positions[slots].max().item() + 1)
         self.tokens.copy_(self.choose(self.logits))
         self.advance()
+
+    def release(self, slots):
+        """Let slots without a row attend to one token, which costs least."""
+        self.positions[torch.tensor(slots).to(self.positions.device, non_blocking=True)] = 0
 
     def advance(self):
         self.positions.add_(1).clamp_(max=self.cache.length - 1)
