@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 BLOCK = 1024  # elements of a program of the elementwise kernels
+DECODE_BLOCK = 64  # cached tokens that a program of decode_kernel reads at once
 
 
 @triton.jit
@@ -48,7 +49,8 @@ def swiglu_kernel(gate, up, y, size, block: tl.constexpr):
 
 
 def swiglu(gate, up):
-    """silu(gate) * up, in the memory of `gate`. Both are contiguous."""
+    """silu(gate) * up, in the memory of a contiguous `gate`."""
+    gate, up = gate.contiguous(), up.contiguous()
     swiglu_kernel[(triton.cdiv(gate.numel(), BLOCK),)](gate, up, gate, gate.numel(), BLOCK)
     return gate
 
@@ -172,9 +174,12 @@ def decode(query, keys, values, lengths, scale, window=None):
     query = query.contiguous()
     y, group = torch.empty_like(query), query.shape[1] // kv_heads
     # A matrix product of Triton has 16 rows or more.
-    padded_group = max(16, triton.next_power_of_2(group))
+    padded_group, lanes = max(16, triton.next_power_of_2(group)), triton.next_power_of_2(head_dim)
+    # Three blocks in flight are faster than two, if keys and values of three fit.
+    memory = torch.cuda.get_device_properties(keys.device).shared_memory_per_block_optin
+    stages = 3 if memory > 3.3 * 2 * DECODE_BLOCK * lanes * keys.element_size() else 2
     decode_kernel[(slots * kv_heads,)](
         query, keys, values, lengths, y, length, window or length, scale, kv_heads, group, padded_group, head_dim,
-        triton.next_power_of_2(head_dim), 64, num_stages=3,
+        lanes, DECODE_BLOCK, num_stages=stages,
     )  # fmt: skip
     return y
