@@ -22,7 +22,7 @@ from typing import Literal
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.systems import SYSTEMS
-from run_utils.arguments import argument, check_limits, parse_arguments
+from run_utils.arguments import argument, check_limits, number_or_auto, parse_arguments
 from run_utils.errors import require, run_script, say
 
 
@@ -77,12 +77,15 @@ class EvaluationArguments:
     )
     dtype: Literal["auto", "bf16", "fp32"] = argument("auto", "auto: bf16 on CUDA, fp32 on a CPU")
     max_new_tokens: int = argument(512, above=0)
-    batch_tokens: int = argument(65536, "Tokens of the cache of keys and values, new ones included", above=0)
+    batch_tokens: str = argument(
+        "auto", "Tokens of the cache of keys and values, new ones included; auto: by free GPU memory", above=0
+    )
 
     output_dir: str | None = argument(None, "By default evaluation/ beside the adapter", group="Output")
     overwrite_output_dir: bool = argument(False)
 
     def __post_init__(self):
+        self.batch_tokens = number_or_auto("batch_tokens", self.batch_tokens)
         check_limits(self)
         if self.rescore or self.compare:
             require(not (self.rescore and self.compare), "--rescore and --compare do not go together")
@@ -124,6 +127,7 @@ from eval_utils.comparison import compare_folders, score_folder
 from eval_utils.endpoint import Endpoint
 from eval_utils.folder import EvaluationFolder
 from model_utils.adapter_files import read_adapter
+from model_utils.cache_size import cache_tokens
 from model_utils.generation import generated_by
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
 from model_utils.systems import open_systems
@@ -153,9 +157,10 @@ def main(args):
     identity = identity_of(args, adapter, base, data, accelerator.mixed_precision)
     check_alike(identity | {"--systems": args.systems})
     folder = EvaluationFolder(args.output_dir, identity, accelerator)
-    record = environment_record(**identity)
+    record = environment_record(**identity, cache_tokens=cache_tokens(base, args.batch_tokens) if base else None)
     run_on_main(accelerator, lambda: folder.prepare(args, data.rows, data.in_training, record))
-    for number, (name, system) in enumerate(systems_of(args, base, tokenizer, adapter, data.shots), start=1):
+    systems = systems_of(args, base, tokenizer, adapter, shots=data.shots, batch_tokens=record["cache_tokens"])
+    for number, (name, system) in enumerate(systems, start=1):
         todo, processes = folder.rows_to_answer(name, data.rows)
         label = f"{name}, system {number} of {len(args.systems)}" + f", 1 of {processes} processes" * (processes > 1)
         folder.append(progress(predict(name, system, todo, processes), label, len(todo)))
@@ -206,9 +211,10 @@ def identity_of(args, adapter, base, data, mixed_precision):
     } | shots_identity(PROMPT_FORMATS[args.prompt_format], data.shots)
 
 
-def systems_of(args, base, tokenizer, adapter, shots):
-    """`(name, system)` of each of --systems: the server's, the base's, then the adapter's."""
-    options = {"max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens, "shots": shots}
+def systems_of(args, base, tokenizer, adapter, **options):
+    """`(name, system)` of each of --systems: the server's, the base's, then the adapter's. options:
+    more of System's."""
+    options["max_new_tokens"] = args.max_new_tokens
     names = [name for name in args.systems if not SYSTEMS[name].server]
     if len(names) < len(args.systems):
         prompt_format, as_chat = PROMPT_FORMATS[args.prompt_format], args.endpoint_api == "chat"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
-from run_utils.arguments import argument, check_limits, parse_arguments
+from run_utils.arguments import argument, check_limits, number_or_auto, parse_arguments
 from run_utils.errors import UserError, require, run_script, say
 from run_utils.files import encodes
 
@@ -45,7 +45,9 @@ class InferenceArguments:
     strict: bool = argument(False, "Exit code 1 if calls misfit the tools, or a tool is left out")
     format: Literal["xlam", "openai"] = argument("xlam", "A list of calls, or OpenAI's tool_calls")
     max_new_tokens: int = argument(512, above=0)
-    batch_tokens: int = argument(65536, "For --input: tokens in the cache of keys and values", above=0)
+    batch_tokens: str = argument(
+        "auto", "For --input: tokens in the cache of keys and values; auto: by free GPU memory", above=0
+    )
 
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint", group="Model")
     system: Literal["raw", "prompted", "adapter"] | None = argument(None, "adapter if given, else prompted")
@@ -58,6 +60,7 @@ class InferenceArguments:
     dtype: Literal["auto", "bf16", "fp32"] = argument("auto", "auto: bf16 on CUDA, fp32 on a CPU")
 
     def __post_init__(self):
+        self.batch_tokens = number_or_auto("batch_tokens", self.batch_tokens)
         check_limits(self)
         if self.input or self.output:
             self.query = None  # the demo recipe has one
@@ -97,6 +100,7 @@ from data_utils.rows import Row
 from data_utils.tool_files import read_tools_and_say
 from model_utils.adapter_files import read_adapter
 from model_utils.answer_file import answer_file
+from model_utils.cache_size import cache_tokens
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
 from model_utils.replies import as_text, replies
 from model_utils.systems import open_systems
@@ -153,7 +157,7 @@ def load_systems(args, adapter):
         adapter=adapter,
         merge=args.merge_adapter,
         max_new_tokens=args.max_new_tokens,
-        batch_tokens=args.batch_tokens if args.input else 1,
+        batch_tokens=cache_tokens(base, args.batch_tokens) if args.input else 1,
     ):
         yield name, dataclasses.replace(system, grammar=args.constrained)
 

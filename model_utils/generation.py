@@ -24,7 +24,7 @@ from model_utils.self_checks import (
     reference_logits,
     tolerance,
 )
-from model_utils.slots import generate_in_slots, problem_with_slots
+from model_utils.slots import can_fuse, generate_in_slots, problem_with_slots
 from model_utils.token_masks import compile_grammar, new_matcher, token_masks
 from run_utils.errors import UserError, describe_error, say
 
@@ -37,6 +37,10 @@ class Generation(NamedTuple):
     finish: str
     seconds: float  # the sum of its steps' times, divided by their rows
     num_prompt_tokens: int | None = None  # None: unknown
+
+
+# Tokens of a padded batch of transformers' `generate`, which needs more memory a token than slots.
+MOST_PADDED_TOKENS = 65536
 
 
 class Engine(NamedTuple):
@@ -60,10 +64,18 @@ def choose_engine(model, prompt_ids, room):
     room = min(room, num_positions(base.config))
     engine = ENGINES.get(base)
     if engine is None or room > engine.room:
-        engine = Engine("continuous batching", generate_in_slots, room)
-        if problem := problem_with_slots(model, prompt_ids, room):
+        problems = []
+        for fused in [True, False] if can_fuse(model) else [False]:
+            engine = Engine("continuous batching", functools.partial(generate_in_slots, fused=fused), room)
+            problem = problem_with_slots(model, prompt_ids, room, fused)
+            if not problem:
+                break
+            problems.append(problem)
+        if problem:
             say(f"Generating by transformers' generate, which is slower: {problem}")
             engine = Engine(f"transformers' generate: {problem}", generate_plainly, math.inf)
+        elif problems:
+            say(f"Generating without Triton's kernels, which is slower: {problems[0]}")
         ENGINES[base] = engine
     return engine
 
@@ -80,7 +92,8 @@ def generate(
 ):
     """Greedy completions of the prompt texts, as `(index, Generation)` in order of completion.
 
-    The cache holds `batch_tokens` tokens, or one row if the row is longer. A row stops at any end
+    The cache holds `batch_tokens` tokens (transformers' `generate`: at most MOST_PADDED_TOKENS), or
+    one row if the row is longer. A row stops at any end
     token of the model, or when its text is finished in the prompt format. The model's own decoding
     options (generation_config) have no effect.
 
@@ -183,7 +196,7 @@ def generate_plainly(model, prompt_ids, answers, batch_tokens):
             order
             and not padding_counts
             and answers[order[-1]].budget == batch[0].budget
-            and (len(batch) + 1) * width <= batch_tokens
+            and (len(batch) + 1) * width <= min(batch_tokens, MOST_PADDED_TOKENS)
         ):
             batch.append(answers[order.pop()])
         generate_batch(model, [prompt_ids[answer.index] for answer in batch], batch)
