@@ -34,7 +34,17 @@ EMPTY = {
     **{key: [] for key in ("systems", "metrics", "outcomes", "pairs", "slices", "rows", "warnings", "notes")},
     **{
         key: {}
-        for key in ("figures", "gold", "outcome_counts", "call_table", "worst_tools", "published", "commands", "record")
+        for key in (
+            "figures",
+            "gold",
+            "outcome_counts",
+            "call_table",
+            "turn_table",
+            "worst_tools",
+            "published",
+            "commands",
+            "record",
+        )
     },
     "system_help": {},
 }
