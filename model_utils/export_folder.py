@@ -89,7 +89,7 @@ def find_file(source, name):
         return None
 
 
-def check_tokenizer(tokenizer, source, folder, prompts, end_token):
+def check_tokenizer(tokenizer, source, folder, prompts, end_token=None):
     """Read a saved tokenizer back. Raises UserError if its templates or special tokens differ, or
     its token ids of a prompt, as training encodes it (special tokens are text) or as servers do.
 
