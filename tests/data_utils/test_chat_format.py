@@ -13,8 +13,10 @@ from data_utils.batching import tokenize_rows
 from data_utils.chat import turn_template
 from data_utils.chat_format import find_format
 from data_utils.chat_turns import Markers
+from data_utils.few_shot import with_shots
 from data_utils.prompt import check_format, format_hash, to_json
 from data_utils.rows import Row, valid_rows, validate
+from data_utils.tokens import encode_prompts
 from data_utils.tool_formats import openai_tools
 from demo.rows import generate_rows
 from run_utils.errors import UserError
@@ -197,3 +199,15 @@ def test_a_conversation_is_rendered_from_its_messages_and_its_words_are_trained(
             assert served(tokenizer, row, messages[: place + 1])[: len(ids)] == ids
             assert chat.words(chat.texts(row)[1]) == row.words
             assert chat._replace(train_words=False).texts(row)[1].endswith(row.words) == (not row.words)
+
+
+def test_examples_before_a_prompt_are_whole_conversations():
+    tokenizer = tokenizer_with("qwen3_instruct_2507")
+    chat = find_format("chat", tokenizer)
+    shots, row = ROWS[:2], ROWS[2]
+    few = with_shots(chat, shots)
+    whole = "".join(served(tokenizer, shot, conversation(shot), tokenize=False) for shot in shots)
+    assert few.prompt(row) == whole + chat.prompt(row)
+    (ids,) = encode_prompts(tokenizer, [few.prompt(row)], few.end_token)
+    assert ids.tolist() == tokenizer(few.prompt(row), add_special_tokens=False).input_ids
+    assert format_hash(few) != format_hash(chat)
