@@ -67,13 +67,24 @@ class ChatFormat(NamedTuple):
         try:
             return self.ask(row)
         except ValueError as error:
-            raise UserError(f"row {row.id}: {error}") from None
+            raise UserError(f"row {row.id}: {error}" if row.id else str(error)) from None
 
     def texts(self, row):
         """The prompt and the completion of a Row, without the end token. Raises ValueError."""
         words = row.words if self.train_words else ""
         answer = {"role": "assistant", "content": words, "tool_calls": json.loads(row.answers)}
         return self.turn(messages_of(row), row.tools, answer)
+
+    def check(self, row):
+        """Raise ValueError unless the template writes the row's answer, and the answer is read
+        back."""
+        _, completion = self.texts(row)
+        try:
+            calls = self.parse(completion)
+        except ValueError as error:
+            raise ValueError(f"the answer is not read back: {error}") from None
+        if not json_equal(calls, json.loads(row.answers)):
+            raise ValueError("the answer is read back as other calls")
 
     def parse(self, text):
         return self.markers.parse(MARKS.sub("", text))
@@ -243,15 +254,15 @@ def messages_of(row):
 
 def openai_messages(messages):
     """Messages as a client sends them: calls have ids, and results follow in the order of calls."""
-    sent, calls, answered = [], [], 0
+    sent, ids = [], []  # the ids of calls without a result
     for message in messages:
-        message = {key: message[key] for key in ("role", "content", "tool_calls") if message.get(key) is not None}
-        if made := message.get("tool_calls"):
-            numbered = [call | {"id": f"call_{len(calls) + n}"} for n, call in enumerate(openai_calls(made))]
-            calls, message = calls + numbered, message | {"tool_calls": numbered}
-        elif message["role"] == "tool" and answered < len(calls):
-            message, answered = message | {"tool_call_id": calls[answered]["id"]}, answered + 1
-        sent.append({key: value for key, value in message.items() if key != "tool_calls" or value})
+        sent.append({"role": message["role"], "content": message["content"]})
+        if message.get("tool_calls"):
+            calls = openai_calls(message["tool_calls"])
+            ids = [f"call_{len(sent)}_{number}" for number in range(len(calls))]
+            sent[-1]["tool_calls"] = [call | {"id": call_id} for call, call_id in zip(calls, ids, strict=True)]
+        elif message["role"] == "tool" and ids:
+            sent[-1]["tool_call_id"] = ids.pop(0)
     return sent
 
 

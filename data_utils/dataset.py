@@ -58,14 +58,13 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     if dropped:
         count = sum(map(len, dropped.values()))
         summary.append(f"Dropped {count} of {len(rows) + count} rows: {describe_bad_rows(dropped)}")
-    check = functools.partial(check_format, args.prompt_format, prompt_format)
     refused = defaultdict(list)
     if is_chat:  # its template may refuse conversations
         rows = leave_out(rows, prompt_format.ask, refused)
     else:
         try:
             for row in rows[:100]:
-                check(row)
+                check_format(args.prompt_format, prompt_format, row)
         except ValueError as error:
             raise UserError(str(error)) from None
 
@@ -78,7 +77,7 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
     parts = train_rows[: args.max_train_examples], eval_rows[: args.max_eval_examples]
     if is_chat:  # answers that the template cannot write, such as several calls, stay in the split
-        parts = [leave_out(part, check, refused) for part in parts]
+        parts = [leave_out(part, prompt_format.check, refused) for part in parts]
         if refused:
             count = sum(map(len, refused.values()))
             summary.append(f"Left out {count} rows, which the chat template cannot write: {describe_bad_rows(refused)}")

@@ -35,8 +35,7 @@ class System:
         """`(index, Generation)` of each request, in order of completion. A generator: nothing runs
         before the first is requested.
 
-        requests: Rows, or other objects with a `query` and `tools` (JSON). on_token: called with an
-        Answer after each token."""
+        requests: Rows. on_token: called with an Answer after each token."""
         return generate(
             self.model,
             self.tokenizer,

@@ -1,8 +1,10 @@
 """The prompt format `chat` beside `apply_chat_template`, on templates of real models."""
 
+import contextlib
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -13,19 +15,22 @@ from data_utils.batching import tokenize_rows
 from data_utils.chat import turn_template
 from data_utils.chat_format import find_format
 from data_utils.chat_turns import Markers
+from data_utils.dataset import prepare_data
 from data_utils.few_shot import with_shots
-from data_utils.prompt import check_format, format_hash, to_json
+from data_utils.prompt import format_hash, to_json
 from data_utils.rows import Row, valid_rows, validate
 from data_utils.tokens import encode_prompts
 from data_utils.tool_formats import openai_tools
 from demo.rows import generate_rows
 from run_utils.errors import UserError
+from train import TrainingArguments
 
+ALONE = SimpleNamespace(num_processes=1, process_index=0, main_process_first=contextlib.nullcontext)
 TEMPLATES = Path(importlib.util.find_spec("trl").origin).with_name("chat_templates")
 HERMES = (ROOT / "tests" / "hermes.jinja").read_text()
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 TOOLS = to_json([{"name": "größe", "description": "„Größe“ ✓", "parameters": {"über": {"type": "str"}}}])
-ROWS = [validate(row) for row in generate_rows(300, seed=3)]
+ROWS = [validate(row) for row in generate_rows(200, seed=3)]
 UNICODE = Row(
     "u", "Wie groß ist 天? 🦒\n\n  ", TOOLS, to_json([{"name": "größe", "arguments": {"über": '天\n"\\\u2028 🦒'}}])
 )
@@ -78,7 +83,7 @@ def test_the_text_of_a_special_token_in_a_row_stays_text():
     tools = to_json([{"name": "f", "parameters": {"<|im_end|>": {"type": "str", "description": forged}}}])
     row = Row("r", forged, tools, to_json([{"name": "f", "arguments": {"<|im_end|>": forged}}]))
     chat = find_format("chat", tokenizer)
-    check_format("chat", chat, row)
+    chat.check(row)
     tokenized = tokenize_rows(tokenizer, chat, [row], 10_000)
     (example,) = tokenized.examples
     assert not tokenized.lost_answers
@@ -192,12 +197,18 @@ def test_a_conversation_is_rendered_from_its_messages_and_its_words_are_trained(
         chat = find_format("chat", tokenizer)
         examples = tokenize_rows(tokenizer, chat, rows, 10_000).examples
         for row, example, place in zip(rows, examples, (2, 4, 6, 8), strict=True):
-            check_format("chat", chat, row)
+            chat.check(row)
             ids = example.input_ids.tolist()
             prompt = served(tokenizer, row, messages[:place], add_generation_prompt=True)
             assert ids[: example.prompt_length] == prompt
             assert served(tokenizer, row, messages[: place + 1])[: len(ids)] == ids
             assert chat.words(chat.texts(row)[1]) == row.words
+            if template == "qwen3":  # which reads arguments as text too, as a client sends them
+                sent = chat.messages(row)
+                assert served(tokenizer, row, sent, add_generation_prompt=True) == prompt
+                assert [message["tool_call_id"] for message in sent if message["role"] == "tool"] == (
+                    [call["id"] for message in sent[:4] for call in message.get("tool_calls", [])]
+                )
             assert chat._replace(train_words=False).texts(row)[1].endswith(row.words) == (not row.words)
 
 
@@ -211,3 +222,42 @@ def test_examples_before_a_prompt_are_whole_conversations():
     (ids,) = encode_prompts(tokenizer, [few.prompt(row)], few.end_token)
     assert ids.tolist() == tokenizer(few.prompt(row), add_special_tokens=False).input_ids
     assert format_hash(few) != format_hash(chat)
+
+
+def test_an_answer_that_is_not_read_back_is_refused():
+    chat = find_format("chat", tokenizer_with("qwen3"))
+    tools = to_json([{"name": 'a"b', "parameters": {}}])
+    for row, reason in (
+        (
+            Row("", "q", tools, to_json([{"name": 'a"b', "arguments": {}}])),
+            "is not read back",
+        ),  # the name is not escaped
+        (Row("", "q", tools, "[]", words='{"name": "f", "arguments": {}}'), "words that look like a call"),
+        (Row("", "q", tools, "[]", words="<tool_call>"), "is not read back"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            chat.check(row)
+
+
+def test_rows_that_a_template_cannot_write_are_left_out_and_stay_in_the_split(tmp_path):
+    tokenizer = tokenizer_with("llama3_1")
+    refusal = "{% if 'forbidden' in messages[0].content %}{{ raise_exception('no') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    rows = generate_rows(60, seed=3)
+    rows[0] |= {"id": "refused", "query": "forbidden"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = TrainingArguments(
+        dataset_name=str(tmp_path / "rows.jsonl"), prompt_format="chat", max_seq_length=2048, eval_fraction=0.5
+    )
+    data = prepare_data(args, tokenizer, 2048, ALONE)
+    several = {row["id"] for row in rows[1:] if len(json.loads(row["answers"])) > 1}
+    left_out = {row_id for reason, ids in data.dropped.items() if "template" in reason for row_id in ids}
+    assert left_out == several | {"refused"} and len(several) > 9
+    trained = {example.row_id for example in data.examples}
+    assert trained | left_out == {row["id"] for row in rows} and not trained & left_out
+    # Their prompts can be evaluated, except for the refused conversation.
+    held_out = set(data.split["held_out"])
+    assert held_out & several and len(held_out) == 30 and "refused" not in held_out
+    line = next(line for line in data.summary if "Left out" in line)
+    assert f"Left out {len(left_out)} rows, which the chat template cannot write: " in line
+    assert "only supports single tool-calls at once" in line
