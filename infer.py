@@ -95,6 +95,7 @@ import itertools
 import signal
 import sys
 
+from data_utils.chat_format import NO_GRAMMAR, find_format
 from data_utils.requests import read_requests
 from data_utils.rows import Row
 from data_utils.tool_files import read_tools_and_say
@@ -135,7 +136,7 @@ def main(args):
             print(reply.text, file=sys.stderr)
             raise UserError(f"the output above is not a list of calls to these tools: {reply.problem}")
         print(as_text(reply.calls, args.format))
-        for sentence in reply.misfits:
+        for sentence in reply.remarks:
             say(sentence)
         if args.strict and reply.misfits:
             raise UserError("the calls do not fit the tools, and --strict is set")
@@ -146,14 +147,17 @@ def load_systems(args, adapter):
     first, the adapter with its system."""
     own_format = adapter.prompt_format if adapter else args.prompt_format or "tags-1"
     require(args.prompt_format in (None, own_format), f"{args.adapter} was trained with --prompt_format {own_format}")
+    require(own_format != "chat" or not args.constrained, NO_GRAMMAR)
     accelerator = start_accelerator(args.dtype, alone=True)
     source = model_source(args, adapter)
-    tokenizer, base = load_tokenizer(source), load_base_model(source, accelerator)
+    tokenizer = load_tokenizer(source)
+    prompt_format = find_format(own_format, tokenizer, adapter.prompt_hash if adapter else None)
+    base = load_base_model(source, accelerator)
     for name, system in open_systems(
         ["raw", "prompted"] + ["adapter"] * bool(adapter) if args.compare else [args.system],
         base,
         tokenizer,
-        prompt_format=own_format,
+        prompt_format=prompt_format,
         adapter=adapter,
         merge=args.merge_adapter,
         max_new_tokens=args.max_new_tokens,

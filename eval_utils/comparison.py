@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+from data_utils.chat_turns import Markers
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.systems import SYSTEMS, SystemKey
 from eval_utils.card_figures import rows_name, update_card
@@ -35,7 +36,8 @@ class Finished(NamedTuple):
     environment: dict
 
     def prompt_format(self, system):
-        return PROMPT_FORMATS[SYSTEMS[system].prompt or self.settings["prompt_format"]]
+        name = SYSTEMS[system].prompt or self.settings["prompt_format"]
+        return PROMPT_FORMATS[name] or Markers(**self.environment["chat_markers"])
 
 
 def read_folder(folder):
@@ -44,6 +46,8 @@ def read_folder(folder):
     settings = redact(read_yaml(no_pipe(folder / "args.yaml")))
     if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in [*PROMPT_FORMATS]:
         raise UserError(f"{folder / 'args.yaml'} names no systems or an unknown prompt format")
+    if settings["prompt_format"] == "chat":
+        check_markers(folder, environment.get("chat_markers"))
     answers = {}
     for prediction in read_predictions(folder / "predictions.jsonl"):
         answers.setdefault(prediction["system"], {})[prediction["id"]] = prediction
@@ -52,6 +56,13 @@ def read_folder(folder):
         if missing := [row.id for row in rows if row.id not in answers.get(system, {})]:
             raise UserError(f"{folder} is not finished: {len(missing)} of {len(rows)} rows of {system} are missing")
     return Finished(rows, in_training, {system: answers[system] for system in wanted}, settings, environment)
+
+
+def check_markers(folder, markers):
+    """Raise UserError unless a chat's Markers can be read."""
+    names = Markers.__annotations__
+    if not isinstance(markers, dict) or {name: type(value) for name, value in markers.items()} != names:
+        raise UserError(f"{folder / 'environment.json'} has no chat_markers, which the scores of a chat need")
 
 
 def score_folder(folder, baseline=None):

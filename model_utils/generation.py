@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from data_utils.tokens import decode_answer, decode_tokens, encode_prompts
+from data_utils.tokens import decode_answer, decode_tokens, encode_prompts, end_token_id
 from model_utils.model_facts import length_dependent_from, num_positions, pad, unwrapped
 from model_utils.self_checks import (
     check_vocabulary,
@@ -101,7 +101,7 @@ def generate(
     complete answer matches the grammar; an answer cut by the budget is the beginning of a match.
     on_token: called with a row's Answer after each of its tokens. engine: the model's Engine if
     already chosen; a longer row is checked again."""
-    prompt_ids = encode_prompts(tokenizer, prompts)
+    prompt_ids = encode_prompts(tokenizer, prompts, prompt_format.end_token)
     positions = num_positions(model.config)
     budgets = [min(max_new_tokens, positions - len(ids)) for ids in prompt_ids]
     fitting = [index for index, budget in enumerate(budgets) if budget > 0]
@@ -131,7 +131,7 @@ class Answer:
     def __init__(self, index, budget, model, tokenizer, prompt_format, *, grammar=None, on_token=None):
         self.index, self.budget = index, budget
         self.tokenizer, self.prompt_format = tokenizer, prompt_format
-        self.end_tokens = end_tokens(model, tokenizer)
+        self.end_tokens = end_tokens(model, tokenizer, prompt_format)
         self.grammar = grammar
         self.matcher = new_matcher(grammar, self.end_tokens - {None}) if grammar is not None else None
         self.on_token = on_token or (lambda answer: None)
@@ -176,10 +176,10 @@ def token_text(tokenizer, token):
     return decode_tokens(tokenizer, [token])
 
 
-def end_tokens(model, tokenizer):
-    """All end tokens: the training's end token, and the model's in generation_config."""
+def end_tokens(model, tokenizer, prompt_format):
+    """All end tokens: the training's and the tokenizer's, and the model's in generation_config."""
     own = unwrapped(model).generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return {end_token_id(tokenizer, prompt_format), tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
 
 
 def generate_plainly(model, prompt_ids, answers, batch_tokens):
