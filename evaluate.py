@@ -117,7 +117,6 @@ if __name__ == "__main__":
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 from data_utils.chat_format import NO_GRAMMAR, find_format
@@ -127,6 +126,7 @@ from demo.rows import GENERATORS
 from eval_utils.comparison import compare_folders, score_folder
 from eval_utils.endpoint import Endpoint
 from eval_utils.folder import EvaluationFolder
+from eval_utils.predictions import predict
 from model_utils.adapter_files import read_adapter
 from model_utils.cache_size import cache_tokens
 from model_utils.generation import generated_by
@@ -242,27 +242,6 @@ def systems_of(args, base, tokenizer, adapter, *, prompt_format, **options):
     yield from open_systems(
         names, base, tokenizer, prompt_format=prompt_format, adapter=adapter, merge=args.merge_adapter, **options
     )
-
-
-def predict(name, system, rows, processes):
-    """Yields predictions (dicts, lines of predictions.jsonl) in the order in which the rows finish.
-
-    A row's seconds are divided by the number of processes: the sum over rows is the elapsed time.
-    """
-    for index, answer in system.answer(rows):
-        row = rows[index]
-        prompt = system.prompt_format.prompt(row)
-        answer = answer if SYSTEMS[name].server else answer._asdict()
-        if SYSTEMS[name].grammar and answer["finish"] != "too_long":
-            answer["gold_in_grammar"] = system.can_generate(row)
-        yield {
-            "id": row.id,
-            "system": name,
-            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()[:16],
-            **answer,
-            "seconds": answer["seconds"] / processes,
-            "gold": json.loads(row.answers),  # for people who read the file
-        }
 
 
 if __name__ == "__main__":
