@@ -273,8 +273,7 @@ class Run:
 
     @on_main_process
     def finish(self, training, state, last_step):
-        """Make `adapter/` from the last or best checkpoint, without a resume's files, and print its
-        path."""
+        """Make `adapter/` from the last or best checkpoint, without a resume's files."""
         chosen = self.to_deliver(state)
         unfinished = self.output_dir / "incomplete-adapter"
         left_out = shutil.ignore_patterns("*.pt", "state.json", "*.incomplete")

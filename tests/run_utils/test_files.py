@@ -31,7 +31,9 @@ DAMAGED = {
     "long number": b'{"a": ' + b"9" * 10_000 + b"}",
 }
 ROW = {"id": "a", "query": "q", "tools": '[{"name": "f"}]', "answers": "[]"}
-PREDICTION = {"system": "prompted", "id": "a", "text": "[]", "finish": "end", "num_tokens": 1, "seconds": 0.1}
+PREDICTION = {
+    "system": "prompted", "id": "a", "text": "[]", "finish": "end", "num_tokens": 1, "num_prompt_tokens": 9, "seconds": 0.1
+}  # fmt: skip
 ARGS = {"systems": ["prompted"], "prompt_format": "tags-1", "dataset_name": "d", "model_name_or_path": "m"}
 
 
