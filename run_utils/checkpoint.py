@@ -91,10 +91,12 @@ class RunState:
         self.eval_loss, self.evaluation_due = figures["loss"], False
         if self.global_step == 0:
             return
-        self.best_loss = min(self.eval_loss, math.inf if self.best_loss is None else self.best_loss)
+        by_loss = best_metric == "eval_loss"
+        # Older checkpoints have no best_loss, but may have a best_value.
+        losses = [self.eval_loss, self.best_loss, self.best_value if by_loss else None]
+        self.best_loss = min(loss for loss in losses if loss is not None)
         if "exact_match" in figures:
             self.best_exact_match = max(figures["exact_match"], self.best_exact_match or 0.0)
-        by_loss = best_metric == "eval_loss"
         value = self.eval_loss if by_loss else figures[best_metric]
         best = self.best_value if self.best_value is not None else math.inf if by_loss else -math.inf
         gain = best - value if by_loss else value - best
