@@ -9,7 +9,7 @@
 The base is loaded unquantised, in bf16, also after training in 4 or 8 bits. The folder also has
 the tokenizer with a chat template (training's prompt, from `messages` and `tools`), greedy decoding
 with the right end tokens, and a model card. The merged model is compared with the unmerged adapter,
-and the folder with the merged model.
+and the folder, read back, with the merged model and the training's token ids.
 """
 
 from run_utils.signals import exit_at_once, handle_signals
@@ -58,19 +58,17 @@ if __name__ == "__main__":
 import shutil
 from pathlib import Path
 
-from transformers import GenerationConfig
-
-from data_utils.chat import TEMPLATES, chat_template, response_template
+from data_utils.chat import TEMPLATES
 from data_utils.example_rows import example_rows, example_texts
 from data_utils.prompt import PROMPT_FORMATS
 from eval_utils.model_card import write_export_card
 from model_utils.adapter_files import read_adapter
 from model_utils.adapters import load_adapter
-from model_utils.generation import end_tokens
+from model_utils.export_folder import check_tokenizer, describe_serving, sample_prompts, save_model, save_tokenizer
 from model_utils.loading import ModelSource, load_base_model, load_tokenizer, model_source, weight_hashes
 from model_utils.merging import adapts_shared_weights, merge_adapter
 from model_utils.systems import System
-from run_utils.files import describe_free, naming_full_disk, new_folder, read_json, write_json
+from run_utils.files import apply_umask, describe_free, naming_full_disk, new_folder, read_json, write_json
 from run_utils.hub import push
 from run_utils.launch import start_accelerator
 from run_utils.redaction import published_name
@@ -102,6 +100,7 @@ def write_merged(args, adapter, folder):
     changes the logits, or writing the weights."""
     if adapter.prompt_format not in TEMPLATES:
         raise UserError(f"the prompt format {adapter.prompt_format} has no chat template: add it to data_utils/chat.py")
+    prompt_format = PROMPT_FORMATS[adapter.prompt_format]
     accelerator = start_accelerator(args.dtype, alone=True)
     source = model_source(args, adapter)
     tokenizer, base = load_tokenizer(source), load_base_model(source, accelerator)
@@ -119,10 +118,10 @@ def write_merged(args, adapter, folder):
     if (trained_in := adapter.args.get("quantization", "none")) != "none":
         print(f"Trained on the base in {trained_in}, merged into the base in {args.dtype}: evaluate the export itself")
     say("Answering the example rows with the unmerged adapter ...")
-    unmerged_answers = example_answers(model, tokenizer, adapter)
+    unmerged_answers = example_answers(model, tokenizer, prompt_format)
 
     # In the base's weights, with the same logits
-    texts = example_texts(tokenizer, PROMPT_FORMATS[adapter.prompt_format], example_rows())
+    texts = example_texts(tokenizer, prompt_format, example_rows())
     say(f"Merging the adapter, and comparing the logits of {len(texts)} rows ...")
     merged, merge = merge_adapter(model, texts)
     if merge.problem:
@@ -132,11 +131,14 @@ def write_merged(args, adapter, folder):
     say(f"Writing {num_bytes / 2**30:.2f} GiB to {args.output_dir}, and reading them back ...")
     describe_serving(merged, tokenizer, adapter.prompt_format)
     with naming_full_disk(args.output_dir, num_bytes, MAKE_ROOM):
-        tokenizer.save_pretrained(folder)
-        merged.save_pretrained(folder)
+        save_tokenizer(tokenizer, source, folder)
+        save_model(merged, folder)
         write_export_card(folder, adapter, merged_in=args.dtype)
+        apply_umask(*folder.iterdir())
 
-    # From the folder, with the same weights
+    # From the folder, with the same token ids and weights
+    prompts = sample_prompts(adapter.folder, tokenizer, prompt_format)
+    check_tokenizer(tokenizer, source, folder, prompts)
     written = weight_hashes(merged)
     del model, merged, base
     exported = load_base_model(ModelSource(str(folder)), accelerator)
@@ -144,33 +146,18 @@ def write_merged(args, adapter, folder):
         problem = f"read back, {len(changed)} weights are not those merged, {changed[0]} first"
         raise UserError(f"{problem}: nothing is exported")
     say("Answering the example rows with the exported model ...")
-    answers = example_answers(exported, tokenizer, adapter)
+    answers = example_answers(exported, tokenizer, prompt_format)
     num_same = sum(answer == unmerged for answer, unmerged in zip(answers, unmerged_answers, strict=True))
     print(f"Logits of {len(texts)} rows: {merge}")
+    print(f"Token ids of {len(prompts)} prompts: the saved tokenizer's are those of training")
     print(f"Greedy answers: {num_same} of {len(answers)} are the unmerged adapter's to the last token")
 
 
-def example_answers(model, tokenizer, adapter):
+def example_answers(model, tokenizer, prompt_format):
     """The model's answers to the example rows, as texts."""
-    prompt_format = PROMPT_FORMATS[adapter.prompt_format]
     system = System(model, tokenizer, prompt_format, max_new_tokens=256, batch_tokens=16384)
     answers = dict(system.answer(example_rows()))
     return [answers[index].text for index in sorted(answers)]
-
-
-def describe_serving(model, tokenizer, prompt_format):
-    """Set a tokenizer's templates (chat, response) and a model's decoding (greedy, end tokens)."""
-    try:
-        tokenizer.chat_template = chat_template(tokenizer, prompt_format)
-    except ValueError as error:
-        raise UserError(f"{error}: serve the adapter itself") from None
-    tokenizer.response_template = response_template(tokenizer)
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        eos_token_id=sorted(end_tokens(model, tokenizer) - {None}),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
 
 
 def write_adapter(args, adapter, folder):
@@ -183,7 +170,7 @@ def write_adapter(args, adapter, folder):
     weights = adapter.folder / "adapter_model.safetensors"
     with naming_full_disk(args.output_dir, weights.stat().st_size, MAKE_ROOM):
         write_json(folder / "adapter_config.json", config)
-        shutil.copy(weights, folder)
+        shutil.copyfile(weights, folder / weights.name)  # with the mode of a new file
         write_export_card(folder, adapter)
 
 

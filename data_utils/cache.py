@@ -11,6 +11,8 @@ from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from run_utils.files import apply_umask
+
 FROM_ROWS = 2000  # fewer rows are ready in a second
 
 
@@ -38,6 +40,7 @@ def save(path, arrays):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(arrays, unfinished)
+        apply_umask(unfinished)
         unfinished.replace(path)
     except (OSError, SafetensorError):
         unfinished.unlink(missing_ok=True)

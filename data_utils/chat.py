@@ -9,6 +9,9 @@ from data_utils.tool_formats import TABLES
 
 TEMPLATES = {"tags-1": Path(__file__).with_name("chat_template.jinja")}  # by prompt format
 
+# By the two hexadecimal digits of its code.
+CHARACTERS = {f"{code:02X}": chr(code) for code in range(32, 127)}
+
 # JSON as recursive patterns of the regex module. `call` is a call as training writes it.
 JSON = r"""(?(DEFINE)
 (?P<text>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+")
@@ -22,8 +25,9 @@ CALL = r'\{\s*+"name"\s*+:\s*+"(?P<name>[^"\\\x00-\x1f]*+)"\s*+,\s*+"arguments"\
 def template_text(name):
     """The chat template of a prompt format, with the tables of data_utils/tool_formats.py in
     front."""
-    tables = "".join(f"{{%- set {table} = {to_json(value)} -%}}\n" for table, value in TABLES.items())
-    return tables + TEMPLATES[name].read_text(encoding="utf-8")
+    tables = TABLES | {"characters": CHARACTERS}
+    lines = [f"{{%- set {table} = {to_json(value)} -%}}\n" for table, value in tables.items()]
+    return "".join(lines) + TEMPLATES[name].read_text(encoding="utf-8")
 
 
 def chat_template(tokenizer, name):

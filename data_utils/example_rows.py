@@ -1,5 +1,7 @@
-"""Eight rows with answers, to compare a merged model with the unmerged adapter."""
+"""Eight rows with answers, to compare a merged model with the unmerged adapter, and difficult texts
+to compare tokenizers with."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -7,12 +9,23 @@ from typing import NamedTuple
 from data_utils.tokens import encode_prompts
 
 FILE = Path(__file__).with_name("example_rows.json")
+# Texts that tokenizers normalise, split or join differently.
+DIFFICULT_TEXTS = Path(__file__).with_name("difficult_texts.json")
 
 
 class ExampleRow(NamedTuple):
     query: str
     tools: str  # JSON text, like the answers
     answers: str
+
+
+def difficult_rows(words, count):
+    """`count` example rows with difficult texts around their queries.
+
+    words: further texts, such as a tokenizer's special tokens."""
+    texts = [*json.loads(DIFFICULT_TEXTS.read_text(encoding="utf-8")), *words, *(f" {word} " for word in words)]
+    pairs = itertools.islice(itertools.product(example_rows(), texts), count)
+    return [row._replace(query=f"{text}{row.query}{text}") for row, text in pairs]
 
 
 def example_rows():

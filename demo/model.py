@@ -4,12 +4,15 @@ easy copying of values."""
 import copy
 import os
 import tempfile
+from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from run_utils.files import apply_umask
 
 END_TOKEN = "<|endoftext|>"
 # Words (each part of a camelCase name is one), single digits, line ends, and runs of other
@@ -66,5 +69,6 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: st
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        apply_umask(*Path(partial).iterdir())
         for name in os.listdir(partial):
             os.replace(os.path.join(partial, name), os.path.join(folder, name))

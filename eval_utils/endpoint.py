@@ -11,18 +11,21 @@ import re
 import time
 from dataclasses import dataclass
 
-from data_utils.prompt import PromptFormat, render_calls, to_json
+from data_utils.prompt import PromptFormat
 from data_utils.tool_formats import openai_tools
+from eval_utils.server_answers import read_answer
 from run_utils.errors import UserError
 from run_utils.redaction import address_secrets, hide, redact
 
-# The server's finish_reason in the words of generation.Generation.
-FINISH = {"stop": "end", "tool_calls": "end", "length": "length", None: "end"}
-# Fields beside `content` whose text is no answer.
-OTHER_WORDS = ("reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks", "refusal", "audio")
-# A server's 400 for an overlong prompt: OpenAI and vLLM "maximum context length", llama.cpp
-# "context size".
-TOO_LONG = re.compile(r"context.(length|size|window)", re.IGNORECASE)
+# A server's words for an overlong prompt: OpenAI and vLLM "maximum context length", "maximum model
+# length" or max_model_len, llama.cpp exceed_context_size_error or n_ctx.
+TOO_LONG = re.compile(r"context.(length|size|window)|model.length|max_model_len|\bn_ctx\b", re.IGNORECASE)
+# Statuses of a request that the server cannot answer, such as a chat template's error for a schema:
+# vLLM and llama.cpp 400, `transformers serve` 500.
+REFUSALS = (400, 413, 422, 500)
+# A question that a working server answers.
+SHORT_QUERY = "Hello"
+SHORT_TOOLS = [{"name": "greet", "description": "Greet someone", "parameters": {}}]
 
 
 def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8, timeout=60, retries=3):
@@ -31,18 +34,20 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
     url: the part before /completions or /chat/completions, such as `http://localhost:8000/v1`.
     prompts: texts, sent unchanged, or pairs `(query, OpenAI's tools)`, sent as a chat of one
     message. At most `concurrency` requests run at a time. A request is sent again, at most
-    `retries` times, after a broken connection, a time-out (`timeout` seconds), a 429 or a 5xx. The
-    pauses grow, or are as long as the server asks for. The key is `api_key` or the environment's
-    OPENAI_API_KEY.
+    `retries` times, after a broken connection, a time-out (`timeout` seconds), a 429 or a 5xx, but
+    not after a second 500 with the same body. The pauses grow, or are as long as the server asks
+    for. The key is `api_key` or the environment's OPENAI_API_KEY.
 
     A completion is `{"text", "num_tokens", "finish", "seconds"}`. num_tokens is None if the server
     does not count tokens. finish is "end", "length", "too_long" (prompt and new tokens exceed the
-    server's context) or the server's own word. seconds is the time since the previous completion,
-    so the seconds add up to the total time. A server's answer also has "came_as", the text's origin
-    (see read_message), and "choice", the server's choice unchanged, if it holds more or less than a
-    text.
+    server's context), "refused" (the server refuses this prompt, and answers a short one) or the
+    server's own word. seconds is the time since the previous completion, so the seconds add up to
+    the total time. A server's answer also has "came_as", the text's origin (see read_message), and
+    "choice", the server's choice unchanged, if it holds more or less than a text. A refusal has
+    "refusal", the server's words. "retries" is the number of times that the request was sent again.
 
-    Raises UserError if the server is unreachable, refuses a request, or fails after all retries.
+    Raises UserError if the server is unreachable, refuses every request, or fails after all
+    retries.
     """
     openai = import_openai()
     url = url.rstrip("/").removesuffix("/completions").removesuffix("/chat")
@@ -53,7 +58,10 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
     # Leaving the loop (an error, an interrupt, a caller that stops early) cancels them. Threads
     # would have to be waited for.
     with asyncio.Runner() as runner:
-        client = openai.AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries)
+        http_client = openai.DefaultAsyncHttpxClient(event_hooks={"response": [Failures().stop_repeating]})
+        client = openai.AsyncOpenAI(
+            base_url=url, api_key=key, timeout=timeout, max_retries=retries, http_client=http_client
+        )
         requests = Requests(openai, client, model, max_new_tokens, concurrency)
         try:
             last = time.perf_counter()
@@ -61,9 +69,11 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
             for _ in prompts:
                 index, outcome = runner.run(requests.finished.get())
                 if isinstance(outcome, Exception):
-                    settings = {"model": model, "timeout": timeout, "retries": retries, "secrets": secrets}
+                    settings = {"model": model, "timeout": timeout, "secrets": secrets}
                     raise UserError(in_words(openai, outcome, url, **settings)) from outcome
                 last, since = time.perf_counter(), last
+                if "refusal" in outcome:
+                    outcome["refusal"] = shorten(outcome["refusal"], secrets)
                 yield index, hide(outcome, secrets) | {"seconds": last - since}
         finally:
             runner.run(requests.stop())
@@ -99,6 +109,23 @@ def import_openai():
     return openai
 
 
+class Failures:
+    """The last 500 of each request. A server that fails twice with the same words, such as a chat
+    template's error, would fail again."""
+
+    def __init__(self):
+        self.bodies = {}
+
+    async def stop_repeating(self, response):
+        """A hook of the HTTP client: the header ends openai's retries."""
+        if response.status_code == 500:
+            request, body = response.request.content, await response.aread()
+            # Another row may have sent the same request: only a retry counts.
+            if count_retries(response.request) and self.bodies.get(request) == body:
+                response.headers["x-should-retry"] = "false"
+            self.bodies[request] = body
+
+
 class Requests:
     """Concurrent requests to one server. `finished` is the queue of `(index, completion or
     exception)`."""
@@ -107,6 +134,7 @@ class Requests:
         self.openai = openai
         self.client, self.model, self.max_new_tokens = client, model, max_new_tokens
         self.free = asyncio.Semaphore(concurrency)
+        self.has_answered = False
         self.finished = asyncio.Queue()
         self.tasks = []
 
@@ -130,11 +158,34 @@ class Requests:
     async def completion(self, prompt):
         try:
             answer = await self.send(prompt)
-        except self.openai.BadRequestError as error:
-            if not TOO_LONG.search(str(error)):
-                raise
-            return {"text": "", "num_tokens": 0, "finish": "too_long"}
-        return read_answer(json.loads(answer.text), is_chat=not isinstance(prompt, str))
+        except self.openai.APIStatusError as error:
+            return await self.refusal(prompt, error)
+        self.has_answered = True
+        completion = read_answer(json.loads(answer.text), is_chat=not isinstance(prompt, str))
+        return completion | {"retries": count_retries(answer.http_request)}
+
+    async def refusal(self, prompt, error):
+        """The completion of a prompt that the server cannot answer. Raises the error if it is not
+        about the prompt."""
+        # A 422 may repeat the prompt.
+        if error.status_code in REFUSALS and error.status_code != 422 and TOO_LONG.search(error.response.text):
+            reason = {"finish": "too_long"}
+        elif error.status_code in REFUSALS and await self.answers_short(prompt, error):
+            reason = {"finish": "refused", "refusal": f"{error.status_code}: {server_words(error)}"}
+        else:
+            raise error
+        return {"text": "", "num_tokens": 0, "retries": count_retries(error.request)} | reason
+
+    async def answers_short(self, prompt, error):
+        """Whether the server answers a short question in the form of a refused prompt. Without one,
+        a wrong setting or a crash would look like a refusal of every prompt."""
+        if error.status_code != 500 and self.has_answered:
+            return True
+        try:
+            await self.send(SHORT_QUERY if isinstance(prompt, str) else (SHORT_QUERY, openai_tools(SHORT_TOOLS)))
+        except self.openai.OpenAIError:
+            return False
+        return True
 
     def send(self, prompt):
         settings = {"model": self.model, "max_tokens": self.max_new_tokens, "temperature": 0}
@@ -146,91 +197,31 @@ class Requests:
         return self.client.chat.completions.with_raw_response.create(messages=messages, tools=tools, **settings)
 
 
-def read_answer(answer, is_chat):
-    """The completion in the first choice of a server's answer (parsed JSON). Raises ValueError if
-    the answer has no choices."""
-    if not isinstance(answer, dict) or "choices" not in answer:
-        raise ValueError("no completion in its answer")
-    choices, usage = answer["choices"], answer.get("usage")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    fields = choice if isinstance(choice, dict) else {}
-    finish = fields.get("finish_reason")
-    if is_chat:
-        message = fields["message"] if isinstance(fields.get("message"), dict) else {}
-        text, came_as = read_message(message, finish)
-        other_fields = {key for key, value in message.items() if value} - {"role", "content"}
-        is_plain = came_as == "content" and message["content"] == text and not other_fields
-    else:
-        is_plain = isinstance(fields.get("text"), str)
-        text, came_as = (fields["text"], "text") if is_plain else ("", "nothing")
-    usage = usage if isinstance(usage, dict) else {}
-    num_tokens, num_prompt_tokens = usage.get("completion_tokens"), usage.get("prompt_tokens")
-    return {
-        "text": text,
-        "num_tokens": num_tokens if isinstance(num_tokens, int) else None,
-        "finish": FINISH.get(finish, finish) if isinstance(finish, str) else "end",
-        "came_as": came_as,
-        **({"num_prompt_tokens": num_prompt_tokens} if isinstance(num_prompt_tokens, int) else {}),
-        **({} if is_plain else {"choice": choice}),
-    }
+def count_retries(request):
+    """The number of earlier tries of a request. The client sends it with each."""
+    return int(request.headers.get("x-stainless-retry-count", 0))
 
 
-def read_message(message, finish_reason):
-    """The text of a chat's message, and its origin.
-
-    "tool_calls", or the older "function_call": the list of calls as text, with the server's
-    arguments unchanged. Invalid JSON in them is for the scores. "content": a text, or the parts of
-    one. "no calls": `[]`, if tool_calls is an empty list, the model ended by itself and no field
-    has text. "nothing": "", which is no abstention. A refusal or reasoning alone is nothing.
-    """
-    if calls := message.get("tool_calls"):
-        calls = calls if isinstance(calls, list) else [calls]
-        return render_functions(
-            [call.get("function") if isinstance(call, dict) else call for call in calls]
-        ), "tool_calls"
-    if function := message.get("function_call"):
-        return render_functions([function]), "function_call"
-    content = message.get("content")
-    if text := "".join(map(part_text, content if isinstance(content, list) else [content])):
-        return text, "content"
-    is_silent = not content and not any(message.get(key) for key in OTHER_WORDS)
-    if message.get("tool_calls") == [] and finish_reason == "stop" and is_silent:
-        return "[]", "no calls"
-    return "", "nothing"
+def server_words(error):
+    """The message in the body of a refusal, in OpenAI's form or any other."""
+    message = error.body.get("message") if isinstance(error.body, dict) else None
+    return str(message or error.response.text or error.response.reason_phrase)
 
 
-def render_functions(functions):
-    """A list of calls as text. If an element is no function, the list as JSON, which no score reads
-    as calls."""
-    if all(isinstance(function, dict) and isinstance(function.get("name"), str) for function in functions):
-        calls = [{"name": function["name"], "arguments": function.get("arguments") or {}} for function in functions]
-        return render_calls(calls)
-    return to_json(functions)
+def shorten(text, secrets):
+    """One line of at most 200 characters, redacted first: half a secret is one too."""
+    text = " ".join(redact(text, secrets).split())
+    return text[:200] + "..." * (len(text) > 200)
 
 
-def part_text(part):
-    """The text of a part of a message's content, or "" for reasoning, a refusal or an image."""
-    if isinstance(part, dict):
-        part = part.get("text") if part.get("type", "text") in ("text", "output_text") else None
-    return part if isinstance(part, str) else ""
-
-
-def in_words(openai, error, url, *, model, timeout, retries, secrets):
+def in_words(openai, error, url, *, model, timeout, secrets):
     """One line with the fault and the remedy. Servers repeat the refused key."""
 
-    def shorten(text):  # redacted first: half a secret is one too
-        text = " ".join(redact(str(text), secrets).split())
-        return text[:200] + "..." * (len(text) > 200)
-
     def one_line(error):
-        return f"{type(error).__name__}: {shorten(error)}"
-
-    def server_words(error):
-        """The message in the body of a refusal, in OpenAI's form or any other."""
-        message = error.body.get("message") if isinstance(error.body, dict) else None
-        return shorten(message or error.response.text or error.response.reason_phrase)
+        return f"{type(error).__name__}: {shorten(str(error), secrets)}"
 
     url = redact(url)
+    retries = count_retries(error.request) if isinstance(error, openai.APIError) else 0
     tries = f"{retries + 1} times" if retries else "once"
     if isinstance(error, openai.APITimeoutError):
         return f"{url} did not answer within {timeout} s, tried {tries}: allow more time or send fewer requests at once"
@@ -240,7 +231,7 @@ def in_words(openai, error, url, *, model, timeout, retries, secrets):
         return (
             f"{url} does not answer like an OpenAI-compatible server ({one_line(error)}): does its address end in /v1?"
         )
-    reply = f"{error.status_code}: {server_words(error)}"
+    reply = f"{error.status_code}: {shorten(server_words(error), secrets)}"
     if error.status_code in (401, 403):
         return f"{url} refuses the key for {model} ({reply}): set OPENAI_API_KEY to one that may use this model"
     if error.status_code == 404:

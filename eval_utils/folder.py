@@ -216,8 +216,9 @@ def scorable(prediction):
     a server's unusual message as the text: such a text becomes "", and came_as "nothing"."""
     text, finish, seconds = (prediction.get(key) for key in ("text", "finish", "seconds"))
     counts = {key: prediction.get(key) for key in ("num_tokens", "num_prompt_tokens")}
-    if not isinstance(prediction.get("came_as", ""), str):
-        del prediction["came_as"]
+    for name, type_ in {"came_as": str, "refusal": str, "retries": int}.items():
+        if name in prediction and not isinstance(prediction[name], type_):
+            del prediction[name]
     return {
         **prediction,
         **({} if isinstance(text, str) else {"text": "", "came_as": "nothing", "choice": text}),
@@ -235,18 +236,29 @@ def describe_messages(system, predictions):
     predictions: one system's, in the rows' order.
     """
     found = Counter(prediction["came_as"] for prediction in predictions if "came_as" in prediction)
-    lines = []
-    if chat := [f"{found[name]} had {name}" for name in ("tool_calls", "content", "function_call") if found[name]]:
-        lines.append(f"{system}: of {len(predictions)} answers, {', '.join(chat)}.")
+    refusals = [prediction for prediction in predictions if prediction["finish"] == "refused"]
+    retries = [prediction["retries"] for prediction in predictions if "retries" in prediction]
+    forms = ("tool_calls", "content", "function_call", "text")
+    parts = [f"{found[name]} had {name}" for name in forms if found[name]]
+    if retries:  # older predictions don't have them
+        parts += [f"{len(refusals)} refused", f"retries: {sum(retries)}"]
+    lines = [f"{system}: of {len(predictions)} answers, {', '.join(parts)}."] if parts else []
+    if refusals:
+        reason = refusals[0].get("refusal", "")
+        lines.append(f"{system}: refused, and counted as broken: {listed(refusals)} (the first: {reason})")
     if found["no calls"]:
         lines.append(
             f"{system}: {found['no calls']} had an empty list of tool_calls and no text: each counts as [], an "
             "abstention. Some servers send the empty list with every message."
         )
-    if without := [prediction["id"] for prediction in predictions if prediction.get("came_as") == "nothing"]:
-        shown = ", ".join(without[:20]) + ", ..." * (len(without) > 20)
-        lines.append(f"{system}: {len(without)} had no text, and count as broken: {shown}")
+    if without := [prediction for prediction in predictions if prediction.get("came_as") == "nothing"]:
+        lines.append(f"{system}: {len(without)} had no text, and count as broken: {listed(without)}")
     return lines
+
+
+def listed(predictions):
+    """The ids of at most 20 predictions."""
+    return ", ".join(prediction["id"] for prediction in predictions[:20]) + ", ..." * (len(predictions) > 20)
 
 
 def merge(output_dir):

@@ -66,7 +66,10 @@ or merged into its base, with a chat template that renders the prompt from `mess
 `export.py --adapter folder`."""
 HOW_TO_LOAD_MERGED = (
     "With `AutoModelForCausalLM` and `tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)`"
-    " or any server that applies the chat template."
+    " or any server that applies the chat template.\n\n"
+    'Decoding is greedy: `generation_config.json` has `"temperature": 0.0`, since some servers ignore `do_sample`.\n'
+    "transformers warns of it, and refuses to save the model again once another generation setting has changed. This\n"
+    "line in front of `save_pretrained` cures it: `model.generation_config.temperature = None`."
 )
 RECIPE = (
     *("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_train_steps", "per_device_train_batch_size"),

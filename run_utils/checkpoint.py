@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, one_line
-from run_utils.files import read_json, write_json
+from run_utils.files import apply_umask, read_json, write_json
 
 FILES = (
     *("adapter_model.safetensors", "adapter_config.json", "args.yaml", "environment.json", "split.json"),
@@ -191,7 +191,8 @@ def write_checkpoint(folder, model, others, split):
     # this process only.
     weights = {name: weight for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
-    shutil.copy(split, folder)
+    apply_umask(folder / "adapter_model.safetensors")
+    shutil.copyfile(split, folder / split.name)
     for name, value in others.items():
         torch.save(value.state_dict(), folder / f"{name}.pt")
         try:

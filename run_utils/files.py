@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 from run_utils.errors import UserError, one_line
@@ -100,6 +101,19 @@ def naming_full_disk(path, needed, remedy):
             raise
         free = describe_free(Path(path).parent, needed)
         raise UserError(f"{path} could not be written: it needs {free}; {remedy}") from None
+
+
+def apply_umask(*paths):
+    """Give files the mode of a new file. safetensors 0.8 writes mode 0600, so a server under
+    another user could not read the weights."""
+    probe = paths[0].with_name(f"{paths[0].name}.incomplete")
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in paths:
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            with contextlib.suppress(OSError):  # a file system without modes
+                path.chmod(mode)
 
 
 def file_hash(path):

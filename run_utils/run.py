@@ -273,14 +273,14 @@ class Run:
 
     @on_main_process
     def finish(self, training, state, last_step):
-        """Make `adapter/` from the last or best checkpoint, without a resume's files, and print its
-        path."""
+        """Make `adapter/` from the last or best checkpoint, without a resume's files."""
         chosen = self.to_deliver(state)
         unfinished = self.output_dir / "incomplete-adapter"
         left_out = shutil.ignore_patterns("*.pt", "state.json", "*.incomplete")
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(self.output_dir / chosen, unfinished, ignore=left_out)
+            # copyfile: checkpoints of older versions have weights of mode 0600.
+            shutil.copytree(self.output_dir / chosen, unfinished, ignore=left_out, copy_function=shutil.copyfile)
             shutil.rmtree(self.output_dir / "superseded-adapter", ignore_errors=True)
             shutil.rmtree(self.adapter_dir, ignore_errors=True)
             unfinished.rename(self.adapter_dir)

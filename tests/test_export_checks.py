@@ -5,6 +5,9 @@ import errno
 import fcntl
 import json
 import os
+import re
+import shutil
+import stat
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from accelerate.state import AcceleratorState
 from conftest import leave_out
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import export
 from data_utils.example_rows import example_rows
@@ -128,6 +131,67 @@ def test_weights_that_change_on_their_way_to_the_disk_are_refused(export_here, m
     result, left = export_here()
     assert f"read back, 1 weights are not those merged, {name} first: nothing is exported" in one_line(result)
     assert left == []
+
+
+def test_token_ids_that_change_on_their_way_to_the_disk_are_refused(export_here, monkeypatch):
+    save_pretrained = PreTrainedTokenizerBase.save_pretrained
+
+    def save_changed(tokenizer, folder, **options):
+        save_pretrained(tokenizer, folder, **options)
+        file = folder / "tokenizer.json"
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"normalizer": {"type": "Lowercase"}}))
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", save_changed)
+    result, left = export_here()
+    assert "the tokenizer differs in the token ids of 200 of 200 prompts" in one_line(result)
+    assert "Nothing is exported" in one_line(result) and left == []
+
+
+def test_decoding_is_greedy_for_all_servers_and_the_card_has_the_line_to_save_it_again(export_here, tmp_path):
+    result, _ = export_here()
+    assert result.code == 0 and "Token ids of 200 prompts" in result.out, result.err
+    folder, again = tmp_path / "out" / "export", tmp_path / "again"
+    config = json.loads((folder / "generation_config.json").read_text())
+    assert config["do_sample"] is False and config["temperature"] == 0.0
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    input_ids = torch.tensor([[5, 6, 7]])
+    texts = [model.generate(input_ids, max_new_tokens=8).tolist() for _ in range(2)]
+    assert texts[0] == texts[1]
+    model.save_pretrained(again)  # unchanged
+    model.generation_config.max_new_tokens = 8
+    with pytest.raises(ValueError, match="temperature"):
+        model.save_pretrained(again)
+    (line,) = re.findall(r"cures it: `(.*)`", (folder / "README.md").read_text())
+    exec(line, {"model": model})
+    model.save_pretrained(again)
+    config = json.loads((again / "generation_config.json").read_text())
+    assert config["max_new_tokens"] == 8 and "temperature" not in config
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_server_under_another_user_may_read_the_export(
+    export_here, adapter, tmp_path, umask, file_mode, folder_mode, merge
+):
+    """safetensors writes mode 0600, and adapters of older versions have it."""
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapter, copy)
+    (copy / "adapter_model.safetensors").chmod(0o600)
+    if not merge:  # an adapter alone needs a base on the hub
+        args, environment = (copy / "args.yaml"), (copy / "environment.json")
+        args.write_text(yaml.safe_dump(yaml.safe_load(args.read_text()) | {"model_name_or_path": "some/model"}))
+        environment.write_text(json.dumps(json.loads(environment.read_text()) | {"base": "some/model"}))
+    before = os.umask(umask)
+    try:
+        result, left = export_here(adapter=copy, merge=merge)
+    finally:
+        os.umask(before)
+    assert result.code == 0 and left == ["export"], result.err
+    folder = tmp_path / "out" / "export"
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert stat.S_IMODE(folder.stat().st_mode) == folder_mode and set(modes.values()) == {file_mode}, modes
+    assert any(name.endswith(".safetensors") for name in modes)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

@@ -38,11 +38,11 @@ def test_training_is_equal_on_any_number_of_processes(runs):
     assert num_tokens.pop(10) < min(num_tokens.values())
     for processes, run in runs.items():
         # Equal tokens mean equal rows in each step.
-        for tag in ("train/completion_tokens", "train/learning_rate", "train/epoch"):
+        for tag in ("train/completion_tokens", "train/num_tokens", "train/learning_rate", "train/epoch"):
             assert curve(run, tag) == curve(one, tag), (processes, tag)
         for tag in ("eval/json_valid", "eval/exact_match"):
             assert curve(run, tag) == curve(one, tag), (processes, tag)
-        for tag in ("train/loss", "train/grad_norm", "eval/loss"):
+        for tag in ("train/loss", "train/grad_norm", "eval/loss", "eval/token_accuracy"):
             torch.testing.assert_close(values(run, tag), values(one, tag), rtol=1e-5, atol=0)
         for moment, expected in zip(*(first_moments(folder / "checkpoint-12") for folder in (run, one)), strict=True):
             torch.testing.assert_close(moment, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())

@@ -3,8 +3,10 @@
 import gzip
 import json
 import math
+import os
 import re
 import shutil
+import stat
 
 import pytest
 import torch
@@ -62,6 +64,20 @@ def test_a_checkpoint_holds_the_run_and_not_the_base(train_here, flags):
     assert environment["prompt_format"] == "tags-1" and environment["torch"] == torch.__version__
     assert "after 2 optimizer steps of `train.py`" in (checkpoint / "README.md").read_text()
     assert read_args(checkpoint)["lora_r"] == flags["lora_r"] and "resume_from_checkpoint" not in read_args(checkpoint)
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_another_user_may_read_the_run_if_the_umask_allows_it(train_here, flags, umask, file_mode, folder_mode):
+    before = os.umask(umask)
+    try:
+        output_dir = train_here(flags | {"max_train_steps": 1})
+    finally:
+        os.umask(before)
+    paths = [output_dir, *output_dir.rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths if path.is_dir()} == {folder_mode}
+    modes = {str(path.relative_to(output_dir)): stat.S_IMODE(path.stat().st_mode) for path in paths if path.is_file()}
+    assert set(modes.values()) == {file_mode}, modes
+    assert {"adapter/adapter_model.safetensors", "checkpoint-1/adapter_model.safetensors"} <= modes.keys()
 
 
 def test_args_yaml_repeats_the_run(run_here, train_here, flags, tmp_path):
@@ -357,6 +373,7 @@ def test_early_stopping_ends_a_run_as_finished(run_here, flags):
     assert json.loads((output_dir / "adapter" / "environment.json").read_text())["global_step"] == stop
 
 
+@pytest.mark.slow
 def test_a_resume_goes_on_counting_and_with_more_patience_goes_on_training(train_here, flags, tmp_path):
     straight = train_here(flags | RISING | {"output_dir": tmp_path / "straight"})
     stop = curve(straight, "eval/loss")[-1][0]

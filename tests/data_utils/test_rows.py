@@ -64,6 +64,7 @@ def test_rows_are_read_from_the_cache_until_their_source_changes(name, tmp_path,
     assert load_rows(str(source), max_bad_rows=1) == fresh
     assert capsys.readouterr().err == printed and "rows without calls: 3\n" in printed
     (stored,) = (tmp_path / "cache").glob("*/*")
+    assert stored.stat().st_mode == file.stat().st_mode  # safetensors writes mode 0600
     save_file(
         load_file(stored) | {"others": np.frombuffer(json.dumps([{}, EMPTY_SUMMARY]).encode(), dtype=np.uint8)}, stored
     )

@@ -604,6 +604,53 @@ def test_the_chat_template_reads_and_refuses_the_same_tools_as_flat_tools():
     assert read > 50 and refused > 50
 
 
+def rendered_by_minijinja(messages, tools):
+    """minijinja is the engine of servers in Rust. The values are literals: it reads Python's dicts
+    with their methods as keys."""
+    import minijinja
+
+    environment = minijinja.Environment(auto_escape_callback=lambda name: False)
+
+    def raise_exception(message):
+        raise TemplateError(message)
+
+    environment.add_function("raise_exception", raise_exception)
+    values = {"messages": messages, "tools": tools}
+    literals = "".join(f"{{%- set {name} = {to_json(value)} -%}}" for name, value in values.items())
+    return environment.render_str("{%- set null = none -%}" + literals + CHAT_TEMPLATE)
+
+
+def test_minijinja_renders_and_refuses_like_jinja2():
+    pytest.importorskip("minijinja")
+    messages, num_read = [{"role": "user", "content": "it's <q>"}], 0
+    drawn = [[{"name": "f", "inputSchema": draw_parameters(seed) | {"$defs": DEFINITIONS}}] for seed in range(20)]
+    odd = [odd_tools(random.Random(seed), seed) for seed in range(30)]
+    for tools in drawn + odd:
+        if "%C3%A9" in to_json(tools):  # without Python's bytes, a template decodes only ASCII
+            continue
+        try:
+            expected = rendered(messages, tools)
+            num_read += 1
+        except TemplateError as error:
+            with pytest.raises(TemplateError, match=re.escape(str(error))):
+                rendered_by_minijinja(messages, tools)
+        else:
+            assert rendered_by_minijinja(messages, tools) == expected, json.dumps(tools)
+    assert num_read > 10
+
+
+def test_minijinja_renders_conversations_like_jinja2():
+    pytest.importorskip("minijinja")
+    written = ['{"a": 1.0, "b":[true,null] }', '{"a": "x\\"y\\\\", "\\u003c": "\\n\\/"}', "{}", '\n{\t"a": "it\'s" }']
+    for arguments in [*written, {"a": [1.5, {"b": "<&'>\\u0027"}]}, {}, None]:
+        messages = [
+            {"role": "user", "content": [{"type": "text", "text": "q"}]},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]},
+            {"role": "tool", "content": {"temperature": 1.0, "words": "it's"}},
+        ]
+        assert rendered_by_minijinja(messages, []) == rendered(messages, []), arguments
+
+
 def test_the_chat_template_renders_the_demo_s_prompts():
     for row in generate_rows(100, seed=5):
         tools = json.loads(row["tools"])

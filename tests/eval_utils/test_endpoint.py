@@ -21,10 +21,10 @@ from eval_utils.endpoint import Endpoint, complete
 from run_utils.errors import UserError
 
 # The prompt scripts its answers: one word a try, the last word repeatedly. A word is a status,
-# "slow", "hang", "cut", "page", "refused" (with the key), "repeat" (the key), or "choice" with its
-# JSON.
+# "slow", "hang", "cut", "page", "refused" or "leak" (with the key), "repeat" (the key), or "choice"
+# with its JSON, or "error" with the body of a 400. Under the path /all-500/v1 everything is a 500.
 SERVER = r"""
-import collections, http.server, json, threading, time
+import collections, http.server, json, re, threading, time
 
 lock, tries, record, running = threading.Lock(), collections.Counter(), {"most": 0, "requests": []}, [0]
 
@@ -38,13 +38,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if "messages" in body:
             body["prompt"] = body["messages"][-1]["content"]
-        script = body["prompt"].split(":")[0].split()
+        script = re.findall("/all-([0-9]+)/", self.path) or body["prompt"].split(":")[0].split()
         with lock:
             running[0] += 1
             record["most"] = max(record["most"], running[0])
             record["requests"].append({"path": self.path, "key": self.headers["Authorization"], "body": body})
             word = script[min(tries[body["prompt"]], len(script) - 1)]
             tries[body["prompt"]] += 1
+            if word == "500" and "fatal" in body["prompt"]:
+                record["dead"] = True
+            word = "500" if record.get("dead") else word
         try:
             self.answer(word, body)
         finally:
@@ -65,6 +68,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if word == "refused":
             message = "x" * 180 + " bad key " + self.headers["Authorization"]
             return self.reply(401, json.dumps({"error": {"message": message}}))
+        if word == "leak":
+            return self.reply(400, json.dumps({"error": {"message": "bad schema " + self.headers["Authorization"]}}))
+        if word == "error":
+            return self.reply(400, body["prompt"].split(":", 1)[1])
         if word == "repeat":
             body["prompt"] = self.headers["Authorization"]
         if word.isdigit() and word != "200":
@@ -140,7 +147,7 @@ def test_completions_are_in_order_of_finish_and_requests_are_greedy(url, monkeyp
     completions = dict(completions)
     seconds = [completions[index].pop("seconds") for index in range(4)]
     assert min(seconds) > 0 and 0.3 < sum(seconds) <= wall  # the total time, despite concurrency
-    counted = {"num_tokens": 7, "num_prompt_tokens": 3, "finish": "end", "came_as": "text"}
+    counted = {"num_tokens": 7, "num_prompt_tokens": 3, "finish": "end", "came_as": "text", "retries": 0}
     assert completions[0] == {"text": "said slow: a", **counted}
     assert completions[1] == {"text": "said 200: b", **counted}
     assert (completions[2]["text"], completions[2]["finish"]) == ("said cut: é", "length")
@@ -172,17 +179,18 @@ def test_as_many_requests_as_asked_run_at_once(url, concurrency):
 
 
 def test_a_passing_fault_is_tried_again(url):
-    prompts = ["500 500 200: a", "429 200: b", "hang 200: c", "503 200: d"]
+    prompts = ["500 200: a", "429 200: b", "hang 200: c", "503 503 200: d", "500 503 200: e"]
     completions = dict(complete(url, "m", prompts, 4, timeout=1))
-    assert [completions[i]["text"] for i in range(4)] == [f"said {prompt}" for prompt in prompts]
+    assert [completions[i]["text"] for i in range(5)] == [f"said {prompt}" for prompt in prompts]
     tries = [request["body"]["prompt"] for request in record_of(url)["requests"]]
-    assert [tries.count(prompt) for prompt in prompts] == [3, 2, 2, 2]
+    assert [tries.count(prompt) for prompt in prompts] == [2, 2, 2, 3, 3]
+    assert [completions[i]["retries"] for i in range(5)] == [1, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
     ("script", "tries", "message"),
     [
-        ("500", 2, r"{url} fails on some/model, tried 2 times \(500: as scripted\): see the server's log"),
+        ("503", 2, r"{url} fails on some/model, tried 2 times \(503: as scripted\): see the server's log"),
         (
             "429",
             2,
@@ -196,7 +204,6 @@ def test_a_passing_fault_is_tried_again(url):
             1,
             r"{url} has no model some/model, .* \(404: as scripted\): {url}/models lists its models",
         ),
-        ("422", 1, r"{url} refuses the request for some/model \(422: as scripted\)"),
         ("page", 1, r"{url} does not answer like an OpenAI-compatible server \(.*\): does its address end in /v1\?"),
     ],
 )
@@ -212,9 +219,72 @@ def test_a_lasting_fault_is_one_line(url, script, tries, message):
 def test_a_prompt_that_the_server_has_no_room_for_is_no_error(url):
     completions = dict(complete(url, "m", ["400: long", "200: b"], 4))
     assert completions[0].pop("seconds") >= 0
-    assert completions[0] == {"text": "", "num_tokens": 0, "finish": "too_long"} and completions[1]["finish"] == "end"
-    with pytest.raises(UserError, match="refuses the request for m .400: as scripted"):
-        list(complete(url, "m", ["400: a"], 4))
+    assert completions[0] == {"text": "", "num_tokens": 0, "finish": "too_long", "retries": 0}
+    assert completions[1]["finish"] == "end"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # vLLM, two of its checks
+        {"error": {"message": "This model's maximum context length is 2048 tokens. However, you requested 3000"}},
+        {"error": {"message": "The decoder prompt (length 3000) is longer than the maximum model length of 2048."}},
+        {"error": {"message": "max_tokens must be below max_model_len"}},
+        # llama.cpp
+        {"error": {"code": 400, "message": "the request is too large", "type": "exceed_context_size_error"}},
+        {"error": {"code": 400, "message": "the request is too large", "n_prompt_tokens": 3000, "n_ctx": 2048}},
+    ],
+)
+def test_servers_words_for_an_overlong_prompt_are_understood(url, body):
+    ((_, completion),) = complete(url, "m", [f"error:{json.dumps(body)}"], 4)
+    assert completion["finish"] == "too_long"
+
+
+@pytest.mark.parametrize("form", ["text", "chat"])
+def test_a_refused_prompt_is_asked_once_and_a_repeated_500_twice(url, form):
+    """Neither stops the other rows."""
+    prompts = ["500: schema", "422: schema", "400: schema", "content: a"]
+    sent = prompts if form == "text" else [(prompt, []) for prompt in prompts]
+    completions = dict(complete(url, "m", sent, 4))
+    refused = [{key: completions[i][key] for key in ("text", "finish", "refusal", "retries")} for i in range(3)]
+    assert refused == [
+        {"text": "", "finish": "refused", "refusal": f"{status}: as scripted", "retries": retries}
+        for status, retries in ((500, 1), (422, 0), (400, 0))
+    ]
+    assert completions[3]["finish"] == "end"
+    asked = [request["body"] for request in record_of(url)["requests"]]
+    asked = [body["prompt"] for body in asked]
+    assert [asked.count(prompt) for prompt in prompts] == [2, 1, 1, 1]
+
+
+def test_equal_prompts_do_not_count_as_a_repeated_500(url):
+    completions = dict(complete(url, "m", ["500 500 200: a"] * 2, 4))
+    assert [completions[i]["text"] for i in range(2)] == ["said 500 500 200: a"] * 2
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (500, r"{url} fails on m, tried 2 times \(500: as scripted\): see the server's log"),
+        (422, r"{url} refuses the request for m \(422: as scripted\)"),
+        (400, r"{url} refuses the request for m \(400: as scripted\)"),
+    ],
+)
+def test_a_server_that_refuses_a_short_prompt_too_stops_the_evaluation(url, status, message):
+    """A crashed server or a wrong setting: no row is counted as refused."""
+    url = url.replace("/v1", f"/all-{status}/v1")
+    with pytest.raises(UserError) as caught:
+        list(complete(url, "m", ["200: a", "200: b"], 4))
+    assert re.fullmatch(message.replace("{url}", url), str(caught.value)), str(caught.value)
+
+
+def test_a_server_that_crashes_later_does_not_refuse_the_remaining_prompts(url):
+    """Its rows stay unanswered: the same command asks for them again."""
+    answered = []
+    with pytest.raises(UserError, match="fails on m, tried 2 times .500: as scripted"):
+        for index, _ in complete(url, "m", ["200: a", "500: fatal", "200: c"], 4, concurrency=1):
+            answered.append(index)
+    assert answered == [0]
 
 
 def test_an_unreachable_server_is_one_line():
@@ -388,13 +458,29 @@ def test_the_origins_of_the_texts_are_counted_and_answers_without_text_are_named
     result = run_here(evaluate, flags)
     assert result.code == 0, result.err
     shown = " ".join(result.out.split())
-    assert "endpoint: of 4 answers, 1 had tool_calls, 1 had content." in shown
+    assert "endpoint: of 4 answers, 1 had tool_calls, 1 had content, 0 refused, retries: 0." in shown
     assert "endpoint: 1 had an empty list of tool_calls and no text: each counts as []" in shown
     assert "endpoint: 1 had no text, and count as broken: 3" in shown
     assert outcomes(tmp_path / "out") == {"0": "right", "1": "right", "2": "missed call", "3": "unparseable"}
     figures = json.loads((tmp_path / "out" / "metrics.json").read_text())["systems"]["endpoint"]
     assert figures["came_as"] == {"content": 1, "tool_calls": 1, "no calls": 1, "nothing": 1}
     assert figures["call_table"]["gold_calls"] == {"calls": 2, "abstains": 1, "broken": 1}
+
+
+def test_refusals_and_retries_are_counted_and_shown(url, tmp_path, run_here):
+    flags = endpoint_flags(
+        url, rows_of(tmp_path, ["content: a", "503 content: b", "500: c", "422: d"]), tmp_path / "out"
+    )
+    result = run_here(evaluate, flags)
+    assert result.code == 0, result.err
+    shown = " ".join(result.out.split())
+    assert "endpoint: of 4 answers, 2 had content, 2 refused, retries: 2." in shown
+    assert re.search(
+        r"endpoint: refused, and counted as broken: (2, 3|3, 2) \(the first: (500|422): as scripted\)", shown
+    )
+    assert outcomes(tmp_path / "out")["2"] == outcomes(tmp_path / "out")["3"] == "unparseable"
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())["systems"]["endpoint"]
+    assert figures["finish"] == {"end": 2, "refused": 2} and figures["came_as"] == {"content": 2}
 
 
 @pytest.mark.parametrize("text", [None, 5, [{"type": "text", "text": "[]"}], {"text": "[]"}, True])
@@ -456,7 +542,7 @@ def planted_in(folder, *texts):
 def test_credentials_of_an_endpoint_are_in_no_output(url, tmp_path, run_here, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "PLANTED-key")
     address = url.replace("://", "://ada:PLANTED-password@")
-    data, folder = rows_of(tmp_path, ["content: a", "200: none"]), tmp_path / "out"
+    data, folder = rows_of(tmp_path, ["content: a", "200: none", "leak: b"]), tmp_path / "out"
     runs = [run_here(evaluate, endpoint_flags(address, data, folder))]
     runs += [run_here(evaluate, endpoint_flags(address, data, folder))]  # resumes: the same server
     runs += [run_here(evaluate, {"rescore": folder})]

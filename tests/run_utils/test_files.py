@@ -31,7 +31,9 @@ DAMAGED = {
     "long number": b'{"a": ' + b"9" * 10_000 + b"}",
 }
 ROW = {"id": "a", "query": "q", "tools": '[{"name": "f"}]', "answers": "[]"}
-PREDICTION = {"system": "prompted", "id": "a", "text": "[]", "finish": "end", "num_tokens": 1, "seconds": 0.1}
+PREDICTION = {
+    "system": "prompted", "id": "a", "text": "[]", "finish": "end", "num_tokens": 1, "num_prompt_tokens": 9, "seconds": 0.1
+}  # fmt: skip
 ARGS = {"systems": ["prompted"], "prompt_format": "tags-1", "dataset_name": "d", "model_name_or_path": "m"}
 
 
@@ -124,7 +126,7 @@ FIELDS = (
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.sampled_from([*PREDICTION, "came_as"]), FIELDS))
+@given(st.dictionaries(st.sampled_from([*PREDICTION, "came_as", "retries", "refusal"]), FIELDS))
 def test_a_prediction_of_any_types_is_scored_or_dropped(tmp_path_factory, fields):
     path = tmp_path_factory.getbasetemp() / "predictions-0.jsonl"
     path.write_text(json.dumps(PREDICTION | fields) + "\n" + json.dumps(PREDICTION))
