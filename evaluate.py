@@ -22,7 +22,7 @@ from typing import Literal
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.systems import SYSTEMS
-from run_utils.arguments import argument, check_limits, parse_arguments
+from run_utils.arguments import argument, check_limits, number_or_auto, parse_arguments
 from run_utils.errors import require, run_script, say
 
 
@@ -77,12 +77,15 @@ class EvaluationArguments:
     )
     dtype: Literal["auto", "bf16", "fp32"] = argument("auto", "auto: bf16 on CUDA, fp32 on a CPU")
     max_new_tokens: int = argument(512, above=0)
-    batch_tokens: int = argument(65536, "Tokens of the cache of keys and values, new ones included", above=0)
+    batch_tokens: str = argument(
+        "auto", "Tokens of the cache of keys and values, new ones included; auto: by free GPU memory", above=0
+    )
 
     output_dir: str | None = argument(None, "By default evaluation/ beside the adapter", group="Output")
     overwrite_output_dir: bool = argument(False)
 
     def __post_init__(self):
+        self.batch_tokens = number_or_auto("batch_tokens", self.batch_tokens)
         check_limits(self)
         if self.rescore or self.compare:
             require(not (self.rescore and self.compare), "--rescore and --compare do not go together")
@@ -114,16 +117,18 @@ if __name__ == "__main__":
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
+from data_utils.chat_format import NO_GRAMMAR, find_format
 from data_utils.few_shot import shots_identity
 from data_utils.held_out import held_out_rows
 from demo.rows import GENERATORS
 from eval_utils.comparison import compare_folders, score_folder
 from eval_utils.endpoint import Endpoint
 from eval_utils.folder import EvaluationFolder
+from eval_utils.predictions import predict
 from model_utils.adapter_files import read_adapter
+from model_utils.cache_size import cache_tokens
 from model_utils.generation import generated_by
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
 from model_utils.systems import open_systems
@@ -146,16 +151,29 @@ def main(args):
     if any(SYSTEMS[name].grammar for name in args.systems):
         import_xgrammar()  # a missing package fails now, not after hours of the other systems
     tokenizer = base = None
-    if args.systems != ["endpoint"]:
+    prompt_format = PROMPT_FORMATS[args.prompt_format]
+    if args.systems != ["endpoint"] or args.prompt_format == "chat":
         source = model_source(args, adapter)
-        tokenizer, base = load_tokenizer(source), load_base_model(source, accelerator)
+        tokenizer = load_tokenizer(source)
+        prompt_format = find_format(args.prompt_format, tokenizer, adapter.prompt_hash if adapter else None)
+    if args.systems != ["endpoint"]:
+        base = load_base_model(source, accelerator)
 
-    identity = identity_of(args, adapter, base, data, accelerator.mixed_precision)
+    identity = identity_of(args, adapter, base, data, accelerator.mixed_precision, prompt_format=prompt_format)
     check_alike(identity | {"--systems": args.systems})
     folder = EvaluationFolder(args.output_dir, identity, accelerator)
-    record = environment_record(**identity)
+    record = environment_record(**identity, cache_tokens=cache_tokens(base, args.batch_tokens) if base else None)
     run_on_main(accelerator, lambda: folder.prepare(args, data.rows, data.in_training, record))
-    for number, (name, system) in enumerate(systems_of(args, base, tokenizer, adapter, data.shots), start=1):
+    systems = systems_of(
+        args,
+        base,
+        tokenizer,
+        adapter,
+        prompt_format=prompt_format,
+        shots=data.shots,
+        batch_tokens=record["cache_tokens"],
+    )
+    for number, (name, system) in enumerate(systems, start=1):
         todo, processes = folder.rows_to_answer(name, data.rows)
         label = f"{name}, system {number} of {len(args.systems)}" + f", 1 of {processes} processes" * (processes > 1)
         folder.append(progress(predict(name, system, todo, processes), label, len(todo)))
@@ -182,14 +200,19 @@ def inherit(args, adapter):
         if "inherited" in field.metadata and getattr(args, field.name) is None:
             setattr(args, field.name, trained_with.get(field.name, field.metadata["inherited"]))
     check_limits(args)  # the adapter's file may hold any number
+    if args.prompt_format == "chat":
+        require(not any(SYSTEMS[name].grammar for name in args.systems), NO_GRAMMAR)
+        as_chat = "endpoint" not in args.systems or args.endpoint_api == "chat"
+        require(as_chat, "--prompt_format chat needs --endpoint_api chat, whose server has the template")
+        require(args.model_name_or_path, "--prompt_format chat needs --model_name_or_path, for its template")
     run_dir = Path(args.adapter).parent if args.adapter else Path("runs")
     args.output_dir = args.output_dir or str(run_dir / "evaluation")
 
 
-def identity_of(args, adapter, base, data, mixed_precision):
+def identity_of(args, adapter, base, data, mixed_precision, *, prompt_format):
     """Everything behind the answers, as JSON values. A folder with another identity is refused."""
     alone = {name: system for name, system in SYSTEMS.items() if not system.shots}  # as in older folders
-    formats = {name: PROMPT_FORMATS[system.prompt or args.prompt_format] for name, system in alone.items()}
+    formats = {name: PROMPT_FORMATS.get(system.prompt, prompt_format) for name, system in alone.items()}
     return {
         "prompt_format": args.prompt_format,
         "prompt_sha256": {name: format_hash(prompt_format) for name, prompt_format in formats.items()},
@@ -202,42 +225,23 @@ def identity_of(args, adapter, base, data, mixed_precision):
         "mixed_precision": mixed_precision,
         "decoding": {"strategy": "greedy", "max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens},
         "merge_adapter": args.merge_adapter,
+        "chat_markers": prompt_format.markers._asdict() if args.prompt_format == "chat" else None,
         "endpoint": [redact(args.endpoint), args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
-    } | shots_identity(PROMPT_FORMATS[args.prompt_format], data.shots)
+    } | shots_identity(prompt_format, data.shots)
 
 
-def systems_of(args, base, tokenizer, adapter, shots):
-    """`(name, system)` of each of --systems: the server's, the base's, then the adapter's."""
-    options = {"max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens, "shots": shots}
+def systems_of(args, base, tokenizer, adapter, *, prompt_format, **options):
+    """`(name, system)` of each of --systems: the server's, the base's, then the adapter's. options:
+    more of System's."""
+    options["max_new_tokens"] = args.max_new_tokens
     names = [name for name in args.systems if not SYSTEMS[name].server]
     if len(names) < len(args.systems):
-        prompt_format, as_chat = PROMPT_FORMATS[args.prompt_format], args.endpoint_api == "chat"
+        as_chat = args.endpoint_api == "chat"
         server = Endpoint(args.endpoint, args.endpoint_model, prompt_format, args.max_new_tokens, as_chat=as_chat)
         yield "endpoint", server
     yield from open_systems(
-        names, base, tokenizer, prompt_format=args.prompt_format, adapter=adapter, merge=args.merge_adapter, **options
+        names, base, tokenizer, prompt_format=prompt_format, adapter=adapter, merge=args.merge_adapter, **options
     )
-
-
-def predict(name, system, rows, processes):
-    """Yields predictions (dicts, lines of predictions.jsonl) in the order in which the rows finish.
-
-    A row's seconds are divided by the number of processes: the sum over rows is the elapsed time.
-    """
-    for index, answer in system.answer(rows):
-        row = rows[index]
-        prompt = system.prompt_format.render(row.query, row.tools)
-        answer = answer if SYSTEMS[name].server else answer._asdict()
-        if SYSTEMS[name].grammar and answer["finish"] != "too_long":
-            answer["gold_in_grammar"] = system.can_generate(row)
-        yield {
-            "id": row.id,
-            "system": name,
-            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()[:16],
-            **answer,
-            "seconds": answer["seconds"] / processes,
-            "gold": json.loads(row.answers),  # for people who read the file
-        }
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ import shutil
 from pathlib import Path
 
 from data_utils.chat import TEMPLATES
+from data_utils.chat_format import find_format
 from data_utils.example_rows import example_rows, example_texts
-from data_utils.prompt import PROMPT_FORMATS
 from eval_utils.model_card import write_export_card
 from model_utils.adapter_files import read_adapter
 from model_utils.adapters import load_adapter
@@ -98,12 +98,13 @@ def main(args):
 def write_merged(args, adapter, folder):
     """Write the base with the adapter in its weights, and read it back. Raises UserError if merging
     changes the logits, or writing the weights."""
-    if adapter.prompt_format not in TEMPLATES:
+    if adapter.prompt_format not in (*TEMPLATES, "chat"):  # chat: the base's own
         raise UserError(f"the prompt format {adapter.prompt_format} has no chat template: add it to data_utils/chat.py")
-    prompt_format = PROMPT_FORMATS[adapter.prompt_format]
     accelerator = start_accelerator(args.dtype, alone=True)
     source = model_source(args, adapter)
-    tokenizer, base = load_tokenizer(source), load_base_model(source, accelerator)
+    tokenizer = load_tokenizer(source)
+    prompt_format = find_format(adapter.prompt_format, tokenizer, adapter.prompt_hash)
+    base = load_base_model(source, accelerator)
     num_bytes = sum(weight.numel() * weight.element_size() for weight in base.parameters())
     if shutil.disk_usage(folder).free < num_bytes:
         say(f"Warning: the merged model needs {describe_free(folder, num_bytes)}: make room while it is compared")
@@ -129,7 +130,7 @@ def write_merged(args, adapter, folder):
 
     # In the folder
     say(f"Writing {num_bytes / 2**30:.2f} GiB to {args.output_dir}, and reading them back ...")
-    describe_serving(merged, tokenizer, adapter.prompt_format)
+    describe_serving(merged, tokenizer, adapter.prompt_format, prompt_format)
     with naming_full_disk(args.output_dir, num_bytes, MAKE_ROOM):
         save_tokenizer(tokenizer, source, folder)
         save_model(merged, folder)
@@ -138,7 +139,7 @@ def write_merged(args, adapter, folder):
 
     # From the folder, with the same token ids and weights
     prompts = sample_prompts(adapter.folder, tokenizer, prompt_format)
-    check_tokenizer(tokenizer, source, folder, prompts)
+    check_tokenizer(tokenizer, source, folder, prompts, prompt_format.end_token)
     written = weight_hashes(merged)
     del model, merged, base
     exported = load_base_model(ModelSource(str(folder)), accelerator)

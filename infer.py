@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
-from run_utils.arguments import argument, check_limits, parse_arguments
+from run_utils.arguments import argument, check_limits, number_or_auto, parse_arguments
 from run_utils.errors import UserError, require, run_script, say
 from run_utils.files import encodes
 
@@ -45,7 +45,9 @@ class InferenceArguments:
     strict: bool = argument(False, "Exit code 1 if calls misfit the tools, or a tool is left out")
     format: Literal["xlam", "openai"] = argument("xlam", "A list of calls, or OpenAI's tool_calls")
     max_new_tokens: int = argument(512, above=0)
-    batch_tokens: int = argument(65536, "For --input: tokens in the cache of keys and values", above=0)
+    batch_tokens: str = argument(
+        "auto", "For --input: tokens in the cache of keys and values; auto: by free GPU memory", above=0
+    )
 
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint", group="Model")
     system: Literal["raw", "prompted", "adapter"] | None = argument(None, "adapter if given, else prompted")
@@ -58,6 +60,7 @@ class InferenceArguments:
     dtype: Literal["auto", "bf16", "fp32"] = argument("auto", "auto: bf16 on CUDA, fp32 on a CPU")
 
     def __post_init__(self):
+        self.batch_tokens = number_or_auto("batch_tokens", self.batch_tokens)
         check_limits(self)
         if self.input or self.output:
             self.query = None  # the demo recipe has one
@@ -92,11 +95,13 @@ import itertools
 import signal
 import sys
 
+from data_utils.chat_format import NO_GRAMMAR, find_format
 from data_utils.requests import read_requests
 from data_utils.rows import Row
 from data_utils.tool_files import read_tools_and_say
 from model_utils.adapter_files import read_adapter
 from model_utils.answer_file import answer_file
+from model_utils.cache_size import cache_tokens
 from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
 from model_utils.replies import as_text, replies
 from model_utils.systems import open_systems
@@ -131,7 +136,7 @@ def main(args):
             print(reply.text, file=sys.stderr)
             raise UserError(f"the output above is not a list of calls to these tools: {reply.problem}")
         print(as_text(reply.calls, args.format))
-        for sentence in reply.misfits:
+        for sentence in reply.remarks:
             say(sentence)
         if args.strict and reply.misfits:
             raise UserError("the calls do not fit the tools, and --strict is set")
@@ -142,18 +147,21 @@ def load_systems(args, adapter):
     first, the adapter with its system."""
     own_format = adapter.prompt_format if adapter else args.prompt_format or "tags-1"
     require(args.prompt_format in (None, own_format), f"{args.adapter} was trained with --prompt_format {own_format}")
+    require(own_format != "chat" or not args.constrained, NO_GRAMMAR)
     accelerator = start_accelerator(args.dtype, alone=True)
     source = model_source(args, adapter)
-    tokenizer, base = load_tokenizer(source), load_base_model(source, accelerator)
+    tokenizer = load_tokenizer(source)
+    prompt_format = find_format(own_format, tokenizer, adapter.prompt_hash if adapter else None)
+    base = load_base_model(source, accelerator)
     for name, system in open_systems(
         ["raw", "prompted"] + ["adapter"] * bool(adapter) if args.compare else [args.system],
         base,
         tokenizer,
-        prompt_format=own_format,
+        prompt_format=prompt_format,
         adapter=adapter,
         merge=args.merge_adapter,
         max_new_tokens=args.max_new_tokens,
-        batch_tokens=args.batch_tokens if args.input else 1,
+        batch_tokens=cache_tokens(base, args.batch_tokens) if args.input else 1,
     ):
         yield name, dataclasses.replace(system, grammar=args.constrained)
 

@@ -43,7 +43,8 @@ class TrainingArguments:
     )
     dataset_config_name: str | None = argument(None)
     dataset_revision: str | None = argument(None)
-    prompt_format: Literal[*PROMPT_FORMATS] = argument("tags-1", "A format of data_utils/prompt.py")
+    prompt_format: Literal[*PROMPT_FORMATS] = argument("tags-1", "A format of data_utils/prompt.py, or chat")
+    train_words: bool = argument(True, "With chat: turns in words as they are; false: as empty turns")
     eval_dataset_name: str | None = argument(None, "Rows to evaluate on instead of rows held out")
     eval_fraction: float = argument(0.05, "Share of the valid rows held out", at_least=0, below=1)
     eval_split: Literal["random", "tools"] = argument("random", "tools: training has no tool of a held-out row")
@@ -203,7 +204,7 @@ def main(args):
 
     # Base model under a fresh adapter
     model, engine, record = load_model(args, source, data, accelerator, max_new_tokens=DECODING["max_new_tokens"])
-    system = System(model, tokenizer, PROMPT_FORMATS[args.prompt_format], **DECODING, engine=engine)
+    system = System(model, tokenizer, data.prompt_format, **DECODING, engine=engine)
     flops = count_flops(model, args.gradient_checkpointing, peak_flops(accelerator))
     enable_speedups(model, args, accelerator)
     token_loss = torch.compile(cross_entropy, **COMPILE) if args.torch_compile else cross_entropy

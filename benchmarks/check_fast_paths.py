@@ -49,6 +49,7 @@ from demo.rows import GENERATORS
 from model_utils.attention import ISOLATED, isolated_attention
 from model_utils.cuda_graphs import use_cuda_graphs
 from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
+from model_utils.fused_modules import kernels
 from model_utils.generation import generate
 from model_utils.speed import COMPILE, compile_layers, use_liger_kernels
 from run_utils.errors import describe_error
@@ -236,21 +237,24 @@ def main():
         print(f"dropout of a compiled layer: output and gradients off by {', '.join(f'{share:.1e}' for share in off)}")
         return max(off)
 
-    def decoding_error(sliding_window):
+    def decoding_error(sliding_window, decode_kernel=None):
         """Eight slots filled to different lengths: this device's path, in bf16 on a GPU, against
-        the CPU's mask in float32."""
+        the CPU's mask in float32. decode_kernel: the path's kernel, None for PyTorch's."""
         lengths = torch.tensor([1, 15, 16, 17, 300, 128, 129, 400], dtype=torch.int32)
         states = torch.randn(8, 32, 1, 128), torch.randn(8, 8, 400, 128), torch.randn(8, 8, 400, 128)
         dtype = torch.bfloat16 if on_gpu else torch.float32
         wanted, got = (
             isolated_attention(
                 None, *(state.to(device, to) for state in states), None, 128**-0.5,
-                slot_lengths=lengths.to(device), sliding_window=sliding_window,
+                slot_lengths=lengths.to(device), sliding_window=sliding_window, decode_kernel=kernel,
             )[0].cpu().flatten(1)
-            for device, to in (("cpu", torch.float32), (accelerator.device, dtype))
+            for device, to, kernel in (("cpu", torch.float32, None), (accelerator.device, dtype, decode_kernel))
         )  # fmt: skip
         off = ((got - wanted).norm(dim=1) / wanted.norm(dim=1)).max().item()
-        print(f"decoding, {sliding_window or 'all'} tokens seen: a slot's attention off by {off:.1e}", flush=True)
+        by = "Triton" if decode_kernel else "PyTorch"
+        print(
+            f"decoding by {by}, {sliding_window or 'all'} tokens seen: a slot's attention off by {off:.1e}", flush=True
+        )
         return off
 
     def num_different_texts():
@@ -279,7 +283,9 @@ def main():
     for column in ("path", "loss", "difference of the loss", "relative difference of the gradient"):
         table.add_column(column)
     wrong += dropout_errors()
-    wrong += ["decoding"] * (max(map(decoding_error, (None, 16))) > (1e-2 if on_gpu else 0))
+    decode_kernels = [None, kernels.decode] if on_gpu and kernels else [None]
+    errors = [decoding_error(window, kernel) for window in (None, 16) for kernel in decode_kernels]
+    wrong += ["decoding"] * (max(errors) > (1e-2 if on_gpu else 0))
     wrong += ["generation"] * (num_different_texts() > 0)
     wanted, bounds = {}, {}  # by whether the base is NF4
     for name, path in PATHS.items():

@@ -24,7 +24,9 @@ from benchmarks.train_throughput import SHAPES, make_model, make_rows
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import load_rows
 from data_utils.tokens import encode_prompts
+from model_utils.cache_size import cache_tokens
 from model_utils.generation import choose_engine, generate
+from run_utils.arguments import number_or_auto
 
 TAGS = PROMPT_FORMATS["tags-1"]
 
@@ -34,7 +36,7 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, default="4b")
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--new_tokens", type=int, default=96)
-    parser.add_argument("--batch_tokens", type=int, nargs="+", default=[131072, 65536, 16384])
+    parser.add_argument("--batch_tokens", nargs="+", default=["auto", "65536"])
     parser.add_argument("--work_dir", type=Path, default=Path("runs/benchmark"))
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,8 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=torch.bfloat16 if on_gpu else torch.float32, device_map="cuda" if on_gpu else "cpu"
     ).eval()
+
+    sizes = [cache_tokens(model, number_or_auto("batch_tokens", size)) for size in args.batch_tokens]
 
     def ours(batch_tokens, tools=None):
         done = list(generate(model, tokenizer, TAGS, prompts, args.new_tokens, batch_tokens=batch_tokens, tools=tools))
@@ -71,12 +75,11 @@ def main():
     )
     for column in ("system", "rows/s", "new tokens/s", "peak GiB"):
         table.add_column(column, justify="left" if column == "system" else "right")
-    runs = [(f"ours, {tokens:,} tokens of cache", lambda tokens=tokens: ours(tokens)) for tokens in args.batch_tokens]
+    runs = [(f"ours, {tokens:,} tokens of cache", lambda tokens=tokens: ours(tokens)) for tokens in sizes]
     if importlib.util.find_spec("xgrammar"):
         tools = [json.loads(row.tools) for row in rows]
         runs += [
-            (f"constrained, {tokens:,} tokens of cache", lambda tokens=tokens: ours(tokens, tools))
-            for tokens in args.batch_tokens
+            (f"constrained, {tokens:,} tokens of cache", lambda tokens=tokens: ours(tokens, tools)) for tokens in sizes
         ]
     runs += [
         # More rows in one batch fill an H200: the logits of all prompts, in float32.
@@ -88,7 +91,9 @@ def main():
     ]
     transformers(prompts[:2])  # libraries initialize themselves
     prompt_ids = encode_prompts(tokenizer, prompts)
+    start = time.perf_counter()
     choose_engine(model, prompt_ids, max(map(len, prompt_ids)) + args.new_tokens)  # a check once for each model
+    print(f"check of the model, with the compilation of kernels: {time.perf_counter() - start:.2f} s", flush=True)
     list(generate(model, tokenizer, TAGS, prompts[:2], 2, batch_tokens=4096))
     for name, run in runs:
         if on_gpu:

@@ -13,12 +13,12 @@ import torch
 
 from data_utils import cache
 from data_utils.supervision import LOSS_MASK, loss_weights
-from data_utils.tokens import encode_or_load, encode_texts
+from data_utils.tokens import encode_or_load, encode_texts, end_token_id
 
 
 class Example(NamedTuple):
     row_id: str
-    input_ids: np.ndarray  # int32 [tokens]: prompt, completion, end of sequence
+    input_ids: np.ndarray  # int32 [tokens]: prompt, completion, end of sequence or of the turn
     prompt_length: int  # in tokens
     loss_weights: np.ndarray  # float32 [tokens]: of each token's prediction; 0 for the first
 
@@ -45,14 +45,14 @@ def tokenize_rows(tokenizer, prompt_format, rows, max_length, *, loss_mask=LOSS_
     Prompt and completion are tokenised separately, so that the prompt's ids are the same as in
     inference. Large data sets are tokenised once and then read from the cache. The cache has no
     weights: they are made at each start."""
-    prompts = [prompt_format.render(row.query, row.tools) for row in rows]
-    completions = [prompt_format.completion(row.answers) for row in rows]
+    texts = [prompt_format.texts(row) for row in rows]
+    prompts, completions = [prompt for prompt, _ in texts], [completion for _, completion in texts]
     # A slow tokenizer cannot be serialised for the cache's key.
     if len(rows) < cache.FROM_ROWS or not tokenizer.is_fast:
         encoded = encode_texts(tokenizer, prompt_format, prompts, completions)
     else:
         encoded = encode_or_load(tokenizer, prompt_format, prompts, completions)
-    end = np.array([tokenizer.eos_token_id], dtype=np.int32)
+    end = np.array([end_token_id(tokenizer, prompt_format)], dtype=np.int32)
     examples, too_long = [], {}
     for row, prompt, text, completion in zip(rows, encoded.prompts, completions, encoded.completions, strict=True):
         if (length := len(prompt) + len(completion) + 1) > max_length:

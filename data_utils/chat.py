@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from data_utils.chat_turns import THOUGHT
 from data_utils.prompt import PROMPT_FORMATS, to_json
 from data_utils.tokens import encode_prompts, wants_bos
 from data_utils.tool_formats import TABLES
@@ -68,6 +69,33 @@ def response_template(tokenizer):
                 "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}},
             },
             "content": {"close": end, "content": "text"},
+        },
+    }
+
+
+def turn_template(chat_format):
+    """How `tokenizer.parse_response` and `transformers serve` read an answer of a ChatFormat whose
+    tokenizer has no response template. None for bare calls, which have no markers."""
+    markers = chat_format.markers
+    if not markers.start:
+        return None
+    call = "" if markers.is_list else "content."  # of a list, each call has its own keys
+    function = {"name": f"{{{call}name}}", "arguments": f"{{{call}{markers.arguments}}}"}
+    end = "|".join(map(re.escape, dict.fromkeys([markers.end_token, chat_format.tokenizer.eos_token])))
+    return {
+        "defaults": {"role": "assistant"},
+        "start_anchor": chat_format.opening(),
+        "fields": {
+            "reasoning_content": {"open": THOUGHT[0], "close": THOUGHT[1], "content": "text"},
+            "tool_calls": {
+                "open_pattern": rf"\s*{re.escape(markers.start)}",
+                "close_pattern": re.escape(markers.end) if markers.end else rf"(?={end})",
+                "repeats": True,
+                "content": "json",
+                "transform": {"type": "function", "function": function},
+                "transform_each": markers.is_list,
+            },
+            "content": {"close_pattern": rf"\s*(?:{end})", "content": "text"},
         },
     }
 

@@ -23,13 +23,15 @@ from data_utils.written_calls import parse_value
 # conversation share, even if each record holds the conversation up to another turn.
 CONVERSATION = "x-conversation"
 OPENING = "x-opening"
+MESSAGES, WORDS = "x-messages", "x-words"  # of the turn, see rows.Row
+OWN_KEYS = {"conversation": CONVERSATION, "opening": OPENING, "messages": MESSAGES, "words": WORDS}
 TOOL_COLUMNS = ("tools", "functions", "toolConfig")
 SYSTEM_COLUMNS = ("system", "systemInstruction", "system_instruction")
 LISTED_TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 
 NO_QUESTION = "turns left out, since nobody has asked yet"
 NOT_TRAINED = "turns left out, since they are not to be trained on (later turns' queries have them)"
-WORDS_DROPPED = "turns with words beside their calls, which are left out of the answer"
+WORDS_BESIDE = "turns with words beside their calls, which only --prompt_format chat trains on"
 
 
 class Layout(NamedTuple):
@@ -47,8 +49,8 @@ def as_records(record):
     `answers`, and a note for each turn that is left out in part or whole. Raises BadRow."""
     name = layout_of(record)
     if name == "xLAM":
-        if CONVERSATION in record or OPENING in record:  # somebody else's
-            record = {key: value for key, value in record.items() if key not in (CONVERSATION, OPENING)}
+        if any(key in record for key in OWN_KEYS.values()):  # somebody else's
+            record = {key: value for key, value in record.items() if key not in OWN_KEYS.values()}
         return name, [record], []
     layout = LAYOUTS[name]
     if missing := [column for column in layout.columns if record.get(column) is None]:
@@ -95,14 +97,15 @@ def as_request(record, tools=None):
             messages.pop()
         if not is_asked(messages):
             raise BadRow("a conversation in which nobody asks")
-        record = {**record, "query": render_messages(messages), "tools": listed}
+        record = {**record, "query": render_messages(messages), "tools": listed, MESSAGES: as_column(messages)}
     elif layout and record.get("function") is not None:
         record = guarded(name, from_leaderboard, {**record, "ground_truth": []})
     elif tools is not None and record.get("tools") is None:
         record = {**record, "tools": to_json(tools)}
     if isinstance(record.get("query"), str) and not record["query"].strip():
         raise BadRow("an empty query")
-    return {key: record.get(key) for key in ("id", "query", "tools")} | {"answers": "[]"}
+    columns = {key: record.get(key) for key in ("id", "query", "tools")}
+    return columns | {"answers": "[]", MESSAGES: record[MESSAGES] if layout and layout.messages else ""}
 
 
 def turns_of(record, tools, messages):
@@ -125,7 +128,7 @@ def turns_of(record, tools, messages):
         if role != "assistant":
             continue
         calls = [call for message in turn for call in message.get("tool_calls", [])]
-        words = any(message["content"].strip() for message in turn)
+        words = "\n".join(filter(str.strip, [message["content"] for message in turn]))
         if not words and not any("tool_calls" in message for message in turn):
             raise BadRow("a turn of the assistant without words or calls")
         if not is_asked(messages[:start]):
@@ -135,12 +138,18 @@ def turns_of(record, tools, messages):
             notes.append(NOT_TRAINED)
             continue
         if words and calls:
-            notes.append(WORDS_DROPPED)
+            notes.append(WORDS_BESIDE)
         fields = {"query": render_messages(messages[:start]), "tools": tools, "answers": json.dumps(calls)}
-        records.append({"id": f"{name}/{start}", **names, **fields})
+        own = names | {MESSAGES: as_column(messages[:start]), WORDS: words}
+        records.append({"id": f"{name}/{start}", **own, **fields})
     if not records and not notes:
         raise BadRow("a conversation without a turn of the assistant")
     return records, notes
+
+
+def as_column(messages):
+    """The messages as a Row's column, empty for a single question."""
+    return "" if [message["role"] for message in messages] == ["user"] else to_json(messages)
 
 
 def is_asked(messages):

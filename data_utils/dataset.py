@@ -3,11 +3,13 @@ code."""
 
 import functools
 import math
+from collections import defaultdict
 from typing import NamedTuple
 
 from data_utils import cache
 from data_utils.batching import TrainingData, mark_supervised, tokenize_rows
-from data_utils.prompt import PROMPT_FORMATS, check_format
+from data_utils.chat_format import find_format
+from data_utils.prompt import check_format
 from data_utils.rows import describe_bad_rows, shorten
 from data_utils.sources import load_rows
 from data_utils.split import near_repeats, set_apart, split_rows
@@ -27,6 +29,7 @@ class Data(NamedTuple):
     split: dict
     summary: list  # lines to print
     example: str  # the first training row's text, in a few lines
+    prompt_format: object  # a PromptFormat or a ChatFormat
 
     @property
     def examples(self):
@@ -43,6 +46,11 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     args: train.py's. positions: the model's number of positions. process: an Accelerator, or any
     object with `num_processes`, `process_index` and `main_process_first`. report: a file for the
     names of all bad rows if there are too many. generators: see load_rows. Raises UserError."""
+    prompt_format = find_format(args.prompt_format, tokenizer)
+    is_chat = prompt_format.end_token is not None
+    if is_chat:
+        prompt_format = prompt_format._replace(train_words=args.train_words)
+
     # Rows
     load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, report=report, generators=generators)
     rows, dropped = load(args.dataset_name, args.dataset_revision, config_name=args.dataset_config_name)
@@ -50,28 +58,38 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     if dropped:
         count = sum(map(len, dropped.values()))
         summary.append(f"Dropped {count} of {len(rows) + count} rows: {describe_bad_rows(dropped)}")
-    try:
-        for row in rows[:100]:
-            check_format(args.prompt_format, row.answers)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    refused = defaultdict(list)
+    if is_chat:  # its template may refuse conversations
+        rows = leave_out(rows, prompt_format.ask, refused)
+    else:
+        try:
+            for row in rows[:100]:
+                check_format(args.prompt_format, prompt_format, row)
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     # Split
     if args.eval_dataset_name:
         other_rows, _ = load(args.eval_dataset_name)
+        other_rows = leave_out(other_rows, prompt_format.ask, refused) if is_chat else other_rows
         train_rows, eval_rows, in_neither = set_apart(rows, other_rows, args.seed)
     else:
         train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+    parts = train_rows[: args.max_train_examples], eval_rows[: args.max_eval_examples]
+    if is_chat:  # answers that the template cannot write, such as several calls, stay in the split
+        parts = [leave_out(part, prompt_format.check, refused) for part in parts]
+        if refused:
+            count = sum(map(len, refused.values()))
+            summary.append(f"Left out {count} rows, which the chat template cannot write: {describe_bad_rows(refused)}")
 
     # Tokens
     max_length = min(args.max_seq_length, positions)
-    prompt_format = PROMPT_FORMATS[args.prompt_format]
     tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=max_length)
     if len(rows) >= cache.FROM_ROWS:
         say(f"Tokenising {len(rows):,} rows ...")
     with process.main_process_first():  # the others read main's token cache
-        train = tokenize(train_rows[: args.max_train_examples])
-        held_out = tokenize(eval_rows[: args.max_eval_examples])
+        train, held_out = map(tokenize, parts)
+    dropped |= refused
     dropped[f"longer than {max_length} tokens"] = [*train.too_long, *held_out.too_long]
     reason = "the row offers both held-out and other tools, or repeats a held-out row, or is of its conversation"
     dropped[f"in neither split: {reason}"] = [row.id for row in in_neither]
@@ -106,6 +124,10 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
             f"{len(split['near_repeats'])} of the {len(eval_rows)} held-out queries equal a training query except for "
             "case, blanks, numbers or names: evaluate.py shows exact match without them too"
         )
+    if in_words := sum(bool(row.words) and row.answers == "[]" for row in trained):
+        how = "as they are" if is_chat and args.train_words else "as turns without calls"
+        hint = "" if is_chat else ": --prompt_format chat trains the words"
+        summary.append(f"{in_words} of the {len(trained)} turns to train on are words, trained {how}{hint}")
     marked = mark_supervised(tokenizer, train.examples[0], most=MOST_SHOWN)
     example = f"One example; the loss is on the text between ⟦ and ⟧:\n{marked}"
 
@@ -118,7 +140,20 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         num_processes=process.num_processes,
         process_index=process.process_index,
     )
-    return Data(steps, held_out.examples, eval_rows, dropped, split, summary, example)
+    return Data(steps, held_out.examples, eval_rows, dropped, split, summary, example, prompt_format)
+
+
+def leave_out(rows, check, left_out):
+    """The rows that pass a check. The others go into `left_out`, `{reason: [ids]}`. check: a
+    function of a row that raises ValueError."""
+    kept = []
+    for row in rows:
+        try:
+            check(row)
+            kept.append(row)
+        except ValueError as error:
+            left_out[str(error)[:300]].append(row.id)
+    return kept
 
 
 def describe_too_long(examples, too_long, max_length, positions):
@@ -142,8 +177,8 @@ def describe_tokenizer(tokenizer, prompt_format, rows, *parts):
     lost = [row_id for part in parts for row_id in part.lost_answers]
     unknown = [row_id for part in parts for row_id in part.unknown_prompts]
     if lost:
-        completion = prompt_format.completion(next(row.answers for row in rows if row.id == lost[0]))
-        text = decode_answer(tokenizer, encode(tokenizer, [completion])[0].tolist())
+        _, completion = prompt_format.texts(next(row for row in rows if row.id == lost[0]))
+        text = decode_answer(tokenizer, encode(tokenizer, [completion], prompt_format.end_token)[0].tolist())
         same = next((place for place, pair in enumerate(zip(text, completion, strict=False)) if len(set(pair)) > 1), 0)
         start = max(0, same - 20)
         lines.append(

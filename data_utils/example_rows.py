@@ -4,19 +4,13 @@ to compare tokenizers with."""
 import itertools
 import json
 from pathlib import Path
-from typing import NamedTuple
 
+from data_utils.rows import Row
 from data_utils.tokens import encode_prompts
 
 FILE = Path(__file__).with_name("example_rows.json")
 # Texts that tokenizers normalise, split or join differently.
 DIFFICULT_TEXTS = Path(__file__).with_name("difficult_texts.json")
-
-
-class ExampleRow(NamedTuple):
-    query: str
-    tools: str  # JSON text, like the answers
-    answers: str
 
 
 def difficult_rows(words, count):
@@ -29,10 +23,11 @@ def difficult_rows(words, count):
 
 
 def example_rows():
-    return [ExampleRow(**record) for record in json.loads(FILE.read_text(encoding="utf-8"))]
+    records = json.loads(FILE.read_text(encoding="utf-8"))
+    return [Row(f"example {number}", **record) for number, record in enumerate(records, start=1)]
 
 
 def example_texts(tokenizer, prompt_format, rows):
     """Token ids (int32) of the prompts and answers of rows."""
-    texts = [prompt_format.render(row.query, row.tools) + prompt_format.completion(row.answers) for row in rows]
-    return encode_prompts(tokenizer, texts)
+    texts = ["".join(prompt_format.texts(row)) for row in rows]
+    return encode_prompts(tokenizer, texts, prompt_format.end_token)

@@ -6,6 +6,7 @@ import statistics
 
 from data_utils.prompt import format_hash
 from data_utils.split import query_keys
+from run_utils.errors import UserError
 
 
 def choose_shots(rows, held_out, count, seed):
@@ -32,11 +33,13 @@ def choose_shots(rows, held_out, count, seed):
 
 def with_shots(prompt_format, shots):
     """The prompt format with examples before each prompt: the prompt, the completion and
-    `example_end` of each."""
-    examples = "".join(
-        prompt_format.render(row.query, row.tools) + prompt_format.completion(row.answers) + prompt_format.example_end
-        for row in shots
-    )
+    `example_end` of each. Raises UserError if a chat template cannot write an example."""
+    try:
+        examples = "".join("".join(prompt_format.texts(row)) + prompt_format.example_end for row in shots)
+    except ValueError as error:
+        raise UserError(f"an example of fewshot cannot be written: {error}") from None
+    if prompt_format.end_token:
+        return prompt_format._replace(examples=examples)
     return prompt_format._replace(render=lambda query, tools: examples + prompt_format.render(query, tools))
 
 

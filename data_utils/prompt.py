@@ -76,7 +76,7 @@ def render_raw(query, tools):
 
 class PromptFormat(NamedTuple):
     """The prompt of one format, and the reading of its answers. By default, answers are a JSON list
-    of calls."""
+    of calls. chat_format.py has a format with the same methods for a base's chat template."""
 
     render: Callable[[str, str], str]  # query, tools (JSON text) -> prompt
     # Answers (JSON text of the calls) -> the model's completion, without the end-of-sequence token.
@@ -93,33 +93,57 @@ class PromptFormat(NamedTuple):
     # Text between an example and the next prompt (few_shot.py): `finished` must stop at it.
     example_end: str = f"\n{tool_calls.END_TAG}\n"
 
+    # The text of the special token that ends an answer. None: the tokenizer's, and the texts hold
+    # no special tokens.
+    end_token = None
+    lenient = staticmethod(tool_calls.lenient_value)
+
+    def prompt(self, row):
+        return self.render(row.query, row.tools)
+
+    def texts(self, row):
+        """The prompt and the completion of a row."""
+        return self.prompt(row), self.completion(row.answers)
+
+    def messages(self, row):
+        """A row as a chat's messages for an OpenAI-compatible server."""
+        return [{"role": "user", "content": row.query}]
+
+    def words(self, text):
+        """The words of an answer that is no list of calls: none in this format."""
+        return ""
+
+    def read(self, text, finish):
+        """The value of an answer by the reason for its end (see Generation). Raises ValueError."""
+        return self.parse(text)
+
+    def sample(self):
+        """The text of the format's hash."""
+        return self.render("query", '[{"name": "f"}]') + self.completion('[{"name": "f", "arguments": {}}]')
+
 
 PROMPT_FORMATS = {
     "tags-1": PromptFormat(render_tags),
     "raw": PromptFormat(render_raw),
+    "chat": None,  # of the tokenizer's chat template: find_format in chat_format.py
 }
 
 
-def check_format(name, answers):
-    """Check that a format reads back its own completion of `answers` (JSON text), or the part of it
-    that generation would produce. Raises ValueError."""
-    prompt_format = PROMPT_FORMATS[name]
-    completion = prompt_format.completion(answers)
+def check_format(name, prompt_format, row):
+    """Check that a format reads back its own completion of a row's answers, or the part of it that
+    generation would produce. Raises ValueError."""
+    _, completion = prompt_format.texts(row)
     ends = [end for end in range(len(completion)) if prompt_format.finished(completion[:end])] + [len(completion)]
     text = completion[: ends[0]]
     try:
-        matches = tool_calls.json_equal(prompt_format.parse(text), json.loads(answers))
+        matches = tool_calls.json_equal(prompt_format.parse(text), json.loads(row.answers))
     except ValueError:
         matches = False
     if not matches:
         fault = "parse does not" if text == completion else f"finished stops it after {text!r}, and parse does not"
-        raise ValueError(f"the prompt format {name} would train {completion!r}; {fault} read this as {answers}")
+        raise ValueError(f"the prompt format {name} would train {completion!r}; {fault} read this as {row.answers}")
 
 
 def format_hash(prompt_format):
-    """A hash of a format's text for one row, saved with an adapter to detect later edits of the
-    format."""
-    text = prompt_format.render("query", '[{"name": "f"}]') + prompt_format.completion(
-        '[{"name": "f", "arguments": {}}]'
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A hash of a format, saved with an adapter to detect later edits of the format."""
+    return hashlib.sha256(prompt_format.sample().encode()).hexdigest()[:16]

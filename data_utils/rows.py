@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from data_utils.bad_rows import BadRow, has_id, json_field
-from data_utils.conversations import CONVERSATION, OPENING, as_records
+from data_utils.conversations import OWN_KEYS, as_records
 from data_utils.misfits import fit
 from data_utils.prompt import to_json
 from data_utils.tool_formats import flat_tools
@@ -37,6 +37,10 @@ class Row(NamedTuple):
     conversation: str = ""  # equal for all turns of one conversation
     # The record's `conversation_id`, or a hash of its tools and messages up to the first question.
     opening: str = ""
+    # JSON text of a conversation's messages before the turn (messages.py), from which the query is
+    # a transcript. Empty if the query is the only message.
+    messages: str = ""
+    words: str = ""  # of the turn, beside its calls or without calls
 
     def tool_names(self):
         return {tool["name"] for tool in json.loads(self.tools)}
@@ -79,15 +83,15 @@ def read_row(record):
     read = flat_tools(values["tools"])
     values["tools"], values["answers"] = read.tools, flat_calls(values["answers"])
     tools, answers = to_json(values["tools"]), to_json(values["answers"])
+    names = {field: record.get(key, "") for field, key in OWN_KEYS.items()}
     try:
         # The escape "\ud800" in the text is a lone surrogate in the value.
-        "".join([str(record.get("id")), tools, answers, *extras.values()]).encode()
+        "".join([str(record.get("id")), tools, answers, *extras.values(), *names.values()]).encode()
     except UnicodeEncodeError:
         raise BadRow("half a surrogate pair in a string") from None
     if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
         raise BadRow("a call to a tool that is not in its list")
     fingerprint = content_hash(**values)
-    names = {"conversation": record.get(CONVERSATION, ""), "opening": record.get(OPENING, "")}
     row_id = str(record["id"]) if has_id(record) else fingerprint
     row = Row(row_id, values["query"], tools, answers, fingerprint, **extras, **names)
     return row, values["answers"], read

@@ -27,7 +27,7 @@ def parse_json(text):
     return _DECODER.decode(text)
 
 
-def _value_at(text, start):
+def value_at(text, start):
     """Parse the value at `start` as strictly as parse_json, and return its end too. Raises
     ValueError, or RecursionError for endless opening brackets."""
     value, end = _DECODER.raw_decode(text, start)
@@ -105,7 +105,7 @@ def opening_value(text):
     if text[start : start + 1] not in ("[", "{"):
         return None
     try:
-        return _value_at(text, start)
+        return value_at(text, start)
     except (ValueError, RecursionError):
         return None
 

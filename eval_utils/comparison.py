@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+from data_utils.chat_turns import Markers
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.systems import SYSTEMS, SystemKey
 from eval_utils.card_figures import rows_name, update_card
@@ -35,7 +36,8 @@ class Finished(NamedTuple):
     environment: dict
 
     def prompt_format(self, system):
-        return PROMPT_FORMATS[SYSTEMS[system].prompt or self.settings["prompt_format"]]
+        name = SYSTEMS[system].prompt or self.settings["prompt_format"]
+        return PROMPT_FORMATS[name] or Markers(**self.environment["chat_markers"])
 
 
 def read_folder(folder):
@@ -44,6 +46,8 @@ def read_folder(folder):
     settings = redact(read_yaml(no_pipe(folder / "args.yaml")))
     if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in [*PROMPT_FORMATS]:
         raise UserError(f"{folder / 'args.yaml'} names no systems or an unknown prompt format")
+    if settings["prompt_format"] == "chat":
+        check_markers(folder, environment.get("chat_markers"))
     answers = {}
     for prediction in read_predictions(folder / "predictions.jsonl"):
         answers.setdefault(prediction["system"], {})[prediction["id"]] = prediction
@@ -52,6 +56,13 @@ def read_folder(folder):
         if missing := [row.id for row in rows if row.id not in answers.get(system, {})]:
             raise UserError(f"{folder} is not finished: {len(missing)} of {len(rows)} rows of {system} are missing")
     return Finished(rows, in_training, {system: answers[system] for system in wanted}, settings, environment)
+
+
+def check_markers(folder, markers):
+    """Raise UserError unless a chat's Markers can be read."""
+    names = Markers.__annotations__
+    if not isinstance(markers, dict) or {name: type(value) for name, value in markers.items()} != names:
+        raise UserError(f"{folder / 'environment.json'} has no chat_markers, which the scores of a chat need")
 
 
 def score_folder(folder, baseline=None):
@@ -77,8 +88,7 @@ def score_folder(folder, baseline=None):
         record=finished.environment,
         commands=commands_of({"": finished}),
     )
-    write_evaluation(folder, evaluation)
-    update_card(folder, settings.get("adapter"))
+    write_evaluation(folder, evaluation, settings.get("adapter"))
 
 
 def compare_folders(folders, output_dir, baseline=None):
@@ -152,9 +162,11 @@ def score_systems(evaluations, baseline, **fields):
     return Evaluation(rows, answers, *results, **fields)
 
 
-def write_evaluation(folder, evaluation):
+def write_evaluation(folder, evaluation, adapter=None):
+    """adapter: the folder whose card gets the figures."""
     write_results(folder, evaluation)
     write_report(folder / "report.html", report_of(evaluation))
     print_table(evaluation)
     print(f"Figures: {folder / 'metrics.json'}")
+    update_card(folder, adapter)
     print(f"Next: open {folder / 'report.html'} in a browser: the report with every row")

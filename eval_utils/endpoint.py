@@ -32,8 +32,8 @@ def complete(url, model, prompts, max_new_tokens, *, api_key=None, concurrency=8
     """Yields greedy completions as `(index, completion)`, in the order in which they finish.
 
     url: the part before /completions or /chat/completions, such as `http://localhost:8000/v1`.
-    prompts: texts, sent unchanged, or pairs `(query, OpenAI's tools)`, sent as a chat of one
-    message. At most `concurrency` requests run at a time. A request is sent again, at most
+    prompts: texts, sent unchanged, or pairs `(query or messages, OpenAI's tools)`, sent as a
+    chat. At most `concurrency` requests run at a time. A request is sent again, at most
     `retries` times, after a broken connection, a time-out (`timeout` seconds), a 429 or a 5xx, but
     not after a second 500 with the same body. The pauses grow, or are as long as the server asks
     for. The key is `api_key` or the environment's OPENAI_API_KEY.
@@ -95,9 +95,9 @@ class Endpoint:
     def answer(self, rows):
         """`(index, completion)` of each Row."""
         if self.as_chat:
-            prompts = [(row.query, openai_tools(json.loads(row.tools))) for row in rows]
+            prompts = [(self.prompt_format.messages(row), openai_tools(json.loads(row.tools))) for row in rows]
         else:
-            prompts = [self.prompt_format.render(row.query, row.tools) for row in rows]
+            prompts = list(map(self.prompt_format.prompt, rows))
         return complete(self.url, self.model, prompts, self.max_new_tokens)
 
 
@@ -192,7 +192,7 @@ class Requests:
         if isinstance(prompt, str):
             return self.client.completions.with_raw_response.create(prompt=prompt, **settings)
         query, tools = prompt
-        messages = [{"role": "user", "content": query}]
+        messages = [{"role": "user", "content": query}] if isinstance(query, str) else query
         tools = tools or self.openai.NOT_GIVEN
         return self.client.chat.completions.with_raw_response.create(messages=messages, tools=tools, **settings)
 

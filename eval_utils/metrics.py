@@ -15,7 +15,7 @@ from data_utils.tool_schema import conforms, is_required
 from eval_utils.ast_match import ast_match
 from eval_utils.grounding import leaf_values
 from eval_utils.matching import equal_calls, num_equal
-from eval_utils.outcomes import kind_of_answer, outcome
+from eval_utils.outcomes import kind_of_answer, outcome, turn_match
 from eval_utils.outputs import Output
 
 SCORING = "6"  # count up if a definition changes: figures of two versions are not comparable
@@ -251,6 +251,7 @@ METRICS = {
     "acceptable_match": Metric("leaderboard's AST match", "rate", acceptable_match, headline=False),
     "over_call": Metric("calls where gold has none", "rate", over_call, headline=False),
     "missed_call": Metric("abstains where gold calls", "rate", missed_call, headline=False),
+    "turn_match": Metric("calls, answers or asks as gold does", "rate", turn_match, headline=False),
     "names_match": Metric("names match", "rate", names_match, headline=False),
     "call_precision": Metric("calls: precision", "ratio", call_precision, headline=False),
     "call_recall": Metric("calls: recall", "ratio", call_recall, headline=False),

@@ -35,11 +35,7 @@ TEMPLATE = """\
 {% endfor %}
 ## Prompt
 
-The query and the tools on offer become this prompt. The model continues it with a JSON list of calls,
-`[{"name": ..., "arguments": {...}}]`, and the end-of-sequence token. If no tool fits, the list is empty:
-
-```
-{{ prompt }}```
+{{ prompt }}
 
 {{ loading }}
 
@@ -51,11 +47,23 @@ The query and the tools on offer become this prompt. The model continues it with
 
 ## Limits
 
-- It only calls tools. It does not answer in words or ask back.
+- {{ words }}
 - It learnt to abstain (no tool fits) from the training rows alone. If every training row has a call, it always calls.
 - Languages other than the training rows', conversations, and more tools per row were not measured, unless stated above.
 - Check its calls against the tools before you execute them: `infer.py --strict` does; constrained decoding enforces it.
 """
+PROMPT = """\
+The query and the tools on offer become this prompt. The model continues it with a JSON list of calls,
+`[{"name": ..., "arguments": {...}}]`, and the end-of-sequence token. If no tool fits, the list is empty:
+
+```
+PROMPT```"""
+ONLY_CALLS = "It only calls tools. It does not answer in words or ask back."
+IN_WORDS = "It answers in words and asks back only as its training rows did; its words were not judged."
+CHAT_PROMPT = """\
+The prompt is the base's own chat template: `tokenizer.apply_chat_template(messages, tools=tools,
+add_generation_prompt=True)`, without further arguments. The model continues it as the template writes the
+assistant's turn: calls between the template's own markers, or words."""
 HOW_TO_LOAD_ADAPTER = """\
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -140,7 +148,8 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
         title=escaped(title),
         what=what,
         facts={name: escaped(value) for name, value in facts.items()},
-        prompt=prompt_format.render("{query}", "{tools}"),
+        prompt=PROMPT.replace("PROMPT", prompt_format.render("{query}", "{tools}")) if prompt_format else CHAT_PROMPT,
+        words=ONLY_CALLS if prompt_format or not args.get("train_words", True) else IN_WORDS,
         loading=loading,
         evaluation=evaluation_section(evaluation),
         curve=describe_curves(curves, environment.get("eval_loss"), rows_name({**args, "dataset_name": data})),

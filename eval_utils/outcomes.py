@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from data_utils.chat_turns import KINDS, kind_of_turn
 from data_utils.tool_calls import END_TAG, json_equal
 from data_utils.tool_schema import conforms
 
@@ -9,7 +10,7 @@ from data_utils.tool_schema import conforms
 OUTCOMES = {
     "right": "equals gold",
     "prompt too long": "the model's context has no room for the prompt",
-    "cut off": "the token budget ended inside the answer's JSON",
+    "cut off": "the token budget ended inside the answer's JSON, or inside a chat's turn",
     "unparseable": "no strict JSON: prose, a fence, a broken value, or text after the value",
     "wrong shape": "JSON, but not a list of calls",
     "over-call": "calls tools, gold calls none",
@@ -35,7 +36,8 @@ def outcome(output):
     if output.finish == "too_long":
         return "prompt too long"
     if not output.parsed:
-        return "cut off" if output.finish == "length" and still_open(output.text) else "unparseable"
+        is_open = output.prompt_format.end_token or still_open(output.text)  # a turn needs its end token
+        return "cut off" if output.finish == "length" and is_open else "unparseable"
     if calls is None:
         return "wrong shape"
     if calls and not gold:
@@ -101,6 +103,29 @@ def call_table(outputs):
     for output in outputs:
         table["gold_calls" if output.gold else "gold_none"][kind_of_answer(output)] += 1
     return table
+
+
+def kinds_of_turn(output):
+    """The kinds (chat_turns.KINDS) of gold's turn and of the output's. None: neither calls nor
+    words, such as a broken or an empty turn, or an answer in another format than chat."""
+    gold = kind_of_turn(output.gold, output.task.row.words)
+    return gold, kind_of_turn(output.calls, output.words)
+
+
+def turn_match(output):
+    """In a chat: the turn calls, answers or asks as gold's does. Words are not compared."""
+    gold, kind = kinds_of_turn(output)
+    return kind == gold if gold and output.prompt_format.end_token else None
+
+
+def turn_table(outputs):
+    """`{gold's kind: {"called", "answered", "asked", "neither": n}}` of the rows whose gold has
+    calls or words. Empty unless the format is chat and a row's gold is words."""
+    kinds = [kinds_of_turn(output) for output in outputs if output.prompt_format.end_token]
+    if not {"answered", "asked"} & {gold for gold, _ in kinds}:
+        return {}
+    counts = Counter((gold, kind or "neither") for gold, kind in kinds)
+    return {gold: {kind: counts[gold, kind] for kind in (*KINDS, "neither")} for gold in KINDS}
 
 
 def what_followed(output):

@@ -3,7 +3,7 @@
 import functools
 import json
 
-from data_utils.tool_calls import check_calls, lenient_value, opening_value
+from data_utils.tool_calls import check_calls, opening_value, parse_answer
 from data_utils.tool_schema import tool_schema
 from eval_utils.grounding import Sources
 from eval_utils.matching import equal_calls, pair_calls
@@ -33,19 +33,20 @@ class Task:
 
 
 class Output:
-    """A model's answer to one Task: the text, and the value that the prompt format parses from it.
+    """A model's answer to one Task: the text, and the value that the prompt format reads from it.
 
-    finish: the reason for the end of generation (Generation.finish). parsed: whether the whole text
-    is one JSON value. error: the parser's ValueError, or None. value: the value, or None. calls:
-    the value if it is a list of calls, or None.
+    finish: the reason for the end of generation (Generation.finish). is_list: the text is a JSON
+    list of calls whatever the prompt format, such as a server's tool_calls. parsed: whether the
+    whole text is one JSON value, or a chat's turn. error: the parser's ValueError, or None. value:
+    the value, or None. calls: the value if it is a list of calls, or None.
     """
 
-    def __init__(self, task, text, prompt_format, finish="end"):
+    def __init__(self, task, text, prompt_format, finish="end", *, is_list=False):
         self.task, self.gold, self.tools = task, task.gold, task.tools
-        self.text, self.finish = text, finish
+        self.text, self.finish, self.prompt_format, self.is_list = text, finish, prompt_format, is_list
         self.value = self.error = None
         try:
-            self.value = prompt_format.parse(text)
+            self.value = parse_answer(text) if is_list else prompt_format.read(text, finish)
         except ValueError as error:
             self.error = error
         try:
@@ -70,7 +71,12 @@ class Output:
     def lenient(self):
         """A forgiving parser's value, for upper bounds: the published figures' parser
         is unknown."""
-        return lenient_value(self.text)
+        return self.prompt_format.lenient(self.text)
+
+    @property
+    def words(self):
+        """The words of a chat's turn; empty if the turn is broken."""
+        return self.prompt_format.words(self.text) if self.parsed and not self.is_list else ""
 
     @functools.cached_property
     def opening(self):

@@ -50,6 +50,7 @@ def render_report(report):
       outcomes: [{"name", "title", "tone": "good" | "bad" | "neutral"[, "help"]}]
       outcome_counts: {system: {name: count}}
       call_table: {system: {"gold_calls" | "gold_none": {"calls", "abstains", "broken": count}}}
+      turn_table: {system: {} or {gold's kind: {"called", "answered", "asked", "neither": count}}}
       pairs: [{"a", "b": systems, "metric", "title", "both", "neither": count, "a_only", "b_only":
         [row id], "p"}], first the pair of the verdict
       slices: [{"title", "values": [{"value", "n", "figures": {system: figure}}]}]

@@ -12,7 +12,7 @@ from data_utils.systems import verdict_pair
 from eval_utils.folder import describe_messages
 from eval_utils.json_faults import find_fault
 from eval_utils.metrics import METRICS, SCORING, score, summarize
-from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, what_followed
+from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, turn_table, what_followed
 from eval_utils.outputs import Output, Task
 from eval_utils.slices import describe_near_repeats, near_repeats, slices, worst_tools
 from eval_utils.statistics import flips, mcnemar
@@ -59,10 +59,7 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
     first = first_of_equals(rows, predictions, prompt_formats)
     tasks = [Task(row) for row in rows]
     outputs = {
-        key: [
-            Output(task, by_id[row.id]["text"], prompt_formats[key], by_id[row.id]["finish"])
-            for row, task in zip(rows, tasks, strict=True)
-        ]
+        key: [output_of(task, by_id[row.id], prompt_formats[key]) for row, task in zip(rows, tasks, strict=True)]
         for key, by_id in predictions.items()
         if first[key] == key
     }
@@ -79,6 +76,7 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
                 **summarize(scores[key]),
                 "outcomes": count_outcomes(scores[key]),
                 "call_table": call_table(of_system),
+                "turn_table": turn_table(of_system),
                 "what_followed": dict(Counter(map(what_followed, of_system))),
                 **generation_figures([predictions[key][row.id] for row in rows]),
             }
@@ -99,6 +97,12 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
         ],
     }
     return scores, outputs, figures
+
+
+def output_of(task, prediction, prompt_format):
+    """The Output of a prediction. Of a server's message, only its content has the prompt format."""
+    is_list = prediction.get("came_as", "text") not in ("text", "content")
+    return Output(task, prediction["text"], prompt_format, prediction["finish"], is_list=is_list)
 
 
 def first_of_equals(rows, predictions, prompt_formats):
@@ -214,6 +218,7 @@ def report_of(evaluation):
         ],
         "outcome_counts": {system: of_systems[system]["outcomes"] for system in systems},
         "call_table": {system: of_systems[system]["call_table"] for system in systems},
+        "turn_table": {system: of_systems[system]["turn_table"] for system in systems},
         **{name: figures[name] for name in ("pairs", "worst_tools", "warnings")},
         "notes": [*filter(None, [describe_near_repeats(evaluation)])],
         "slices": [*filter(None, [near_repeats["slice"]]), *figures["slices"]],

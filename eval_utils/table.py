@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_utils.chat_turns import KINDS
 from eval_utils.metrics import METRICS
 from eval_utils.slices import describe_near_repeats
 
@@ -44,9 +45,20 @@ def print_table(evaluation):
         beyond = of_system["golds_beyond_grammar"]
         limit = f"; its grammar excludes {beyond} of {of_system['num_examples']} golds" if beyond else ""
         print(f"{system}: {speed}stopped by {stops}{limit}")
+        for line in turn_lines(system, of_system["turn_table"]):
+            print(line)
     for line in (describe_near_repeats(evaluation), *figures["warnings"]):
         if line:
             print(line)
+
+
+def turn_lines(system, table):
+    """The lines of outcomes.turn_table, without gold's kinds that no row has."""
+    width = max(map(len, KINDS))
+    for gold, counts in table.items():
+        if sum(counts.values()):
+            cells = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+            yield f"{system}: gold {gold:<{width}}: {cells}"
 
 
 def pairs_to_print(evaluation):

@@ -52,6 +52,11 @@ class Adapter(NamedTuple):
         return self.args["prompt_format"]
 
     @property
+    def prompt_hash(self):
+        """The prompt format's hash in training. None in older folders."""
+        return self.environment.get("prompt_sha256")
+
+    @property
     def sha256(self):
         """Of the weights' file."""
         return file_hash(self.folder / "adapter_model.safetensors")
@@ -90,7 +95,9 @@ def read_adapter(folder):
         raise UserError(
             f"{folder} was trained on the prompt format {name}; data_utils/prompt.py has {', '.join(PROMPT_FORMATS)}"
         )
-    if environment.get("prompt_sha256", format_hash(PROMPT_FORMATS[name])) != format_hash(PROMPT_FORMATS[name]):
+    # The hash of `chat` needs the tokenizer: find_format in chat_format.py compares it.
+    known = PROMPT_FORMATS[name] and format_hash(PROMPT_FORMATS[name])
+    if known and environment.get("prompt_sha256", known) != known:
         raise UserError(
             f"{folder} was trained on the prompt format {name}, which has been edited since: put it back in "
             "data_utils/prompt.py and give the edited one another name"

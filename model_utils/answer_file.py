@@ -83,7 +83,8 @@ def as_result(reply, form):
     if reply.calls is None:
         return {"error": reply.problem, "text": reply.text}
     calls = {"tool_calls": openai_calls(reply.calls)} if form == "openai" else {"calls": reply.calls}
-    return calls | ({"misfits": reply.misfits} if reply.misfits else {})
+    others = {"words": reply.words, "misfits": reply.misfits}
+    return calls | {name: value for name, value in others.items() if value}
 
 
 def as_line(result):

@@ -41,7 +41,7 @@ def has_varlen_kernel(device, dtype):
 
 def isolated_attention(
     module, query, key, value, attention_mask, scaling, dropout=0.0, cu_seq_lens_q=None, max_length_q=None,
-    slot_lengths=None, sliding_window=None, **kwargs,
+    slot_lengths=None, decode_kernel=None, sliding_window=None, **kwargs,
 ):  # fmt: skip
     """Causal attention within each example of a padding-free batch, or, with `slot_lengths`, of one
     new token per cache slot.
@@ -51,6 +51,7 @@ def isolated_attention(
     longer than max_length_q; example i is from cu_seq_lens_q[i] to cu_seq_lens_q[i + 1] (int32).
     Decoding: the batch is the slots, with one query token each; key and value are the cache;
     slot_lengths [slots] (int32) is the number of a slot's tokens, the newest included.
+    decode_kernel: kernels.decode, or None.
 
     Only the blocks on the diagonal are computed, without a tokens x tokens mask. The function is
     only registered with `AttentionInterface`: transformers makes no masks for it, so padded batches
@@ -62,6 +63,8 @@ def isolated_attention(
     if torch.is_autocast_enabled(query.device.type):  # as autocast does for PyTorch's own attention
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(dtype) for states in (query, key, value))
+    if slot_lengths is not None and decode_kernel:
+        return decode_kernel(query[:, :, 0], key, value, slot_lengths, scaling, sliding_window)[:, None], None
     if slot_lengths is not None:
         return decode(query, key, value, slot_lengths, sliding_window=sliding_window, scaling=scaling), None
     if has_varlen_kernel(query.device, query.dtype):

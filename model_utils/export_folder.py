@@ -7,9 +7,9 @@ from transformers import GenerationConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
-from data_utils.chat import chat_template, response_template
+from data_utils.chat import TEMPLATES, chat_template, response_template, turn_template
 from data_utils.example_rows import difficult_rows, example_rows
-from data_utils.tokens import encode_prompts, wants_bos
+from data_utils.tokens import MARKS, encode_prompts, wants_bos
 from eval_utils.folder import read_rows
 from model_utils.generation import end_tokens
 from model_utils.loading import ModelSource, load_tokenizer
@@ -33,16 +33,20 @@ NOT_RESTORED = {
 }
 
 
-def describe_serving(model, tokenizer, prompt_format):
-    """Set a tokenizer's templates (chat, response) and a model's decoding (greedy, end tokens)."""
-    try:
-        tokenizer.chat_template = chat_template(tokenizer, prompt_format)
-    except ValueError as error:
-        raise UserError(f"{error}: serve the adapter itself") from None
-    tokenizer.response_template = response_template(tokenizer)
+def describe_serving(model, tokenizer, name, prompt_format):
+    """Set a tokenizer's templates (chat, response) and a model's decoding (greedy, end tokens). The
+    format `chat` keeps its base's templates."""
+    if name in TEMPLATES:
+        try:
+            tokenizer.chat_template = chat_template(tokenizer, name)
+        except ValueError as error:
+            raise UserError(f"{error}: serve the adapter itself") from None
+        tokenizer.response_template = response_template(tokenizer)
+    elif tokenizer.response_template is None:
+        tokenizer.response_template = turn_template(prompt_format)
     model.generation_config = GenerationConfig(
         do_sample=False,
-        eos_token_id=sorted(end_tokens(model, tokenizer) - {None}),
+        eos_token_id=sorted(end_tokens(model, tokenizer, prompt_format) - {None}),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
@@ -85,13 +89,14 @@ def find_file(source, name):
         return None
 
 
-def check_tokenizer(tokenizer, source, folder, prompts):
+def check_tokenizer(tokenizer, source, folder, prompts, end_token=None):
     """Read a saved tokenizer back. Raises UserError if its templates or special tokens differ, or
     its token ids of a prompt, as training encodes it (special tokens are text) or as servers do.
 
-    source: of the tokenizer, a ModelSource. prompts: texts."""
+    source: of the tokenizer, a ModelSource. prompts: texts. end_token: see tokens.encode."""
     saved = load_tokenizer(ModelSource(str(folder), trust_remote_code=source.trust_remote_code))
-    pairs = list(zip(token_ids(tokenizer, prompts), token_ids(saved, prompts), strict=True))
+    ids_of = (token_ids(either, prompts, end_token) for either in (tokenizer, saved))
+    pairs = list(zip(*ids_of, strict=True))
     differing = [prompt for prompt, (before, after) in zip(prompts, pairs, strict=True) if before != after]
     facts = ("chat_template", "response_template", "bos_token_id", "eos_token_id", "pad_token_id")
     faults = [name for name in facts if getattr(tokenizer, name) != getattr(saved, name)]
@@ -106,11 +111,11 @@ def check_tokenizer(tokenizer, source, folder, prompts):
         )
 
 
-def token_ids(tokenizer, prompts):
-    """Of each prompt, the token ids of training and of a server."""
-    bos = tokenizer.bos_token if wants_bos(tokenizer) else ""
-    trained = [ids.tolist() for ids in encode_prompts(tokenizer, prompts)]
-    served = tokenizer([bos + prompt for prompt in prompts], add_special_tokens=False).input_ids
+def token_ids(tokenizer, prompts, end_token):
+    """Of each prompt, the token ids of training and of a server. A chat has its own BOS."""
+    bos = tokenizer.bos_token if wants_bos(tokenizer) and not end_token else ""
+    trained = [ids.tolist() for ids in encode_prompts(tokenizer, prompts, end_token)]
+    served = tokenizer([bos + MARKS.sub("", prompt) for prompt in prompts], add_special_tokens=False).input_ids
     return list(zip(trained, served, strict=True))
 
 
@@ -121,4 +126,4 @@ def sample_prompts(adapter_folder, tokenizer, prompt_format, count=200):
     with contextlib.suppress(UserError):  # no evaluation
         rows += read_rows(adapter_folder.parent / "evaluation")[0][: count // 2]
     rows += difficult_rows(tokenizer.all_special_tokens, count - len(rows))
-    return [prompt_format.render(row.query, row.tools) for row in rows]
+    return list(map(prompt_format.prompt, rows))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from data_utils.tokens import decode_answer, decode_tokens, encode_prompts
+from data_utils.tokens import decode_answer, decode_tokens, encode_prompts, end_token_id
 from model_utils.model_facts import length_dependent_from, num_positions, pad, unwrapped
 from model_utils.self_checks import (
     check_vocabulary,
@@ -24,7 +24,7 @@ from model_utils.self_checks import (
     reference_logits,
     tolerance,
 )
-from model_utils.slots import generate_in_slots, problem_with_slots
+from model_utils.slots import can_fuse, generate_in_slots, problem_with_slots
 from model_utils.token_masks import compile_grammar, new_matcher, token_masks
 from run_utils.errors import UserError, describe_error, say
 
@@ -37,6 +37,10 @@ class Generation(NamedTuple):
     finish: str
     seconds: float  # the sum of its steps' times, divided by their rows
     num_prompt_tokens: int | None = None  # None: unknown
+
+
+# Tokens of a padded batch of transformers' `generate`, which needs more memory a token than slots.
+MOST_PADDED_TOKENS = 65536
 
 
 class Engine(NamedTuple):
@@ -60,10 +64,18 @@ def choose_engine(model, prompt_ids, room):
     room = min(room, num_positions(base.config))
     engine = ENGINES.get(base)
     if engine is None or room > engine.room:
-        engine = Engine("continuous batching", generate_in_slots, room)
-        if problem := problem_with_slots(model, prompt_ids, room):
+        problems = []
+        for fused in [True, False] if can_fuse(model) else [False]:
+            engine = Engine("continuous batching", functools.partial(generate_in_slots, fused=fused), room)
+            problem = problem_with_slots(model, prompt_ids, room, fused)
+            if not problem:
+                break
+            problems.append(problem)
+        if problem:
             say(f"Generating by transformers' generate, which is slower: {problem}")
             engine = Engine(f"transformers' generate: {problem}", generate_plainly, math.inf)
+        elif problems:
+            say(f"Generating without Triton's kernels, which is slower: {problems[0]}")
         ENGINES[base] = engine
     return engine
 
@@ -80,7 +92,8 @@ def generate(
 ):
     """Greedy completions of the prompt texts, as `(index, Generation)` in order of completion.
 
-    The cache holds `batch_tokens` tokens, or one row if the row is longer. A row stops at any end
+    The cache holds `batch_tokens` tokens (transformers' `generate`: at most MOST_PADDED_TOKENS), or
+    one row if the row is longer. A row stops at any end
     token of the model, or when its text is finished in the prompt format. The model's own decoding
     options (generation_config) have no effect.
 
@@ -88,7 +101,7 @@ def generate(
     complete answer matches the grammar; an answer cut by the budget is the beginning of a match.
     on_token: called with a row's Answer after each of its tokens. engine: the model's Engine if
     already chosen; a longer row is checked again."""
-    prompt_ids = encode_prompts(tokenizer, prompts)
+    prompt_ids = encode_prompts(tokenizer, prompts, prompt_format.end_token)
     positions = num_positions(model.config)
     budgets = [min(max_new_tokens, positions - len(ids)) for ids in prompt_ids]
     fitting = [index for index, budget in enumerate(budgets) if budget > 0]
@@ -118,7 +131,7 @@ class Answer:
     def __init__(self, index, budget, model, tokenizer, prompt_format, *, grammar=None, on_token=None):
         self.index, self.budget = index, budget
         self.tokenizer, self.prompt_format = tokenizer, prompt_format
-        self.end_tokens = end_tokens(model, tokenizer)
+        self.end_tokens = end_tokens(model, tokenizer, prompt_format)
         self.grammar = grammar
         self.matcher = new_matcher(grammar, self.end_tokens - {None}) if grammar is not None else None
         self.on_token = on_token or (lambda answer: None)
@@ -163,10 +176,10 @@ def token_text(tokenizer, token):
     return decode_tokens(tokenizer, [token])
 
 
-def end_tokens(model, tokenizer):
-    """All end tokens: the training's end token, and the model's in generation_config."""
+def end_tokens(model, tokenizer, prompt_format):
+    """All end tokens: the training's and the tokenizer's, and the model's in generation_config."""
     own = unwrapped(model).generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return {end_token_id(tokenizer, prompt_format), tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
 
 
 def generate_plainly(model, prompt_ids, answers, batch_tokens):
@@ -183,7 +196,7 @@ def generate_plainly(model, prompt_ids, answers, batch_tokens):
             order
             and not padding_counts
             and answers[order[-1]].budget == batch[0].budget
-            and (len(batch) + 1) * width <= batch_tokens
+            and (len(batch) + 1) * width <= min(batch_tokens, MOST_PADDED_TOKENS)
         ):
             batch.append(answers[order.pop()])
         generate_batch(model, [prompt_ids[answer.index] for answer in batch], batch)

@@ -19,11 +19,14 @@ class Reply(NamedTuple):
     calls: list | None  # None if the text is not a list of calls
     problem: str  # the reason if calls is None
     misfits: list  # a sentence for each difference between calls and tools
+    words: str = ""  # of a chat's turn
 
     @property
     def remarks(self):
         """Sentences about the reply, for people."""
-        return [f"no list of calls: {self.problem}"] if self.calls is None else self.misfits
+        if self.calls is None:
+            return [f"no list of calls: {self.problem}"]
+        return [*([f"in words: {self.words}"] if self.words else []), *self.misfits]
 
 
 def replies(system, requests, on_token=None):
@@ -36,12 +39,12 @@ def read_reply(system, request, generation):
     """The Reply in a Generation."""
     positions = num_positions(system.model.config)
     if generation.finish == "too_long":
-        prompt = system.prompt_format.render(request.query, request.tools)
-        (ids,) = encode_prompts(system.tokenizer, [prompt])
+        prompt = system.prompt_format.prompt(request)
+        (ids,) = encode_prompts(system.tokenizer, [prompt], system.prompt_format.end_token)
         problem = f"the prompt has {len(ids)} tokens and the model {positions} positions: offer fewer tools"
         return Reply("", None, problem, [])
     try:
-        calls = system.prompt_format.parse(generation.text)
+        calls = system.prompt_format.read(generation.text, generation.finish)
         check_calls(calls)
     except ValueError as error:
         problem = str(error)
@@ -50,7 +53,8 @@ def read_reply(system, request, generation):
             limit = f"--max_new_tokens {system.max_new_tokens}" if by_budget else f"the model's {positions} positions"
             problem = f"cut off at {limit}"
         return Reply(generation.text, None, problem, [])
-    return Reply(generation.text, calls, "", call_problems(calls, json.loads(request.tools)))
+    words = system.prompt_format.words(generation.text)
+    return Reply(generation.text, calls, "", call_problems(calls, json.loads(request.tools)), words)
 
 
 def as_text(calls, form):

@@ -35,13 +35,12 @@ class System:
         """`(index, Generation)` of each request, in order of completion. A generator: nothing runs
         before the first is requested.
 
-        requests: Rows, or other objects with a `query` and `tools` (JSON). on_token: called with an
-        Answer after each token."""
+        requests: Rows. on_token: called with an Answer after each token."""
         return generate(
             self.model,
             self.tokenizer,
             self.prompt_format,
-            [self.prompt_format.render(request.query, request.tools) for request in requests],
+            list(map(self.prompt_format.prompt, requests)),
             max_new_tokens=self.max_new_tokens,
             batch_tokens=self.batch_tokens,
             tools=[json.loads(request.tools) for request in requests] if self.grammar else None,
@@ -52,7 +51,7 @@ class System:
     def can_generate(self, row):
         """Whether the grammar of a row's tools accepts the row's own answers."""
         vocab_size = self.model.config.get_text_config().vocab_size
-        text = self.prompt_format.completion(row.answers)
+        _, text = self.prompt_format.texts(row)
         return accepts(self.tokenizer, vocab_size, json.loads(row.tools), text)
 
 
@@ -60,13 +59,13 @@ def open_systems(names, base, tokenizer, *, prompt_format, adapter=None, merge=T
     """`(name, System)` of each name of SYSTEMS except servers. The base's systems are first, since
     merging changes the base.
 
-    prompt_format: a name of PROMPT_FORMATS, for systems without a format. adapter: an Adapter.
+    prompt_format: for systems without a format. adapter: an Adapter.
     merge: merge it into the base's weights, after a comparison on two example rows. shots:
     Rows, the examples of `fewshot`. decoding: System's max_new_tokens and batch_tokens."""
     adapted = None
     for name in sorted(names, key=lambda name: SYSTEMS[name].adapter):
         spec = SYSTEMS[name]
-        system_format = PROMPT_FORMATS[spec.prompt or prompt_format]
+        system_format = PROMPT_FORMATS[spec.prompt] if spec.prompt else prompt_format
         if spec.shots:
             system_format = with_shots(system_format, shots)
         if spec.adapter and adapted is None:

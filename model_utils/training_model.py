@@ -3,7 +3,7 @@ origin."""
 
 import torch
 
-from data_utils.prompt import PROMPT_FORMATS, format_hash
+from data_utils.prompt import format_hash
 from model_utils.adapters import adapter_record, add_lora, describe_experts, expert_names
 from model_utils.flops import dtype_census
 from model_utils.generation import choose_engine
@@ -31,7 +31,7 @@ def load_model(args, source, data, accelerator, *, max_new_tokens):
         base=published_name(args.model_name_or_path),
         data=published_name(args.dataset_name),
         prompt_format=args.prompt_format,
-        prompt_sha256=format_hash(PROMPT_FORMATS[args.prompt_format]),
+        prompt_sha256=format_hash(data.prompt_format),
         base_fingerprint=base_fingerprint(base),
         mixed_precision=accelerator.mixed_precision,
         num_processes=accelerator.num_processes,

@@ -141,16 +141,25 @@ def parse_arguments(arguments_class, description, demo_recipe, argv=None):
 
 def check_limits(arguments):
     """Raise UsageError if a value is outside the limits of its field, or a number is not finite.
-    None has no limits."""
+    None and texts have no limits."""
     for field in dataclasses.fields(arguments):
         limits = {name: field.metadata[name] for name in LIMITS if name in field.metadata}
         value = getattr(arguments, field.name)
-        if limits and value is not None:
+        if limits and value is not None and not isinstance(value, str):
             # Python's integers have no limit; numbers of steps and bytes do.
             require(isinstance(value, float) or abs(value) <= sys.maxsize, f"--{field.name} is beyond {sys.maxsize:,}")
             within = math.isfinite(value) and all(LIMITS[name](value, limit) for name, limit in limits.items())
             words = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
             require(within, f"--{field.name} must be {words}, not {value}")
+
+
+def number_or_auto(name, value):
+    """The value of the flag `name`, "auto" or a whole number, as "auto" or an int. Raises
+    UsageError."""
+    try:
+        return value if value == "auto" else int(value)
+    except ValueError:
+        raise UsageError(f"--{name} must be auto or a whole number, not {value!r}") from None
 
 
 def recipe_as_flags(path, known):

@@ -28,6 +28,7 @@ from eval_utils.metrics import METRICS, Metric
 from model_utils import generation, systems
 from model_utils.adapter_files import read_adapter
 from model_utils.adapters import load_adapter
+from model_utils.cache_size import FIXED_TOKENS
 from model_utils.loading import ModelSource, load_base_model
 from run_utils.errors import UserError
 
@@ -88,6 +89,8 @@ def test_three_systems_on_the_rows_that_training_held_out(run_here, flags, rows_
             assert figure["low"] <= figure["rate"] == figure["k"] / 20 <= figure["high"]
     assert metrics["prompt_format"] == "tags-1" and metrics["adapter_sha256"] and metrics["scoring"]
     assert metrics["decoding"]["max_new_tokens"] == NEW_TOKENS
+    # A resume compares the flag; the size depends on the machine.
+    assert metrics["decoding"]["batch_tokens"] == "auto" and metrics["cache_tokens"] == FIXED_TOKENS
     assert "report.html" in result.out and (flags["output_dir"] / "report.html").is_file()
     for word in ("raw", "prompted", "adapter", "Wilson"):
         assert word in result.out
@@ -507,6 +510,8 @@ def test_rows_too_long_to_train_on_are_still_evaluated(adapter, rows_file, tiny_
         ({"systems": ["rwa"]}, 2, "rwa"),
         ({"systems": ["raw", "raw"]}, 2, "twice"),
         ({"max_new_tokens": 0}, 2, "--max_new_tokens must be above 0"),
+        ({"batch_tokens": 0}, 2, "--batch_tokens must be above 0"),
+        ({"batch_tokens": "all"}, 2, "--batch_tokens must be auto or a whole number, not 'all'"),
         ({"eval_fraction": 0}, 2, "--eval_fraction"),
         ({"output_dir": "README.md"}, 1, "cannot be written"),
         ({"output_dir": "/proc/evaluation"}, 1, "cannot be written"),

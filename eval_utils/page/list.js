@@ -155,5 +155,10 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 
-byId("wrong")?.append(...DATA.rows.filter((row) => isWrong(row.outputs[DATA.judged])).slice(0, 3).map(rowLine));
+const wrong = DATA.rows.filter((row) => isWrong(row.outputs[DATA.judged])).slice(0, 3);
+if (wrong.length) {
+  const heading = el("div", "line heading", ...["", "id", "query", ...DATA.systems].map((name) => el("span", "", name)));
+  heading.style.setProperty("--systems", DATA.systems.length);
+  byId("wrong")?.append(heading, ...wrong.map(rowLine));
+}
 if (readAddress()) byId("rows").scrollIntoView();

@@ -433,7 +433,9 @@ def test_words_before_calls_are_left_out_of_the_answer_and_counted(tmp_path, cap
     answers, queries, _ = read(tmp_path, record)
     assert answers == [[weather("Rome")], []]
     assert queries == ["Weather?", f"user: Weather?\nassistant: <think>I look.</think>\n[{ROME}]\ntool: 17"]
-    assert "turns with words beside their calls, which are left out of the answer: 1\n" in capsys.readouterr().err
+    assert (
+        "turns with words beside their calls, which only --prompt_format chat trains on: 1\n" in capsys.readouterr().err
+    )
 
 
 def test_a_half_trained_turn_is_a_bad_row(tmp_path):

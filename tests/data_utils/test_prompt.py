@@ -3,6 +3,7 @@ import json
 import pytest
 
 from data_utils.prompt import PROMPT_FORMATS, PromptFormat, check_format, render_raw, render_tags, to_json
+from data_utils.rows import Row
 
 
 def test_the_tag_prompt_is_exact():
@@ -35,18 +36,18 @@ def test_raw_prompt_is_json_without_tags():
          "finished stops it after"),
     ],
 )  # fmt: skip
-def test_a_format_that_misreads_its_own_completion_is_refused(monkeypatch, prompt_format, message):
-    monkeypatch.setitem(PROMPT_FORMATS, "custom", prompt_format)
+def test_a_format_that_misreads_its_own_completion_is_refused(prompt_format, message):
     with pytest.raises(ValueError, match=message):
-        check_format("custom", '[{"name": "f", "arguments": {}}]')
+        check_format("custom", prompt_format, Row("", "q", "[]", '[{"name": "f", "arguments": {}}]'))
     for name in ("tags-1", "raw"):
-        check_format(name, '[{"name": "f", "arguments": {"x": "</answer>"}}]')
+        row = Row("", "q", "[]", '[{"name": "f", "arguments": {"x": "</answer>"}}]')
+        check_format(name, PROMPT_FORMATS[name], row)
 
 
 def test_both_formats_read_back_their_completion():
     """A format reads back its completion, and generation may stop right after it."""
     answers = '[{"name": "größe", "arguments": {"x": "</answer>"}}]'
-    for prompt_format in PROMPT_FORMATS.values():
+    for prompt_format in (PROMPT_FORMATS["tags-1"], PROMPT_FORMATS["raw"]):
         completion = prompt_format.completion(answers)
         assert to_json(prompt_format.parse(completion)) == answers
         assert prompt_format.finished(completion + "\n\n[") and not prompt_format.finished(completion[:-1])

@@ -18,6 +18,7 @@ import evaluate
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.rows import Row
 from eval_utils.endpoint import Endpoint, complete
+from eval_utils.predictions import predict
 from run_utils.errors import UserError
 
 # The prompt scripts its answers: one word a try, the last word repeatedly. A word is a status,
@@ -504,7 +505,7 @@ def test_seconds_are_shared_by_the_processes_at_work(url):
     rows = [Row(str(i), f"query {i}", "[]", "[]") for i in range(64)]
     system = Endpoint(url, "m", PROMPT_FORMATS["raw"], 4)
     start = time.perf_counter()
-    predictions = list(evaluate.predict("endpoint", system, rows, processes=4))
+    predictions = list(predict("endpoint", system, rows, processes=4))
     seconds = sum(prediction["seconds"] for prediction in predictions)
     assert len(predictions) == 64 and 0 < seconds <= (time.perf_counter() - start) / 4
 

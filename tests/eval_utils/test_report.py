@@ -32,10 +32,8 @@ EMPTY = {
     "title": "t",
     "subtitle": "",
     **{key: [] for key in ("systems", "metrics", "outcomes", "pairs", "slices", "rows", "warnings", "notes")},
-    **{
-        key: {}
-        for key in ("figures", "gold", "outcome_counts", "call_table", "worst_tools", "published", "commands", "record")
-    },
+    **{key: {} for key in ("figures", "gold", "outcome_counts", "call_table", "turn_table", "worst_tools")},
+    **{key: {} for key in ("published", "commands", "record")},
     "system_help": {},
 }
 
@@ -146,6 +144,7 @@ def make_report(count):
         ],
         "outcome_counts": counts,
         "call_table": dict.fromkeys(SYSTEMS, table),
+        "turn_table": {"adapter": {"asked": {"called": 1, "answered": 0, "asked": 7, "neither": 2}}, "raw": {}},
         "pairs": [
             {
                 "a": "prompted",

@@ -1,5 +1,8 @@
 """Batched greedy generation equals generation one at a time and stops correctly."""
 
+import time
+from collections import deque
+
 import pytest
 import torch
 from conftest import ROOT, TAGS
@@ -10,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_utils.sources import load_rows
 from data_utils.tokens import encode_prompts
 from model_utils.generation import Answer, generate
-from model_utils.slots import PREFILL_TOKENS, plan_groups
+from model_utils.slots import PREFILL_TOKENS, plan_groups, plan_prefill
 
 BASE = ROOT / "demo" / "base"  # a random model repeats one token for any prompt
 
@@ -90,6 +93,27 @@ def test_prompts_that_share_a_cache_are_of_similar_length():
     rooms = dict(enumerate([310, *[15] * 7]))
     assert plan_groups(rooms, batch_tokens=310) == [([0], 1, 310), ([1, 2, 3, 4, 5, 6, 7], 7, 15)]
     assert plan_groups({3: 15, 8: 17}, batch_tokens=1) == [([8, 3], 1, 17)]
+
+
+def test_prompts_enter_free_slots_in_passes_that_are_worth_their_time():
+    prompts = {0: [0] * (PREFILL_TOKENS + 1)} | {index: [0] * (PREFILL_TOKENS // 4) for index in range(1, 20)}
+    waiting = deque(prompts)
+    # A long prompt alone, a full pass, and a quarter of the slots; one slot of eight stays free.
+    assert plan_prefill(waiting, prompts, num_free=8, num_slots=8) == [[0], [1, 2, 3, 4], [5, 6, 7]]
+    assert plan_prefill(waiting, prompts, num_free=1, num_slots=8) == []
+    assert plan_prefill(waiting, prompts, num_free=4, num_slots=100) == [[8, 9, 10, 11]]
+    assert plan_prefill(waiting, prompts, num_free=3, num_slots=100) == []
+    # The last prompts do not wait.
+    last = deque([18, 19])
+    assert plan_prefill(last, prompts, num_free=3, num_slots=100) == [[18, 19]] and not last
+
+
+def test_the_seconds_of_the_rows_add_up_to_the_time_of_all(model, tokenizer, prompts):
+    start = time.perf_counter()
+    done = dict(generate(model, tokenizer, TAGS, prompts, 8, batch_tokens=3000))
+    elapsed = time.perf_counter() - start
+    assert 0 < sum(generation.seconds for generation in done.values()) <= elapsed
+    assert all(generation.seconds > 0 for generation in done.values())
 
 
 @pytest.mark.parametrize(

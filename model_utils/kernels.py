@@ -1,0 +1,185 @@
+"""Triton kernels for generation on a GPU: RMSNorm, SwiGLU, rotary positions, writes to the cache of
+slots, and attention of one new token per slot.
+
+A kernel rounds where transformers' operations round, so bf16 logits stay as near to transformers'
+as without these kernels. Triton compiles each kernel once and keeps it on disk."""
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK = 1024  # elements of a program of the elementwise kernels
+DECODE_BLOCK = 64  # cached tokens that a program of decode_kernel reads at once
+
+
+@triton.jit
+def as_stored(values, pointer):
+    """Round float32 values to the dtype of a tensor, and return float32."""
+    return values.to(pointer.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def rms_norm_kernel(x, weight, y, num_rows, eps, width: tl.constexpr, columns: tl.constexpr, rows: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)[:, None]
+    column = tl.arange(0, columns)[None, :]
+    place, inside = row * width + column, (row < num_rows) & (column < width)
+    values = tl.load(x + place, inside, 0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values, 1) / width + eps)
+    factors = tl.load(weight + column, column < width, 0.0).to(tl.float32)
+    tl.store(y + place, factors * as_stored(values * scale[:, None], y), inside)
+
+
+def rms_norm(x, weight, eps):
+    """x [..., width] over its root mean square, times weight [width]."""
+    x = x.contiguous()
+    y, width = torch.empty_like(x), x.shape[-1]
+    columns = triton.next_power_of_2(width)
+    rows = max(1, 2 * BLOCK // columns)
+    num_rows = x.numel() // width
+    rms_norm_kernel[(triton.cdiv(num_rows, rows),)](x, weight, y, num_rows, eps, width, columns, rows)
+    return y
+
+
+@triton.jit(do_not_specialize=["size"])
+def swiglu_kernel(gate, up, y, size, block: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    values = tl.load(gate + place, place < size, 0.0).to(tl.float32)
+    factors = tl.load(up + place, place < size, 0.0).to(tl.float32)
+    tl.store(y + place, as_stored(values * tl.sigmoid(values), y) * factors, place < size)
+
+
+def swiglu(gate, up):
+    """silu(gate) * up, in the memory of a contiguous `gate`."""
+    gate, up = gate.contiguous(), up.contiguous()
+    swiglu_kernel[(triton.cdiv(gate.numel(), BLOCK),)](gate, up, gate, gate.numel(), BLOCK)
+    return gate
+
+
+@triton.jit
+def rotate_heads(
+    x, y, cos, sin, heads: tl.constexpr, padded_heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr
+):
+    """One token: x and y point to [heads, 2 * half], cos and sin to [2 * half]."""
+    head, lane = tl.arange(0, padded_heads)[:, None], tl.arange(0, lanes)[None, :]
+    place, inside = head * 2 * half + lane, (head < heads) & (lane < half)
+    left = tl.load(x + place, inside, 0.0).to(tl.float32)
+    right = tl.load(x + place + half, inside, 0.0).to(tl.float32)
+    cos_left = tl.load(cos + lane, lane < half, 0.0).to(tl.float32)
+    sin_left = tl.load(sin + lane, lane < half, 0.0).to(tl.float32)
+    cos_right = tl.load(cos + half + lane, lane < half, 0.0).to(tl.float32)
+    sin_right = tl.load(sin + half + lane, lane < half, 0.0).to(tl.float32)
+    tl.store(y + place, as_stored(left * cos_left, y) - as_stored(right * sin_left, y), inside)
+    tl.store(y + place + half, as_stored(right * cos_right, y) + as_stored(left * sin_right, y), inside)
+
+
+@triton.jit
+def rotary_kernel(
+    query, key, new_query, new_key, cos, sin, query_heads: tl.constexpr, key_heads: tl.constexpr,
+    padded_heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    cos += token * 2 * half
+    sin += token * 2 * half
+    place = token * query_heads * 2 * half
+    rotate_heads(query + place, new_query + place, cos, sin, query_heads, padded_heads, half, lanes)
+    place = token * key_heads * 2 * half
+    rotate_heads(key + place, new_key + place, cos, sin, key_heads, padded_heads, half, lanes)
+
+
+def rotary(query, key, cos, sin):
+    """transformers' apply_rotary_pos_emb. query [batch, heads, tokens, head_dim], key with as many
+    or fewer heads, cos and sin [batch or 1, tokens, head_dim]."""
+    # In memory the heads of a token are together.
+    query, key = query.transpose(1, 2).contiguous(), key.transpose(1, 2).contiguous()
+    batch, tokens, query_heads, head_dim = query.shape
+    cos, sin = (table.expand(batch, tokens, head_dim).contiguous() for table in (cos, sin))
+    new_query, new_key = torch.empty_like(query), torch.empty_like(key)
+    sizes = triton.next_power_of_2(query_heads), head_dim // 2, triton.next_power_of_2(head_dim // 2)
+    # A fused multiply-add would leave out the rounding of products.
+    rotary_kernel[(batch * tokens,)](
+        query, key, new_query, new_key, cos, sin, query_heads, key.shape[2], *sizes, enable_fp_fusion=False
+    )
+    return new_query.transpose(1, 2), new_key.transpose(1, 2)
+
+
+@triton.jit(do_not_specialize=["length", "key_step", "value_step"])
+def write_kernel(
+    key, value, keys, values, slots, positions, length, key_step, value_step, heads: tl.constexpr,
+    padded_heads: tl.constexpr, head_dim: tl.constexpr, lanes: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    slot, position = tl.load(slots + token), tl.load(positions + token)
+    head, lane = tl.arange(0, padded_heads)[:, None], tl.arange(0, lanes)[None, :]
+    place, inside = head * head_dim + lane, (head < heads) & (lane < head_dim)
+    target = ((slot * heads + head) * length + position) * head_dim + lane
+    tl.store(keys + target, tl.load(key + token * key_step + place, inside), inside)
+    tl.store(values + target, tl.load(value + token * value_step + place, inside), inside)
+
+
+def write(key, value, keys, values, slots, positions):
+    """keys[slots, :, positions] = key, and the same for values. key, value: [tokens, heads,
+    head_dim]; keys, values: [slots, heads, length, head_dim], contiguous; slots, positions: int64
+    [tokens]."""
+    tokens, heads, head_dim = key.shape
+    # The kernel needs the heads of a token together.
+    key, value = (x if x.stride()[1:] == (head_dim, 1) else x.contiguous() for x in (key, value))
+    write_kernel[(tokens,)](
+        key, value, keys, values, slots, positions, keys.shape[2], key.stride(0), value.stride(0), heads,
+        triton.next_power_of_2(heads), head_dim, triton.next_power_of_2(head_dim),
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["length", "window"])
+def decode_kernel(
+    query, keys, values, lengths, y, length, window, scale, heads: tl.constexpr, group: tl.constexpr,
+    padded_group: tl.constexpr, head_dim: tl.constexpr, lanes: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    pair = tl.program_id(0).to(tl.int64)  # a slot and one of its key-value heads
+    end = tl.load(lengths + pair // heads)
+    start = tl.maximum(end - window, 0)
+    row, lane, column = tl.arange(0, padded_group)[:, None], tl.arange(0, lanes), tl.arange(0, block)
+    place = (pair * group + row) * head_dim + lane[None, :]
+    inside = (row < group) & (lane[None, :] < head_dim)
+    queries = tl.load(query + place, inside, 0.0)
+    keys += pair * length * head_dim
+    values += pair * length * head_dim
+    highest = tl.full([padded_group], float("-inf"), tl.float32)
+    total = tl.zeros([padded_group], tl.float32)
+    mixed = tl.zeros([padded_group, lanes], tl.float32)
+    for first in range(start, end, block):
+        position = first + column
+        shown = position < end
+        key = tl.load(
+            keys + position[None, :] * head_dim + lane[:, None], shown[None, :] & (lane[:, None] < head_dim), 0.0
+        )
+        scores = tl.where(shown[None, :], tl.dot(queries, key) * scale, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        shares, shrink = tl.exp(scores - higher[:, None]), tl.exp(highest - higher)
+        value = tl.load(
+            values + position[:, None] * head_dim + lane[None, :], shown[:, None] & (lane[None, :] < head_dim), 0.0
+        )
+        mixed = mixed * shrink[:, None] + tl.dot(shares.to(value.dtype), value)
+        total = total * shrink + tl.sum(shares, 1)
+        highest = higher
+    tl.store(y + place, mixed / total[:, None], inside)
+
+
+def decode(query, keys, values, lengths, scale, window=None):
+    """Attention of one new token per slot, in bf16 or float16.
+
+    query: [slots, heads, head_dim]; keys, values: [slots, kv_heads, length, head_dim], contiguous;
+    lengths: int32 [slots], at least 1, the newest token included. Returns [slots, heads,
+    head_dim]."""
+    slots, kv_heads, length, head_dim = keys.shape
+    query = query.contiguous()
+    y, group = torch.empty_like(query), query.shape[1] // kv_heads
+    # A matrix product of Triton has 16 rows or more.
+    padded_group, lanes = max(16, triton.next_power_of_2(group)), triton.next_power_of_2(head_dim)
+    # Three blocks in flight are faster than two, if keys and values of three fit.
+    memory = torch.cuda.get_device_properties(keys.device).shared_memory_per_block_optin
+    stages = 3 if memory > 3.3 * 2 * DECODE_BLOCK * lanes * keys.element_size() else 2
+    decode_kernel[(slots * kv_heads,)](
+        query, keys, values, lengths, y, length, window or length, scale, kv_heads, group, padded_group, head_dim,
+        lanes, DECODE_BLOCK, num_stages=stages,
+    )  # fmt: skip
+    return y

@@ -1,0 +1,78 @@
+"""Triton's kernels compute the same as PyTorch, on a GPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.models.llama import modeling_llama as llama
+
+if not torch.cuda.is_available():
+    pytest.skip("Triton's kernels need a GPU", allow_module_level=True)
+
+from model_utils import kernels
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+HEADS = pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(32, 8, 128), (9, 3, 64), (4, 4, 80)])
+
+
+def randn(*shape, dtype):
+    return torch.randn(*shape, device="cuda").to(dtype)
+
+
+def assert_near(found, expected):
+    tolerance = 1e-5 if found.dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found.float(), expected.float(), rtol=tolerance, atol=tolerance * expected.abs().max())
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [96, 128, 2560])
+@torch.no_grad()
+def test_rms_norm(dtype, width):
+    norm = llama.LlamaRMSNorm(width, 1e-6).to("cuda", dtype)
+    norm.weight.data = randn(width, dtype=dtype)
+    x = randn(3, 77, width, dtype=dtype)
+    assert_near(kernels.rms_norm(x, norm.weight, norm.variance_epsilon), norm(x))
+
+
+@DTYPES
+def test_swiglu(dtype):
+    gate, up = randn(2, 5, 3000, dtype=dtype)
+    assert_near(kernels.swiglu(gate.clone(), up), F.silu(gate) * up)
+
+
+@DTYPES
+@HEADS
+def test_rotary(dtype, heads, kv_heads, head_dim):
+    query, key = (randn(2, 11, n, head_dim, dtype=dtype).transpose(1, 2) for n in (heads, kv_heads))
+    cos, sin = randn(2, 2, 11, head_dim, dtype=dtype)
+    for found, expected in zip(
+        kernels.rotary(query, key, cos, sin), llama.apply_rotary_pos_emb(query, key, cos, sin), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+@DTYPES
+@HEADS
+def test_write(dtype, heads, kv_heads, head_dim):
+    keys, values, written_keys, written_values = torch.zeros(4, 5, kv_heads, 20, head_dim, device="cuda", dtype=dtype)
+    slots = torch.tensor([0] * 6 + [3] * 7, device="cuda")
+    positions = torch.tensor([*range(6), *range(7)], device="cuda")
+    # The heads of a token are apart in one of them.
+    key, value = randn(kv_heads, 13, head_dim, dtype=dtype).transpose(0, 1), randn(13, kv_heads, head_dim, dtype=dtype)
+    keys[slots, :, positions], values[slots, :, positions] = key, value
+    kernels.write(key, value, written_keys, written_values, slots, positions)
+    assert torch.equal(keys, written_keys) and torch.equal(values, written_values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("window", [None, 16])
+@HEADS
+def test_decode(dtype, window, heads, kv_heads, head_dim):
+    keys, values = randn(2, 5, kv_heads, 300, head_dim, dtype=dtype)
+    query, lengths = randn(5, heads, head_dim, dtype=dtype), torch.tensor([1, 5, 64, 65, 300], device="cuda").int()
+    ages = lengths[:, None] - 1 - torch.arange(300, device="cuda")
+    kept = (ages >= 0) & (ages < (window or 300))
+    query_tokens, mask = query[:, :, None].float(), kept[:, None, None]
+    expected = F.scaled_dot_product_attention(
+        query_tokens, keys.float(), values.float(), mask, scale=0.1, enable_gqa=True
+    )
+    assert_near(kernels.decode(query, keys, values, lengths, 0.1, window), expected[:, :, 0])
