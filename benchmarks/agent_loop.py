@@ -9,9 +9,10 @@ message and the row's tools. A call is answered with the row's result of this to
 if the row has none. The agent starts no server. `--strict` offers the tools with `strict: true`, as
 the framework does by default; vLLM refuses it.
 
-The columns of the table: the loop ended with words, with an empty list or text, not within
-`--max_turns` requests, or with an error; the first calls are the row's; all calls of the loop are
-the row's (no repeats); the words have all of the tools' results."""
+The columns of the table: the loop ended with words; with an empty text or list; with a call that
+the server could not read; not within `--max_turns` requests; with an error. The first calls are the
+row's. All calls of the loop are the row's, without repeats. The words have the last word of each
+result."""
 
 import argparse
 import asyncio
@@ -70,6 +71,8 @@ async def run_row(row, model, args):
     except Exception as error:  # the framework's and the client's errors have no common class
         return "error", calls, f"{type(error).__name__}: {error}"
     words = result.final_output.strip()
+    if '"arguments"' in words:
+        return "broken call", calls, words
     return "empty" if words in ("", "[]") else "words", calls, words
 
 
@@ -108,7 +111,16 @@ async def main():
                     sep="\n",
                     end="\n\n",
                 )
-    columns = "words", "empty", "not ended", "error", "first calls right", "all calls right", "results in words"
+    columns = (
+        "words",
+        "empty",
+        "broken call",
+        "not ended",
+        "error",
+        "first calls right",
+        "all calls right",
+        "results in words",
+    )
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     print(f"| {' | '.join(str(counts[column]) for column in columns)} |")
 
