@@ -219,7 +219,8 @@ def identity_of(args, adapter, base, data, mixed_precision, *, prompt_format):
         "base_fingerprint": base_fingerprint(base) if base else None,
         "adapter_sha256": adapter.sha256 if adapter else None,
         "adapter_step": adapter.environment.get("global_step") if adapter else None,
-        "rows_sha256": hashlib.sha256(repr(data.rows).encode()).hexdigest(),
+        # Evaluations from before these two columns can go on.
+        "rows_sha256": hashlib.sha256(repr(data.rows).replace(", messages='', words=''", "").encode()).hexdigest(),
         "num_examples": len(data.rows),
         "quantization": args.quantization,
         "mixed_precision": mixed_precision,

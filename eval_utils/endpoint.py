@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from data_utils.prompt import PromptFormat
 from data_utils.tool_formats import openai_tools
-from eval_utils.server_answers import read_answer
+from eval_utils.server_answers import is_empty_turn, read_answer
 from run_utils.errors import UserError
 from run_utils.redaction import address_secrets, hide, redact
 
@@ -98,7 +98,10 @@ class Endpoint:
             prompts = [(self.prompt_format.messages(row), openai_tools(json.loads(row.tools))) for row in rows]
         else:
             prompts = list(map(self.prompt_format.prompt, rows))
-        return complete(self.url, self.model, prompts, self.max_new_tokens)
+        for index, completion in complete(self.url, self.model, prompts, self.max_new_tokens):
+            if self.prompt_format.end_token and is_empty_turn(completion):
+                completion["came_as"] = "empty turn"  # in the format `chat` an abstention
+            yield index, completion
 
 
 def import_openai():

@@ -251,6 +251,8 @@ def describe_messages(system, predictions):
             f"{system}: {found['no calls']} had an empty list of tool_calls and no text: each counts as [], an "
             "abstention. Some servers send the empty list with every message."
         )
+    if found["empty turn"]:
+        lines.append(f"{system}: {found['empty turn']} were empty turns: each counts as an abstention")
     if without := [prediction for prediction in predictions if prediction.get("came_as") == "nothing"]:
         lines.append(f"{system}: {len(without)} had no text, and count as broken: {listed(without)}")
     return lines

@@ -101,7 +101,7 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
 
 def output_of(task, prediction, prompt_format):
     """The Output of a prediction. Of a server's message, only its content has the prompt format."""
-    is_list = prediction.get("came_as", "text") not in ("text", "content")
+    is_list = prediction.get("came_as", "text") not in ("text", "content", "empty turn")
     return Output(task, prediction["text"], prompt_format, prediction["finish"], is_list=is_list)
 
 

@@ -61,6 +61,16 @@ def read_message(message, finish_reason):
     return "", "nothing"
 
 
+def is_empty_turn(completion):
+    """Whether a chat's message without calls has an empty text, an end by itself and nothing else.
+    null as content is no text."""
+    choice = completion.get("choice")
+    message = choice.get("message") if isinstance(choice, dict) and completion["came_as"] == "nothing" else None
+    if not isinstance(message, dict) or message.get("content") != "" or choice.get("finish_reason") != "stop":
+        return False
+    return not any(value for name, value in message.items() if name != "role")
+
+
 def render_functions(functions):
     """A list of calls as text. If an element is no function, the list as JSON, which no score reads
     as calls."""

@@ -13,12 +13,17 @@ import urllib.request
 
 import pytest
 from conftest import ROOT, command_line, launch, read_args
+from transformers import AutoTokenizer
 
 import evaluate
+from data_utils.chat_format import find_format
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.rows import Row
 from eval_utils.endpoint import Endpoint, complete
+from eval_utils.outcomes import kind_of_answer, kinds_of_turn
+from eval_utils.outputs import Task
 from eval_utils.predictions import predict
+from eval_utils.results import output_of
 from run_utils.errors import UserError
 
 # The prompt scripts its answers: one word a try, the last word repeatedly. A word is a status,
@@ -617,3 +622,29 @@ def test_planted_credentials_are_in_no_output_of_any_script(url, flags, tmp_path
         }
         run(script, wrong | {"model_name_or_path": flags["model_name_or_path"]}, code=1)
     assert len(list(outputs.rglob("*.*"))) > 30 and not planted_in(outputs, *shown)
+
+
+def test_an_empty_turn_of_a_chat_is_an_abstention_and_no_other_message_without_text_is(url):
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "demo" / "base")
+    tokenizer.chat_template = (ROOT / "tests" / "hermes.jinja").read_text()
+    chat = find_format("chat", tokenizer)
+    choices = [
+        ({"content": "", "tool_calls": []}, "stop", "no calls"),
+        ({"content": ""}, "stop", "empty turn"),
+        ({"content": ""}, "length", "nothing"),
+        ({"content": None}, "stop", "nothing"),
+        ({"content": "", "refusal": "no"}, "stop", "nothing"),
+        ({"content": "Hello"}, "stop", "content"),
+        ({"content": "", "tool_calls": [{"function": CALL}]}, "tool_calls", "tool_calls"),
+    ]
+    queries = [f"choice:{json.dumps({'message': message, 'finish_reason': end})}" for message, end, _ in choices]
+    rows = [Row(str(place), query, "[]", "[]") for place, query in enumerate(queries)]
+    answers = dict(Endpoint(url, "m", chat, 4, as_chat=True).answer(rows))
+    assert [answers[place]["came_as"] for place in range(len(rows))] == [came_as for _, _, came_as in choices]
+    outputs = [output_of(Task(row), answers[place], chat.markers) for place, row in enumerate(rows)]
+    assert [kind_of_answer(output) for output in outputs] == [
+        *("abstains", "abstains", "broken", "broken", "broken", "abstains", "calls")
+    ]
+    assert [kinds_of_turn(output)[1] for output in outputs] == [*[None] * 5, "answered", "called"]
+    (tags,) = dict(Endpoint(url, "m", PROMPT_FORMATS["tags-1"], 4, as_chat=True).answer(rows[1:2])).values()
+    assert tags["came_as"] == "nothing"
