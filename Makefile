@@ -12,7 +12,7 @@ demo: $(VENV)/requirements
 	$(BIN)/python evaluate.py --config recipes/demo_evaluate.yaml --overwrite_output_dir
 	@echo "Did it help, and where not? Open runs/demo/evaluation/report.html in a browser"
 	@echo "The loss: $(BIN)/tensorboard --logdir runs/demo    The adapter: runs/demo/adapter"
-	@echo "Call it: $(BIN)/python infer.py    On tools it never saw: $(BIN)/python evaluate.py --config recipes/demo_evaluate_unseen.yaml"
+	@echo "On tools it never saw: $(BIN)/python infer.py (a hard query), $(BIN)/python evaluate.py --config recipes/demo_evaluate_unseen.yaml"
 
 # One thread per worker: the models of the tests are tiny.
 test: $(VENV)/requirements-dev

@@ -116,7 +116,6 @@ if __name__ == "__main__":
     say("Loading PyTorch and transformers ...")
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 from data_utils.chat_format import NO_GRAMMAR, find_format
@@ -125,7 +124,7 @@ from data_utils.held_out import held_out_rows
 from demo.rows import GENERATORS
 from eval_utils.comparison import compare_folders, score_folder
 from eval_utils.endpoint import Endpoint
-from eval_utils.folder import EvaluationFolder
+from eval_utils.folder import EvaluationFolder, hash_rows
 from eval_utils.predictions import predict
 from model_utils.adapter_files import read_adapter
 from model_utils.cache_size import cache_tokens
@@ -219,8 +218,7 @@ def identity_of(args, adapter, base, data, mixed_precision, *, prompt_format):
         "base_fingerprint": base_fingerprint(base) if base else None,
         "adapter_sha256": adapter.sha256 if adapter else None,
         "adapter_step": adapter.environment.get("global_step") if adapter else None,
-        # Evaluations from before these two columns can go on.
-        "rows_sha256": hashlib.sha256(repr(data.rows).replace(", messages='', words=''", "").encode()).hexdigest(),
+        "rows_sha256": hash_rows(data.rows, is_chat=args.prompt_format == "chat"),
         "num_examples": len(data.rows),
         "quantization": args.quantization,
         "mixed_precision": mixed_precision,

@@ -75,21 +75,31 @@ def response_template(tokenizer):
 
 def turn_template(chat_format):
     """How `tokenizer.parse_response` and `transformers serve` read an answer of a ChatFormat whose
-    tokenizer has no response template. None for bare calls, which have no markers."""
+    tokenizer has no response template. None for bare calls, which have no markers.
+
+    A call that is cut or malformed stays in `content`. transformers would refuse it with a
+    ValueError, and its server with HTTP 500."""
     markers = chat_format.markers
     if not markers.start:
         return None
     call = "" if markers.is_list else "content."  # of a list, each call has its own keys
     function = {"name": f"{{{call}name}}", "arguments": f"{{{call}{markers.arguments}}}"}
     end = "|".join(map(re.escape, dict.fromkeys([markers.end_token, chat_format.tokenizer.eos_token])))
+    close = re.escape(markers.end) if markers.end else rf"(?={end})"
+    name, arguments = r'"name"\s*+:\s*+(?&text)', rf'"{markers.arguments}"\s*+:\s*+(?&object)'
+    body = rf"\{{\s*+(?:{name}\s*+,\s*+{arguments}|{arguments}\s*+,\s*+{name})\s*+\}}"
+    if markers.is_list:
+        body = rf"\[\s*+{body}(?:\s*+,\s*+{body})*+\s*+\]"
+    # A string with the end marker would end the region, so such a call stays in `content` too.
+    json_patterns = JSON.replace(r'[^"\\\x00-\x1f]', rf'(?:(?!{close})[^"\\\x00-\x1f])', 1)
     return {
         "defaults": {"role": "assistant"},
         "start_anchor": chat_format.opening(),
         "fields": {
             "reasoning_content": {"open": THOUGHT[0], "close": THOUGHT[1], "content": "text"},
             "tool_calls": {
-                "open_pattern": rf"\s*{re.escape(markers.start)}",
-                "close_pattern": re.escape(markers.end) if markers.end else rf"(?={end})",
+                "open_pattern": rf"{json_patterns}\s*{re.escape(markers.start)}(?=\s*+{body}\s*+{close})",
+                "close_pattern": close,
                 "repeats": True,
                 "content": "json",
                 "transform": {"type": "function", "function": function},

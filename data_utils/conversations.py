@@ -54,7 +54,7 @@ def as_records(record):
         return name, [record], []
     layout = LAYOUTS[name]
     if missing := [column for column in layout.columns if record.get(column) is None]:
-        raise BadRow(f"{layout.columns[0]} without {missing[0]}")
+        raise no_layout(record, f"{layout.columns[0]} without {missing[0]}")
     if not layout.messages:
         return name, [guarded(name, from_leaderboard, record)], []
     return name, *turns_of(record, *guarded(name, read_conversation, layout, record))
@@ -63,7 +63,7 @@ def as_records(record):
 def layout_of(record):
     """The name of a record's layout. Raises BadRow if it has none."""
     if isinstance(record, ValueError):  # a line that is not JSON
-        raise not_json("a line", record)
+        raise not_json("a line, which must be a whole row", record)
     if not isinstance(record, dict):
         raise BadRow("not a JSON object")
     if record.get("query") is not None:
@@ -71,11 +71,15 @@ def layout_of(record):
     for name, layout in LAYOUTS.items():
         if record.get(layout.columns[0]) is not None:
             return name
+    raise no_layout(record, "a row of no known layout")
+
+
+def no_layout(record, reason):
     read = "; ".join(
         ", ".join(columns)
         for columns in [("query", "tools", "answers"), *(layout.columns for layout in LAYOUTS.values())]
     )
-    raise BadRow(f"a row of no known layout: it has {keys_of(record)}; layouts have {read}")
+    return BadRow(f"{reason}: it has {keys_of(record)}; layouts have {read}")
 
 
 def guarded(name, read, *arguments):

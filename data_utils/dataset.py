@@ -104,8 +104,12 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     for flag, is_set in needed_by.items():
         if is_set and not held_out.examples:
             raise UserError(f"{flag} needs rows to evaluate: raise --eval_fraction")
+    counts = [
+        f"{len(part.examples)} of {len(side)}" if len(taken) < len(side) else len(part.examples)
+        for part, taken, side in zip((train, held_out), parts, (train_rows, eval_rows), strict=True)
+    ]
     summary.append(
-        f"{len(rows)} valid rows: {len(train.examples)} to train on, {len(held_out.examples)} to evaluate, "
+        f"{len(rows)} valid rows: {counts[0]} to train on, {counts[1]} to evaluate, "
         f"{len(train.too_long)} + {len(held_out.too_long)} longer than {max_length} tokens, "
         f"{len(in_neither)} in neither split"
     )

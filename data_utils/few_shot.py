@@ -13,17 +13,19 @@ def choose_shots(rows, held_out, count, seed):
     """`count` of the training rows `rows` as examples, or fewer if fewer are suitable. They depend
     on the seed and on the rows, not on the rows' order.
 
-    No example is longer than the median row (in characters), and none is a near-repeat of a
-    held-out row or of another example (see query_keys). The first example has calls: an empty list
+    No example is longer than the median row (in characters), none is a near-repeat of a held-out
+    row or of another example (see query_keys), and none is of a held-out row's conversation: a
+    later turn's query has the answer. The first example has calls: an empty list
     alone would not show the format."""
     lengths = {row.id: len(row.query) + len(row.tools) + len(row.answers) for row in rows}
     longest = statistics.median(lengths.values()) if lengths else 0
     seen = set().union(*map(query_keys, held_out))
+    openings = {row.opening for row in held_out} - {""}
     shots = []
     for row in sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row.id}".encode()).digest()):
         if len(shots) == count:
             break
-        if lengths[row.id] > longest or not (shots or json.loads(row.answers)):
+        if lengths[row.id] > longest or row.opening in openings or not (shots or json.loads(row.answers)):
             continue
         if seen.isdisjoint(keys := query_keys(row)):
             shots.append(row)

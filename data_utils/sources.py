@@ -104,7 +104,8 @@ def find_hub_files(name, revision, config_name):
             place = str(Path(name).resolve()) if local else name  # datasets finds no name in "."
             files = datasets.load_dataset_builder(place, config_name, revision=revision).config.data_files
         if not files or "train" not in files:
-            raise ValueError(f"no split train among {', '.join(map(str, files or ())) or 'none'}")
+            hint = "; --dataset_name also takes one file" if local else ""
+            raise ValueError(f"no split train among {', '.join(map(str, files or ())) or 'none'}{hint}")
         urls = [str(url) for url in files["train"]]
         # Unpacked files are cached by path, so an edited local file would keep its old content.
         settings = datasets.DownloadConfig(force_extract=local)

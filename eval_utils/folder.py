@@ -9,6 +9,7 @@ scores.jsonl, metrics.json, report.html    see comparison.py
 """
 
 import functools
+import hashlib
 import math
 from collections import Counter
 from pathlib import Path
@@ -127,6 +128,15 @@ def check_comparison_folder(output_dir):
         raise UserError(
             f"{output_dir} has files that no comparison made: {', '.join(existing)}; choose another --output_dir"
         )
+
+
+def hash_rows(rows, is_chat):
+    """The rows in an evaluation's identity. Only chats read messages and words: without them the
+    hash is an older folder's, which the same command continues."""
+    if is_chat:
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
+    text = repr([row._replace(messages="", words="") for row in rows])
+    return hashlib.sha256(text.replace(", messages='', words=''", "").encode()).hexdigest()
 
 
 def write_rows(output_dir, rows, in_training):

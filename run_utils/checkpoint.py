@@ -86,15 +86,16 @@ class RunState:
 
     def add_evaluation(self, figures, best_metric):
         """Record an evaluation of this step, `{"loss": ..., metric: rate}`, with a finite loss. The
-        best has the lowest eval_loss or the highest rate. Of equal ones the latest is the best: it
-        has seen more rows. The untouched base, at step 0, is no candidate."""
+        best has the lowest eval_loss or the highest rate; of equal ones it is the latest, which has
+        seen more rows. The untouched base, at step 0, is no candidate."""
         self.eval_loss, self.evaluation_due = figures["loss"], False
         if self.global_step == 0:
             return
-        self.best_loss = min(self.eval_loss, math.inf if self.best_loss is None else self.best_loss)
+        by_loss = best_metric == "eval_loss"
+        losses = [self.eval_loss, self.best_loss, self.best_value if by_loss else None]  # older states: no best_loss
+        self.best_loss = min(loss for loss in losses if loss is not None)
         if "exact_match" in figures:
             self.best_exact_match = max(figures["exact_match"], self.best_exact_match or 0.0)
-        by_loss = best_metric == "eval_loss"
         value = self.eval_loss if by_loss else figures[best_metric]
         best = self.best_value if self.best_value is not None else math.inf if by_loss else -math.inf
         gain = best - value if by_loss else value - best
@@ -132,9 +133,8 @@ def read_state(checkpoint):
     step = checkpoint_step(checkpoint)
     if not all(type(value) is int and value >= 0 for value in whole) or state.global_step != step:
         raise ValueError(f"state.json has step {state.global_step!r}")
-    figures = (entry.loss_sum, entry.weight_sum, state.eval_loss, state.best_value)
-    figures += (state.best_loss, state.best_exact_match)
-    if not all(value is None or math.isfinite(value) for value in figures):
+    best = state.best_value, state.best_loss, state.best_exact_match
+    if not all(value is None or math.isfinite(value) for value in (*vars(entry).values(), state.eval_loss, *best)):
         raise ValueError("state.json has a figure that is not finite")
     if state.best_checkpoint is not None and not re.fullmatch(r"checkpoint-\d+", state.best_checkpoint):
         raise ValueError(f"state.json names {state.best_checkpoint!r} as the best checkpoint")

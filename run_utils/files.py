@@ -105,13 +105,13 @@ def naming_full_disk(path, needed, remedy):
 
 def apply_umask(*paths):
     """Give files the mode of a new file. safetensors 0.8 writes mode 0600, so a server under
-    another user could not read the weights."""
+    another user could not read the weights. Folders among the paths keep their mode."""
     probe = paths[0].with_name(f"{paths[0].name}.incomplete")
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
     for path in paths:
-        if stat.S_IMODE(path.stat().st_mode) != mode:
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) != mode:
             with contextlib.suppress(OSError):  # a file system without modes
                 path.chmod(mode)
 

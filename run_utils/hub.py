@@ -51,5 +51,5 @@ def check_hub_access(repo_id, repo_type, revision=None):
     except Exception as error:  # the transport's own errors have no public class in common
         raise UserError(
             f"cannot reach {constants.ENDPOINT} for {repo_id} ({type(error).__name__}); "
-            "if it is in the local cache already, set HF_HUB_OFFLINE=1{did_you_mean(repo_id)}"
+            f"if it is in the local cache already, set HF_HUB_OFFLINE=1{did_you_mean(repo_id)}"
         ) from None

@@ -192,7 +192,11 @@ def test_a_file_of_rows_is_answered_line_by_line_in_its_order(run_here, model_an
         {"id": "bad", "error": no_layout},
         {"id": "b", "calls": answer, "misfits": misfits},
         {"id": "c", "calls": answer, "misfits": misfits},
-        {"id": 6, "error": "broken JSON in a line: Expecting property name enclosed in double quotes (column 2)"},
+        {
+            "id": 6,
+            "error": "broken JSON in a line, which must be a whole row: "
+            "Expecting property name enclosed in double quotes (column 2)",
+        },
     ]
     result = run_here(infer, flags)
     assert result.code == 1 and "is there already: remove it, or choose another" in result.err

@@ -174,6 +174,22 @@ def test_the_library_s_own_parser_reads_the_completions():
                 assert calls == json.loads(row.answers) and not message.get("content")
 
 
+def test_the_library_s_parser_leaves_a_broken_call_in_the_content():
+    tokenizer = tokenizer_with(HERMES)
+    chat = find_format("chat", tokenizer)
+    prompt, completion = chat.texts(next(row for row in ROWS if len(json.loads(row.answers)) == 1))
+    broken = (
+        completion[:-20],
+        completion.replace('"arguments"', '"other"'),
+        completion.replace("}", "", 1),
+        "<tool_call>[1]</tool_call>",
+        '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>',
+    )
+    for text in broken:
+        message = tokenizer.parse_response(text + chat.end_token, turn_template(chat), prefix=prompt)
+        assert message == {"role": "assistant", "content": text}
+
+
 def test_a_conversation_is_rendered_from_its_messages_and_its_words_are_trained():
     """Each turn of a log: a call, its result, an answer, a question, words beside two calls."""
     calls = [{"name": "größe", "arguments": {"über": value}} for value in ("天", "b")]

@@ -69,7 +69,8 @@ def test_the_summary_is_complete_and_has_no_warning_for_a_good_tokenizer(tiny_mo
     data = prepare_data(args, tokenizer, 2048, ALONE)
     dropped, counts, *too_long = data.summary
     assert dropped == "Dropped 1 of 200 rows: missing field 'tools': 1 row (bad)"
-    assert counts.startswith(f"199 valid rows: {len(data.train.examples)} to train on, {len(data.eval_examples)} to ")
+    kept, held_out = len(data.train.examples), len(data.eval_examples)
+    assert counts.startswith(f"199 valid rows: {kept} of 189 to train on, {held_out} to evaluate, ")
     assert all("longer than 700 tokens" in line for line in too_long)
     assert data.example.startswith("One example; ") and data.example.count("⟦") == 2
     assert len(data.train.examples) + len(data.eval_examples) + len(data.dropped["longer than 700 tokens"]) == 110

@@ -38,6 +38,14 @@ def test_no_example_is_a_near_repeat_of_a_held_out_row_or_of_another_example():
         assert all(a.isdisjoint(b) for place, a in enumerate(keys) for b in keys[:place])
 
 
+def test_no_example_is_of_a_held_out_rows_conversation():
+    held_out = [make_row("held out", "and tomorrow")._replace(opening="a")]
+    rows = [ROWS[0]._replace(opening="a"), ROWS[1]._replace(opening="b"), *ROWS[2:]]
+    names = {row.id for row in choose_shots(rows, held_out, 5, 42)}
+    without = {row.id for row in choose_shots(rows, [held_out[0]._replace(opening="")], 5, 42)}
+    assert "row 0" in without and "row 1" in names and names == without - {"row 0"}
+
+
 def test_the_first_example_has_calls_and_none_is_longer_than_the_median_row():
     empty = [make_row(f"empty {query}", query, "[]") for query in ("sing a song", "tell a joke", "paint a picture")]
     long = [make_row(f"long {place}", f"{place} " + "very long " * 50) for place in range(3)]

@@ -229,7 +229,7 @@ def test_an_edited_compressed_file_is_read_again(tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("train.csv", "train.csv has an unsupported type; supported are .json"),
-        ("test.jsonl", "no split train among test"),
+        ("test.jsonl", "no split train among test; --dataset_name also takes one file"),
     ],
 )
 def test_folders_without_training_rows_are_refused(tmp_path, name, message):

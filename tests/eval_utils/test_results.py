@@ -1,5 +1,6 @@
 """Systems of one or several evaluations: comparisons, warnings, and the table on the terminal."""
 
+import hashlib
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import TAGS
 from data_utils.rows import Row
 from data_utils.systems import SystemKey, verdict_pair
 from eval_utils.comparison import Finished, commands_of
+from eval_utils.folder import hash_rows
 from eval_utils.report import render_report
 from eval_utils.results import Evaluation, compare_systems, report_of
 from eval_utils.table import print_table
@@ -301,3 +303,14 @@ def test_near_repeats_may_be_unknown_none_or_all(capsys, near, words):
     out = capsys.readouterr().out
     assert (words or "equal a training query") in out or words is None
     assert ("equal a training query" in out) == ("equal a training query" in page) == (words is not None)
+
+
+def test_the_hash_of_rows_is_an_older_folders_unless_chats_read_more():
+    row = Row("r", "query", "[]", "[]")
+    talk = row._replace(messages='[{"role": "user", "content": "query"}]', words="Hello")
+    older = (
+        "[Row(id='r', query='query', tools='[]', answers='[]', fingerprint='', category='', acceptable='', required='', "
+        "conversation='', opening='')]"
+    )
+    assert hash_rows([row], False) == hash_rows([talk], False) == hashlib.sha256(older.encode()).hexdigest()
+    assert hash_rows([row], True) != hash_rows([talk], True)

@@ -14,7 +14,7 @@ from eval_utils.model_card import read_evaluation
 from model_utils.answer_file import earlier_answers
 from run_utils.checkpoint import read_checkpoint
 from run_utils.errors import UserError
-from run_utils.files import lock_folder, naming_full_disk, new_folder, read_json, write_json, write_text
+from run_utils.files import apply_umask, lock_folder, naming_full_disk, new_folder, read_json, write_json, write_text
 from run_utils.journal import append
 from run_utils.output_folder import holds_run, make_writable
 
@@ -237,3 +237,14 @@ def test_a_folder_is_locked_for_others_and_not_for_its_own_process(tmp_path):
         fcntl.flock(others["free"], fcntl.LOCK_EX | fcntl.LOCK_NB)
     for handle in others.values():
         os.close(handle)
+
+
+def test_private_files_become_readable_and_folders_beside_them_stay_open(tmp_path):
+    # transformers saves a tokenizer's second chat template in a folder.
+    weights, templates = tmp_path / "model.safetensors", tmp_path / "additional_chat_templates"
+    weights.touch(mode=0o600)
+    templates.mkdir()
+    before = templates.stat().st_mode
+    (tmp_path / "new").touch()
+    apply_umask(*tmp_path.iterdir())
+    assert weights.stat().st_mode == (tmp_path / "new").stat().st_mode and templates.stat().st_mode == before

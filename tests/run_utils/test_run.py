@@ -51,6 +51,15 @@ def test_patience_counts_the_evaluations_since_the_last_better_one(metric, value
     assert counts == stale and (state.best_loss, state.best_exact_match) == (min(values), max(values))
 
 
+def test_the_best_loss_of_an_older_checkpoint_is_its_best_value():
+    state = RunState(global_step=9, best_value=0.5, best_checkpoint="checkpoint-5")
+    state.add_evaluation({"loss": 0.7}, "eval_loss")
+    assert state.best_loss == 0.5
+    state = RunState(global_step=9, best_value=0.5, best_checkpoint="checkpoint-5")
+    state.add_evaluation({"loss": 0.7, "exact_match": 0.4}, "exact_match")
+    assert state.best_loss == 0.7
+
+
 @pytest.mark.parametrize(("free", "warned"), [(160, False), (159, True)])
 def test_a_disk_too_small_for_the_checkpoints_to_come_is_a_warning(tmp_path, monkeypatch, free, warned):
     """16 bytes of weights: 48 a checkpoint with Adam's moments, two kept and the next, and the
