@@ -109,8 +109,8 @@ class Run:
         print_next("python", "evaluate.py", "--adapter", self.adapter_dir)
 
     def describe_early_end(self, state):
-        number, metric = state.stale_evaluations, self.args.best_metric
-        return f"stopped early after step {state.global_step}: {number} evaluations without a better {metric}"
+        stale = f"{state.stale_evaluations} evaluation{'s' * (state.stale_evaluations > 1)}"
+        return f"stopped early after step {state.global_step}: {stale} without a better {self.args.best_metric}"
 
     def to_deliver(self, state):
         """The name of the checkpoint for adapter/: the last, or the best if one had a finite
