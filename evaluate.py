@@ -6,10 +6,11 @@
     python evaluate.py --rescore runs/demo/evaluation         # score its texts again: no model
     python evaluate.py --compare runs/a/evaluation runs/b/evaluation      # is b's adapter better?
 
-The systems are the base on the raw query and tools, the base on training's prompt, and the adapter.
-The rows are the ones that training held out, found by content. Writes predictions.jsonl row by row
-(after a kill, the same command continues), then scores.jsonl, metrics.json and report.html, and
-prints the table. The metrics are in eval_utils/metrics.py.
+By default the systems are the base on the raw query and tools, the base on training's prompt, and
+the adapter; the demo's recipe adds fewshot. The rows are the ones that training held out, found by
+content. Writes predictions.jsonl row by row (after a kill, the same command continues), then
+scores.jsonl, metrics.json and report.html, and prints the table. The metrics are in
+eval_utils/metrics.py.
 """
 
 from run_utils.signals import exit_at_once, handle_signals

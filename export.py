@@ -1,4 +1,4 @@
-"""Merge an adapter into its base: a folder for transformers, vLLM, SGLang or llama.cpp's converter.
+"""Merge an adapter into its base: a folder for transformers, vLLM, mlx-lm or llama.cpp's converter.
 
     python export.py                                          # the embedded demo, after train.py
     python export.py --adapter runs/qwen3_4b_qlora/adapter --output_dir exports/qwen3_4b_tools

@@ -1,4 +1,4 @@
-"""Turn queries and tools into calls. stdout and --output have calls alone, stderr has the rest.
+"""Turn queries and tools into calls. stdout has calls alone, stderr has the rest.
 
     python infer.py                                           # the embedded demo, after train.py
     python infer.py --adapter runs/demo/adapter --query "Is it raining in Rome?" --tools tools.json

@@ -1,11 +1,11 @@
-"""How fast model_utils.generation.generate is, compared with transformers' generate: 100 prompts of
-xLAM's lengths, 96 new tokens each.
+"""How fast model_utils.generation.generate is, compared with transformers' generate: 100 prompts
+(or --rows) of xLAM's lengths, 96 new tokens each.
 
     python -m benchmarks.generate_throughput                 # Qwen3-4B's shape, on one GPU
     python -m benchmarks.generate_throughput --shape tiny    # a dry run on a CPU
 
 Nothing is downloaded. A random model does not stop, so all rows get all their tokens from both.
-With xgrammar, also with a grammar: of this random model, a string that does not end.
+With xgrammar, also with a grammar of the rows' tools. A random model's strings end earlier with it.
 """
 
 import argparse

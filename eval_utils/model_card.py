@@ -50,7 +50,7 @@ TEMPLATE = """\
 - {{ words }}
 - It learnt to abstain (no tool fits) from the training rows alone. If every training row has a call, it always calls.
 - In an agent's loop it stops after a tool's result only if its training rows have such turns. After rows of single
-  questions it repeats its call for ever: limit the number of requests.
+  questions it may repeat its call for ever: limit the number of requests.
 - Languages other than the training rows', conversations, and more tools per row were not measured, unless stated above.
 - Check its calls against the tools before you execute them: `infer.py --strict` does; constrained decoding enforces it.
 """

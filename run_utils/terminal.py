@@ -1,4 +1,5 @@
-"""The progress of long work: bars on terminals, plain lines in files and pipes."""
+"""The progress of long work (bars on terminals, plain lines in files and pipes), and the command to
+type next."""
 
 import os
 import shlex

@@ -516,7 +516,7 @@ def test_seconds_are_shared_by_the_processes_at_work(url):
 
 
 @pytest.mark.slow
-def test_two_processes_ask_for_half_of_the_rows_each(url, tmp_path):
+def test_two_processes_ask_for_each_row_once(url, tmp_path):
     tool = {"name": "f", "description": "d", "parameters": {}}
     rows = [{"id": i, "query": f"200: {i}", "tools": [tool], "answers": []} for i in range(64)]
     data = tmp_path / "rows.jsonl"
@@ -531,7 +531,7 @@ def test_two_processes_ask_for_half_of_the_rows_each(url, tmp_path):
         "output_dir": tmp_path / "evaluation",
     }
     result = launch("evaluate.py", flags, processes=2)
-    assert result.code == 0 and re.search("endpoint, 1 of 2 processes: 100%.* 32/32 ", result.err), result.err
+    assert result.code == 0, result.err
     asked = [request["body"]["messages"][-1]["content"] for request in record_of(url)["requests"]]
     assert sorted(asked) == sorted(row["query"] for row in rows)
 
