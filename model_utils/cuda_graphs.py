@@ -46,9 +46,7 @@ def use_cuda_graphs(accelerator, model, data, steps):
             graphed.warm_up(size)
         for size in progress(sizes, "Capturing their CUDA graphs", unit="size"):
             graphed.capture(size)
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not isinstance(error.__context__, torch.OutOfMemoryError):
-            raise
+    except torch.OutOfMemoryError:
         problem = "CUDA graphs do not fit in this GPU's memory; --cuda_graphs false would"
     if problem:  # free memory: raise_anywhere uses the GPU
         del graphed
@@ -160,6 +158,10 @@ def capturing(graph, pool=None):
     try:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             yield
+    except RuntimeError as error:  # the end of a failed capture hides the lack of memory
+        if isinstance(error.__context__, torch.OutOfMemoryError):
+            raise error.__context__ from None
+        raise
     finally:
         gc.enable()
 

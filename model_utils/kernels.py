@@ -120,6 +120,8 @@ def write(key, value, keys, values, slots, positions):
     """keys[slots, :, positions] = key, and the same for values. key, value: [tokens, heads,
     head_dim]; keys, values: [slots, heads, length, head_dim], contiguous; slots, positions: int64
     [tokens]."""
+    if key.shape != value.shape:  # MLA caches latents: the kernel would write beyond a tensor's end
+        raise ValueError(f"keys {tuple(key.shape[1:])} and values {tuple(value.shape[1:])} of a token differ")
     tokens, heads, head_dim = key.shape
     # The kernel needs the heads of a token together.
     key, value = (x if x.stride()[1:] == (head_dim, 1) else x.contiguous() for x in (key, value))
@@ -170,6 +172,8 @@ def decode(query, keys, values, lengths, scale, window=None):
     query: [slots, heads, head_dim]; keys, values: [slots, kv_heads, length, head_dim], contiguous;
     lengths: int32 [slots], at least 1, the newest token included. Returns [slots, heads,
     head_dim]."""
+    if keys.shape != values.shape or not (keys.is_contiguous() and values.is_contiguous()):
+        raise ValueError("the cache's keys and values have different shapes, or are not contiguous")
     slots, kv_heads, length, head_dim = keys.shape
     query = query.contiguous()
     y, group = torch.empty_like(query), query.shape[1] // kv_heads

@@ -78,6 +78,8 @@ def fits_in_float32(model):
     to spare."""
     more = sum(weight.numel() * (4 - weight.element_size()) for weight in model.parameters())
     on_gpu = model.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()  # the cache of keys and values of an earlier generation
     return 1.5 * more < (torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available)
 
 

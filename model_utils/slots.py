@@ -74,6 +74,8 @@ def slots_modules(model, fused):
             yield
     finally:
         set_attention(model, before)
+        if unwrapped(model).device.type == "cuda":
+            torch.cuda.synchronize()  # a last pass of finished rows may still run in the graph's memory
 
 
 def can_fuse(model):
@@ -233,7 +235,8 @@ class Slots:
         self.positions[torch.tensor(slots).to(self.positions.device, non_blocking=True)] = 0
 
     def advance(self):
-        self.positions.add_(1).clamp_(max=self.cache.length - 1)
+        # A slot without a row stays at position 0.
+        self.positions.add_(self.positions > 0).clamp_(max=self.cache.length - 1)
 
     def forward(self, width):
         """Compute the newest tokens' logits. width: the number of a slot's tokens for attention; on

@@ -62,7 +62,8 @@ def run_script(main, if_stopped=""):
         first_line = str(error).splitlines()[0] if str(error) else ""
         # Compared by name: wrong arguments must not wait for torch's import.
         if type(error).__name__ == "OutOfMemoryError":
-            code, message = 1, f"{name}: error: {first_line} Lower the batch size or --max_seq_length."
+            advice = "Lower --batch_tokens; in training the batch size or --max_seq_length."
+            code, message = 1, f"{name}: error: {first_line} {advice}"
         elif type(error).__name__ in LOST or "/gloo/" in first_line:
             # NCCL's own error is the last line.
             cause = [line for line in str(error).splitlines() if line.strip()][-1]

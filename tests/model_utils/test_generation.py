@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_utils.sources import load_rows
 from data_utils.tokens import encode_prompts
 from model_utils.generation import Answer, generate
-from model_utils.slots import PREFILL_TOKENS, plan_groups, plan_prefill
+from model_utils.slots import PREFILL_TOKENS, Slots, plan_groups, plan_prefill, slots_modules
 
 BASE = ROOT / "demo" / "base"  # a random model repeats one token for any prompt
 
@@ -150,3 +150,16 @@ def test_the_first_token_that_finishes_the_text_closes_a_row(model, tokenizer, t
     answer = Answer(0, len(tokens) + 1, model, tokenizer, TAGS)
     added = next((n for n, token in enumerate(tokens, start=1) if answer.add(token)), None)
     assert (added, answer.finish) == ((ends[0], "closed") if ends else (None, None))
+
+
+def test_a_slot_without_a_row_attends_to_one_token(tiny_model):
+    """Also while the other slots go on: more tokens cost time."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    with slots_modules(model, fused=False), torch.inference_mode():
+        slots = Slots(model, num_slots=3, length=20)
+        slots.prefill([0, 1], [torch.arange(5, 9).int().numpy(), torch.arange(5, 8).int().numpy()])
+        slots.decode([0, 1])
+        slots.release([1])
+        for _ in range(3):
+            slots.decode([0])
+        assert slots.positions.tolist() == [8, 0, 0]
