@@ -27,7 +27,9 @@ def answer_file(args, system, requests, identity):
     if output.exists():
         raise UserError(f"--output {output} is there already: remove it, or choose another")
     results = {index: {"id": row.id, "error": row.error} for index, row in enumerate(requests) if not row.row}
-    results |= earlier_answers(partial, identity, len(requests))
+    if earlier := earlier_answers(partial, identity, len(requests)):
+        say(f"{len(earlier)} of {len(requests)} rows are answered in {partial}: continuing after them")
+    results |= earlier
     todo = [index for index in range(len(requests)) if index not in results]
 
     def answers():
