@@ -153,6 +153,16 @@ def launch(script, flags, processes=1, config=None):
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.fixture(scope="session")
+def demo_adapter(tmp_path_factory):
+    """The demo's base after 40 steps: most of its answers are right. Copy it to change it."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    flags = {"config": ROOT / "recipes" / "demo.yaml", "output_dir": folder}
+    result = launch("train.py", flags | {"max_train_steps": 40, "max_eval_examples": 8})
+    assert result.code == 0, result.err
+    return folder / "adapter"
+
+
 def launch_and_kill(script, flags, reached, log, processes=1, seconds=0, config=None):
     """Launch a run and SIGKILL its launcher and processes `seconds` after `reached()` is true.
 

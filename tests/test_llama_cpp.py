@@ -51,11 +51,9 @@ def post(url, body):
         return json.load(response)
 
 
-def test_llama_cpp_gives_the_evaluations_prompts_and_texts(train_here, run_here, tmp_path):
-    # The demo's base after 40 steps: most of its answers are lists of calls.
-    run, exported, output_dir = tmp_path / "run", tmp_path / "export", tmp_path / "evaluation"
-    flags = {"config": ROOT / "recipes" / "demo.yaml", "output_dir": run, "max_train_steps": 40, "eval_steps": 1000}
-    result = run_here(export, {"adapter": train_here(flags) / "adapter", "output_dir": exported, "dtype": "fp32"})
+def test_llama_cpp_gives_the_evaluations_prompts_and_texts(demo_adapter, run_here, tmp_path):
+    exported, output_dir = tmp_path / "export", tmp_path / "evaluation"
+    result = run_here(export, {"adapter": demo_adapter, "output_dir": exported, "dtype": "fp32"})
     assert result.code == 0, result.err
     tokenizer, rows = AutoTokenizer.from_pretrained(exported), load_rows("demo", generators=GENERATORS)[0]
     with serve(exported) as server:

@@ -11,7 +11,6 @@ import urllib.request
 
 import openai
 import pytest
-from conftest import ROOT
 
 import evaluate
 import export
@@ -24,11 +23,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def exported(train_here, run_here, tmp_path):
-    """The demo's base after 40 steps: most of its answers are lists of calls."""
-    run, folder = tmp_path / "run", tmp_path / "export"
-    flags = {"config": ROOT / "recipes" / "demo.yaml", "output_dir": run, "max_train_steps": 40, "eval_steps": 1000}
-    result = run_here(export, {"adapter": train_here(flags) / "adapter", "output_dir": folder, "dtype": "fp32"})
+def exported(demo_adapter, run_here, tmp_path):
+    folder = tmp_path / "export"
+    result = run_here(export, {"adapter": demo_adapter, "output_dir": folder, "dtype": "fp32"})
     assert result.code == 0, result.err
     return folder
 
