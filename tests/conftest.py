@@ -25,6 +25,7 @@ import train
 from data_utils.prompt import PROMPT_FORMATS
 from demo.model import build_tokenizer
 from demo.rows import generate_rows
+from eval_utils.folder import read_predictions
 from run_utils import errors
 from run_utils.metrics_file import read_metrics
 
@@ -206,6 +207,14 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def texts_by_system(folder):
+    """`{system: {row id: text}}` of an evaluation's folder."""
+    texts = {}
+    for prediction in read_predictions(folder / "predictions.jsonl"):
+        texts.setdefault(prediction["system"], {})[prediction["id"]] = prediction["text"]
+    return texts
 
 
 def curve(output_dir, tag):

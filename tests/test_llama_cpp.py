@@ -12,7 +12,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, texts_by_system
 from transformers import AutoTokenizer
 
 import evaluate
@@ -64,10 +64,7 @@ def test_llama_cpp_gives_the_evaluations_prompts_and_texts(demo_adapter, run_her
         }  # fmt: skip
         result = run_here(evaluate, flags)
         assert result.code == 0, result.err
-        texts = {"endpoint": {}, "prompted": {}}
-        for line in (output_dir / "predictions.jsonl").read_text().splitlines():
-            prediction = json.loads(line)
-            texts[prediction["system"]][prediction["id"]] = prediction["text"]
+        texts = texts_by_system(output_dir)
         # 60 on the machine of the first run. Another CPU's rounding may turn a tie of two tokens.
         assert sum(texts["endpoint"][row_id] == text for row_id, text in texts["prompted"].items()) >= 59
         assert len(texts["prompted"]) == 60

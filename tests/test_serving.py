@@ -11,6 +11,7 @@ import urllib.request
 
 import openai
 import pytest
+from conftest import texts_by_system
 
 import evaluate
 import export
@@ -65,10 +66,7 @@ def test_a_servers_calls_equal_the_evaluations(run_here, exported, server, tmp_p
     }  # fmt: skip
     result = run_here(evaluate, flags)
     assert result.code == 0, result.err
-    texts = {"endpoint": {}, "prompted": {}}
-    for line in (output_dir / "predictions.jsonl").read_text().splitlines():
-        prediction = json.loads(line)
-        texts[prediction["system"]][prediction["id"]] = prediction["text"]
+    texts = texts_by_system(output_dir)
     assert texts["endpoint"] == texts["prompted"] and len(texts["prompted"]) == 16
     assert json.loads((output_dir / "metrics.json").read_text())["systems"]["prompted"]["json_valid"]["rate"] > 0.5
 
