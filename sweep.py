@@ -57,20 +57,22 @@ class SweepArguments:
 
 
 def parse():
-    """The sweep's arguments, and train.py's flags."""
-    parser = ArgumentParser(SweepArguments, __doc__)
-    values, flags = parser.parse_known_args()
-    return SweepArguments(**vars(values)), with_demo_recipe(flags, "demo.yaml")
+    """The sweep's arguments, with train.py's as `flags`."""
+    values, flags = ArgumentParser(SweepArguments, __doc__).parse_known_args()
+    args = SweepArguments(**vars(values))
+    args.flags = with_demo_recipe(flags, "demo.yaml")
+    return args
 
 
 if __name__ == "__main__":
-    args, flags = run_script(parse)
+    args = run_script(parse)
     say("Loading PyTorch and transformers ...")
 
 from pathlib import Path
 
 import evaluate
 import train
+from eval_utils.sweep_report import write_sweep_report
 from eval_utils.sweep_results import compare_runs
 from eval_utils.sweep_table import print_comparison
 from run_utils.files import lock_folder, write_json
@@ -79,12 +81,12 @@ from run_utils.sweep_plan import check_runs, group_by_base, merge_plans, parse_g
 from run_utils.sweep_processes import Job, Processes, find_slots
 
 
-def main(args, flags):
+def main(args):
     # Everything is checked before the first run starts
     output_dir = Path(args.output_dir)
     grid = parse_grid(args.grid or [], train.TrainingArguments)
     options = {"grid": grid, "seeds": args.seeds, "output_dir": output_dir}
-    runs = plan_runs(train.TrainingArguments, train.__doc__, flags, **options)
+    runs = plan_runs(train.TrainingArguments, train.__doc__, args.flags, **options)
     evaluates_loss = all(run.arguments.eval_fraction or run.arguments.eval_dataset_name for run in runs)
     require(evaluates_loss or not args.halving, "--halving needs rows to evaluate: raise --eval_fraction")
     slots = find_slots(args.runs_per_gpu)
@@ -126,13 +128,15 @@ def main(args, flags):
     # Comparison
     minutes = {name: processes.seconds(name, "train") / 60 for name in plans}
     comparison = compare_runs(output_dir, plans, minutes, {folder.name: folder for folder in bases})
-    comparison["halving"] = halvings
-    comparison["parts"] = processes.parts()
+    comparison |= {"halving": halvings, "parts": processes.parts(), "failed": processes.failed}
     (output_dir / "comparison").mkdir(exist_ok=True)
     write_json(output_dir / "comparison" / "metrics.json", comparison)
+    write_sweep_report(output_dir / "comparison" / "report.html", comparison)
     print_comparison(comparison)
+    print(processes.describe_parts())
     print(f"Figures: {output_dir / 'comparison' / 'metrics.json'}")
     print(f"Curves: tensorboard --logdir {output_dir / 'runs'}")
+    print(f"Next: open {output_dir / 'comparison' / 'report.html'} in a browser")
     if failed := processes.failed:
         lines = "; ".join(f"{name}: {message}" for name, message in failed.items())
         raise UserError(f"{len(failed)} of {len(runs)} runs failed ({lines}); the same command continues them")
@@ -186,10 +190,10 @@ def train_to(step, runs, processes):
     configurations, and a line about it."""
     behind = [run for run in runs if (last_evaluation(run, math.inf) or (0, 0))[0] < step]
     processes.work([training_job(run, step) for run in behind])
-    losses = mean_losses(runs, step)
+    losses = mean_losses(runs, step, processes.failed)
     kept = halve(losses)
     return [run for run in runs if run.configuration in kept], describe_halving(runs, losses, kept, step)
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args, flags), if_stopped="the same command continues")
+    run_script(lambda: main(args), if_stopped="the same command continues")
