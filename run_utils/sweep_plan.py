@@ -39,6 +39,7 @@ OF_BASE = (
     *("config", "model_name_or_path", "model_revision", "trust_remote_code", "quantization", "prompt_format"),
     *("dataset_name", "dataset_config_name", "dataset_revision", "eval_dataset_name", "eval_fraction", "eval_split"),
 )
+BATCH = "per_device_train_batch_size x gradient_accumulation_steps"
 MOST_RUNS = 1000
 LONGEST_NAME = 150  # characters; a file system allows 255 bytes
 
@@ -110,7 +111,7 @@ def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir):
             except UsageError as error:
                 raise UsageError(f"{name}: {error}") from None
             runs.append(Run(name, settings, seed, arguments, line))
-        twin = seen.setdefault(json.dumps(experiment(arguments)), label)
+        twin = seen.setdefault(str(dataclasses.replace(arguments, output_dir="")), label)
         require(twin == label, f"--grid: {label} and {twin} are the same experiment")
     return runs
 
@@ -146,9 +147,11 @@ def safe(text):
 
 
 def experiment(arguments):
-    """A run's arguments without those that a resume may change, without seed and folder."""
+    """A run's arguments without those that a resume may change, without seed and folder. Of the
+    batch, a resume may change the parts and not the product."""
     fields = [field for field in dataclasses.fields(arguments) if not field.metadata["free_on_resume"]]
-    return {field.name: getattr(arguments, field.name) for field in fields if field.name != "seed"}
+    found = {field.name: getattr(arguments, field.name) for field in fields if field.name != "seed"}
+    return found | {BATCH: arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps}
 
 
 def check_runs(runs):
@@ -169,11 +172,15 @@ def merge_plans(path, runs):
     known = read_json(path)["runs"] if path.exists() else {}
     axes = {name for record in known.values() for name in record["settings"]}
     axes |= {name for run in runs for name in run.settings}
+    if axes & {"per_device_train_batch_size", "gradient_accumulation_steps"}:
+        axes.add(BATCH)
+    if "config" in axes:  # recipes may differ in anything
+        axes.update(experiment(runs[0].arguments))
     for run in runs:
         now = json.loads(json.dumps(experiment(run.arguments)))
         record = {"settings": run.settings, "seed": run.seed, "arguments": now}
         for name, then in next(iter(known.values()), record)["arguments"].items():
-            if name not in axes and "config" not in axes and now.get(name) != then:
+            if name not in axes and now.get(name) != then:
                 raise UserError(
                     f"{path.parent} holds a sweep with --{name} {then}, not {now.get(name)}: vary it with --grid, or "
                     "choose another --output_dir"
