@@ -68,17 +68,22 @@ def described(tool):
 def may_answer(tool, query, wanted):
     """Whether a tool might answer a query. wanted: pairs of the right tool and its arguments.
 
-    It might if its name has no subject (`run_code`) or is a tool for anything (`web_search`), or if
-    the query has all words of its subject. It might also if it resembles a right tool: names that
-    share half the words of the shorter one, a subject that is in the other's description,
-    descriptions that share half their words, or a common subject and required arguments that the
-    right arguments could fill by their types. Without a right tool, one common word of its subject
-    and the query is enough."""
+    It might if its name has no subject (`run_code`), if it is for anything (`web_search`, "searches
+    the web"), or if the query has all words of its subject. It might also if it resembles a right
+    tool: names that share half the words of the shorter one, a subject that is in the other's
+    description, descriptions that share half their words, two or more required arguments that are
+    all among the right ones by name, or a common subject and required arguments that the right ones
+    could fill by type. Without a right tool, one common word of its subject and the query is
+    enough."""
     subject, asked = subject_of(tool["name"]), subjects_in(query)
-    if not subject or words_of(tool["name"]) & _ANYTHING or subject <= asked or (not wanted and subject & asked):
+    if not subject or subject <= asked or (not wanted and subject & asked):
+        return True
+    if words_of(f"{tool['name']} {tool.get('description')}") & _ANYTHING:
         return True
     return any(
-        resembles(tool, right) or (subject & (asked | described(right)) and fills(arguments, tool))
+        resembles(tool, right)
+        or same_arguments(tool, arguments)
+        or (subject & (asked | described(right)) and fills(arguments, tool))
         for right, arguments in wanted
     )
 
@@ -92,15 +97,23 @@ def resembles(tool, right):
     )
 
 
+def required_of(tool):
+    return {name: spec for name, spec in (tool.get("parameters") or {}).items() if is_required(spec)}
+
+
+def same_arguments(tool, arguments):
+    required = required_of(tool)
+    return len(required) >= 2 and required.keys() <= arguments.keys()
+
+
 def fills(arguments, tool):
     """Whether each required argument of a tool, and at least one, could take an own one of the
     values."""
-    specs = [spec for spec in (tool.get("parameters") or {}).values() if is_required(spec)]
-    left = list(arguments.values())
-    for spec in specs:
+    required, left = required_of(tool), list(arguments.values())
+    for spec in required.values():
         schema = parameter_schema(spec)
         place = next((place for place, value in enumerate(left) if conforms(value, schema)), None)
         if place is None:
             return False
         left.pop(place)
-    return bool(specs)
+    return bool(required)

@@ -147,13 +147,16 @@ def test_a_turn_whose_conversation_has_called_the_tool_is_not_made():
         (tool("climate", "Current weather and climate of a place.", place="str"), True),  # does it, by its description
         (tool("WeatherAlerts", "Alerts.", region="str"), True),
         (tool("web_search", "Search.", query="str"), True),
+        (tool("lookup_facts", "Searches the web.", keyword="str"), True),
+        (tool("rain.history", "Rain of a year.", city="str", unit="str"), True),  # both arguments are the right ones
+        (tool("rain.history", "Rain of a year.", city="str", year="int"), False),
         (tool("run_code", "Runs it.", code="str"), True),
         (tool("english_llm", "A language model.", q="str"), True),
         (tool("riga", "A guide.", topic="str"), True),  # its whole name is in the query
     ],
 )
 def test_tools_that_might_answer_are_recognised(other, may):
-    assert may_answer(other, "How is the weather in Riga?", [(WEATHER, {"city": "Riga"})]) is may
+    assert may_answer(other, "How is the weather in Riga?", [(WEATHER, {"city": "Riga", "unit": "C"})]) is may
 
 
 def test_without_a_right_tool_one_common_word_is_enough():
