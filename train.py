@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from data_utils.augment import TRANSFORMATIONS
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.readers import READERS
 from demo.rows import GENERATORS
@@ -54,6 +55,11 @@ class TrainingArguments:
     max_train_examples: int | None = argument(None, above=0)
     max_eval_examples: int | None = argument(None, above=0)
     max_seq_length: int = argument(1024, "Tokens; longer rows are dropped, never cut", above=0)
+    no_call_fraction: float = argument(
+        0.0, "Share of the training rows to add: without the right tool, answer []", at_least=0, below=1
+    )
+    augment: list[str] | None = argument(None, f"Of {', '.join(TRANSFORMATIONS)}: one of them for a row, once")
+    augment_fraction: float = argument(0.5, "Share of the training rows that --augment transforms", above=0, at_most=1)
 
     output_dir: str = argument("runs/qwen3_4b_qlora", group="Output", free_on_resume=True)
     overwrite_output_dir: bool = argument(False, free_on_resume=True)
@@ -118,6 +124,9 @@ class TrainingArguments:
             self.best_metric == "eval_loss" or self.eval_generate_examples,
             f"--best_metric {self.best_metric} needs --eval_generate_examples",
         )
+        unknown = [name for name in self.augment or () if name not in TRANSFORMATIONS]
+        require(not unknown, f"--augment knows {', '.join(TRANSFORMATIONS)}, not {', '.join(unknown)}")
+        require(len(set(self.augment or ())) == len(self.augment or ()), "--augment names a transformation twice")
         require(
             not (self.overwrite_output_dir and self.resume_from_checkpoint),
             "--overwrite_output_dir and --resume_from_checkpoint contradict each other",

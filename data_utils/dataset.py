@@ -14,6 +14,7 @@ from data_utils.rows import describe_bad_rows, shorten
 from data_utils.sources import load_rows
 from data_utils.split import near_repeats, set_apart, split_rows
 from data_utils.tokens import decode_answer, encode
+from data_utils.training_rows import make_training_rows
 from run_utils.errors import UserError, say
 
 MOST_SHOWN = 700  # characters of the example row's prompt: its first and last lines
@@ -25,7 +26,8 @@ class Data(NamedTuple):
     eval_examples: list
     eval_rows: list  # with rows too long for training: calls can be generated for them
     dropped: dict  # {reason: [ids]}
-    # {"trained", "held_out": {id: fingerprint}, "near_repeats": result of near_repeats}
+    # {"trained", "held_out": {id: fingerprint}, "near_repeats": result of near_repeats}. With
+    # training_rows.py, "made" too; "trained" has the rows that those are made from.
     split: dict
     summary: list  # lines to print
     example: str  # the first training row's text, in a few lines
@@ -115,7 +117,6 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     )
     examples, too_long = train.examples + held_out.examples, train.too_long | held_out.too_long
     summary += describe_too_long(examples, too_long, max_length, positions)
-    summary += describe_tokenizer(tokenizer, prompt_format, train_rows + eval_rows, train, held_out)
     rows_by_id = {row.id: row for row in train_rows}
     trained = [rows_by_id[example.row_id] for example in train.examples]
     split = {
@@ -123,6 +124,14 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         "held_out": {row.id: row.fingerprint for row in eval_rows},
         "near_repeats": near_repeats(trained, eval_rows),
     }
+    if args.no_call_fraction or args.augment:
+        check = prompt_format.check if is_chat else None
+        with process.main_process_first():
+            train, made, lines = make_training_rows(args, trained, train, tokenize, check=check, held_out=eval_rows)
+        summary += lines
+        split["made"] = {row_id: row.fingerprint for row_id, row in made.items()}
+        rows_by_id |= made
+    summary += describe_tokenizer(tokenizer, prompt_format, [*rows_by_id.values(), *eval_rows], train, held_out)
     if split["near_repeats"]:
         summary.append(
             f"{len(split['near_repeats'])} of the {len(eval_rows)} held-out queries equal a training query except for "
