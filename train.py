@@ -52,6 +52,7 @@ class TrainingArguments:
     max_bad_rows: float = argument(
         0.01, "Bad rows allowed: a share if below 1, else a count", at_least=0, free_on_resume=True
     )
+    split_seed: int | None = argument(None, "Draws the held-out rows and the subsets; by default --seed", at_least=0)
     max_train_examples: int | None = argument(None, above=0)
     max_eval_examples: int | None = argument(None, above=0)
     max_seq_length: int = argument(1024, "Tokens; longer rows are dropped, never cut", above=0)

@@ -12,7 +12,7 @@ from data_utils.chat_format import find_format
 from data_utils.prompt import check_format
 from data_utils.rows import describe_bad_rows, shorten
 from data_utils.sources import load_rows
-from data_utils.split import near_repeats, set_apart, split_rows
+from data_utils.split import near_repeats, set_apart, split_rows, split_seed
 from data_utils.tokens import decode_answer, encode
 from data_utils.training_rows import make_training_rows
 from run_utils.errors import UserError, say
@@ -74,9 +74,9 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     if args.eval_dataset_name:
         other_rows, _ = load(args.eval_dataset_name)
         other_rows = leave_out(other_rows, prompt_format.ask, refused) if is_chat else other_rows
-        train_rows, eval_rows, in_neither = set_apart(rows, other_rows, args.seed)
+        train_rows, eval_rows, in_neither = set_apart(rows, other_rows, split_seed(args))
     else:
-        train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+        train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
     parts = train_rows[: args.max_train_examples], eval_rows[: args.max_eval_examples]
     if is_chat:  # answers that the template cannot write, such as several calls, stay in the split
         parts = [leave_out(part, prompt_format.check, refused) for part in parts]

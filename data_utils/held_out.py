@@ -7,7 +7,7 @@ from typing import NamedTuple
 from data_utils.few_shot import choose_shots
 from data_utils.rows import shorten
 from data_utils.sources import load_rows
-from data_utils.split import find_held_out, set_apart, split_rows
+from data_utils.split import find_held_out, set_apart, split_rows, split_seed
 from data_utils.systems import SYSTEMS
 from run_utils.errors import UserError
 from run_utils.files import read_json
@@ -83,10 +83,10 @@ def find_shots(args, rows, held_out, split):
         trained = set(split["trained"].values())
         training = [row for row in rows if row.fingerprint in trained]
     elif args.eval_dataset_name:
-        training, _, _ = set_apart(rows, held_out, args.seed)
+        training, _, _ = set_apart(rows, held_out, split_seed(args))
     else:
-        training, _, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
-    shots = choose_shots(training, held_out, args.shots, args.seed)
+        training, _, _ = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
+    shots = choose_shots(training, held_out, args.shots, split_seed(args))
     if len(shots) < args.shots:
         raise UserError(
             f"the system 'fewshot' needs {args.shots} short training rows that repeat no held-out row, and "
@@ -100,7 +100,8 @@ def choose_rows(rows, args, adapter, split):
     """The rows that training held out, or the rows of another split or data set that the arguments
     name. Raises UserError for training rows, and if held-out rows are missing from the data set."""
     trained_with = adapter.args if adapter else {}
-    own_split = all(getattr(args, name) == trained_with.get(name) for name in ("eval_fraction", "seed", "eval_split"))
+    own_split = all(getattr(args, name) == trained_with.get(name) for name in ("eval_fraction", "eval_split"))
+    own_split = own_split and split_seed(args) == trained_with.get("split_seed", trained_with.get("seed"))
     if split and own_split:
         held_out, gone = find_held_out(rows, split)
         if gone and (held_out or args.dataset_name == trained_with["dataset_name"]):
@@ -111,12 +112,13 @@ def choose_rows(rows, args, adapter, split):
             )
         if not gone:
             return held_out
-    _, held_out, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+    _, held_out, _ = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
     trained = set(split["trained"].values()) if split else ()
     if known := [row.id for row in held_out if row.fingerprint in trained]:
         raise UserError(
             f"{len(known)} of the {len(held_out)} requested rows are rows that {adapter.folder} was trained on: "
-            f"{shorten(known)}; leave out --eval_fraction, --seed and --eval_split to evaluate the held-out rows"
+            f"{shorten(known)}; leave out --eval_fraction, --eval_split, --seed and --split_seed to evaluate the "
+            "held-out rows"
         )
     return held_out
 
