@@ -66,12 +66,9 @@ class EvaluationArguments:
     eval_split: Literal["random", "tools"] | None = argument(None, inherited="random")
     num_examples: int | None = argument(1000, "Of the held-out rows, in the order of their hash", above=0)
     no_call_examples: int | None = argument(
-        None,
-        "The same rows again, of which the right tool is off the list: is there no call? By default for a fifth of "
-        "the rows, 200 at most",
-        at_least=0,
+        None, "Rows again, with the right tool off the list: by default a fifth of them, 200 at most", at_least=0
     )
-    perturb: list[str] | None = argument(None, f"The same rows again, changed. Of {', '.join(TRANSFORMATIONS)}")
+    perturb: list[str] | None = argument(None, f"All rows again, changed. Of {', '.join(TRANSFORMATIONS)}")
 
     endpoint: str | None = argument(
         None, "OpenAI-compatible server, such as http://localhost:8000/v1; its key is OPENAI_API_KEY", group="Endpoint"
@@ -175,16 +172,8 @@ def main(args):
     folder = EvaluationFolder(args.output_dir, identity, accelerator)
     record = environment_record(**identity, cache_tokens=cache_tokens(base, args.batch_tokens) if base else None)
     run_on_main(accelerator, lambda: folder.prepare(args, data, record))
-    systems = systems_of(
-        args,
-        base,
-        tokenizer,
-        adapter,
-        prompt_format=prompt_format,
-        shots=data.shots,
-        batch_tokens=record["cache_tokens"],
-    )
-    for number, (name, system) in enumerate(systems, start=1):
+    options = {"prompt_format": prompt_format, "shots": data.shots, "batch_tokens": record["cache_tokens"]}
+    for number, (name, system) in enumerate(systems_of(args, base, tokenizer, adapter, **options), start=1):
         for made, rows in data.sets.items():  # apart: a batch's other rows can change an answer's last bits
             todo, processes = folder.rows_to_answer(name, rows)
             label = f"{name}, system {number} of {len(args.systems)}" + f", {made}" * bool(made)
@@ -226,21 +215,29 @@ def identity_of(args, adapter, base, data, mixed_precision, *, prompt_format):
     """Everything behind the answers, as JSON values. A folder with another identity is refused."""
     alone = {name: system for name, system in SYSTEMS.items() if not system.shots}  # as in older folders
     formats = {name: PROMPT_FORMATS.get(system.prompt, prompt_format) for name, system in alone.items()}
-    return {
-        "prompt_format": args.prompt_format,
-        "prompt_sha256": {name: format_hash(prompt_format) for name, prompt_format in formats.items()},
-        "base_fingerprint": base_fingerprint(base) if base else None,
-        "adapter_sha256": adapter.sha256 if adapter else None,
-        "adapter_step": adapter.environment.get("global_step") if adapter else None,
-        "rows_sha256": hash_rows(data.rows, is_chat=args.prompt_format == "chat"),
-        "num_examples": len(data.rows),
-        "quantization": args.quantization,
-        "mixed_precision": mixed_precision,
-        "decoding": {"strategy": "greedy", "max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens},
-        "merge_adapter": args.merge_adapter,
-        "chat_markers": prompt_format.markers._asdict() if args.prompt_format == "chat" else None,
-        "endpoint": [redact(args.endpoint), args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
-    } | shots_identity(prompt_format, data.shots) | sets_identity(data.made)
+    return (
+        {
+            "prompt_format": args.prompt_format,
+            "prompt_sha256": {name: format_hash(prompt_format) for name, prompt_format in formats.items()},
+            "base_fingerprint": base_fingerprint(base) if base else None,
+            "adapter_sha256": adapter.sha256 if adapter else None,
+            "adapter_step": adapter.environment.get("global_step") if adapter else None,
+            "rows_sha256": hash_rows(data.rows, is_chat=args.prompt_format == "chat"),
+            "num_examples": len(data.rows),
+            "quantization": args.quantization,
+            "mixed_precision": mixed_precision,
+            "decoding": {
+                "strategy": "greedy",
+                "max_new_tokens": args.max_new_tokens,
+                "batch_tokens": args.batch_tokens,
+            },
+            "merge_adapter": args.merge_adapter,
+            "chat_markers": prompt_format.markers._asdict() if args.prompt_format == "chat" else None,
+            "endpoint": [redact(args.endpoint), args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
+        }
+        | shots_identity(prompt_format, data.shots)
+        | sets_identity(data.made)
+    )
 
 
 def systems_of(args, base, tokenizer, adapter, *, prompt_format, **options):

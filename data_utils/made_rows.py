@@ -21,8 +21,8 @@ MOST_NO_CALL = 200  # without --no_call_examples
 
 
 def make_sets(args, rows, held_out):
-    """The sets that evaluate.py's arguments ask for, as `{set: [Row]}` without empty sets, and lines
-    about rows that could not be made.
+    """The sets that evaluate.py's arguments ask for, as `{set: [Row]}` without empty sets, and
+    lines about rows that could not be made.
 
     rows: the evaluation's, of which no_call takes the first that can be made. held_out: all rows
     that training held out: their tools are the ones added, so --num_examples changes no row."""

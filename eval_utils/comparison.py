@@ -143,11 +143,13 @@ def short_names(folders):
 
 
 def shared_sets(evaluations):
-    """The made rows that all of `[Finished]` have, as `{set: [Row]}`: older evaluations have none, and
+    """The made rows that all evaluations have, as `{set: [Row]}`: older evaluations have none, and
     others may have fewer."""
     first, *rest = (evaluation.made for evaluation in evaluations)
     others = [{name: set(rows) for name, rows in made.items()} for made in rest]
-    shared = {name: [row for row in rows if all(row in made.get(name, ()) for made in others)] for name, rows in first.items()}
+    shared = {
+        name: [row for row in rows if all(row in made.get(name, ()) for made in others)] for name, rows in first.items()
+    }
     return {name: rows for name, rows in shared.items() if rows}
 
 

@@ -99,15 +99,13 @@ def check_folder(output_dir, identity):
         raise UserError(f"{output_dir} has files that no evaluation made: {', '.join(found)}")
     else:
         saved = identity
-    changed = {
-        key for key, value in identity.items() if saved.get(key, value if can_be_added(key) else None) != value
-    }
-    if sets := sorted(key.removeprefix(HASH_OF_SET) for key in changed if key.startswith(HASH_OF_SET)):
-        if len(sets) == len(changed):
-            raise UserError(
-                f"{output_dir} has other rows in the set {', '.join(sets)}: ask for the same rows, leave the set out "
-                "(--no_call_examples 0, or not in --perturb), or replace all with --overwrite_output_dir"
-            )
+    changed = {key for key, value in identity.items() if saved.get(key, value if can_be_added(key) else None) != value}
+    sets = sorted(key.removeprefix(HASH_OF_SET) for key in changed if key.startswith(HASH_OF_SET))
+    if sets and len(sets) == len(changed):
+        raise UserError(
+            f"{output_dir} has other rows in the set {', '.join(sets)}: ask for the same rows, leave the set out "
+            "(--no_call_examples 0, or not in --perturb), or replace all with --overwrite_output_dir"
+        )
     if changed:
         raise UserError(
             f"{output_dir} holds an evaluation of another model, other rows or other settings: "

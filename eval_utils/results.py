@@ -38,8 +38,8 @@ class Evaluation:
     metrics.json and report.html.
 
     systems: the SystemKeys, in the table's order. predictions: `{key: {row id: prediction}}`.
-    own: ScoredRows, the data set's. made: `{set: ScoredRows}`. figures: JSON values, by the systems'
-    names. published: `{label: {metric: percent}}`. record: the answers' origin, from
+    own: ScoredRows, the data set's. made: `{set: ScoredRows}`. figures: JSON values, by the
+    systems' names. published: `{label: {metric: percent}}`. record: the answers' origin, from
     environment.json. commands: `{label: the command's words}`.
     """
 
@@ -208,6 +208,7 @@ def report_of(evaluation):
     systems = [key.name for key in evaluation.systems]
     of_systems = figures["systems"]
     near_repeats = figures["near_repeats"] or {"slice": None}
+    no_call = figures["made"].get(NO_CALL)
     return {
         "title": evaluation.title,
         "subtitle": evaluation.subtitle,
@@ -230,7 +231,11 @@ def report_of(evaluation):
             for name, meaning in OUTCOMES.items()
         ],
         "outcome_counts": {system: of_systems[system]["outcomes"] for system in systems},
-        "call_table": {system: of_systems[system]["call_table"] for system in systems},
+        "call_table": {
+            system: of_systems[system]["call_table"]
+            | ({"gold_made": no_call["systems"][system]["call_table"]["gold_none"]} if no_call else {})
+            for system in systems
+        },
         "turn_table": {system: of_systems[system]["turn_table"] for system in systems},
         **{name: figures[name] for name in ("pairs", "worst_tools", "warnings")},
         "when_not_to_call": call_lines(figures),

@@ -10,6 +10,13 @@ from eval_utils.outcomes import OUTCOMES, call_table
 from eval_utils.outputs import Output, Task
 from eval_utils.statistics import flips, rate_figure
 
+# The figures of the table "When not to call".
+CALL_COLUMNS = {
+    "own": "calls, own rows without calls",
+    "made": "calls, right tool off the list",
+    "missed": "no call, own rows with calls",
+}
+
 
 class ScoredRows(NamedTuple):
     """One set of rows with the systems' answers: tasks in the rows' order, and for each SystemKey,
@@ -86,22 +93,30 @@ def change(rows, scores, own_scores, originals):
 
 
 def call_lines(figures):
-    """The lines of the table "When not to call": for each system the figures of over_call and
-    missed_call on the data set's own rows and of over_call on the rows made, None without such
-    rows, and the broken answers to the rows made. Empty if no row wants no call."""
+    """The lines of the table "When not to call": `[{"system", "own", "missed", "made", "broken":
+    {column: count}}]`, with the figures of over_call and missed_call on the data set's own rows and
+    of over_call on the rows made; None without such rows. Empty if no row wants no call."""
     made = figures["made"].get(NO_CALL, {"systems": {}})["systems"]
-    lines = [
-        {
-            "system": system,
-            "own": of_system.get("over_call"),
-            "missed": of_system.get("missed_call"),
-            "made": made.get(system, {}).get("over_call"),
-            "broken_own": of_system["call_table"]["gold_none"]["broken"],
-            "broken": made[system]["call_table"]["gold_none"]["broken"] if system in made else 0,
-        }
-        for system, of_system in figures["systems"].items()
-    ]
+    lines = []
+    for system, own in figures["systems"].items():
+        of_made = made.get(system, {})
+        tables = {"own": own["call_table"]["gold_none"], "missed": own["call_table"]["gold_calls"]}
+        tables["made"] = of_made.get("call_table", {}).get("gold_none", {"broken": 0})
+        lines.append(
+            {
+                "system": system,
+                "own": own.get("over_call"),
+                "missed": own.get("missed_call"),
+                "made": of_made.get("over_call"),
+                "broken": {column: counts["broken"] for column, counts in tables.items()},
+            }
+        )
     return lines if any(line["own"] or line["made"] for line in lines) else []
+
+
+def call_columns(lines):
+    """The figures that call_lines has, as `{column: title}`."""
+    return {column: title for column, title in CALL_COLUMNS.items() if any(line[column] for line in lines)}
 
 
 def perturbed_lines(figures):
