@@ -215,29 +215,23 @@ def identity_of(args, adapter, base, data, mixed_precision, *, prompt_format):
     """Everything behind the answers, as JSON values. A folder with another identity is refused."""
     alone = {name: system for name, system in SYSTEMS.items() if not system.shots}  # as in older folders
     formats = {name: PROMPT_FORMATS.get(system.prompt, prompt_format) for name, system in alone.items()}
-    return (
-        {
-            "prompt_format": args.prompt_format,
-            "prompt_sha256": {name: format_hash(prompt_format) for name, prompt_format in formats.items()},
-            "base_fingerprint": base_fingerprint(base) if base else None,
-            "adapter_sha256": adapter.sha256 if adapter else None,
-            "adapter_step": adapter.environment.get("global_step") if adapter else None,
-            "rows_sha256": hash_rows(data.rows, is_chat=args.prompt_format == "chat"),
-            "num_examples": len(data.rows),
-            "quantization": args.quantization,
-            "mixed_precision": mixed_precision,
-            "decoding": {
-                "strategy": "greedy",
-                "max_new_tokens": args.max_new_tokens,
-                "batch_tokens": args.batch_tokens,
-            },
-            "merge_adapter": args.merge_adapter,
-            "chat_markers": prompt_format.markers._asdict() if args.prompt_format == "chat" else None,
-            "endpoint": [redact(args.endpoint), args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
-        }
-        | shots_identity(prompt_format, data.shots)
-        | sets_identity(data.made)
-    )
+    return {
+        "prompt_format": args.prompt_format,
+        "prompt_sha256": {name: format_hash(prompt_format) for name, prompt_format in formats.items()},
+        "base_fingerprint": base_fingerprint(base) if base else None,
+        "adapter_sha256": adapter.sha256 if adapter else None,
+        "adapter_step": adapter.environment.get("global_step") if adapter else None,
+        "rows_sha256": hash_rows(data.rows, is_chat=args.prompt_format == "chat"),
+        "num_examples": len(data.rows),
+        "quantization": args.quantization,
+        "mixed_precision": mixed_precision,
+        "decoding": {"strategy": "greedy", "max_new_tokens": args.max_new_tokens, "batch_tokens": args.batch_tokens},
+        "merge_adapter": args.merge_adapter,
+        "chat_markers": prompt_format.markers._asdict() if args.prompt_format == "chat" else None,
+        "endpoint": [redact(args.endpoint), args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
+        **shots_identity(prompt_format, data.shots),
+        **sets_identity(data.made),
+    }
 
 
 def systems_of(args, base, tokenizer, adapter, *, prompt_format, **options):
