@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_utils.few_shot import choose_shots
+from data_utils.made_rows import make_sets
 from data_utils.rows import shorten
 from data_utils.sources import load_rows
 from data_utils.split import find_held_out, set_apart, split_rows, split_seed
 from data_utils.systems import SYSTEMS
-from run_utils.errors import UserError
+from run_utils.errors import UserError, say
 from run_utils.files import read_json
 
 
@@ -37,13 +38,19 @@ def check_split(split):
 
 
 class HeldOut(NamedTuple):
-    """The rows of an evaluation, two facts about each, and the examples of `fewshot`."""
+    """The rows of an evaluation, two facts about each, the rows made from them, and the examples of
+    `fewshot`."""
 
     rows: list
     # {fact: {row id: bool}}, or None for an unknown fact. "tools_seen": training offered all tools
     # of the row. "near_repeat": the row's query nearly repeats a training query.
     in_training: dict
     shots: list  # training rows; empty unless --systems has fewshot
+    made: dict  # {set: [Row]}, see made_rows.py
+
+    @property
+    def sets(self):
+        return {"": self.rows, **self.made}
 
 
 def held_out_rows(args, adapter=None, generators=None):
@@ -72,7 +79,10 @@ def held_out_rows(args, adapter=None, generators=None):
         "near_repeat": find_near_repeats(chosen, split),
     }
     with_shots = any(SYSTEMS[name].shots for name in args.systems)
-    return HeldOut(chosen, in_training, find_shots(args, rows, held_out, split) if with_shots else [])
+    made, lines = make_sets(args, chosen, held_out)
+    for line in lines:
+        say(line)
+    return HeldOut(chosen, in_training, find_shots(args, rows, held_out, split) if with_shots else [], made)
 
 
 def find_shots(args, rows, held_out, split):
