@@ -86,10 +86,14 @@ def fingerprint(examples):
     for example in examples:
         digest.update(f"{example.row_id} {example.prompt_length} ".encode())
         digest.update(example.input_ids.tobytes())
-        completion_only = np.arange(len(example.input_ids)) >= max(1, example.prompt_length)
-        if not np.array_equal(example.loss_weights, completion_only):
+        if not np.array_equal(example.loss_weights, is_completion(example)):
             digest.update(example.loss_weights.tobytes())
     return digest.hexdigest()
+
+
+def is_completion(example):
+    """Whether each token is of the completion, or its end, and is predicted. bool [tokens]"""
+    return np.arange(len(example.input_ids)) >= max(1, example.prompt_length)
 
 
 def pack(sequences):
@@ -108,17 +112,21 @@ def pack(sequences):
     }
 
 
-def collate(examples, supervised=True):
+def collate(examples, supervised=True, completions=False):
     """`pack` of the examples with their supervision: a micro-batch for train.py's
     `completion_loss`.
 
     logits_to_keep: int64 [supervised tokens], the positions that predict a token whose weight is
     not 0: the head runs on these only. labels: int64 [supervised tokens], the predicted tokens.
     loss_weights: float32 [supervised tokens], or None if all are 1. Without `supervised` there are
-    no such tokens, and the loss and its gradients are zero."""
+    no such tokens, and the loss and its gradients are zero. completions: keep all tokens of the
+    completions, those of weight 0 too."""
     batch = pack([example.input_ids for example in examples])
     weights = np.concatenate([example.loss_weights for example in examples])
-    targets = torch.from_numpy(np.flatnonzero(weights if supervised else []))
+    is_target = weights != 0
+    if completions:
+        is_target |= np.concatenate([is_completion(example) for example in examples])
+    targets = torch.from_numpy(np.flatnonzero(is_target if supervised else []))
     weights = torch.from_numpy(weights)[targets]
     return batch | {
         "logits_to_keep": targets - 1,
