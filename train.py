@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_utils.augment import TRANSFORMATIONS
+from data_utils.parts import LOSS_MASKS, PARTS, part_weights
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.readers import READERS
 from demo.rows import GENERATORS
@@ -68,6 +69,8 @@ class TrainingArguments:
 
     seed: int = argument(42, group="Optimisation", at_least=0)
     dtype: Literal["auto", "bf16", "fp32"] = argument("auto", "auto: bf16 on CUDA, fp32 on a CPU")
+    loss_mask: Literal[*LOSS_MASKS] = argument("completion_only", "Tokens with a loss; eval_loss follows")
+    loss_weights: list[str] | None = argument(None, f"Weights such as names=2 end=1, of {', '.join(PARTS)}")
     num_train_epochs: float = argument(1.0, above=0)
     max_train_steps: int | None = argument(None, "Optimizer steps; overrides num_train_epochs", above=0)
     stop_after_steps: int | None = argument(
@@ -121,6 +124,7 @@ class TrainingArguments:
 
     def __post_init__(self):
         check_limits(self)
+        part_weights(self.loss_mask, self.loss_weights)
         require(
             self.best_metric == "eval_loss" or self.eval_generate_examples,
             f"--best_metric {self.best_metric} needs --eval_generate_examples",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from data_utils import cache
 from data_utils.batching import TrainingData, mark_supervised, tokenize_rows
 from data_utils.chat_format import find_format
+from data_utils.parts import part_weights
 from data_utils.prompt import check_format
 from data_utils.rows import describe_bad_rows, shorten
 from data_utils.sources import load_rows
@@ -86,11 +87,12 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
 
     # Tokens
     max_length = min(args.max_seq_length, positions)
-    tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=max_length)
+    weights = part_weights(args.loss_mask, args.loss_weights)
+    tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=max_length, weights=weights)
     if len(rows) >= cache.FROM_ROWS:
         say(f"Tokenising {len(rows):,} rows ...")
     with process.main_process_first():  # the others read main's token cache
-        train, held_out = map(tokenize, parts)
+        train, held_out = tokenize(parts[0]), tokenize(parts[1], with_parts=True)
     dropped |= refused
     dropped[f"longer than {max_length} tokens"] = [*train.too_long, *held_out.too_long]
     reason = "the row offers both held-out and other tools, or repeats a held-out row, or is of its conversation"
@@ -117,6 +119,12 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     )
     examples, too_long = train.examples + held_out.examples, train.too_long | held_out.too_long
     summary += describe_too_long(examples, too_long, max_length, positions)
+    if unknown := held_out.unknown_parts:
+        row_id, reason = next(iter(unknown.items()))
+        summary.append(
+            f"The evaluation's loss by part leaves out {len(unknown)} of {len(held_out.examples)} rows: {reason} "
+            f"(row {row_id})"
+        )
     rows_by_id = {row.id: row for row in train_rows}
     trained = [rows_by_id[example.row_id] for example in train.examples]
     split = {
