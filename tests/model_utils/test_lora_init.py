@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from model_utils.adapters import add_lora
+from model_utils.loading import ModelSource, load_base_model
 from model_utils.lora_init import dense_weight
 
 LAYERS = ["q_proj", "down_proj"]
@@ -75,11 +77,11 @@ def test_orthogonal_starts_as_the_base(base):
         torch.testing.assert_close(model(IDS).logits, untouched(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("alpha", [4, 16])
 def test_loftq_takes_the_rounding_s_largest_part_out(base, tiny_model, alpha):
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    quantised = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=config, device_map="cpu")
-    model = add_lora(quantised.requires_grad_(False), 4, alpha, 0.0, LAYERS, init="loftq", original=base)
+    quantised = load_base_model(ModelSource(str(tiny_model), quantization="nf4"), Accelerator(cpu=True))
+    model = add_lora(quantised, 4, alpha, 0.0, LAYERS, init="loftq", original=base)
     for path, layer in model.get_base_model().named_modules():
         if hasattr(layer, "lora_A"):
             weight, original = dense_weight(layer.get_base_layer()), base.get_submodule(path).weight
@@ -90,9 +92,8 @@ def test_loftq_takes_the_rounding_s_largest_part_out(base, tiny_model, alpha):
 
 
 def test_quantised_bases_take_pissa(base, tiny_model):
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    quantised = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=config, device_map="cpu")
+    quantised = load_base_model(ModelSource(str(tiny_model), quantization="nf4"), Accelerator(cpu=True))
     with torch.no_grad():
         expected = quantised(IDS).logits
-        model = add_lora(quantised.requires_grad_(False), 4, 8, 0.0, LAYERS, init="pissa")
+        model = add_lora(quantised, 4, 8, 0.0, LAYERS, init="pissa")
         torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-3, atol=1e-3)
