@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # read it.
 INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
 SWEPT = "SWEPT_ARGUMENTS"  # an environment variable of sweep.py's runs: the names of those that vary
+MAPPINGS = ("lr_scheduler_kwargs", "rank_pattern", "alpha_pattern")  # a list NAME=VALUE, or a mapping in YAML
 MOST_VALUES = 100_000  # in a YAML file
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 TRUTH = {"yes": True, "true": True, "t": True, "y": True, "1": True}
@@ -177,6 +178,8 @@ def recipe_as_flags(path, known):
     for key, value in values.items():
         if key not in known:
             raise UsageError(f"{path}: unknown key {key!r}{closest(str(key), known)}")
+        if isinstance(value, dict) and key in MAPPINGS and value:  # as the flag has it
+            value = [f"{name}={number}" for name, number in value.items()]
         if isinstance(value, dict) or (isinstance(value, list) and not value):
             raise UsageError(f"{path}: {key} must be a value or a list of values, not {value!r}")
         if isinstance(value, list):
