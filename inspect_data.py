@@ -34,18 +34,23 @@ if __name__ == "__main__":
     say("Loading PyTorch and transformers ...")
 
 import math
+from pathlib import Path
 
 from demo.rows import GENERATORS
 from inspect_utils.inspection import inspect_rows, read_data
 from inspect_utils.terminal import print_inspection
 from model_utils.loading import load_config, load_tokenizer, model_source
 from model_utils.model_facts import num_positions
+from run_utils.files import write_json
 
 
 def main(args):
     tokenizer, config = load_base(args)
     data = read_data(args, tokenizer, num_positions(config) if config else math.inf, GENERATORS)
     inspection = inspect_rows(args, data, tokenizer)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "inspection.json", inspection)
     print_inspection(inspection)
 
 

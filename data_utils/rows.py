@@ -16,6 +16,7 @@ from data_utils.prompt import to_json
 from data_utils.tool_formats import flat_tools
 from data_utils.tool_schema import call_problems
 from data_utils.written_calls import flat_calls
+from run_utils.files import encodes
 
 COLUMNS = ("query", "tools", "answers")
 # Optional columns for evaluation: the row's category, the leaderboard's accepted values, and the
@@ -85,11 +86,10 @@ def read_row(record):
     values["tools"], values["answers"] = read.tools, flat_calls(values["answers"])
     tools, answers = to_json(values["tools"]), to_json(values["answers"])
     names = {field: record.get(key, "") for field, key in OWN_KEYS.items()}
-    try:
-        # The escape "\ud800" in the text is a lone surrogate in the value.
-        "".join([str(record.get("id")), tools, answers, *extras.values(), *names.values()]).encode()
-    except UnicodeEncodeError:
-        raise BadRow("half a surrogate pair in a string") from None
+    texts = {"id": str(record.get("id")), "tools": tools, "answers": answers, **extras, **names}
+    # The escape "\ud800" in the text is a lone surrogate in the value.
+    if broken := [name for name, text in texts.items() if not encodes(text)]:
+        raise BadRow("half a surrogate pair in a string", broken[0])
     unknown = {call["name"] for call in values["answers"]} - {tool["name"] for tool in values["tools"]}
     if unknown:
         raise BadRow("a call to a tool that is not in its list", ", ".join(sorted(unknown)))

@@ -51,6 +51,7 @@ KINDS = {
     "placeholder": Kind("warning", "A placeholder instead of a text or a value", "Fill it in, or leave the row out."),
     "repeated_call": Kind("note", "The same call twice in one answer", "Leave one out, unless it is meant."),
     "empty_argument": Kind("note", "An empty text as an argument", "Leave the argument out, if it means absent."),
+    "blanks_around": Kind("note", "Blanks around an argument's text", "Take them off, unless they are meant."),
     # Texts
     "prompt_marks": Kind(
         "warning", "The prompt's own tags or special tokens in a row's text", "Remove them, if they are not meant."
@@ -59,6 +60,7 @@ KINDS = {
     "html": Kind("note", "HTML in a text", "Remove it, if the queries in use have none."),
     "query_without_words": Kind("warning", "A query without a letter or digit", "Leave the row out."),
     "answer_in_query": Kind("warning", "The answer is in the query, word for word", "Take it out of the query."),
+    "no_id": Kind("note", "A row without an id, named by its content's hash", "Give each row an id."),
     # Tools
     "several_schemas": Kind(
         "warning", "A tool with other arguments in other rows", "Give each version its own name, if it is not meant.",

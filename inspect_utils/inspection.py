@@ -68,7 +68,7 @@ def inspect_rows(args, data, tokenizer):
     train_rows, eval_rows = data.chosen.parts
     used = train_rows + eval_rows
     part_of = {row.id: "train" for row in train_rows} | {row.id: "eval" for row in eval_rows}
-    everything = used + [row for row in data.chosen.rows if row.id not in part_of]
+    everything = in_order(data.chosen.rows, used)
     add_left_out(data, findings)
     marks = prompt_marks(data.prompt_format, tokenizer)
     for row in progress(everything, "Checking the rows"):
@@ -116,6 +116,13 @@ def inspect_rows(args, data, tokenizer):
     ]
     result["rows_left_out"] = len(everything) - len(rows)
     return result
+
+
+def in_order(rows, used):
+    """All rows in the order of their file, in the form that training uses; then rows that are not
+    in the file."""
+    by_id = {row.id: row for row in used}
+    return [by_id.pop(row.id, row) for row in rows] + list(by_id.values())
 
 
 def add_left_out(data, findings):

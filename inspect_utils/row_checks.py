@@ -59,6 +59,8 @@ def row_faults(row, marks):
     for kind, pattern in ("prompt_marks", marks), ("odd_characters", ODD), ("html", HTML):
         yield from ((kind, f"{field}: {shown}") for field, text in texts.items() for shown in first_match(pattern, text))
     yield from (("placeholder", f"query: {shown}") for shown in first_match(PLACEHOLDER, row.query))
+    if row.id == row.fingerprint:
+        yield "no_id", f"query: {row.query[:80]}"
     if not any(map(str.isalnum, row.query)):
         yield "query_without_words", f"query: {row.query!r}"
     if calls and (row.answers in row.query or to_json(calls[0]) in row.query):
@@ -80,15 +82,24 @@ def value_faults(query, tools, calls):
             elif value == "":
                 yield "empty_argument", f"{where}: {to_json(value)}"
             for leaf in leaf_values(value):
+                shown = f"{where}: {to_json(leaf)}"
+                if isinstance(leaf, str):
+                    yield from text_faults(leaf, shown)
                 of_query = of_query or Sources(query, [])
                 if of_query.is_grounded(leaf):
                     continue
-                shown = f"{where}: {to_json(leaf)}"
-                if isinstance(leaf, str) and (leaf.strip().casefold() in NO_VALUES or PLACEHOLDER.search(leaf)):
+                if isinstance(leaf, str) and leaf.strip().casefold() in NO_VALUES:
                     yield "placeholder", shown
                 of_row = of_row or Sources(query, tools)
                 if not of_row.is_grounded(leaf):
                     yield "made_up_value", shown
+
+
+def text_faults(value, shown):
+    if PLACEHOLDER.search(value):
+        yield "placeholder", shown
+    if value != value.strip():
+        yield "blanks_around", shown
 
 
 def has_null(value):
