@@ -40,6 +40,11 @@ class Inspected(NamedTuple):
     limit: int  # tokens: longer rows are left out
     tokens: list  # Tokenized of the training and the evaluation rows, of any length; [] without a tokenizer
 
+    @property
+    def fitting(self):
+        """The training and the evaluation examples within the limit."""
+        return [[example for example in part.examples if len(example.input_ids) <= self.limit] for part in self.tokens]
+
 
 def read_data(args, tokenizer, positions, generators):
     """args: train.py's. tokenizer: may be None, except with --prompt_format chat. positions: the
@@ -177,7 +182,7 @@ def of_tokens(args, data, tokenizer, findings):
             findings.add("too_long", example.row_id, f"{len(example.input_ids):,} tokens of at most {data.limit:,}")
     for row_id in train.unknown_prompts + evaluation.unknown_prompts:
         findings.add("unknown_token", row_id, "in the prompt")
-    fitting = [example for example in train.examples if len(example.input_ids) <= data.limit]
+    fitting, _ = data.fitting
     proof = prove_supervision(tokenizer, data.prompt_format, train_rows + eval_rows, examples, findings)
     return {
         "lengths": describe_lengths(train.examples, evaluation.examples, data.limit, args.max_seq_length),

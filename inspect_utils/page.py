@@ -132,7 +132,9 @@ def split_tools(text):
         tools = json.loads(text)
     except ValueError:
         tools = text
-    return [cut(json.dumps(tool, ensure_ascii=False, indent=1)) for tool in (tools if isinstance(tools, list) else [tools])]
+    return [
+        cut(json.dumps(tool, ensure_ascii=False, indent=1)) for tool in (tools if isinstance(tools, list) else [tools])
+    ]
 
 
 def cut(text):

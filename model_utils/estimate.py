@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
-from data_utils.batching import largest_chunks, num_tokens
+from data_utils.batching import TrainingData, largest_chunks, num_tokens
 from model_utils.cuda_graphs import padded
 from model_utils.footprint import SCALE_BYTES, footprint
 from model_utils.gpus import GPUS, nearest_gpu
@@ -29,12 +29,14 @@ LAUNCH_SECONDS = {"none": 9e-3, "nf4": 12.5e-3}
 CHECKPOINTED_LAUNCHES = 2
 
 
-def estimate(args, config, train, eval_examples, gpu=None):
+def estimate(args, config, train_examples, eval_examples, gpu=None):
     """The memory and time of a run, as JSON values with "lines" for the terminal. If the model
     cannot be counted, "lines" is all.
 
-    args: train.py's. config: the model's. train: a TrainingData. eval_examples: [Example]. gpu: a
-    name of GPUS or "cpu", by default the GPU at hand or else a few."""
+    args: train.py's. config: the model's. train_examples, eval_examples: [Example], of the rows
+    that fit. gpu: a name of GPUS or "cpu", by default the GPU at hand or else a few."""
+    if not train_examples:
+        return {"lines": ["Memory and time are not computed: no training row is left"]}
     names, at_hand = ([gpu], None) if gpu else gpus_to_show()
     fp32 = args.dtype == "fp32" or (args.dtype == "auto" and gpu == "cpu")
     try:
@@ -43,6 +45,7 @@ def estimate(args, config, train, eval_examples, gpu=None):
         return {"lines": [f"Memory and time are not computed: {error}"]}
     except Exception as error:  # models raise anything on the meta device
         return {"lines": [f"Memory and time are not computed for this architecture: {describe_error(error)}"]}
+    train = TrainingData(train_examples, args.seed, args.per_device_train_batch_size, args.gradient_accumulation_steps)
     steps = args.max_train_steps or math.ceil(args.num_train_epochs * train.steps_per_epoch)
     memory = training_memory(args, foot, train.chunks(range(min(steps, train.steps_per_epoch))))
     evaluations = num_evaluations(args, steps) if eval_examples else 0
@@ -208,9 +211,9 @@ def describe(result):
     memory = result["memory"]
     lines = [
         f"Computed: {result['settings']}",
-        f"Memory: {memory['peak']:.1f} GiB = base {memory['base']:.1f} + adapter, its gradients and moments "
-        f"{memory['trained']:.1f} + activations of {memory['tokens']:,} tokens {memory['activations']:.1f} + logits of "
-        f"{memory['supervised']:,} supervised tokens {memory['logits']:.1f}",
+        f"Memory: {show_gib(memory['peak'])} GiB = base {show_gib(memory['base'])} + adapter, its gradients and moments "
+        f"{show_gib(memory['trained'])} + activations of {memory['tokens']:,} tokens {show_gib(memory['activations'])} + "
+        f"logits of {memory['supervised']:,} supervised tokens {show_gib(memory['logits'])}",
     ]
     for gpu in result["gpus"]:
         line = f"{gpu['name']}, {gpu['memory_gib']:.0f} GiB: {'fits' if gpu['fits'] else 'does not fit'}"
@@ -224,6 +227,10 @@ def describe(result):
                 line += f" and {result['evaluations']} evaluations"
         lines.append(line)
     return [*lines, f"({'; '.join(result['notes'])})"]
+
+
+def show_gib(size):
+    return f"{size:.1f}" if size >= 1 else f"{size:.2f}"
 
 
 def show_hours(hours):
