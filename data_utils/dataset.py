@@ -49,41 +49,18 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     args: train.py's. positions: the model's number of positions. process: an Accelerator, or any
     object with `num_processes`, `process_index` and `main_process_first`. report: a file for the
     names of all bad rows if there are too many. generators: see load_rows. Raises UserError."""
-    prompt_format = find_format(args.prompt_format, tokenizer)
+    prompt_format = training_format(args, tokenizer)
     is_chat = prompt_format.end_token is not None
-    if is_chat:
-        prompt_format = prompt_format._replace(train_words=args.train_words)
-
-    # Rows
     load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, report=report, generators=generators)
-    rows, dropped = load(args.dataset_name, args.dataset_revision, config_name=args.dataset_config_name)
+    chosen = choose_rows(args, prompt_format, load)
+    rows, train_rows, eval_rows, in_neither, parts, dropped, refused = chosen
     summary = []
     if dropped:
         count = sum(map(len, dropped.values()))
         summary.append(f"Dropped {count} of {len(rows) + count} rows: {describe_bad_rows(dropped)}")
-    refused = defaultdict(list)
-    if is_chat:  # its template may refuse conversations
-        rows = leave_out(rows, prompt_format.ask, refused)
-    else:
-        try:
-            for row in rows[:100]:
-                check_format(args.prompt_format, prompt_format, row)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-
-    # Split
-    if args.eval_dataset_name:
-        other_rows, _ = load(args.eval_dataset_name)
-        other_rows = leave_out(other_rows, prompt_format.ask, refused) if is_chat else other_rows
-        train_rows, eval_rows, in_neither = set_apart(rows, other_rows, split_seed(args))
-    else:
-        train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
-    parts = train_rows[: args.max_train_examples], eval_rows[: args.max_eval_examples]
-    if is_chat:  # answers that the template cannot write, such as several calls, stay in the split
-        parts = [leave_out(part, prompt_format.check, refused) for part in parts]
-        if refused:
-            count = sum(map(len, refused.values()))
-            summary.append(f"Left out {count} rows, which the chat template cannot write: {describe_bad_rows(refused)}")
+    if refused:
+        count = sum(map(len, refused.values()))
+        summary.append(f"Left out {count} rows, which the chat template cannot write: {describe_bad_rows(refused)}")
 
     # Tokens
     max_length = min(args.max_seq_length, positions)
@@ -162,6 +139,49 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         process_index=process.process_index,
     )
     return Data(steps, held_out.examples, eval_rows, dropped, split, summary, example, prompt_format)
+
+
+def training_format(args, tokenizer):
+    """The PromptFormat or ChatFormat of train.py's arguments. Raises UserError."""
+    prompt_format = find_format(args.prompt_format, tokenizer)
+    is_chat = prompt_format.end_token is not None
+    return prompt_format._replace(train_words=args.train_words) if is_chat else prompt_format
+
+
+class Chosen(NamedTuple):
+    rows: list  # all valid rows, without rows that a chat template refuses
+    train: list
+    evaluation: list
+    in_neither: list
+    parts: list  # the rows of train and of evaluation to tokenise
+    dropped: dict  # {reason: [ids]} of bad rows
+    refused: dict  # {reason: [ids]} of rows that a chat template cannot write
+
+
+def choose_rows(args, prompt_format, load):
+    """Load the rows and split them. args: train.py's. load: a function like load_rows. Raises
+    UserError."""
+    is_chat = prompt_format.end_token is not None
+    rows, dropped = load(args.dataset_name, args.dataset_revision, config_name=args.dataset_config_name)
+    refused = defaultdict(list)
+    if is_chat:  # its template may refuse conversations
+        rows = leave_out(rows, prompt_format.ask, refused)
+    else:
+        try:
+            for row in rows[:100]:
+                check_format(args.prompt_format, prompt_format, row)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    if args.eval_dataset_name:
+        other_rows, _ = load(args.eval_dataset_name)
+        other_rows = leave_out(other_rows, prompt_format.ask, refused) if is_chat else other_rows
+        sides = set_apart(rows, other_rows, split_seed(args))
+    else:
+        sides = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
+    parts = [sides[0][: args.max_train_examples], sides[1][: args.max_eval_examples]]
+    if is_chat:  # answers that the template cannot write, such as several calls, stay in the split
+        parts = [leave_out(part, prompt_format.check, refused) for part in parts]
+    return Chosen(rows, *sides, parts, dropped, refused)
 
 
 def leave_out(rows, check, left_out):

@@ -1,6 +1,7 @@
 """A script's dataclass as its flags, its recipes and its --help. A user's error is one line."""
 
 import argparse
+import ast
 import dataclasses
 import difflib
 import math
@@ -255,3 +256,14 @@ def compared_arguments(args, effective_batch):
     texts = {name: ", ".join(value) for name, value in arguments.items() if isinstance(value, list)}
     texts |= {name: redact(value) for name, value in arguments.items() if isinstance(value, str)}
     return {name: value for name, value in (arguments | texts).items() if value is not None}, changed
+
+
+def arguments_of(script):
+    """The dataclass of arguments at the top of a script, by running the script's lines up to its
+    `parse`. Importing the script would load PyTorch for seconds."""
+    path = ROOT / script
+    lines = ast.parse(path.read_text(encoding="utf-8")).body
+    end = next(place for place, line in enumerate(lines) if getattr(line, "name", None) == "parse")
+    names = {"__name__": path.stem}
+    exec(compile(ast.Module(lines[:end], []), str(path), "exec"), names)
+    return next(value for value in names.values() if dataclasses.is_dataclass(value))
