@@ -23,6 +23,7 @@ from data_utils.prompt import PROMPT_FORMATS
 from data_utils.readers import READERS
 from demo.rows import GENERATORS
 from eval_utils.metrics import METRICS
+from model_utils.warm_start import take_settings
 from run_utils.arguments import argument, check_limits, parse_arguments
 from run_utils.errors import require, run_script, say
 from run_utils.launch_file import is_sharded
@@ -81,6 +82,7 @@ class TrainingArguments:
     lora_alpha: int = argument(64, above=0)
     lora_dropout: float = argument(0.05, at_least=0, below=1)
     lora_target_modules: list[str] | None = argument(None, "By default the decoder's linear layers and its experts")
+    init_adapter: str | None = argument(None, "Folder of an adapter to start from, with its rank, alpha and layers")
 
     quantization: Literal["none", "nf4", "int8"] = argument("nf4", group="Memory and speed")
     gradient_checkpointing: bool = argument(True, free_on_resume=True)
@@ -114,6 +116,8 @@ class TrainingArguments:
 
     def __post_init__(self):
         check_limits(self)
+        if self.init_adapter:
+            take_settings(self)
         require(
             self.best_metric == "eval_loss" or self.eval_generate_examples,
             f"--best_metric {self.best_metric} needs --eval_generate_examples",

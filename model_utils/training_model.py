@@ -8,6 +8,7 @@ from model_utils.adapters import adapter_record, add_lora, describe_experts, exp
 from model_utils.flops import dtype_census
 from model_utils.generation import choose_engine
 from model_utils.loading import base_fingerprint, choose_attention, load_base_model
+from model_utils.warm_start import load_weights
 from run_utils.environment import environment_record
 from run_utils.errors import say
 from run_utils.launch import check_alike
@@ -44,6 +45,9 @@ def load_model(args, source, data, accelerator, *, max_new_tokens):
     torch.manual_seed(args.seed)
     model = add_lora(base, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
     record["adapter"] = adapter_record(model)
+    if args.init_adapter:
+        accelerator.print("\n".join(load_weights(model, args.init_adapter, record)))
+        check_alike({"their --init_adapter": record["init_adapter_sha256"]})
     accelerator.print(f"Attention: {attention}")
     accelerator.print(f"LoRA on: {', '.join(args.lora_target_modules)}")
     accelerator.print("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
