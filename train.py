@@ -26,6 +26,7 @@ from data_utils.readers import READERS
 from demo.rows import GENERATORS
 from eval_utils.metrics import METRICS
 from model_utils.variants import OPTIMIZERS, SCHEDULES, check_variants
+from model_utils.warm_start import take_settings
 from run_utils.arguments import argument, check_limits, parse_arguments
 from run_utils.errors import require, run_script, say
 from run_utils.launch_file import is_sharded
@@ -103,6 +104,7 @@ class TrainingArguments:
     use_dora: bool = argument(False, "Magnitude and direction apart; slower: PEFT's layers")
     init_lora_weights: str = argument("true", "false, gaussian, orthogonal, pissa, pissa_niter_4, olora, loftq")
     loraplus_lr_ratio: float | None = argument(None, "LoRA+: the learning rate of B over that of A", above=0)
+    init_adapter: str | None = argument(None, "Folder of an adapter to start from, with its rank, alpha and layers")
 
     quantization: Literal["none", "nf4", "int8"] = argument("nf4", group="Memory and speed")
     gradient_checkpointing: bool = argument(True, free_on_resume=True)
@@ -136,6 +138,8 @@ class TrainingArguments:
 
     def __post_init__(self):
         check_limits(self)
+        if self.init_adapter:
+            take_settings(self)
         part_weights(self.loss_mask, self.loss_weights)
         check_variants(self)
         require(

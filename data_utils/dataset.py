@@ -9,6 +9,7 @@ from typing import NamedTuple
 from data_utils import cache
 from data_utils.batching import TrainingData, mark_supervised, tokenize_rows
 from data_utils.chat_format import find_format
+from data_utils.held_out import read_split, trained_contents
 from data_utils.parts import part_weights
 from data_utils.prompt import check_format
 from data_utils.rows import describe_bad_rows, shorten
@@ -29,6 +30,7 @@ class Data(NamedTuple):
     dropped: dict  # {reason: [ids]}
     # {"trained", "held_out": {id: fingerprint}, "near_repeats": result of near_repeats}. With
     # training_rows.py, "made" too; "trained" has the rows that those are made from.
+    # With --init_adapter, "trained_before": the fingerprints that --init_adapter was trained on
     split: dict
     summary: list  # lines to print
     example: str  # the first training row's text, in a few lines
@@ -117,6 +119,13 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         split["made"] = {row_id: row.fingerprint for row_id, row in made.items()}
         rows_by_id |= made
     summary += describe_tokenizer(tokenizer, prompt_format, [*rows_by_id.values(), *eval_rows], train, held_out)
+    if args.init_adapter and (before := read_split(args.init_adapter)):
+        split["trained_before"] = sorted(trained_contents(before))
+        if known := len(set(split["held_out"].values()) & set(split["trained_before"])):
+            summary.append(
+                f"Warning: --init_adapter was trained on {known} of the {len(eval_rows)} held-out rows: no evaluation "
+                "of them is fair; its own --seed and --eval_fraction hold out the rows that it never saw"
+            )
     if split["near_repeats"]:
         summary.append(
             f"{len(split['near_repeats'])} of the {len(eval_rows)} held-out queries equal a training query except for "

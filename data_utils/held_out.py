@@ -26,7 +26,13 @@ def read_split(folder):
         "trained": split["trained"],
         "held_out": split["held_out"],
         "near_repeats": repeats and [row_id for row_id in repeats if row_id in split["held_out"]],
+        "trained_before": split.get("trained_before", []),  # of --init_adapter
     }
+
+
+def trained_contents(split):
+    """The fingerprints of all rows that an adapter was trained on, in its run and before it."""
+    return {*split["trained"].values(), *split["trained_before"]} if split else set()
 
 
 def check_split(split):
@@ -34,7 +40,7 @@ def check_split(split):
     for rows in (split["trained"], split["held_out"]):
         if not all(isinstance(fingerprint, str) for fingerprint in rows.values()):
             raise ValueError("a fingerprint that is not a text")
-    _ = dict.fromkeys(split.get("near_repeats") or ())
+    _ = dict.fromkeys([*(split.get("near_repeats") or ()), *split.get("trained_before", ())])
 
 
 class HeldOut(NamedTuple):
@@ -90,7 +96,7 @@ def find_shots(args, rows, held_out, split):
     rows that are not held out. They depend on all held-out rows, so --num_examples changes none.
     Raises UserError if there are too few."""
     if split:
-        trained = set(split["trained"].values())
+        trained = trained_contents(split)
         training = [row for row in rows if row.fingerprint in trained]
     elif args.eval_dataset_name:
         training, _, _ = set_apart(rows, held_out, split_seed(args))
@@ -123,7 +129,7 @@ def choose_rows(rows, args, adapter, split):
         if not gone:
             return held_out
     _, held_out, _ = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
-    trained = set(split["trained"].values()) if split else ()
+    trained = trained_contents(split)
     if known := [row.id for row in held_out if row.fingerprint in trained]:
         raise UserError(
             f"{len(known)} of the {len(held_out)} requested rows are rows that {adapter.folder} was trained on: "
@@ -135,7 +141,7 @@ def choose_rows(rows, args, adapter, split):
 
 def tools_seen(rows, split):
     """The names of the tools in an adapter's training rows; None if unknown."""
-    trained = set(split["trained"].values()) if split else set()
+    trained = trained_contents(split)
     return set().union(*(row.tool_names() for row in rows if row.fingerprint in trained)) or None
 
 

@@ -7,9 +7,7 @@ from collections import Counter, defaultdict
 
 from data_utils.prompt import to_json
 from data_utils.split import query_keys
-from data_utils.tool_calls import json_equal
 from data_utils.tool_schema import conforms, parameter_schema, parse_type
-from eval_utils.grounding import leaf_values
 
 FEW_WITHOUT_CALLS = 0.01  # share of the training rows
 NEARLY_ALL = 0.95
@@ -36,7 +34,9 @@ def first_difference(calls, others):
         return f"calls {', '.join(names) or 'nothing'}, but {', '.join(other_names) or 'nothing'}"
     for call, other in zip(calls, others, strict=True):
         for name in call["arguments"] | other["arguments"]:
-            sides = [to_json(part["arguments"][name]) if name in part["arguments"] else "absent" for part in (call, other)]
+            sides = [
+                to_json(part["arguments"][name]) if name in part["arguments"] else "absent" for part in (call, other)
+            ]
             if sides[0] != sides[1]:
                 return f"{call['name']}.{name}: {sides[0]}, but {sides[1]}"
     return ""

@@ -11,7 +11,6 @@ import numpy as np
 from data_utils.batching import tokenize_rows
 from data_utils.chat_format import find_format
 from data_utils.dataset import Chosen, choose_rows, training_format
-from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import most_bad_rows, read_rows
 from inspect_utils.across_rows import Tools, distributions, find_conflicts, find_near_repeats, find_one_sided, overlap
 from inspect_utils.findings import Findings, kind_of_reason
@@ -244,7 +243,9 @@ def verdict(args, data, result):
     if (proof := result["proof"]) and proof["changed"] > MOST_CHANGED * proof["rows"]:
         stops.append(f"the tokenizer changes {proof['changed']} of {proof['rows']} answers")
     lost = {"broken_json", "missing_field", "empty_query"}
-    wrong = [finding for finding in result["findings"] if finding["severity"] == "error" and finding["name"] not in lost]
+    wrong = [
+        finding for finding in result["findings"] if finding["severity"] == "error" and finding["name"] not in lost
+    ]
     for finding in wrong:
         share = finding["count"] / max(1, result["counts"]["valid"])
         text = f"{finding['count']} rows: {finding['title']}"

@@ -57,7 +57,9 @@ def row_faults(row, marks):
             yield MISFITS.get(keyword, "other_misfit"), sentence
     texts = {"query": row.query, "tools": row.tools, "answers": row.answers}
     for kind, pattern in ("prompt_marks", marks), ("odd_characters", ODD), ("html", HTML):
-        yield from ((kind, f"{field}: {shown}") for field, text in texts.items() for shown in first_match(pattern, text))
+        yield from (
+            (kind, f"{field}: {shown}") for field, text in texts.items() for shown in first_match(pattern, text)
+        )
     yield from (("placeholder", f"query: {shown}") for shown in first_match(PLACEHOLDER, row.query))
     if row.id == row.fingerprint:
         yield "no_id", f"query: {row.query[:80]}"

@@ -10,6 +10,7 @@ from model_utils.generation import choose_engine
 from model_utils.loading import base_fingerprint, choose_attention, load_base_model
 from model_utils.neftune import add_noise
 from model_utils.variants import check_device, lora_options, takes_part, unusual_rate
+from model_utils.warm_start import load_weights
 from run_utils.environment import environment_record
 from run_utils.errors import say
 from run_utils.launch import check_alike
@@ -61,6 +62,9 @@ def load_model(args, source, data, accelerator, *, max_new_tokens):
     record["adapter"] = adapter_record(model)
     if args.neftune_noise_alpha:
         add_noise(model, args.neftune_noise_alpha)
+    if args.init_adapter:
+        accelerator.print("\n".join(load_weights(model, args.init_adapter, record)))
+        check_alike({"their --init_adapter": record["init_adapter_sha256"]})
     accelerator.print(f"Attention: {attention}")
     accelerator.print(f"LoRA on: {', '.join(args.lora_target_modules)}")
     if args.use_dora:
