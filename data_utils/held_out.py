@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_utils.few_shot import choose_shots
+from data_utils.made_rows import make_sets
 from data_utils.rows import shorten
 from data_utils.sources import load_rows
 from data_utils.split import find_held_out, set_apart, split_rows, split_seed
 from data_utils.systems import SYSTEMS
-from run_utils.errors import UserError
+from run_utils.errors import UserError, say
 from run_utils.files import read_json
 
 
@@ -25,7 +26,13 @@ def read_split(folder):
         "trained": split["trained"],
         "held_out": split["held_out"],
         "near_repeats": repeats and [row_id for row_id in repeats if row_id in split["held_out"]],
+        "trained_before": split.get("trained_before", []),  # of --init_adapter
     }
+
+
+def trained_contents(split):
+    """The fingerprints of all rows that an adapter was trained on, in its run and before it."""
+    return {*split["trained"].values(), *split["trained_before"]} if split else set()
 
 
 def check_split(split):
@@ -33,17 +40,23 @@ def check_split(split):
     for rows in (split["trained"], split["held_out"]):
         if not all(isinstance(fingerprint, str) for fingerprint in rows.values()):
             raise ValueError("a fingerprint that is not a text")
-    _ = dict.fromkeys(split.get("near_repeats") or ())
+    _ = dict.fromkeys([*(split.get("near_repeats") or ()), *split.get("trained_before", ())])
 
 
 class HeldOut(NamedTuple):
-    """The rows of an evaluation, two facts about each, and the examples of `fewshot`."""
+    """The rows of an evaluation, two facts about each, the rows made from them, and the examples of
+    `fewshot`."""
 
     rows: list
     # {fact: {row id: bool}}, or None for an unknown fact. "tools_seen": training offered all tools
     # of the row. "near_repeat": the row's query nearly repeats a training query.
     in_training: dict
     shots: list  # training rows; empty unless --systems has fewshot
+    made: dict  # {set: [Row]}, see made_rows.py
+
+    @property
+    def sets(self):
+        return {"": self.rows, **self.made}
 
 
 def held_out_rows(args, adapter=None, generators=None):
@@ -72,7 +85,10 @@ def held_out_rows(args, adapter=None, generators=None):
         "near_repeat": find_near_repeats(chosen, split),
     }
     with_shots = any(SYSTEMS[name].shots for name in args.systems)
-    return HeldOut(chosen, in_training, find_shots(args, rows, held_out, split) if with_shots else [])
+    made, lines = make_sets(args, chosen, held_out)
+    for line in lines:
+        say(line)
+    return HeldOut(chosen, in_training, find_shots(args, rows, held_out, split) if with_shots else [], made)
 
 
 def find_shots(args, rows, held_out, split):
@@ -80,7 +96,7 @@ def find_shots(args, rows, held_out, split):
     rows that are not held out. They depend on all held-out rows, so --num_examples changes none.
     Raises UserError if there are too few."""
     if split:
-        trained = set(split["trained"].values())
+        trained = trained_contents(split)
         training = [row for row in rows if row.fingerprint in trained]
     elif args.eval_dataset_name:
         training, _, _ = set_apart(rows, held_out, split_seed(args))
@@ -113,7 +129,7 @@ def choose_rows(rows, args, adapter, split):
         if not gone:
             return held_out
     _, held_out, _ = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
-    trained = set(split["trained"].values()) if split else ()
+    trained = trained_contents(split)
     if known := [row.id for row in held_out if row.fingerprint in trained]:
         raise UserError(
             f"{len(known)} of the {len(held_out)} requested rows are rows that {adapter.folder} was trained on: "
@@ -125,7 +141,7 @@ def choose_rows(rows, args, adapter, split):
 
 def tools_seen(rows, split):
     """The names of the tools in an adapter's training rows; None if unknown."""
-    trained = set(split["trained"].values()) if split else set()
+    trained = trained_contents(split)
     return set().union(*(row.tool_names() for row in rows if row.fingerprint in trained)) or None
 
 

@@ -15,6 +15,12 @@ def wilson_interval(k, n):
     return float(interval.low), float(interval.high)
 
 
+def rate_figure(k, n):
+    """The figure of a proportion, with wilson_interval."""
+    low, high = wilson_interval(k, n)
+    return {"k": k, "n": n, "rate": k / n, "low": low, "high": high}
+
+
 def bootstrap_ratio(numerators, denominators, resamples=1000):
     """The 95% interval of sum(numerators) / sum(denominators), as (low, high), by bootstrap over
     the rows. It suits figures such as F1, whose parts a row has several of. The same rows give the

@@ -1,6 +1,7 @@
 """A script's dataclass as its flags, its recipes and its --help. A user's error is one line."""
 
 import argparse
+import ast
 import dataclasses
 import difflib
 import math
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # read it.
 INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
 SWEPT = "SWEPT_ARGUMENTS"  # an environment variable of sweep.py's runs: the names of those that vary
+MAPPINGS = ("lr_scheduler_kwargs", "rank_pattern", "alpha_pattern")  # a list NAME=VALUE, or a mapping in YAML
 MOST_VALUES = 100_000  # in a YAML file
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 TRUTH = {"yes": True, "true": True, "t": True, "y": True, "1": True}
@@ -177,6 +179,8 @@ def recipe_as_flags(path, known):
     for key, value in values.items():
         if key not in known:
             raise UsageError(f"{path}: unknown key {key!r}{closest(str(key), known)}")
+        if isinstance(value, dict) and key in MAPPINGS and value:  # as the flag has it
+            value = [f"{name}={number}" for name, number in value.items()]
         if isinstance(value, dict) or (isinstance(value, list) and not value):
             raise UsageError(f"{path}: {key} must be a value or a list of values, not {value!r}")
         if isinstance(value, list):
@@ -252,3 +256,14 @@ def compared_arguments(args, effective_batch):
     texts = {name: ", ".join(value) for name, value in arguments.items() if isinstance(value, list)}
     texts |= {name: redact(value) for name, value in arguments.items() if isinstance(value, str)}
     return {name: value for name, value in (arguments | texts).items() if value is not None}, changed
+
+
+def arguments_of(script):
+    """The dataclass of arguments at the top of a script, by running the script's lines up to its
+    `parse`. Importing the script would load PyTorch for seconds."""
+    path = ROOT / script
+    lines = ast.parse(path.read_text(encoding="utf-8")).body
+    end = next(place for place, line in enumerate(lines) if getattr(line, "name", None) == "parse")
+    names = {"__name__": path.stem}
+    exec(compile(ast.Module(lines[:end], []), str(path), "exec"), names)
+    return next(value for value in names.values() if dataclasses.is_dataclass(value))

@@ -51,7 +51,9 @@ def adapter(tiny_model, rows_file, tmp_path_factory):
 
 @pytest.fixture
 def flags(adapter, tmp_path):
-    return {"adapter": adapter, "output_dir": tmp_path / "evaluation", "max_new_tokens": NEW_TOKENS}
+    """No made rows: tests/test_made_rows.py has them."""
+    output_dir = tmp_path / "evaluation"
+    return {"adapter": adapter, "output_dir": output_dir, "max_new_tokens": NEW_TOKENS, "no_call_examples": 0}
 
 
 def predictions(output_dir):
@@ -340,7 +342,8 @@ def test_near_repeats_are_counted_at_load_and_evaluated_apart(run_here, train_he
     assert result.code == 0 and "3 of the 6 held-out queries equal a training query" in result.out, result.err
     adapter = tmp_path / "run" / "adapter"
     assert set(json.loads((adapter / "split.json").read_text())["near_repeats"]) == {"near 0", "near 1", "near 2"}
-    result = run_here(evaluate, {"adapter": adapter, "systems": ["raw"], "max_new_tokens": 1})
+    flags = {"adapter": adapter, "systems": ["raw"], "max_new_tokens": 1, "no_call_examples": 0}
+    result = run_here(evaluate, flags)
     assert result.code == 0 and "3 of 6 queries equal a training query" in result.out, result.err
     found = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())["near_repeats"]
     assert [part["n"] for part in found["slice"]["values"]] == [6, 3, 3]
@@ -419,7 +422,7 @@ def test_a_servers_answers_are_evaluated_without_a_local_model(run_here, rows_fi
 
     monkeypatch.setattr(endpoint, "complete", complete)
     flags = {"endpoint": "http://localhost:1/v1", "endpoint_model": "m", "dataset_name": rows_file, "eval_fraction": 1,
-             "systems": ["endpoint"], "output_dir": tmp_path / "e"}  # fmt: skip
+             "systems": ["endpoint"], "no_call_examples": 0, "output_dir": tmp_path / "e"}  # fmt: skip
     result = run_here(evaluate, flags)
     assert result.code == 0, result.err
     figures = json.loads((tmp_path / "e" / "metrics.json").read_text())["systems"]["endpoint"]
