@@ -111,7 +111,7 @@ def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir):
             except UsageError as error:
                 raise UsageError(f"{name}: {error}") from None
             runs.append(Run(name, settings, seed, arguments, line))
-        twin = seen.setdefault(str(dataclasses.replace(arguments, output_dir="")), label)
+        twin = seen.setdefault(str(vars(arguments) | {"output_dir": ""}), label)
         require(twin == label, f"--grid: {label} and {twin} are the same experiment")
     return runs
 
