@@ -35,7 +35,7 @@ class EvaluationArguments:
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint")
     systems: list[str] | None = argument(None, f"Of {', '.join(SYSTEMS)}; by default raw, prompted and adapter")
-    shots: int = argument(2, "Examples in each prompt of fewshot: training rows, chosen by --seed", above=0)
+    shots: int = argument(2, "Examples in each prompt of fewshot: training rows, chosen by --split_seed", above=0)
 
     rescore: str | None = argument(None, "Folder of an evaluation to score again, without a model")
     compare: list[str] | None = argument(None, "Folders of evaluations of the same rows")
@@ -60,6 +60,9 @@ class EvaluationArguments:
     dataset_revision: str | None = argument(None, inherited=None)
     max_bad_rows: float | None = argument(None, inherited=0.01, at_least=0)
     seed: int | None = argument(None, inherited=42)
+    split_seed: int | None = argument(
+        None, "Draws the held-out rows and the shots; by default --seed", inherited=None, at_least=0
+    )
     eval_fraction: float | None = argument(
         None, "1 takes all rows, for a data set not trained on", inherited=0.05, above=0, at_most=1
     )
@@ -194,8 +197,9 @@ def inherit(args, adapter):
     own_format = trained_with.get("prompt_format", args.prompt_format)
     require(args.prompt_format in (None, own_format), f"{args.adapter} was trained with --prompt_format {own_format}")
     dataset_options = ["dataset_revision", "dataset_config_name", "eval_dataset_name"]
-    for owner, options in {"model_name_or_path": ["model_revision"], "dataset_name": dataset_options}.items():
-        if getattr(args, owner) not in (None, trained_with.get(owner)):  # of another repository
+    owners = {"model_name_or_path": ["model_revision"], "dataset_name": dataset_options, "seed": ["split_seed"]}
+    for owner, options in owners.items():
+        if getattr(args, owner) not in (None, trained_with.get(owner)):  # of another repository or split
             for name in options:
                 trained_with.pop(name, None)
     for field in dataclasses.fields(args):

@@ -131,7 +131,7 @@ def rename(row, seed, pool):
         }
     if row.acceptable:
         acceptable = json.loads(row.acceptable)
-        if not all(isinstance(call, dict) and all(map(new_tools.get, call)) for call in acceptable):
+        if not all(isinstance(call, dict) and call.keys() <= new_tools.keys() for call in acceptable):
             raise NotMade("its accepted values are of another tool")
         columns["acceptable"] = [
             {new_tools[tool]: renamed(values) for tool, values in call.items()} for call in acceptable
