@@ -163,7 +163,7 @@ def warnings(own, made, first):
     if NO_CALL in made:
         lines += over_call_warnings(made[NO_CALL], first, "rows whose right tool is off the list")
     if not any(task.gold == [] for task in own.tasks):
-        alone = ": only rows made for it measure it" if NO_CALL in made else ", so abstention is not measured"
+        alone = ": abstention is measured on made rows alone" if NO_CALL in made else ", so abstention is not measured"
         lines = [f"Every row wants a call{alone}.", *lines]
     return lines
 
