@@ -14,6 +14,7 @@ from eval_utils.json_faults import find_fault
 from eval_utils.metrics import METRICS, SCORING, score, summarize
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, turn_table, what_followed
 from eval_utils.outputs import Output, Task
+from eval_utils.retention import PERPLEXITY, describe_retention
 from eval_utils.slices import describe_near_repeats, near_repeats, slices, worst_tools
 from eval_utils.statistics import flips, mcnemar
 from run_utils.files import write_json, write_json_lines
@@ -208,7 +209,7 @@ def report_of(evaluation):
                 "help": " ".join((metric.function.__doc__ or "").split()),
                 "headline": metric.headline,
             }
-            for name, metric in METRICS.items()
+            for name, metric in (METRICS | ({"perplexity": PERPLEXITY} if "retention" in figures else {})).items()
         ],
         "figures": of_systems,
         "gold": figures["gold"],
@@ -220,7 +221,7 @@ def report_of(evaluation):
         "call_table": {system: of_systems[system]["call_table"] for system in systems},
         "turn_table": {system: of_systems[system]["turn_table"] for system in systems},
         **{name: figures[name] for name in ("pairs", "worst_tools", "warnings")},
-        "notes": [*filter(None, [describe_near_repeats(evaluation)])],
+        "notes": [*filter(None, [describe_near_repeats(evaluation)]), *describe_retention(figures)],
         "slices": [*filter(None, [near_repeats["slice"]]), *figures["slices"]],
         "published": evaluation.published,
         "rows": [

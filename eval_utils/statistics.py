@@ -40,6 +40,15 @@ def bootstrap_ratio(numerators, denominators, resamples=1000):
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def bootstrap_mean(values, resamples=1000):
+    """The 95% interval of a mean, as (low, high), by bootstrap. The same values give the same
+    interval."""
+    values = np.asarray(values, dtype=float)
+    chosen = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(values[chosen].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def mcnemar(a_only, b_only):
     """The p-value of McNemar's test with the mid-p correction (Fagerland, Lydersen and Laake,
     2013). a_only, b_only: the number of rows that only one of two systems gets right. 1 if no row
