@@ -117,7 +117,7 @@ def edit(folder, name, **change):
     ("name", "change", "named"),
     [
         ("environment.json", {"base_fingerprint": "0"}, "was trained on another base model than tiny_model"),
-        ("adapter_config.json", {"use_rslora": True}, "has use_rslora True, but this training None"),
+        ("adapter_config.json", {"lora_bias": True}, "has lora_bias True, but this training None"),
         ("adapter_config.json", {"modules_to_save": ["lm_head"]}, "modules_to_save is no part of LoRA"),
         ("adapter_config.json", {"target_modules": ["q_proj"]}, "are not those of its adapter_config.json"),
     ],
