@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 from transformers import AutoTokenizer
 
 from data_utils.augment import TRANSFORMATIONS
 from data_utils.dataset import prepare_data
 from data_utils.rows import validate
+from demo.agent_rows import make_conversation
 from demo.rows import generate_rows
 from run_utils.errors import UserError
 from train import TrainingArguments
@@ -145,3 +148,26 @@ def test_without_the_flags_nothing_changes(prepare):
     data = prepare(augment_fraction=0.1, max_train_examples=100)  # which nothing reads then
     assert data.train.fingerprints == prepare(max_train_examples=100).train.fingerprints
     assert not any("Added" in line or "Transformed" in line for line in data.summary)
+
+
+def test_with_chat_an_added_row_is_an_empty_turn_and_earlier_calls_are_renamed(tiny_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (ROOT / "tests" / "hermes.jinja").read_text()
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps(make_conversation(number)) + "\n" for number in range(60)))
+    arguments = {"no_call_fraction": 0.2, "augment": ["rename"], "prompt_format": "chat", "eval_fraction": 0.2}
+    arguments = TrainingArguments(dataset_name=str(path), max_seq_length=4096, augment_fraction=1.0, **arguments)
+    data = prepare_data(arguments, tokenizer, 4096, ALONE)
+    examples = {example.row_id: example for example in data.train.examples}
+    added = [row_id for row_id in examples if "+no_call" in row_id]
+    assert len(added) == round(0.2 * len(examples)) and all("+rename" in row_id for row_id in examples)
+    for row_id in added:
+        completion = tokenizer.decode(examples[row_id].input_ids[examples[row_id].prompt_length :])
+        assert "<tool_call>" not in completion and not data.prompt_format.words(completion.partition("<|")[0])
+    later = [row_id for row_id in examples if not row_id.partition("+")[0].endswith("/1")]
+    for row_id in later:  # the question, the calls, their results, and the assistant's words
+        example = examples[row_id]
+        prompt = tokenizer.decode(example.input_ids[: example.prompt_length])
+        calls = re.findall(r'<tool_call>\s*\{"name": "(\w+)"', prompt)
+        assert calls and all(f'"name": "{name}", "description"' in prompt and "tool_" in name for name in calls)
+        assert "The result is" in tokenizer.decode(example.input_ids[example.prompt_length :])
