@@ -83,14 +83,7 @@ HOW_TO_LOAD_MERGED = (
 )
 RECIPE = (
     *("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_train_steps", "per_device_train_batch_size"),
-    *(
-        "gradient_accumulation_steps",
-        "lora_r",
-        "lora_alpha",
-        "lora_dropout",
-        "max_seq_length",
-        "seed",
-    ),
+    *("gradient_accumulation_steps", "lora_r", "lora_alpha", "lora_dropout", "max_seq_length", "seed", "split_seed"),
 )
 
 

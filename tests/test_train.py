@@ -20,9 +20,9 @@ from transformers.utils import is_liger_kernel_available
 import evaluate
 import train
 from data_utils.batching import collate, tokenize_rows
+from data_utils.parts import COMPLETION
 from data_utils.sources import load_rows
 from data_utils.split import split_rows
-from data_utils.supervision import LOSS_MASKS
 from run_utils.metrics_file import read_metrics
 from train import completion_loss, step_seed
 
@@ -122,13 +122,12 @@ def test_a_logged_loss_is_the_mean_over_the_tokens_since_the_last(train_here, fl
     assert values(third, "train/completion_tokens").tolist() == tokens.view(2, 3).sum(1).tolist()
 
 
-def test_the_loss_is_a_weighted_mean_and_tokens_stay_counts(train_here, flags, tmp_path, monkeypatch):
+def test_the_loss_is_a_weighted_mean_and_tokens_stay_counts(train_here, flags, tmp_path):
     """Weights of a half all over leave losses, gradients and counts as they are."""
     flags |= {"max_train_steps": 2, "warmup_ratio": 0}
     ones = train_here(flags | {"output_dir": tmp_path / "ones"})
-    completion_only = LOSS_MASKS["completion_only"]
-    monkeypatch.setitem(LOSS_MASKS, "completion_only", lambda *texts: completion_only(*texts) / 2)
-    halves = train_here(flags | {"output_dir": tmp_path / "halves"})
+    weights = [f"{part}=0.5" for part in COMPLETION]
+    halves = train_here(flags | {"output_dir": tmp_path / "halves", "loss_weights": weights})
     for tag in ("train/loss", "train/grad_norm", "eval/loss"):
         torch.testing.assert_close(values(halves, tag), values(ones, tag), rtol=2e-6, atol=0)
     assert curve(halves, "train/completion_tokens") == curve(ones, "train/completion_tokens")

@@ -31,10 +31,14 @@ NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<
 EMPTY = {
     "title": "t",
     "subtitle": "",
-    **{key: [] for key in ("systems", "metrics", "outcomes", "pairs", "slices", "rows", "warnings", "notes")},
-    **{key: {} for key in ("figures", "gold", "outcome_counts", "call_table", "turn_table", "worst_tools")},
+    **{
+        key: []
+        for key in ("systems", "metrics", "outcomes", "pairs", "slices", "rows", "warnings", "notes", "perturbed")
+    },
+    **{key: {} for key in ("figures", "gold", "outcome_counts", "call_table", "turn_table", "worst_tools", "sets")},
     **{key: {} for key in ("published", "commands", "record")},
     "system_help": {},
+    "when_not_to_call": [],
 }
 
 
@@ -89,6 +93,7 @@ def make_report(count):
                 "tools": json.loads(row["tools"]),
                 "gold": gold,
                 "category": None,
+                "set": "",
                 "outputs": outputs,
             }
         )
@@ -164,6 +169,9 @@ def make_report(count):
         "rows": rows,
         "commands": {"": "python evaluate.py --adapter 'my run'"},
         "record": {"git commit": "abc", "decoding": {"greedy": True}},
+        "when_not_to_call": [],
+        "perturbed": [],
+        "sets": {"": "own"},
         "warnings": ["the adapter over-calls"],
         "notes": ["2 queries nearly repeat one of training"],
     }
@@ -292,7 +300,7 @@ def test_two_megabytes_of_text():
 def test_empty_report(systems, with_rows):
     report = EMPTY | {"systems": systems}
     if with_rows:
-        report["rows"] = [{"id": 1, "query": "", "tools": [], "gold": [], "category": None, "outputs": {}}]
+        report["rows"] = [{"id": 1, "query": "", "tools": [], "gold": [], "category": None, "set": "", "outputs": {}}]
     page = Page(render_report(report))
     assert page.tags.count("script") == (2 if with_rows else 0)
 
