@@ -87,10 +87,10 @@ def main(args):
     grid = parse_grid(args.grid or [], train.TrainingArguments)
     options = {"grid": grid, "seeds": args.seeds, "output_dir": output_dir}
     runs = plan_runs(train.TrainingArguments, train.__doc__, args.flags, **options)
-    evaluates_loss = all(run.arguments.eval_fraction or run.arguments.eval_dataset_name for run in runs)
-    require(evaluates_loss or not args.halving, "--halving needs rows to evaluate: raise --eval_fraction")
     slots = find_slots(args.runs_per_gpu)
-    evaluation = plan_evaluation(args, runs, slots) if args.evaluate else None
+    has_rows = all(run.arguments.eval_fraction or run.arguments.eval_dataset_name for run in runs)
+    require(has_rows or not args.halving, "--halving needs rows to evaluate: raise --eval_fraction")
+    evaluation = plan_evaluation(args, runs, slots, has_rows) if args.evaluate else None
     check_runs(runs)
     output_dir.mkdir(parents=True, exist_ok=True)
     lock_folder(output_dir)
@@ -142,7 +142,7 @@ def main(args):
         raise UserError(f"{len(failed)} of {len(runs)} runs failed ({lines}); the same command continues them")
 
 
-def plan_evaluation(args, runs, slots):
+def plan_evaluation(args, runs, slots, has_rows):
     """`(flags, systems of the base, systems of the adapter)` of the evaluations. Raises UsageError
     if they cannot start."""
     config = args.evaluation_config
@@ -151,6 +151,8 @@ def plan_evaluation(args, runs, slots):
     flags = ["--config", config] if config else []
     line = [*flags, "--adapter", str(runs[0].adapter)]
     planned = parse_arguments(evaluate.EvaluationArguments, evaluate.__doc__, "demo_evaluate.yaml", line)
+    has_others = planned.dataset_name or planned.eval_dataset_name
+    require(has_rows or has_others, "no rows are held out to evaluate: raise --eval_fraction, or --evaluate false")
     require(not (planned.rescore or planned.compare or planned.baseline), f"{config}: a sweep compares by itself")
     kinds = {name: SYSTEMS[name] for name in planned.systems}
     require(not any(kind.server for kind in kinds.values()), f"{config}: a sweep evaluates no server")

@@ -31,8 +31,6 @@ def print_comparison(comparison):
     for found in configurations:
         test = found.get("against_first") or {}
         name = Text(found["name"].replace(",", ", "))
-        if found.get("ended"):
-            name.append(f"\n{found['ended']}", "dim")
         cells = [rate_cell(found["rates"].get(measure)) for measure in columns]
         cells += [number(found["eval_loss"], 4), number(found["minutes"], 1), p_cell(test)]
         cells += [show_p(test.get("p_seeds"))] * has_seeds

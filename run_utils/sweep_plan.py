@@ -160,7 +160,7 @@ def check_runs(runs):
         checkpoints = complete_checkpoints(run.folder)
         try:
             state, args = read_state(checkpoints[-1]), read_yaml(checkpoints[-1] / "args.yaml")
-        except Exception:  # no checkpoint, or a broken one: train.py goes on from the one before
+        except Exception:  # no checkpoint, or a broken one: train.py resumes from the one before
             continue
         check_arguments(run.arguments, Saved(checkpoints[-1], state, args, *4 * [None]))
 

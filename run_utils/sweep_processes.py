@@ -106,6 +106,7 @@ class Processes:
         that will follow, for the time left."""
         waiting, running, free = deque(jobs), {}, list(self.slots)
         parts = [job.part for job in waiting] + list(coming)
+        total = len(parts)
         try:
             while waiting or running:
                 while waiting and free:
@@ -128,7 +129,8 @@ class Processes:
                     else:
                         for lost in following:
                             parts.remove(lost.part)
-                    say(f"{job.run}: {job.part}: {self.describe(job)}{self.time_left(parts)}")
+                    done = f" ({total - len(parts)} of {total} processes done{self.time_left(parts)})"
+                    say(f"{job.run}: {job.part}: {self.describe(job)}{done}")
                 if running:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
         except Stopped:
@@ -144,7 +146,7 @@ class Processes:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a terminal's Ctrl-C comes through this process
+            start_new_session=True,  # a terminal's Ctrl-C is for the sweep alone
             preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
         log.close()
@@ -156,7 +158,9 @@ class Processes:
         entry = {"run": job.run, "part": job.part, "code": code, "seconds": seconds, "command": job.command}
         self.ended.append(entry)
         journal.append(self.journal, [entry])
-        if code:
+        if code == 0:
+            self.failed.pop(job.run, None)
+        else:
             self.failed[job.run] = f"{job.part} ended with {code}: {self.last_line(job)}"
         return code == 0
 

@@ -30,6 +30,7 @@ def flags(flags, tmp_path):
         ({"halving": [8, 4]}, 2, "--halving needs rising steps"),
         ({"halving": ["half"]}, 2, "--halving needs steps, not half"),
         ({"halving": [2], "eval_fraction": 0}, 2, "--halving needs rows to evaluate"),
+        ({"eval_fraction": 0}, 2, "no rows are held out to evaluate"),
         ({"evaluation_config": "absent.yaml"}, 2, "cannot read absent.yaml"),
         ({"unknown_flag": 1}, 2, "unknown argument --unknown_flag"),
     ],
