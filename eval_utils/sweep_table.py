@@ -22,7 +22,9 @@ def print_comparison(comparison):
     columns = shown_measures(comparison)
     width = max(len(part) for found in configurations for part in found["name"].split(",")) + 1
     table = Table(caption=Text(CAPTION), caption_justify="left")
-    for title in ("settings", *(f"{measure_title(name)} %" for name in columns), "eval loss", "min", "p rows"):
+    means = list(dict.fromkeys(name for found in configurations for name in found["means"]))
+    rates = [f"{measure_title(name)} %" for name in columns]
+    for title in ("settings", *rates, *means, "eval loss", "min", "p rows"):
         is_name = title == "settings"
         table.add_column(title, justify="left" if is_name else "right", min_width=min(width, 24) if is_name else None)
     has_seeds = any((found.get("against_first") or {}).get("p_seeds") is not None for found in configurations)
@@ -32,6 +34,7 @@ def print_comparison(comparison):
         test = found.get("against_first") or {}
         name = Text(found["name"].replace(",", ", "))
         cells = [rate_cell(found["rates"].get(measure)) for measure in columns]
+        cells += [number(found["means"][name], 2) if name in found["means"] else "" for name in means]
         cells += [number(found["eval_loss"], 4), number(found["minutes"], 1), p_cell(test)]
         cells += [show_p(test.get("p_seeds"))] * has_seeds
         table.add_row(name, *cells, end_section=True)

@@ -1,5 +1,6 @@
 """The plan of a sweep: its grid, its runs and their names, parsed before the first one starts."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -162,7 +163,9 @@ def check_runs(runs):
             state, args = read_state(checkpoints[-1]), read_yaml(checkpoints[-1] / "args.yaml")
         except Exception:  # no checkpoint, or a broken one: train.py resumes from the one before
             continue
-        check_arguments(run.arguments, Saved(checkpoints[-1], state, args, *4 * [None]))
+        arguments = copy.copy(run.arguments)
+        arguments.lora_target_modules = args.get("lora_target_modules")  # train.py has replaced the default
+        check_arguments(arguments, Saved(checkpoints[-1], state, args, *4 * [None]))
 
 
 def merge_plans(path, runs):
