@@ -44,7 +44,7 @@ class SweepArguments:
     )
     evaluate: bool = argument(True, "false: compare evaluation losses only")
     evaluation_config: str | None = argument(
-        None, "YAML file of evaluate.py's arguments; by default recipes/demo_evaluate.yaml for the demo"
+        None, "YAML file of evaluate.py's arguments; for the demo recipes/demo_evaluate.yaml without fewshot"
     )
     output_dir: str = argument("runs/sweep")
 
@@ -146,9 +146,9 @@ def plan_evaluation(args, runs, slots, has_rows):
     """`(flags, systems of the base, systems of the adapter)` of the evaluations. Raises UsageError
     if they cannot start."""
     config = args.evaluation_config
-    if config is None and runs[0].arguments.model_name_or_path == "demo":
-        config = str(ROOT / "recipes" / "demo_evaluate.yaml")
     flags = ["--config", config] if config else []
+    if config is None and runs[0].arguments.model_name_or_path == "demo":  # without fewshot, which takes minutes
+        flags = ["--config", str(ROOT / "recipes" / "demo_evaluate.yaml"), "--systems", "raw", "prompted", "adapter"]
     line = [*flags, "--adapter", str(runs[0].adapter)]
     planned = parse_arguments(evaluate.EvaluationArguments, evaluate.__doc__, "demo_evaluate.yaml", line)
     has_others = planned.dataset_name or planned.eval_dataset_name

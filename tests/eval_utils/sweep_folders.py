@@ -10,7 +10,8 @@ def write_lines(path, records):
 
 def write_run(folder, answers, *, loss=0.1, step=75, fingerprints=None, figures=None):
     """A finished run. answers: `{measure: {row id: bool}}` of the adapter; a measure may be "set:
-    metric". fingerprints: of rows that differ from the other runs'. figures: more of metrics.json."""
+    metric". fingerprints: of rows that differ from the other runs'. figures: of
+    metrics.json."""
     (folder / "adapter").mkdir(parents=True)
     environment = {"global_step": step, "eval_loss": loss}
     (folder / "adapter" / "environment.json").write_text(json.dumps(environment))
