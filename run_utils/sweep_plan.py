@@ -12,7 +12,7 @@ from typing import NamedTuple
 from run_utils.arguments import closest, parse_arguments, read_yaml
 from run_utils.checkpoint import Saved, check_arguments, complete_checkpoints, read_state
 from run_utils.errors import UsageError, UserError, require
-from run_utils.files import read_json, write_json
+from run_utils.files import lock_folder, read_json, write_json
 
 # In the names of runs. Other arguments have their own names.
 SHORT = {
@@ -166,6 +166,18 @@ def check_runs(runs):
         arguments = copy.copy(run.arguments)
         arguments.lora_target_modules = args.get("lora_target_modules")  # train.py has replaced the default
         check_arguments(arguments, Saved(checkpoints[-1], state, args, *4 * [None]))
+
+
+def claim(output_dir):
+    """Take a sweep's folder, new or with a sweep. Raises UserError for any other folder."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        others = [path.name for path in output_dir.iterdir()]
+    except OSError as error:
+        raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
+    if others and "sweep.json" not in others:
+        raise UserError(f"{output_dir} is not empty and holds no sweep: choose another --output_dir")
+    lock_folder(output_dir)
 
 
 def merge_plans(path, runs):

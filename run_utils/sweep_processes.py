@@ -27,6 +27,10 @@ class Slot(NamedTuple):
     label: str
     environment: dict  # variables of its process
 
+    @property
+    def is_gpu(self):
+        return "CUDA_VISIBLE_DEVICES" in self.environment
+
 
 class Job(NamedTuple):
     """A process of a sweep: a part ("train", "evaluate") of a run."""

@@ -66,6 +66,11 @@ def test_a_folder_of_other_runs_is_refused_before_the_first_starts(run_here, tra
     assert not (flags["output_dir"] / "sweep.json").exists()
 
 
+def test_a_folder_without_a_sweep_is_refused(run_here, flags, tmp_path):
+    result = run_here(sweep, flags | {"output_dir": tmp_path})
+    assert result.code == 1 and "is not empty and holds no sweep: choose another --output_dir" in result.err
+
+
 def start(flags, log):
     command = [sys.executable, "sweep.py", *command_line(flags)]
     with log.open("a") as file:
