@@ -5,9 +5,10 @@ r"""Train and evaluate a grid of arguments with several seeds, and compare them.
         --grid max_train_examples=100,300,1000 --seeds 3 --evaluation_config evaluation.yaml
 
 Every other flag is train.py's and is for all runs. In --grid, a comma separates an argument's
-values, and + joins the values of a list: lora_target_modules=q_proj+v_proj,down_proj. One run
-trains on each GPU, or on the CPU. All runs share --split_seed: they are evaluated on the same rows.
-After a kill, the same command continues. Another --grid adds runs to the folder. Writes runs/NAME,
+values, and + joins the values of a list: lora_target_modules=q_proj+v_proj,down_proj. --grid runs
+all combinations; --vary, in its place, changes one argument at a time. One run trains on each GPU,
+or on the CPU. All runs share --split_seed: they are evaluated on the same rows. After a kill, the
+same command continues. Another --grid adds runs to the folder. Writes runs/NAME,
 comparison/metrics.json and comparison/report.html, and prints the table.
 """
 
@@ -26,6 +27,7 @@ from run_utils.errors import UserError, require, run_script, say
 @dataclass
 class SweepArguments:
     grid: list[str] | None = argument(None, "Arguments of train.py with their values: lora_r=8,32 learning_rate=...")
+    vary: list[str] | None = argument(None, "Like --grid, but one change at a time, beside the unchanged run")
     seeds: int = argument(1, "Runs of each configuration: their seeds follow --seed", above=0)
     runs_per_gpu: int = argument(
         1, "At the same time, for small models; without a GPU on the CPU, whose cores they share", above=0
@@ -41,6 +43,7 @@ class SweepArguments:
 
     def __post_init__(self):
         check_limits(self)
+        require(not (self.grid and self.vary), "--grid and --vary do not go together: run one after the other")
         steps = self.halving or []
         require(all(step.isdecimal() for step in steps), f"--halving needs steps, not {' '.join(steps)}")
         self.halving = list(map(int, steps))
@@ -76,8 +79,8 @@ from run_utils.sweep_processes import Job, Processes, find_slots
 def main(args):
     # Everything is checked before the first run starts
     output_dir = Path(args.output_dir)
-    grid = parse_grid(args.grid or [], train.TrainingArguments)
-    options = {"grid": grid, "seeds": args.seeds, "output_dir": output_dir}
+    grid, vary = (parse_grid(words or [], train.TrainingArguments) for words in (args.grid, args.vary))
+    options = {"grid": grid, "vary": vary, "seeds": args.seeds, "output_dir": output_dir}
     runs = plan_runs(train.TrainingArguments, train.__doc__, args.flags, **options)
     slots = find_slots(args.runs_per_gpu)
     has_rows = all(run.arguments.eval_fraction or run.arguments.eval_dataset_name for run in runs)

@@ -48,4 +48,5 @@ def original_id(row_id, name):
 def sets_identity(sets):
     """The sets in an evaluation's identity, one key each, or nothing without sets, as in older
     evaluations."""
-    return {HASH_OF_SET + name: hashlib.sha256(repr(rows).encode()).hexdigest() for name, rows in sets.items()}
+    texts = {name: repr([(r.id, r.query, r.tools, r.answers, r.messages) for r in rows]) for name, rows in sets.items()}
+    return {HASH_OF_SET + name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}

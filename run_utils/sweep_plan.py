@@ -41,6 +41,7 @@ OF_BASE = (
     *("dataset_name", "dataset_config_name", "dataset_revision", "eval_dataset_name", "eval_fraction", "eval_split"),
 )
 BATCH = "per_device_train_batch_size x gradient_accumulation_steps"
+UNCHANGED = "unchanged"  # the name of --vary's first configuration
 MOST_RUNS = 1000
 LONGEST_NAME = 150  # characters; a file system allows 255 bytes
 
@@ -85,12 +86,13 @@ def parse_grid(words, arguments_class):
     return grid
 
 
-def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir):
-    """The Runs of a grid, configuration by configuration: `seeds` runs each, whose seeds follow
+def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir, vary=None):
+    """The Runs of a sweep, configuration by configuration: `seeds` runs each, whose seeds follow
     --seed. All share one --split_seed, by default --seed. Raises UsageError if a run's arguments
     are wrong.
 
-    flags: of train.py, for all runs."""
+    grid, vary: see parse_grid. Of `grid` all combinations are run; of `vary` the unchanged
+    configuration and each value alone. flags: of train.py, for all runs."""
     base = parse_arguments(arguments_class, description, "demo.yaml", flags)
     require(
         not (base.overwrite_output_dir or base.resume_from_checkpoint),
@@ -98,6 +100,7 @@ def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir):
     )
     split_seed = base.seed if base.split_seed is None else base.split_seed
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    points += [{name: value} for name, values in (vary or {}).items() for value in values]
     require(len(points) * seeds <= MOST_RUNS, f"{len(points) * seeds:,} runs: at most {MOST_RUNS:,} go together")
     labels = configuration_names(points)
     runs, seen = [], {}
@@ -129,8 +132,13 @@ def configuration_names(points):
     """A folder's name for each point of the grid, such as "lr=1e-4,r=8". Raises UsageError if two
     points would share one."""
     names = [",".join(f"{SHORT.get(name, name)}={readable(text)}" for name, text in point.items()) for point in points]
+    if len(points) > 1 and not names[0]:
+        names[0] = UNCHANGED
     if len(set(names)) < len(names):  # paths with the same last part
-        names = [",".join(f"{SHORT.get(name, name)}={safe(text)}" for name, text in point.items()) for point in points]
+        names = [
+            ",".join(f"{SHORT.get(name, name)}={safe(text)}" for name, text in point.items()) or UNCHANGED
+            for point in points
+        ]
     require(len(set(names)) == len(names), "--grid: two values have the same name in a folder's name")
     require(max(map(len, names)) <= LONGEST_NAME, f"--grid: the name {max(names, key=len)[:60]}... is too long")
     return names
@@ -208,9 +216,9 @@ def merge_plans(path, runs):
 def group_by_base(output_dir, runs):
     """The runs that share base, prompt and rows, `{folder of the base's evaluation: [Run]}`, in
     their order."""
-    varying = [name for name in runs[0].settings if name in OF_BASE]
+    varying = [name for name in OF_BASE if any(name in run.settings for run in runs)]
     groups = {}
     for run in runs:
-        names = configuration_names([{name: run.settings[name] for name in varying}])
+        names = configuration_names([{name: run.settings[name] for name in varying if name in run.settings}])
         groups.setdefault(output_dir / "-".join(["base", *filter(None, names)]), []).append(run)
     return groups

@@ -105,3 +105,13 @@ def test_in_a_sweep_the_arguments_that_vary_lead_tensorboards_table(monkeypatch)
     assert {"lora_r", "learning_rate", "dataset_name"} <= compared_arguments(arguments, 4)[1]
     monkeypatch.setenv(SWEPT, "lora_r,seed")
     assert compared_arguments(arguments, 4)[1] == {"lora_r", "seed"}
+
+
+def test_vary_changes_one_argument_at_a_time(tmp_path):
+    options = {"grid": {}, "seeds": 2, "output_dir": tmp_path}
+    vary = parse_grid(["lora_r=8,32", "learning_rate=1e-3"], train.TrainingArguments)
+    runs = plan_runs(train.TrainingArguments, train.__doc__, ["--config", "recipes/demo.yaml"], vary=vary, **options)
+
+    assert [run.name for run in runs[::2]] == ["unchanged,seed=42", "r=8,seed=42", "r=32,seed=42", "lr=1e-3,seed=42"]
+    changed = [(run.arguments.lora_r, run.arguments.learning_rate) for run in runs[::2]]
+    assert changed == [(16, 2e-3), (8, 2e-3), (32, 2e-3), (16, 1e-3)]
