@@ -26,7 +26,9 @@ from run_utils.errors import UserError, require, run_script, say
 
 @dataclass
 class SweepArguments:
-    grid: list[str] | None = argument(None, "Arguments of train.py with their values: lora_r=8,32 learning_rate=...")
+    grid: list[str] | None = argument(
+        None, "Arguments of train.py with their values: lora_r=8,32 learning_rate=1e-4,3e-4", group="The sweep's own"
+    )
     vary: list[str] | None = argument(None, "Like --grid, but one change at a time, beside the unchanged run")
     seeds: int = argument(1, "Runs of each configuration: their seeds follow --seed", above=0)
     runs_per_gpu: int = argument(

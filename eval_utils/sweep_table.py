@@ -11,7 +11,7 @@ from eval_utils.sweep_results import MAIN, is_shown, measure_title
 
 MEANS = "Means over seeds, ± the standard deviation over seeds."
 TESTS = (
-    " Below each rate: its 95% interval over rows (several seeds: bootstrap; a row's value is its mean over the seeds). "
+    " Below each rate: its 95% interval over rows (several seeds: bootstrap of the rows' means over seeds). "
     "p rows: exact paired permutation test against the first line, by row; p seeds: Welch's t-test of the seeds' "
     "rates. p rows alone says nothing about other seeds."
 )
