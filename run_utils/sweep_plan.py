@@ -13,6 +13,7 @@ from run_utils.arguments import closest, parse_arguments, read_yaml
 from run_utils.checkpoint import Saved, check_arguments, complete_checkpoints, read_state
 from run_utils.errors import UsageError, UserError, require
 from run_utils.files import lock_folder, read_json, write_json
+from run_utils.redaction import redact
 
 # In the names of runs. Other arguments have their own names.
 SHORT = {
@@ -159,7 +160,7 @@ def experiment(arguments):
     """A run's arguments without those that a resume may change, without seed and folder. Of the
     batch, a resume may change the parts and not the product."""
     fields = [field for field in dataclasses.fields(arguments) if not field.metadata["free_on_resume"]]
-    found = {field.name: getattr(arguments, field.name) for field in fields if field.name != "seed"}
+    found = {field.name: redact(getattr(arguments, field.name)) for field in fields if field.name != "seed"}
     return found | {BATCH: arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps}
 
 

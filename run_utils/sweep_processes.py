@@ -14,6 +14,7 @@ from run_utils import journal
 from run_utils.arguments import ROOT
 from run_utils.errors import say
 from run_utils.files import is_locked
+from run_utils.redaction import redact_command
 from run_utils.signals import Stopped
 from run_utils.terminal import describe_seconds
 
@@ -54,7 +55,7 @@ def find_slots(runs_per_gpu):
     if gpus and os.environ.get("CUDA_VISIBLE_DEVICES"):
         gpus = os.environ["CUDA_VISIBLE_DEVICES"].split(",")[: len(gpus)]
     places = [(f"GPU {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [("the CPU", {})]
-    slots = [place for place in places for _ in range(runs_per_gpu)]
+    slots = places * runs_per_gpu  # the first runs are on different GPUs
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     threads = {}
     if len(slots) > 1 and "OMP_NUM_THREADS" not in os.environ:  # otherwise each process takes all cores
@@ -80,7 +81,7 @@ class Processes:
         for entry in reversed(self.ended):
             if entry["run"] == job.run and entry["code"] == 0:
                 if entry["part"] == job.part:
-                    return entry["command"] == job.command and job.result.exists()
+                    return entry["command"] == redact_command(job.command) and job.result.exists()
                 if entry["part"] == "train":
                     return False
         return False
@@ -159,7 +160,8 @@ class Processes:
 
     def end(self, job, code, seconds):
         """Note the end of a process; returns whether it was well."""
-        entry = {"run": job.run, "part": job.part, "code": code, "seconds": seconds, "command": job.command}
+        entry = {"run": job.run, "part": job.part, "code": code, "seconds": seconds}
+        entry["command"] = redact_command(job.command)
         self.ended.append(entry)
         journal.append(self.journal, [entry])
         if code == 0:
