@@ -42,7 +42,7 @@ def print_comparison(comparison):
         for system, rates in systems.items():
             cells = [rate_cell(rates.get(measure)) for measure in columns]
             table.add_row(Text(f"{label}: {system}"), *cells, style="dim", end_section=True)
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(table)
     console.print(Text(MEANS + TESTS * bool(columns)), style="dim")
 
