@@ -103,12 +103,11 @@ def compare_runs(output_dir, plans, minutes, bases=()):
     for found in configurations:
         if first and found is not first and found["answers"]:
             found["against_first"] = against(first, found)
-    rows = first["rows"] if first else {}
     systems = {label: base_figures(read_evaluation(folder)) for label, folder in dict(bases).items()}
     return {
         "axes": axes,
         "first": first and first["name"],
-        "num_rows": len(rows),
+        "num_rows": len(first["answers"]) if first else 0,
         "configurations": [
             {key: found[key] for key in found if key not in ("answers", "rows")} for found in configurations
         ],
