@@ -12,7 +12,7 @@ COLOURS = [fill for fill, _ in (*PALETTE["good"], *PALETTE["bad"])]
 
 
 def pictures(comparison):
-    """`[{"axis", "is_log", "x_ticks", "y_ticks", "series", "base", "base_rate"}]`, places in pixels.
+    """`[{"axis", "is_log", "x_ticks", "y_ticks", "series", "base", "base_rate"}]`, in pixels.
 
     A series has the configurations that differ in this argument alone: `{"label", "colour", "line",
     "band", "whiskers", "points": [{"x", "y", "title"}], "seeds": [(x, y)]}`. base: the prompted
