@@ -1,4 +1,4 @@
-"""Train and evaluate a grid of arguments with several seeds, and compare them.
+r"""Train and evaluate a grid of arguments with several seeds, and compare them.
 
     python sweep.py --grid learning_rate=1e-3,2e-3 lora_r=8,16 --seeds 2      # the embedded demo
     python sweep.py --config recipes/smollm2_135m.yaml --dataset_name rows.jsonl \
@@ -20,22 +20,15 @@ if __name__ == "__main__":
 import math
 from dataclasses import dataclass
 
-from data_utils.systems import SYSTEMS
-from run_utils.arguments import (
-    ROOT,
-    SWEPT,
-    ArgumentParser,
-    argument,
-    check_limits,
-    parse_arguments,
-    with_demo_recipe,
-)
+from run_utils.arguments import SWEPT, ArgumentParser, argument, check_limits, with_demo_recipe
 from run_utils.errors import UserError, require, run_script, say
 
 
 @dataclass
 class SweepArguments:
-    grid: list[str] | None = argument(None, "Arguments of train.py with their values: lora_r=8,32 learning_rate=...")
+    grid: list[str] | None = argument(
+        None, "Arguments of train.py with their values: lora_r=8,32 learning_rate=1e-4,3e-4", group="The sweep's own"
+    )
     vary: list[str] | None = argument(None, "Like --grid, but one change at a time, beside the unchanged run")
     seeds: int = argument(1, "Runs of each configuration: their seeds follow --seed", above=0)
     runs_per_gpu: int = argument(
@@ -46,7 +39,7 @@ class SweepArguments:
     )
     evaluate: bool = argument(True, "false: compare evaluation losses only")
     evaluation_config: str | None = argument(
-        None, "YAML file of evaluate.py's arguments; by default recipes/demo_evaluate.yaml for the demo"
+        None, "YAML file of evaluate.py's arguments; for the demo recipes/demo_evaluate.yaml without fewshot"
     )
     output_dir: str = argument("runs/sweep")
 
@@ -75,12 +68,13 @@ from pathlib import Path
 
 import evaluate
 import train
+from eval_utils.sweep_evaluations import base_job, evaluation_job, plan_evaluations
 from eval_utils.sweep_report import write_sweep_report
 from eval_utils.sweep_results import compare_runs
 from eval_utils.sweep_table import print_comparison
-from run_utils.files import lock_folder, write_json
+from run_utils.files import write_json
 from run_utils.sweep_halving import describe_halving, halve, last_evaluation, mean_losses
-from run_utils.sweep_plan import check_runs, group_by_base, merge_plans, parse_grid, plan_runs
+from run_utils.sweep_plan import check_runs, claim, group_by_base, merge_plans, parse_grid, plan_runs
 from run_utils.sweep_processes import Job, Processes, find_slots
 
 
@@ -90,13 +84,17 @@ def main(args):
     grid, vary = (parse_grid(words or [], train.TrainingArguments) for words in (args.grid, args.vary))
     options = {"grid": grid, "vary": vary, "seeds": args.seeds, "output_dir": output_dir}
     runs = plan_runs(train.TrainingArguments, train.__doc__, args.flags, **options)
-    evaluates_loss = all(run.arguments.eval_fraction or run.arguments.eval_dataset_name for run in runs)
-    require(evaluates_loss or not args.halving, "--halving needs rows to evaluate: raise --eval_fraction")
     slots = find_slots(args.runs_per_gpu)
-    evaluation = plan_evaluation(args, runs, slots) if args.evaluate else None
+    has_rows = all(run.arguments.eval_fraction or run.arguments.eval_dataset_name for run in runs)
+    require(has_rows or not args.halving, "--halving needs rows to evaluate: raise --eval_fraction")
+    options = {"config": args.evaluation_config, "shared_gpu": args.runs_per_gpu > 1 and slots[0].is_gpu}
+    evaluations = plan_evaluations(evaluate.EvaluationArguments, runs[0], **options) if args.evaluate else None
+    require(
+        has_rows or not evaluations or evaluations.has_rows,
+        "no rows are held out to evaluate: raise --eval_fraction, or --evaluate false",
+    )
     check_runs(runs)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lock_folder(output_dir)
+    claim(output_dir)
     plans = merge_plans(output_dir / "sweep.json", runs)
     swept = {"seed", *(name for plan in plans.values() for name in plan["settings"])}
     processes = Processes(output_dir, slots, {SWEPT: ",".join(sorted(swept))})
@@ -109,28 +107,30 @@ def main(args):
         alive, line = train_to(step, alive, processes)
         halvings.append(line)
         print(line)
-    bases = group_by_base(output_dir, alive) if evaluation else {}
+    bases = group_by_base(output_dir, alive) if evaluations and evaluations.base else {}
     leaders = {of_base[0].name: folder for folder, of_base in bases.items()}
     by_name = {run.name: run for run in alive}
 
     def follow(job):
         """The evaluations after a training; the base's after that of its first run."""
-        if job.part != "train" or not evaluation:
+        if job.part != "train" or not evaluations:
             return []
         run = by_name[job.run]
-        base = [base_job(evaluation, run, leaders[run.name])] if run.name in leaders else []
-        return [*base, evaluation_job(evaluation, run)]
+        base = [base_job(evaluations, run, leaders[run.name])] if run.name in leaders else []
+        return [*base, evaluation_job(evaluations, run)]
 
-    coming = ["evaluate"] * len(alive) + ["base"] * len(leaders) if evaluation else []
+    coming = ["evaluate"] * len(alive) + ["base"] * len(leaders) if evaluations else []
     processes.work([training_job(run) for run in alive], follow, coming)
     for folder, of_base in bases.items():  # the first run failed: another run leads to the rows
         trained = [run for run in of_base if run.adapter.exists()]
         if trained and of_base[0] not in trained:
-            processes.work([base_job(evaluation, trained[0], folder)])
+            processes.work([base_job(evaluations, trained[0], folder)])
 
     # Comparison
     minutes = {name: processes.seconds(name, "train") / 60 for name in plans}
-    comparison = compare_runs(output_dir, plans, minutes, {folder.name: folder for folder in bases})
+    comparison = compare_runs(
+        output_dir, plans, minutes, {base.name: base for base in sorted(output_dir.glob("base*"))}
+    )
     comparison |= {"halving": halvings, "parts": processes.parts(), "failed": processes.failed}
     (output_dir / "comparison").mkdir(exist_ok=True)
     write_json(output_dir / "comparison" / "metrics.json", comparison)
@@ -145,47 +145,9 @@ def main(args):
         raise UserError(f"{len(failed)} of {len(runs)} runs failed ({lines}); the same command continues them")
 
 
-def plan_evaluation(args, runs, slots):
-    """`(flags, systems of the base, systems of the adapter)` of the evaluations. Raises UsageError
-    if they cannot start."""
-    config = args.evaluation_config
-    if config is None and runs[0].arguments.model_name_or_path == "demo":
-        config = str(ROOT / "recipes" / "demo_evaluate.yaml")
-    flags = ["--config", config] if config else []
-    line = [*flags, "--adapter", str(runs[0].adapter)]
-    planned = parse_arguments(evaluate.EvaluationArguments, evaluate.__doc__, "demo_evaluate.yaml", line)
-    require(not (planned.rescore or planned.compare or planned.baseline), f"{config}: a sweep compares by itself")
-    kinds = {name: SYSTEMS[name] for name in planned.systems}
-    require(not any(kind.server for kind in kinds.values()), f"{config}: a sweep evaluates no server")
-    adapted = [name for name, kind in kinds.items() if kind.adapter]
-    require(adapted, f"{config}: --systems needs adapter")
-    on_gpus = any("CUDA_VISIBLE_DEVICES" in slot.environment for slot in slots)
-    require(
-        args.runs_per_gpu == 1 or not on_gpus or planned.batch_tokens != "auto",
-        "--runs_per_gpu needs a batch_tokens in --evaluation_config: auto would take all memory of the GPU",
-    )
-    return flags, [name for name, kind in kinds.items() if kind.is_base], adapted
-
-
 def training_job(run, step=None):
     limit = [f"--stop_after_steps={step}"] if step else []
     return Job(run.name, "train", ["train.py", *run.flags, *limit], run.adapter)
-
-
-def evaluation_job(evaluation, run):
-    flags, _, systems = evaluation
-    return answers_job(run.name, "evaluate", [*flags, "--systems", *systems], run, run.folder / "evaluation")
-
-
-def base_job(evaluation, run, folder):
-    """The base's systems, once for all runs with this base. The run's adapter names the rows."""
-    flags, systems, _ = evaluation
-    return answers_job(folder.name, "base", [*flags, "--systems", *systems], run, folder)
-
-
-def answers_job(name, part, flags, run, folder):
-    line = ["evaluate.py", *flags, "--adapter", str(run.adapter), "--output_dir", str(folder)]
-    return Job(name, part, line, folder / "metrics.json")
 
 
 def train_to(step, runs, processes):

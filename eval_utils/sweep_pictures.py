@@ -12,11 +12,11 @@ COLOURS = [fill for fill, _ in (*PALETTE["good"], *PALETTE["bad"])]
 
 
 def pictures(comparison):
-    """`[{"axis", "is_log", "x_ticks", "y_ticks", "series", "base"}]`, with places in pixels.
+    """`[{"axis", "is_log", "x_ticks", "y_ticks", "series", "base", "base_rate"}]`, in pixels.
 
     A series has the configurations that differ in this argument alone: `{"label", "colour", "line",
     "band", "whiskers", "points": [{"x", "y", "title"}], "seeds": [(x, y)]}`. base: the prompted
-    base's y, or None."""
+    base's y, or None if it is far from the curves; base_rate: its rate."""
     found = []
     for axis in comparison["axes"]:
         shown = [
@@ -44,7 +44,9 @@ def picture(axis, configurations, base):
     xs = sorted({float(one["settings"][axis]) for one in configurations})
     is_log = xs[0] > 0 and xs[-1] >= LOG_FROM * xs[0]
     rates = [one["rates"][MAIN] for one in configurations]
-    ends = [*(rate["low"] for rate in rates), *(rate["high"] for rate in rates), *[base] * (base is not None)]
+    ends = [*(rate["low"] for rate in rates), *(rate["high"] for rate in rates)]
+    is_near = base is not None and min(ends) - base < 2 * (max(ends) - min(ends))  # a far one would flatten the curves
+    ends += [base] * is_near
     low, high = max(0.0, min(ends) - 0.02), min(1.0, max(ends) + 0.02)
     step = next((step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / step <= 7), 0.25)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
@@ -67,7 +69,8 @@ def picture(axis, configurations, base):
         "y_ticks": [
             (place_y(low + step * k), f"{100 * (low + step * k):.0f}") for k in range(round((high - low) / step) + 1)
         ],
-        "base": None if base is None else place_y(base),
+        "base": place_y(base) if is_near else None,
+        "base_rate": base,
         "series": [
             series(label, COLOURS[place % len(COLOURS)], axis, members, place_x, place_y)
             for place, (label, members) in enumerate(groups.items())

@@ -27,6 +27,7 @@ def write_sweep_report(path, comparison):
         comparison,
         main=MAIN,
         measures=shown_measures(comparison),
+        means=list(dict.fromkeys(name for found in comparison["configurations"] for name in found["means"])),
         pictures=sweep_pictures.pictures(comparison),
         size=sweep_pictures,
         verdict=verdict(comparison),

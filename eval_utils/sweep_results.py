@@ -12,7 +12,7 @@ from collections import defaultdict
 
 from data_utils.systems import SYSTEMS
 from eval_utils.metrics import METRICS
-from eval_utils.statistics import bootstrap_mean, bootstrap_ratio, sign_flips, welch, wilson_interval
+from eval_utils.statistics import bootstrap_ratio, difference_interval, sign_flips, welch, wilson_interval
 from run_utils import journal
 from run_utils.errors import UserError
 from run_utils.files import read_json
@@ -21,6 +21,9 @@ from run_utils.metrics_file import read_metrics
 MAIN = "exact_match"  # the measure of the tests and pictures
 # Of each set of rows, these measures are in the table; metrics.json has all rates.
 SHOWN = {"": ("exact_match", "json_valid", "over_call", "missed_call"), "no_call": ("over_call",)}
+
+
+RUN_FACTS = ("settings", "seed", "step", "eval_loss", "num_tokens", "minutes", "means")
 
 
 def measure_name(of_set, metric):
@@ -87,6 +90,7 @@ def compare_runs(output_dir, plans, minutes, bases=()):
         adapted = adapter_of(evaluation)
         runs[name] = plan | read_training(folder) | {"minutes": minutes.get(name), "evaluation": evaluation}
         runs[name]["answers"] = evaluation["systems"][adapted] if adapted else {}
+        runs[name]["means"] = means_of(evaluation["figures"], adapted) if adapted else {}
     axes = list(dict.fromkeys(axis for plan in plans.values() for axis in plan["settings"]))
     for run in runs.values():  # of an earlier grid without this axis: its value for all runs
         own = {axis: str(run["arguments"].get(axis)) for axis in axes}
@@ -99,22 +103,27 @@ def compare_runs(output_dir, plans, minutes, bases=()):
     for found in configurations:
         if first and found is not first and found["answers"]:
             found["against_first"] = against(first, found)
-    rows = first["rows"] if first else {}
     systems = {label: base_figures(read_evaluation(folder)) for label, folder in dict(bases).items()}
     return {
         "axes": axes,
         "first": first and first["name"],
-        "num_rows": len(rows),
+        "num_rows": len(first["answers"]) if first else 0,
         "configurations": [
             {key: found[key] for key in found if key not in ("answers", "rows")} for found in configurations
         ],
         "base": {label: found for label, found in systems.items() if found},
         "runs": {
-            name: {key: run[key] for key in ("settings", "seed", "step", "eval_loss", "num_tokens", "minutes")}
+            name: {key: run[key] for key in RUN_FACTS}
             | {"rates": {measure: rate(of_rows) for measure, of_rows in run["answers"].items()}}
             for name, run in runs.items()
         },
     }
+
+
+def means_of(figures, system):
+    """The means among an evaluation's figures of a system, such as --retention's perplexity."""
+    found = figures.get("systems", {}).get(system, {})
+    return {name: value["mean"] for name, value in found.items() if isinstance(value, dict) and "mean" in value}
 
 
 def adapter_of(evaluation):
@@ -144,6 +153,7 @@ def configuration(label, runs, names):
         "minutes": spread([run["minutes"] for run in runs]),
         "num_tokens": spread([run["num_tokens"] for run in runs]),
         "rates": {measure: pooled_rate(of_rows) for measure, of_rows in pooled.items() if of_rows},
+        "means": {name: spread([run["means"].get(name) for run in same]) for name in same[0]["means"]} if same else {},
         "answers": pooled.get(MAIN, {}),
         "rows": same[0]["evaluation"]["rows"] if same else {},
     }
@@ -189,7 +199,7 @@ def against(first, other):
     scale = math.lcm(of_a, of_b)
     shared = [row_id for row_id in a if row_id in b]
     differences = [sum(b[row_id]) * (scale // of_b) - sum(a[row_id]) * (scale // of_a) for row_id in shared]
-    low, high = bootstrap_mean([difference / scale for difference in differences])
+    low, high = difference_interval([difference / scale for difference in differences])
     rates = [found["rates"][MAIN]["values"] for found in (first, other)]
     return {
         "metric": MAIN,

@@ -9,11 +9,11 @@ from rich.text import Text
 
 from eval_utils.sweep_results import MAIN, is_shown, measure_title
 
-CAPTION = (
-    "Means over seeds, ± the standard deviation over seeds. Below each rate: its 95% interval over rows (several "
-    "seeds: bootstrap, a row's value is its mean over the seeds). p rows: exact paired permutation test against the "
-    "first configuration, by row; p seeds: Welch's t-test of the seeds' rates. p rows alone says nothing about "
-    "other seeds."
+MEANS = "Means over seeds, ± the standard deviation over seeds."
+TESTS = (
+    " Below each rate: its 95% interval over rows (several seeds: bootstrap of the rows' means over seeds). "
+    "p rows: exact paired permutation test against the first line, by row; p seeds: Welch's t-test of the seeds' "
+    "rates. p rows alone says nothing about other seeds."
 )
 
 
@@ -21,8 +21,10 @@ def print_comparison(comparison):
     configurations = comparison["configurations"]
     columns = shown_measures(comparison)
     width = max(len(part) for found in configurations for part in found["name"].split(",")) + 1
-    table = Table(caption=Text(CAPTION), caption_justify="left")
-    for title in ("settings", *(f"{measure_title(name)} %" for name in columns), "eval loss", "min", "p rows"):
+    table = Table()
+    means = list(dict.fromkeys(name for found in configurations for name in found["means"]))
+    rates = [f"{measure_title(name)} %" for name in columns]
+    for title in ("settings", *rates, *means, "eval loss", "min", "p rows"):
         is_name = title == "settings"
         table.add_column(title, justify="left" if is_name else "right", min_width=min(width, 24) if is_name else None)
     has_seeds = any((found.get("against_first") or {}).get("p_seeds") is not None for found in configurations)
@@ -31,9 +33,8 @@ def print_comparison(comparison):
     for found in configurations:
         test = found.get("against_first") or {}
         name = Text(found["name"].replace(",", ", "))
-        if found.get("ended"):
-            name.append(f"\n{found['ended']}", "dim")
         cells = [rate_cell(found["rates"].get(measure)) for measure in columns]
+        cells += [number(found["means"][name], 2) if name in found["means"] else "" for name in means]
         cells += [number(found["eval_loss"], 4), number(found["minutes"], 1), p_cell(test)]
         cells += [show_p(test.get("p_seeds"))] * has_seeds
         table.add_row(name, *cells, end_section=True)
@@ -41,7 +42,9 @@ def print_comparison(comparison):
         for system, rates in systems.items():
             cells = [rate_cell(rates.get(measure)) for measure in columns]
             table.add_row(Text(f"{label}: {system}"), *cells, style="dim", end_section=True)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    console.print(table)
+    console.print(Text(MEANS + TESTS * bool(columns)), style="dim")
 
 
 def shown_measures(comparison):

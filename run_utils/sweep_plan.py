@@ -12,7 +12,8 @@ from typing import NamedTuple
 from run_utils.arguments import closest, parse_arguments, read_yaml
 from run_utils.checkpoint import Saved, check_arguments, complete_checkpoints, read_state
 from run_utils.errors import UsageError, UserError, require
-from run_utils.files import read_json, write_json
+from run_utils.files import lock_folder, read_json, write_json
+from run_utils.redaction import redact
 
 # In the names of runs. Other arguments have their own names.
 SHORT = {
@@ -159,7 +160,7 @@ def experiment(arguments):
     """A run's arguments without those that a resume may change, without seed and folder. Of the
     batch, a resume may change the parts and not the product."""
     fields = [field for field in dataclasses.fields(arguments) if not field.metadata["free_on_resume"]]
-    found = {field.name: getattr(arguments, field.name) for field in fields if field.name != "seed"}
+    found = {field.name: redact(getattr(arguments, field.name)) for field in fields if field.name != "seed"}
     return found | {BATCH: arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps}
 
 
@@ -169,11 +170,23 @@ def check_runs(runs):
         checkpoints = complete_checkpoints(run.folder)
         try:
             state, args = read_state(checkpoints[-1]), read_yaml(checkpoints[-1] / "args.yaml")
-        except Exception:  # no checkpoint, or a broken one: train.py goes on from the one before
+        except Exception:  # no checkpoint, or a broken one: train.py resumes from the one before
             continue
         arguments = copy.copy(run.arguments)
-        arguments.lora_target_modules = args.get("lora_target_modules")  # train.py resolves it
+        arguments.lora_target_modules = args.get("lora_target_modules")  # train.py has replaced the default
         check_arguments(arguments, Saved(checkpoints[-1], state, args, *4 * [None]))
+
+
+def claim(output_dir):
+    """Take a sweep's folder, new or with a sweep. Raises UserError for any other folder."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        others = [path.name for path in output_dir.iterdir()]
+    except OSError as error:
+        raise UserError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
+    if others and "sweep.json" not in others:
+        raise UserError(f"{output_dir} is not empty and holds no sweep: choose another --output_dir")
+    lock_folder(output_dir)
 
 
 def merge_plans(path, runs):

@@ -14,6 +14,7 @@ from run_utils import journal
 from run_utils.arguments import ROOT
 from run_utils.errors import say
 from run_utils.files import is_locked
+from run_utils.redaction import redact_command
 from run_utils.signals import Stopped
 from run_utils.terminal import describe_seconds
 
@@ -26,6 +27,10 @@ class Slot(NamedTuple):
 
     label: str
     environment: dict  # variables of its process
+
+    @property
+    def is_gpu(self):
+        return "CUDA_VISIBLE_DEVICES" in self.environment
 
 
 class Job(NamedTuple):
@@ -50,7 +55,7 @@ def find_slots(runs_per_gpu):
     if gpus and os.environ.get("CUDA_VISIBLE_DEVICES"):
         gpus = os.environ["CUDA_VISIBLE_DEVICES"].split(",")[: len(gpus)]
     places = [(f"GPU {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [("the CPU", {})]
-    slots = [place for place in places for _ in range(runs_per_gpu)]
+    slots = places * runs_per_gpu  # the first runs are on different GPUs
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     threads = {}
     if len(slots) > 1 and "OMP_NUM_THREADS" not in os.environ:  # otherwise each process takes all cores
@@ -76,7 +81,7 @@ class Processes:
         for entry in reversed(self.ended):
             if entry["run"] == job.run and entry["code"] == 0:
                 if entry["part"] == job.part:
-                    return entry["command"] == job.command and job.result.exists()
+                    return entry["command"] == redact_command(job.command) and job.result.exists()
                 if entry["part"] == "train":
                     return False
         return False
@@ -106,6 +111,7 @@ class Processes:
         that will follow, for the time left."""
         waiting, running, free = deque(jobs), {}, list(self.slots)
         parts = [job.part for job in waiting] + list(coming)
+        total = len(parts)
         try:
             while waiting or running:
                 while waiting and free:
@@ -128,7 +134,8 @@ class Processes:
                     else:
                         for lost in following:
                             parts.remove(lost.part)
-                    say(f"{job.run}: {job.part}: {self.describe(job)}{self.time_left(parts)}")
+                    done = f" ({total - len(parts)} of {total} processes done{self.time_left(parts)})"
+                    say(f"{job.run}: {job.part}: {self.describe(job)}{done}")
                 if running:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
         except Stopped:
@@ -144,7 +151,7 @@ class Processes:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a terminal's Ctrl-C comes through this process
+            start_new_session=True,  # a terminal's Ctrl-C is for the sweep alone
             preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
         log.close()
@@ -153,10 +160,13 @@ class Processes:
 
     def end(self, job, code, seconds):
         """Note the end of a process; returns whether it was well."""
-        entry = {"run": job.run, "part": job.part, "code": code, "seconds": seconds, "command": job.command}
+        entry = {"run": job.run, "part": job.part, "code": code, "seconds": seconds}
+        entry["command"] = redact_command(job.command)
         self.ended.append(entry)
         journal.append(self.journal, [entry])
-        if code:
+        if code == 0:
+            self.failed.pop(job.run, None)
+        else:
             self.failed[job.run] = f"{job.part} ended with {code}: {self.last_line(job)}"
         return code == 0
 

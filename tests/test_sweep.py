@@ -30,6 +30,7 @@ def flags(flags, tmp_path):
         ({"halving": [8, 4]}, 2, "--halving needs rising steps"),
         ({"halving": ["half"]}, 2, "--halving needs steps, not half"),
         ({"halving": [2], "eval_fraction": 0}, 2, "--halving needs rows to evaluate"),
+        ({"eval_fraction": 0}, 2, "no rows are held out to evaluate"),
         ({"evaluation_config": "absent.yaml"}, 2, "cannot read absent.yaml"),
         ({"unknown_flag": 1}, 2, "unknown argument --unknown_flag"),
     ],
@@ -63,6 +64,11 @@ def test_a_folder_of_other_runs_is_refused_before_the_first_starts(run_here, tra
     result = run_here(sweep, flags | {"max_train_steps": 2})
     assert result.code == 1 and "--max_train_steps is 2 but" in result.err and "was trained with 1" in result.err
     assert not (flags["output_dir"] / "sweep.json").exists()
+
+
+def test_a_folder_without_a_sweep_is_refused(run_here, flags, tmp_path):
+    result = run_here(sweep, flags | {"output_dir": tmp_path})
+    assert result.code == 1 and "is not empty and holds no sweep: choose another --output_dir" in result.err
 
 
 def start(flags, log):
@@ -125,21 +131,19 @@ def test_a_sweep_goes_on_after_a_signal_and_after_a_kill(flags, tmp_path):
 def test_the_worse_half_ends_early_and_a_failed_run_ends_no_other(flags, tmp_path):
     folder, log = flags["output_dir"], tmp_path / "log"
     flags |= {
-        "grid": "learning_rate=1e-5,1e-2,1e30", "max_train_steps": 4, "warmup_ratio": 0, "halving": 2, "runs_per_gpu": 2,
-        "evaluate": "false",
+        "grid": "learning_rate=1e-5,1e-2,1e30", "max_train_steps": 4, "warmup_ratio": 0, "halving": [1, 2],
+        "runs_per_gpu": 2, "evaluate": "false",
     }  # fmt: skip
     process = start(flags, log)
     assert process.wait() == 1, log.read_text()
     text = log.read_text()
-    assert "lr=1e-2" in text and "1 of 3 runs failed (lr=1e30,seed=42: train ended with 1: " in text
-    assert "not finite" in text and "the same command continues them" in text
-    steps = {
-        run.name: [int(path.name[11:]) for path in run.glob("checkpoint-*")] for run in (folder / "runs").iterdir()
-    }
-    assert max(steps["lr=1e-2,seed=42"]) == 4 and max(steps["lr=1e-5,seed=42"]) == 4
+    assert "1 of 3 runs failed (lr=1e30,seed=42: train ended with 1: train.py: error: " in text
+    assert "the same command continues them" in text
+    runs = {run.name: [int(path.name[11:]) for path in run.glob("checkpoint-*")] for run in (folder / "runs").iterdir()}
+    assert max(runs["lr=1e-2,seed=42"]) == 4 and max(runs["lr=1e-5,seed=42"]) == 2 and not runs["lr=1e30,seed=42"]
     comparison = json.loads((folder / "comparison" / "metrics.json").read_text())
-    assert (
-        "After step 2, by eval_loss" in comparison["halving"][0]
-        and "lr=1e30 (no evaluation) end" in comparison["halving"][0]
-    )
+    first, second = comparison["halving"]
+    assert "After step 1, by eval_loss" in first and "lr=1e30 (no evaluation) end" in first
+    assert "lr=1e-2" in second.split(" go on; ")[0] and "lr=1e-5" in second.split(" go on; ")[1]
     assert list(comparison["failed"]) == ["lr=1e30,seed=42"]
+    assert (folder / "comparison" / "report.html").is_file()

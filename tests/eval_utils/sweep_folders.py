@@ -8,13 +8,17 @@ def write_lines(path, records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def write_run(folder, answers, *, loss=0.1, step=75, fingerprints=None):
+def write_run(folder, answers, *, loss=0.1, step=75, fingerprints=None, figures=None):
     """A finished run. answers: `{measure: {row id: bool}}` of the adapter; a measure may be "set:
-    metric". fingerprints: of rows that differ from the other runs'."""
+    metric". fingerprints: of rows that differ from the other runs'. figures: of
+    metrics.json."""
     (folder / "adapter").mkdir(parents=True)
-    (folder / "adapter" / "environment.json").write_text(json.dumps({"global_step": step, "eval_loss": loss}))
+    environment = {"global_step": step, "eval_loss": loss}
+    (folder / "adapter" / "environment.json").write_text(json.dumps(environment))
     write_lines(folder / "metrics.jsonl", [{"step": step, "train/num_tokens": 1000 * step, "eval/loss": loss}])
     write_evaluation(folder / "evaluation", {"adapter": answers}, fingerprints)
+    systems = {"systems": {"adapter": figures or {}}}
+    (folder / "evaluation" / "metrics.json").write_text(json.dumps(systems))
 
 
 def write_evaluation(folder, systems, fingerprints=None):

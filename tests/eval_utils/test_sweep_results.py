@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sweep_folders import write_evaluation, write_run
 
-from eval_utils.statistics import bootstrap_mean, mcnemar, sign_flips, welch, wilson_interval
+from eval_utils.statistics import difference_interval, mcnemar, sign_flips, welch, wilson_interval
 from eval_utils.sweep_pictures import pictures
 from eval_utils.sweep_report import verdict, write_sweep_report
 from eval_utils.sweep_results import compare_runs
@@ -50,12 +50,12 @@ def test_thousands_of_rows_have_an_exact_p_value_too():
 
 def test_intervals_of_means_and_tests_of_seeds():
     values = np.random.default_rng(0).choice([-1, 0, 0, 1, 1], size=400)
-    low, high = bootstrap_mean(values)
+    low, high = difference_interval(values)
     error = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - error, abs=0.02) and high == pytest.approx(
         values.mean() + error, abs=0.02
     )
-    assert bootstrap_mean([1, 1, 1]) == (None, None)
+    assert difference_interval([1, 1, 1]) == (None, None)
     assert welch([0.5, 0.6, 0.7], [0.9, 0.8, 0.85]) == pytest.approx(
         stats.ttest_ind([0.5, 0.6, 0.7], [0.9, 0.8, 0.85], equal_var=False).pvalue
     )
@@ -126,8 +126,12 @@ def test_sets_of_made_rows_are_measures_of_their_own(tmp_path):
         "no_call: over_call": {"m1": True, "m2": False},
         "rename: exact_match": {"p": True},
     }
-    write_run(tmp_path / "runs" / "r=8,seed=42", answers(0) | made)
+    figures = {"perplexity": {"n": 5, "mean": 9.5}, "exact_match": {"rate": 0.5}, "num_examples": 8}
+    write_run(tmp_path / "runs" / "r=8,seed=42", answers(0) | made, figures=figures)
     found = compare_runs(tmp_path, plans("8/42"), {})
+    assert found["configurations"][0]["means"] == {"perplexity": {"mean": 9.5, "sd": None, "values": [9.5]}}
+    write_sweep_report(tmp_path / "report.html", whole(found))
+    assert "perplexity" in (tmp_path / "report.html").read_text()
     rates = found["configurations"][0]["rates"]
     assert rates["over_call"]["mean"] == 1 and rates["no_call: over_call"]["mean"] == 0.5
     assert rates["no_call: over_call"]["num_rows"] == 2 and rates["rename: exact_match"]["mean"] == 1
@@ -180,3 +184,13 @@ def test_a_difference_is_clear_only_if_rows_and_seeds_agree(tmp_path):
     test = found["configurations"][1]["against_first"]
     assert test["p"] < 1e-4 and test["p_seeds"] > 0.2
     assert verdict(found)["answer"] == "No clear difference."
+
+
+def test_without_evaluations_losses_are_compared(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "r=8,seed=42", {}, loss=0.25)
+    (tmp_path / "runs" / "r=16,seed=42").mkdir(parents=True)  # it has not begun
+    found = compare_runs(tmp_path, plans("8/42", "16/42"), {})
+    write_sweep_report(tmp_path / "report.html", whole(found))
+    print_comparison(found)
+    assert "0.2500" in (tmp_path / "report.html").read_text() and "0.2500" in capsys.readouterr().out
+    assert found["configurations"][1]["eval_loss"]["mean"] is None and found["first"] is None and verdict(found) is None

@@ -23,6 +23,7 @@ from infer import InferenceArguments
 from run_utils.arguments import ArgumentParser, as_yaml, compared_arguments, parse_arguments, value_options
 from run_utils.errors import UsageError, run_script
 from run_utils.signals import Stopped, handle_signals
+from sweep import SweepArguments
 from train import TrainingArguments
 
 SCRIPTS = {
@@ -30,6 +31,7 @@ SCRIPTS = {
     "evaluate": EvaluationArguments,
     "infer": InferenceArguments,
     "export": ExportArguments,
+    "sweep": SweepArguments,
 }
 
 
