@@ -121,7 +121,8 @@ def reference_texts(args):
     folder = args.output_dir / "evaluation"
     say("Generating with evaluate.py ...")
     flags = ["--model_name_or_path", args.export, "--dataset_name", "demo", "--systems", "prompted", "--dtype", "fp32"]
-    flags += ["--num_examples", args.num_examples, "--max_new_tokens", NEW_TOKENS, "--batch_tokens", 8192]
+    flags += ["--num_examples", args.num_examples, "--no_call_examples", 0]
+    flags += ["--max_new_tokens", NEW_TOKENS, "--batch_tokens", 8192]
     command = [sys.executable, ROOT / "evaluate.py", *flags, "--output_dir", folder, "--overwrite_output_dir"]
     if subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL).returncode:
         raise UserError(f"evaluate.py has no texts of {args.export}: see its error above")
