@@ -123,7 +123,7 @@ def add_lora(model, r, alpha, dropout, target_modules, *, init="true", original=
             f"PEFT takes {', '.join(taken)} of this mixture for its experts' and would leave out the layers of that "
             f"name: --lora_target_modules {' '.join(others)} leaves these out alone"
         )
-    if init not in peft_inits:
+    if init not in peft_inits and model.device.type != "meta":  # for estimates, without weights
         initialise(model, init, original)
     if takes_part(init):
         freeze_first_values(model)

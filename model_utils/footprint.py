@@ -8,10 +8,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 
-from model_utils.adapters import add_lora, all_layers
+from model_utils.adapters import add_lora
 from model_utils.flops import Flops, count_flops
 from model_utils.loading import text_decoder, without_weights
 from model_utils.model_facts import set_attention, unwrapped
+from model_utils.targets import choose_targets
+from model_utils.variants import lora_options
 
 NUM_TOKENS = 128  # of the pass on the meta device: all counts grow with the tokens
 NF4_BYTES = 0.516  # of a weight, with double quantisation's scales
@@ -42,8 +44,9 @@ def footprint(args, config, dtype=torch.bfloat16):
     with contextlib.suppress(ValueError):  # a model with an attention of its own
         set_attention(model, _COUNTED)
     base = base_bytes(model, args.quantization)
-    targets = args.lora_target_modules or all_layers(model)
-    model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, targets).train()
+    variant = {"init": args.init_lora_weights, **lora_options(args)}
+    targets = choose_targets(model, args)
+    model = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, targets, **variant).train()
     decoder = text_decoder(unwrapped(model))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kept, kept_compiled = kept_bytes(decoder)

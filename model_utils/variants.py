@@ -42,29 +42,40 @@ def check_variants(args):
     args.init_lora_weights = init = args.init_lora_weights.lower()
     known = "true, false, gaussian, orthogonal, pissa, pissa_niter_4, olora or loftq"
     require(re.fullmatch(INITS, init), f"--init_lora_weights must be {known}, not {init}")
-    named = f"--init_lora_weights {init}"
-    for name in ("rank_pattern", "alpha_pattern"):
-        pattern(name, getattr(args, name))
-    require(
-        init == "true" or not args.init_adapter,
-        f"--init_adapter has the first weights already: leave out {named}",
-    )
     ranks = [args.lora_r, *pattern("rank_pattern", args.rank_pattern).values()]
-    require(init != "orthogonal" or all(rank % 2 == 0 for rank in ranks), f"{named} needs even ranks, not {min(ranks)}")
-    require(init != "loftq" or args.quantization == "nf4", f"{named} repairs the rounding of --quantization nf4 alone")
-    require(not (init == "loftq" and args.use_dora), f"{named} and --use_dora do not go together: choose one")
-    require(
-        not (takes_part(init) and args.weight_decay),
-        f"{named} starts at the weights' largest part, and --weight_decay would take it away: --weight_decay 0",
-    )
-    require(
-        not (args.neftune_noise_alpha and args.cuda_graphs),
-        "--neftune_noise_alpha needs each example's length, which a captured graph does not have: --cuda_graphs false",
-    )
-    require(
-        not (args.use_dora and args.cuda_graphs), "--use_dora runs PEFT's layers, outside graphs: --cuda_graphs false"
-    )
+    pattern("alpha_pattern", args.alpha_pattern)
     schedule_kwargs(args)
+    named = f"--init_lora_weights {init}"
+    odd = [rank for rank in ranks if rank % 2]
+    reader = "--use_dora" if args.use_dora else named
+    reads_weights = args.use_dora or init not in ("true", "false", "gaussian")
+    refused = [
+        (args.init_adapter and init != "true", f"--init_adapter has the first weights already: leave out {named}"),
+        (
+            reads_weights and args.quantization == "int8",
+            f"{reader} reads the base's weights, which int8 layers do not give back: --quantization nf4 or none",
+        ),
+        (init == "orthogonal" and odd, f"{named} needs even ranks, not {odd}"),
+        (
+            init == "loftq" and args.quantization != "nf4",
+            f"{named} repairs the rounding of --quantization nf4 alone",
+        ),
+        (init == "loftq" and args.use_dora, f"{named} and --use_dora do not go together: choose one"),
+        (
+            takes_part(init) and args.weight_decay,
+            f"{named} starts at the weights' largest part, and --weight_decay would take it away: --weight_decay 0",
+        ),
+        (
+            args.neftune_noise_alpha and args.cuda_graphs,
+            "--neftune_noise_alpha needs each example's length, which a CUDA graph does not have: --cuda_graphs false",
+        ),
+        (
+            args.use_dora and args.cuda_graphs,
+            "--use_dora runs PEFT's layers, which nobody has tried in CUDA graphs: --cuda_graphs false",
+        ),
+    ]
+    for is_so, problem in refused:
+        require(not is_so, problem)
 
 
 def check_device(args, device_type):

@@ -355,13 +355,13 @@ def test_layers_that_were_named_and_now_are_not_are_another_experiment(run_here,
 @pytest.mark.parametrize(
     ("module", "name", "edited", "named"),
     [
-        (peft, "LoraConfig", functools.partial(peft.LoraConfig, use_rslora=True), "LoRA's use_rslora is True but"),
+        (peft, "LoraConfig", functools.partial(peft.LoraConfig, lora_bias=True), "LoRA's lora_bias is True but"),
         (torch.optim, "AdamW", functools.partial(torch.optim.AdamW, betas=(0.8, 0.9)), "the optimizer's betas"),
         (torch.optim, "AdamW", lambda p, lr, weight_decay, fused: torch.optim.SGD(p, lr, 0.9), "the optimizer's "),
         (
             transformers,
             "get_scheduler",
-            lambda name, optimizer, *steps: transformers.get_constant_schedule(optimizer),
+            lambda name, optimizer, **steps: transformers.get_constant_schedule(optimizer),
             "the schedule's rate at step 2 is",
         ),
         (batching, "epoch_order", lambda examples, seed, epoch: range(len(examples)), "the training rows, their order"),

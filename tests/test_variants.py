@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import EXACT_TAGS, curve, launch_and_kill
+from conftest import EXACT_TAGS, curve, launch, launch_and_kill
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -77,15 +77,31 @@ def test_a_variant_is_resumed_bit_for_bit_and_works_everywhere(name, run_here, t
 
 
 @pytest.mark.slow
-def test_a_killed_run_of_pissa_equals_an_uninterrupted_one(run_here, train_here, flags, tmp_path):
-    flags |= {"max_train_steps": 8, "save_steps": 1, "init_lora_weights": "pissa_niter_4", "neftune_noise_alpha": 5}
-    whole = train_here(flags)
+def test_a_killed_run_of_pissa_on_two_processes_equals_an_uninterrupted_one(flags, tmp_path):
+    flags |= {
+        "max_train_steps": 8,
+        "save_steps": 1,
+        "save_total_limit": 9,
+        "init_lora_weights": "pissa_niter_4",
+        "neftune_noise_alpha": 5,
+    }
+    flags |= {"per_device_train_batch_size": 1}
+    whole = flags["output_dir"]
+    assert launch("train.py", flags, processes=2).code == 0
     flags |= {"output_dir": tmp_path / "killed"}
-    killed = launch_and_kill("train.py", flags, (flags["output_dir"] / "checkpoint-3").is_dir, tmp_path / "log")
-    result = run_here(train, flags | {"resume_from_checkpoint": "latest"})
+    reached = (flags["output_dir"] / "checkpoint-3").is_dir
+    killed = launch_and_kill("train.py", flags, reached, tmp_path / "log", processes=2)
+    result = launch("train.py", flags | {"resume_from_checkpoint": "latest"}, processes=2)
     assert killed and result.code == 0, result.err
     name = "adapter/adapter_model.safetensors"
+    assert second_halves(whole / "checkpoint-1") == second_halves(whole / "adapter")  # DDP averages masked gradients
     assert (whole / name).read_bytes() == (flags["output_dir"] / name).read_bytes()
+
+
+def second_halves(folder):
+    """Sums of A0 and B0 by name: the halves that never train."""
+    weights = load_file(folder / "adapter_model.safetensors")
+    return {key: weight.chunk(2, dim=int("lora_B" in key))[1].double().sum().item() for key, weight in weights.items()}
 
 
 def test_shorthands_are_recorded_as_names_and_smoothing_is_of_training_alone(train_here, flags, tmp_path):

@@ -147,3 +147,14 @@ def test_without_an_answer_there_is_a_line():
 def test_gpus_by_torchs_names(device, memory, name):
     assert nearest_gpu(device, memory) == name
     assert all(gpu.peak for gpu in GPUS.values()) and peak_of("NVIDIA A10G") == 70e12
+
+
+def test_a_variant_s_weights_are_counted():
+    plain = {"lora_r": 8, "lora_dropout": 0.0, "quantization": "none", "lora_target_modules": ["attention"]}
+    config = AutoConfig.for_model("qwen3", **SIZES)
+    by_rank = footprint(TrainingArguments(**plain), config).trained / 8
+    assert footprint(TrainingArguments(**plain, init_lora_weights="pissa"), config).trained == 16 * by_rank
+    assert (
+        footprint(TrainingArguments(**plain | {"lora_r": 4}, rank_pattern=["q_proj=8"]), config).trained < 8 * by_rank
+    )
+    assert footprint(TrainingArguments(**plain, use_dora=True), config).trained > 8 * by_rank
