@@ -8,14 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from transformers.utils.chat_template_utils import mark_control_tokens
 
 from data_utils import cache
 from data_utils.prompt import to_json
 from data_utils.tool_calls import json_equal
 
+try:
+    from transformers.utils.chat_template_utils import mark_control_tokens
+except ImportError:  # an older transformers: chat_format.py refuses the format
+    mark_control_tokens = None
+
 # Around the text of a special token that is a row's content, in a text of a chat template.
-MARKS = re.compile("[{}{}]".format(*mark_control_tokens("x", re.compile("x")).split("x")))
+_PAIR = mark_control_tokens("x", re.compile("x")).split("x") if mark_control_tokens else None
+MARKS = re.compile("[{}{}]".format(*_PAIR) if _PAIR else "(?!)")
 
 
 def encode(tokenizer, texts, end_token=None):

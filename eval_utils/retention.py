@@ -36,8 +36,6 @@ def add_retention(figures, systems, saved):
 
     systems: its SystemKeys. saved: `{label: read_losses(...)}`. Evaluations of different texts get
     no figures."""
-    from eval_utils.statistics import bootstrap_mean  # late: scipy
-
     measured = {label: of_label for label, of_label in saved.items() if of_label}
     if len({of_label["sha256"] for of_label in measured.values()}) != 1:
         return
@@ -49,7 +47,7 @@ def add_retention(figures, systems, saved):
         if key.kind.server or kind not in losses:
             continue
         of_blocks = np.array(losses[kind]) / first["stride"]
-        low, high = map(math.exp, bootstrap_mean(of_blocks))
+        low, high = exp_interval(of_blocks)
         tokens = len(of_blocks) * first["stride"]
         figures["systems"][key.name]["perplexity"] = {
             "n": tokens,
@@ -59,9 +57,16 @@ def add_retention(figures, systems, saved):
         }
         if kind == "adapter":
             change = of_blocks - np.array(losses["base"]) / first["stride"]
-            low, high = map(math.exp, bootstrap_mean(change))
+            low, high = exp_interval(change)
             changes.append({"system": key.name, "ratio": math.exp(change.mean()), "low": low, "high": high})
     figures["retention"] = {"text": first["text"], "stride": first["stride"], "changes": changes}
+
+
+def exp_interval(values):
+    """The 95% interval of the exponential of a mean."""
+    from eval_utils.statistics import bootstrap_mean  # late: scipy
+
+    return [math.exp(values.mean() if end is None else end) for end in bootstrap_mean(values)]
 
 
 def describe_retention(figures):

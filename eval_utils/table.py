@@ -12,6 +12,7 @@ from rich.text import Text
 from data_utils.chat_turns import KINDS
 from eval_utils.metrics import METRICS
 from eval_utils.retention import PERPLEXITY, describe_retention
+from eval_utils.row_sets import call_columns, call_lines, perturbed_lines
 from eval_utils.slices import describe_near_repeats
 
 
@@ -37,7 +38,11 @@ def print_table(evaluation):
     for name, rates in published.items():
         cells = [f"{rates[metric]:.2f}" if metric in rates else "" for metric in headline]
         table.add_row(name, *cells, style="dim")
-    Console(width=None if sys.stdout.isatty() else 80).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 80)
+    console.print(table)
+    for others in (call_table(figures), perturbed_table(figures)):
+        if others.rows:
+            console.print(others)
     for pair in pairs_to_print(evaluation):
         gained, lost = len(pair["b_only"]), len(pair["a_only"])
         print(f"{pair['b']} against {pair['a']}: {gained} rows gained, {lost} lost (p = {pair['p']:.2g})")
@@ -74,6 +79,57 @@ def pairs_to_print(evaluation):
         return "raw" not in (a, b) and ({a, b} & {"prompted", "fewshot"} or a == b)
 
     return [*filter(None, [first]), *filter(is_of_interest, rest)]
+
+
+def call_table(figures):
+    table = Table(
+        title="When not to call",
+        caption="Right tool off the list: rows made from the data set's own. Broken answers are no calls.",
+        caption_justify="left",
+    )
+    lines = call_lines(figures)
+    columns = call_columns(lines)
+    table.add_column("system")
+    for title in columns.values():
+        table.add_column(f"{title} %", justify="right")
+    for line in lines:
+        cells = [share(line[name], line["broken"][name]) for name in columns]
+        table.add_row(Text(line["system"]), *cells, end_section=True)
+    return table
+
+
+def perturbed_table(figures):
+    table = Table(
+        title="Exact match on perturbed rows",
+        caption="Lost and gained: against the same rows unperturbed; p by McNemar's test (mid-p).",
+        caption_justify="left",
+    )
+    table.add_column("rows")
+    for title in ("system", "unperturbed %", "perturbed %", "lost", "gained", "p"):
+        table.add_column(title, justify="left" if title == "system" else "right")
+    for line in perturbed_lines(figures):
+        rows = f"{line['made']}: {line['num_rows']} rows" + f", {line['left_out']} cannot be" * bool(line["left_out"])
+        for place, (system, of_system) in enumerate(line["systems"].items(), start=1):
+            flips = of_system["flips"]
+            table.add_row(
+                Text(rows if place == 1 else ""),
+                Text(system),
+                f"{100 * of_system['exact_match_before']['rate']:.2f}",
+                share(of_system["exact_match"]),
+                str(len(flips["a_only"])),
+                str(len(flips["b_only"])),
+                f"{flips['p']:.2g}",
+                end_section=place == len(line["systems"]),
+            )
+    return table
+
+
+def share(figure, broken=0):
+    """A rate with its interval and rows, and the number of broken answers."""
+    if figure is None:
+        return ""
+    interval = f"\n{100 * figure['low']:.1f}–{100 * figure['high']:.1f}, n = {figure['n']}"
+    return Text.assemble(f"{100 * figure['rate']:.2f}", (interval + f"\n{broken} broken" * bool(broken), "dim"))
 
 
 def cell(name, metric, figures):
