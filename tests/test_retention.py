@@ -70,8 +70,14 @@ def test_both_models_read_the_same_tokens_whatever_the_order_of_systems(run_here
     for again in (flags, {"rescore": flags["output_dir"]}):
         result = run_here(evaluate, again)
         assert result.code == 0 and line in result.out, result.err
-    other = flags | {"output_dir": flags["output_dir"].with_name("other"), "retention": "demo"}
     monkeypatch.undo()
+    # As after a kill between the two.
+    file = flags["output_dir"] / "retention.json"
+    whole = json.loads(file.read_text())
+    assert set(whole["losses"]) == {"base", "adapter"}
+    file.write_text(json.dumps(whole | {"losses": {"base": whole["losses"]["base"]}}))
+    assert run_here(evaluate, flags).code == 0 and json.loads(file.read_text()) == whole
+    other = flags | {"output_dir": flags["output_dir"].with_name("other"), "retention": "demo"}
     assert run_here(evaluate, other).code == 0
     comparison = flags["output_dir"].with_name("comparison")
     result = run_here(
