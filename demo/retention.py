@@ -13,7 +13,7 @@ def english():
 
 def of_the_demo():
     """New documents like those of the demo's base, which knows no English."""
-    return "\n\n".join(document.given + document.told for document in itertools.islice(documents("retention"), 60))
+    return "\n\n".join(document.given + document.told for document in itertools.islice(documents("retention"), 20))
 
 
 TEXTS = {"english": english, "demo": of_the_demo}

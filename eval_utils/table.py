@@ -137,7 +137,7 @@ def cell(name, metric, figures):
     if figure is None:  # no row applies
         return ""
     if metric.kind != "rate":
-        interval = f"\n{figure['low']:.4g}–{figure['high']:.4g}" if "low" in figure else ""
+        interval = f"\n{figure['low']:.3g}–{figure['high']:.3g}" if "low" in figure else ""
         return Text.assemble(f"{figure[metric.kind]:.4g}", (interval, "dim"))
     interval = f"\n{100 * figure['low']:.1f}–{100 * figure['high']:.1f}"
     lenient = f"\n({100 * bound['rate']:.2f})" if bound else ""

@@ -23,7 +23,7 @@ def measure_retention(folder, text, kind, model):
         saved = {"text": text.name, "sha256": text.sha256, "stride": text.blocks[0][1], "losses": {}}
     if kind not in saved["losses"]:
         label = f"{text.name}, {kind}"
-        losses = [block_loss(model, *block) for block in progress(text.blocks, label, len(text.blocks))]
+        losses = [block_loss(model, *block) for block in progress(text.blocks, label, unit="block")]
         if not all(map(math.isfinite, losses)):
             raise UserError(f"the {kind}'s loss on --retention {text.name} is not finite: leave out --retention")
         saved["losses"][kind] = losses

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from data_utils.chat_format import find_format
 from data_utils.chat_turns import Markers
 from data_utils.dataset import prepare_data
 from data_utils.few_shot import with_shots
+from data_utils.parts import CODES
 from data_utils.prompt import format_hash, to_json
 from data_utils.rows import Row, valid_rows, validate
 from data_utils.tokens import encode_prompts
@@ -61,9 +63,14 @@ def test_prompt_and_completion_have_the_token_ids_of_the_whole_conversation(temp
     tokenizer = tokenizer_with(template)
     rows = [*ROWS, UNICODE]
     assert {len(json.loads(row.answers)) for row in rows} == {0, 1, 2, 3, 4}
-    tokenized = tokenize_rows(tokenizer, find_format("chat", tokenizer), rows, 10_000)
-    assert not tokenized.lost_answers and not tokenized.too_long
+    tokenized = tokenize_rows(tokenizer, find_format("chat", tokenizer), rows, 10_000, with_parts=True)
+    assert not tokenized.lost_answers and not tokenized.too_long and not tokenized.unknown_parts
     for row, example in zip(rows, tokenized.examples, strict=True):
+        names = tokenizer.decode(example.input_ids[example.parts == CODES["names"]].tolist())
+        calls = json.loads(row.answers)
+        assert [text for text in re.split(r"[\s:,]*\"[\s:,]*", names) if text] == [call["name"] for call in calls]
+        values = tokenizer.decode(example.input_ids[example.parts == CODES["values"]].tolist())
+        assert all(to_json(value) in values for call in calls for value in call["arguments"].values())
         prompt, *answer = conversation(row)
         assert example.input_ids[: example.prompt_length].tolist() == served(
             tokenizer, row, [prompt], add_generation_prompt=True
