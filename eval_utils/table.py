@@ -99,14 +99,14 @@ def call_table(figures):
 def perturbed_table(figures):
     table = Table(
         title="Exact match on perturbed rows",
-        caption="Lost and gained: against the same rows unperturbed; p by McNemar's test (mid-p).",
+        caption="Before: the same rows unperturbed. p by McNemar's test (mid-p).",
         caption_justify="left",
     )
-    table.add_column("rows", no_wrap=True)
-    for title in ("system", "unperturbed %", "perturbed %", "lost", "gained", "p"):
+    table.add_column("rows")
+    for title in ("system", "before %", "after %", "lost", "gained", "p"):
         table.add_column(title, justify="left" if title == "system" else "right")
     for line in perturbed_lines(figures):
-        rows = f"{line['made']}\n{line['num_rows']} rows" + f"\n{line['left_out']} cannot be" * bool(line["left_out"])
+        rows = f"{line['made'].replace('_', ' ')}\n{line['num_rows']} rows" + f"\n{line['left_out']} cannot be" * bool(line["left_out"])
         for place, (system, of_system) in enumerate(line["systems"].items(), start=1):
             flips = of_system["flips"]
             table.add_row(
