@@ -16,6 +16,8 @@ MOST_ADDED = 4  # tools that distract adds
 MOST_TRIED = 64  # tools of the pool tried for each place
 RENAMED_KEYS = {"name", "description", "parameters", "additionalProperties"}  # of a tool that rename reads
 
+_IDENTIFIER = re.compile(r"\w+(?:\.\w+)*")
+
 
 class NotMade(ValueError):
     """A row that a transformation cannot be done for, with one reason for all such rows."""
@@ -235,18 +237,14 @@ def is_identifier(name):
 
 
 def replace_names(text, names):
-    """The text with new identifiers for old."""
-    if not names:
-        return text
-    longest_first = sorted(names, key=len, reverse=True)
-    pattern = rf"(?<![\w.])(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"
-    return re.sub(pattern, lambda found: names[found[0]], text)
+    """The text with new names for the identifiers that are old names."""
+    return _IDENTIFIER.sub(lambda found: names.get(found[0], found[0]), text) if names else text
 
 
 def new_names(names, word, row, rng):
     """`{old name: word_number}`, with numbers that the row's texts do not have yet."""
-    texts = row.tools + row.answers + row.messages
-    free = [number for number in range(10, 100 + 2 * len(names)) if f"{word}_{number}" not in texts]
+    taken = set(re.findall(rf"{word}_(\d+)", row.tools + row.answers + row.messages))
+    free = [number for number in range(10, 100 + len(names) + len(taken)) if str(number) not in taken]
     return {name: f"{word}_{number}" for name, number in zip(names, rng.sample(free, len(names)), strict=True)}
 
 

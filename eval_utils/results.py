@@ -15,6 +15,7 @@ from eval_utils.json_faults import find_fault
 from eval_utils.metrics import METRICS, SCORING, score, summarize
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, turn_table, what_followed
 from eval_utils.outputs import Output
+from eval_utils.retention import PERPLEXITY, describe_retention
 from eval_utils.row_sets import (
     ScoredRows,
     call_lines,
@@ -222,7 +223,7 @@ def report_of(evaluation):
                 "help": " ".join((metric.function.__doc__ or "").split()),
                 "headline": metric.headline,
             }
-            for name, metric in METRICS.items()
+            for name, metric in (METRICS | ({"perplexity": PERPLEXITY} if "retention" in figures else {})).items()
         ],
         "figures": of_systems,
         "gold": figures["gold"],
@@ -241,7 +242,7 @@ def report_of(evaluation):
         "when_not_to_call": call_lines(figures),
         "perturbed": perturbed_lines(figures),
         "sets": {name: SETS.get(name, name) for name in evaluation.sets},
-        "notes": [*filter(None, [describe_near_repeats(evaluation)])],
+        "notes": [*filter(None, [describe_near_repeats(evaluation)]), *describe_retention(figures)],
         "slices": [*filter(None, [near_repeats["slice"]]), *figures["slices"]],
         "published": evaluation.published,
         "rows": [

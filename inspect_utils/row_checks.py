@@ -2,7 +2,6 @@
 
 To add a check, yield its findings in `row_faults` and add its kind to findings.KINDS."""
 
-import json
 import re
 
 from data_utils.misfits import fit
@@ -49,9 +48,9 @@ def prompt_marks(prompt_format, tokenizer):
     return re.compile("|".join(patterns) or r"(?!)")
 
 
-def row_faults(row, marks):
-    """Yields `(kind, detail)` of the faults in one Row. marks: see prompt_marks."""
-    tools, calls = json.loads(row.tools), json.loads(row.answers)
+def row_faults(row, tools, calls, marks):
+    """Yields `(kind, detail)` of the faults in one Row. tools, calls: its parsed lists. marks: see
+    prompt_marks."""
     if not fit(calls, tools):
         for keyword, sentence in misfits(calls, tools):
             yield MISFITS.get(keyword, "other_misfit"), sentence
