@@ -108,7 +108,8 @@ def perturbed_table(figures):
     for title in ("system", "before %", "after %", "lost", "gained", "p"):
         table.add_column(title, justify="left" if title == "system" else "right")
     for line in perturbed_lines(figures):
-        rows = f"{line['made'].replace('_', ' ')}\n{line['num_rows']} rows" + f"\n{line['left_out']} cannot be" * bool(line["left_out"])
+        left_out = f"\n{line['left_out']} cannot be" * bool(line["left_out"])
+        rows = f"{line['made'].replace('_', ' ')}\n{line['num_rows']} rows{left_out}"
         for place, (system, of_system) in enumerate(line["systems"].items(), start=1):
             flips = of_system["flips"]
             table.add_row(
