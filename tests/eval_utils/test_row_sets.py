@@ -146,10 +146,10 @@ def test_evaluations_are_compared_on_the_made_rows_that_all_have():
     no_call, renamed = made_of(rows, "no_call", "[]"), made_of(rows, "rename", CALL)
     changed = [no_call[0]._replace(query="another"), *no_call[1:]]
     evaluations = [
-        Finished(rows, {}, made, {}, {}, {}, None)
+        Finished(rows, {}, made, {}, {}, {}, {})
         for made in ({"no_call": no_call, "rename": renamed}, {"no_call": changed[:2], "shuffle": renamed})
     ]
     assert shared_sets(evaluations) == {"no_call": [no_call[1]]}
     assert shared_sets([evaluations[0]]) == evaluations[0].made
-    assert shared_sets([*evaluations, Finished(rows, {}, {}, {}, {}, {}, None)]) == {}
+    assert shared_sets([*evaluations, Finished(rows, {}, {}, {}, {}, {}, {})]) == {}
     assert isinstance(no_call[0], Row)
