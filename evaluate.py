@@ -8,9 +8,10 @@
 
 By default the systems are the base on the raw query and tools, the base on training's prompt, and
 the adapter; the demo's recipe adds fewshot. The rows are the ones that training held out, found by
-content. Writes predictions.jsonl row by row (after a kill, the same command continues), then
-scores.jsonl, metrics.json and report.html, and prints the table. The metrics are in
-eval_utils/metrics.py.
+content. Others are made from them, and scored apart: the right tool is off the list, or the tools
+are changed (data_utils/made_rows.py). Writes predictions.jsonl row by row (after a kill, the same
+command continues), then scores.jsonl, metrics.json and report.html, and prints the table. The
+metrics are in eval_utils/metrics.py.
 """
 
 from run_utils.signals import exit_at_once, handle_signals

@@ -53,9 +53,10 @@ def made_figures(own, made):
     """`{set: {"num_rows", "left_out", "systems": {name: figures}}}` of the made sets.
 
     own, made: ScoredRows and `{set: ScoredRows}`. left_out: the own rows from which none is made.
-    A system's figures are its rates, outcomes and call_table. Of a perturbed set there are also
-    `exact_match_before`, of the same rows unperturbed, and the `flips` from them (statistics.flips,
-    by the made rows' ids)."""
+    A system's figures are its rates, outcomes and call_table. Of no_call there is also the number
+    of answers that call a tool not on the list. Of a perturbed set there are `exact_match_before`,
+    of the same rows unperturbed, and the `flips` from them (statistics.flips, by the made rows'
+    ids)."""
     places = {row.id: place for place, row in enumerate(own.rows)}
     found = {}
     for name, of_set in made.items():
@@ -68,7 +69,11 @@ def made_figures(own, made):
                     **rates(scores),
                     "outcomes": count_outcomes(scores),
                     "call_table": call_table(of_set.outputs[key]),
-                    **({} if name == NO_CALL else change(of_set.rows, scores, own.scores[key], originals)),
+                    **(
+                        {"calls_off_the_list": sum(map(calls_off_the_list, of_set.outputs[key]))}
+                        if name == NO_CALL
+                        else change(of_set.rows, scores, own.scores[key], originals)
+                    ),
                 }
                 for key, scores in of_set.scores.items()
             },
@@ -85,6 +90,10 @@ def rates(scores):
     return found
 
 
+def calls_off_the_list(output):
+    return any(call["name"] not in output.schemas for call in output.calls or [])
+
+
 def change(rows, scores, own_scores, originals):
     """One system's answers to perturbed rows against its answers to the same rows unperturbed."""
     before = {row.id: own_scores[originals[row.id]]["exact_match"] for row in rows}
@@ -93,8 +102,8 @@ def change(rows, scores, own_scores, originals):
 
 
 def call_lines(figures):
-    """The lines of the table "When not to call": `[{"system", "own", "missed", "made", "broken":
-    {column: count}}]`, with the figures of over_call and missed_call on the data set's own rows and
+    """The lines of the table "When not to call": `[{"system", "own", "missed", "made", "notes":
+    {column: [str]}}]`, with the figures of over_call and missed_call on the data set's own rows and
     of over_call on the rows made; None without such rows. Empty if no row wants no call."""
     made = figures["made"].get(NO_CALL, {"systems": {}})["systems"]
     lines = []
@@ -102,13 +111,16 @@ def call_lines(figures):
         of_made = made.get(system, {})
         tables = {"own": own["call_table"]["gold_none"], "missed": own["call_table"]["gold_calls"]}
         tables["made"] = of_made.get("call_table", {}).get("gold_none", {"broken": 0})
+        notes = {column: [f"{counts['broken']} broken"] * bool(counts["broken"]) for column, counts in tables.items()}
+        if count := of_made.get("calls_off_the_list"):
+            notes["made"].append(f"{count} to tools not offered")
         lines.append(
             {
                 "system": system,
                 "own": own.get("over_call"),
                 "missed": own.get("missed_call"),
                 "made": of_made.get("over_call"),
-                "broken": {column: counts["broken"] for column, counts in tables.items()},
+                "notes": notes,
             }
         )
     return lines if any(line["own"] or line["made"] for line in lines) else []

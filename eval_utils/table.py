@@ -93,7 +93,7 @@ def call_table(figures):
     for title in columns.values():
         table.add_column(f"{title} %", justify="right")
     for line in lines:
-        cells = [share(line[name], line["broken"][name]) for name in columns]
+        cells = [share(line[name], line["notes"][name]) for name in columns]
         table.add_row(Text(line["system"]), *cells, end_section=True)
     return table
 
@@ -101,21 +101,22 @@ def call_table(figures):
 def perturbed_table(figures):
     table = Table(
         title="Exact match on perturbed rows",
-        caption="Lost and gained: against the same rows unperturbed; p by McNemar's test (mid-p).",
+        caption="Before: the same rows unperturbed. p by McNemar's test (mid-p).",
         caption_justify="left",
     )
     table.add_column("rows")
-    for title in ("system", "unperturbed %", "perturbed %", "lost", "gained", "p"):
+    for title in ("system", "before %", "after %", "lost", "gained", "p"):
         table.add_column(title, justify="left" if title == "system" else "right")
     for line in perturbed_lines(figures):
-        rows = f"{line['made']}: {line['num_rows']} rows" + f", {line['left_out']} cannot be" * bool(line["left_out"])
+        left_out = f"\n{line['left_out']} cannot be" * bool(line["left_out"])
+        rows = f"{line['made'].replace('_', ' ')}\n{line['num_rows']} rows{left_out}"
         for place, (system, of_system) in enumerate(line["systems"].items(), start=1):
             flips = of_system["flips"]
             table.add_row(
                 Text(rows if place == 1 else ""),
                 Text(system),
                 f"{100 * of_system['exact_match_before']['rate']:.2f}",
-                share(of_system["exact_match"]),
+                share(of_system["exact_match"], with_n=False),
                 str(len(flips["a_only"])),
                 str(len(flips["b_only"])),
                 f"{flips['p']:.2g}",
@@ -124,12 +125,12 @@ def perturbed_table(figures):
     return table
 
 
-def share(figure, broken=0):
-    """A rate with its interval and rows, and the number of broken answers."""
+def share(figure, notes=(), with_n=True):
+    """A rate, and below it its interval, its number of rows, and notes."""
     if figure is None:
         return ""
-    interval = f"\n{100 * figure['low']:.1f}–{100 * figure['high']:.1f}, n = {figure['n']}"
-    return Text.assemble(f"{100 * figure['rate']:.2f}", (interval + f"\n{broken} broken" * bool(broken), "dim"))
+    interval = f"{100 * figure['low']:.1f}–{100 * figure['high']:.1f}" + f", n = {figure['n']}" * with_n
+    return Text.assemble(f"{100 * figure['rate']:.2f}", ("".join(f"\n{line}" for line in [interval, *notes]), "dim"))
 
 
 def cell(name, metric, figures):

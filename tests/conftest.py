@@ -211,9 +211,11 @@ def is_running(pid):
 
 
 def texts_by_system(folder):
-    """`{system: {row id: text}}` of an evaluation's folder."""
+    """`{system: {row id: text}}` of an evaluation's folder, of the data set's own rows."""
     texts = {}
     for prediction in read_predictions(folder / "predictions.jsonl"):
+        if "set" in prediction:
+            continue
         texts.setdefault(prediction["system"], {})[prediction["id"]] = prediction["text"]
     return texts
 

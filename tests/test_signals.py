@@ -223,7 +223,8 @@ def test_a_second_interrupt_stops_at_once_if_it_is_not_the_first_one_passed_on(l
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stopped_evaluation_goes_on_where_it_was(flags, tiny_model, rows_file, tmp_path, processes):
     flags = {"model_name_or_path": tiny_model, "dataset_name": rows_file, "output_dir": tmp_path / "evaluation",
-             "systems": "prompted", "eval_fraction": 1, "max_new_tokens": 60, "batch_tokens": 1}  # fmt: skip
+             "systems": "prompted", "eval_fraction": 1, "max_new_tokens": 60, "batch_tokens": 1,
+             "no_call_examples": 0}  # fmt: skip
     command = script("evaluate.py", flags) if processes == 1 else launch_command("evaluate.py", flags, 2)
     process = start(command, tmp_path / "log")
     parts = tmp_path / "evaluation"

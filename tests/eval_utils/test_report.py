@@ -192,7 +192,7 @@ def with_made_rows(report):
     ]
     report["when_not_to_call"] = [
         {"system": "adapter", "own": None, "made": rate(1, 5), "missed": rate(2, 25),
-         "broken": {"own": 0, "made": 3, "missed": 0}}
+         "notes": {"own": [], "made": ["3 broken", "1 to tools not offered"], "missed": []}}
     ]  # fmt: skip
     return report | {"sets": {"": "own", "no_call": "right tool off the list", "rename": "renamed"}}
 
@@ -202,7 +202,12 @@ def test_made_rows_have_their_tables_and_a_filter():
     text = " ".join(re.sub(r"<[^>]+>", " ", page.split("<script")[0]).split())
     assert "calls, right tool off the list no call, own rows with calls" in text
     assert "own rows without calls" not in text  # there are none
-    assert "20.0%" in text and "; 3 broken" in text and "27 more cannot be perturbed" in text
+    assert (
+        "20.0%" in text
+        and "; 3 broken" in text
+        and "; 1 to tools not offered" in text
+        and "27 more cannot be perturbed" in text
+    )
     assert '<option value="no_call">' in page and "#flip=3" in page
     assert '<select id="set">' not in render_report(make_report(30))
 

@@ -209,7 +209,7 @@ def test_commands_have_no_credentials_and_a_damaged_one_is_left_out():
         "c": ["evaluate.py", 3],
         "d": None,
     }
-    evaluations = {label: Finished([], {}, {}, {}, {}, {"command": words}) for label, words in commands.items()}
+    evaluations = {label: Finished([], {}, {}, {}, {}, {"command": words}, {}) for label, words in commands.items()}
     assert commands_of(evaluations) == {"a": ["evaluate.py", "--endpoint", "http://***@host/v1", "--api_key", "***"]}
 
 

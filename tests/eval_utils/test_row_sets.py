@@ -65,7 +65,8 @@ def test_a_system_that_never_or_always_calls(text, rate, missed, capsys):
     assert made["systems"]["adapter"]["over_call"]["rate"] == rate and made["num_rows"] == 4
     (line,) = report_of(evaluation)["when_not_to_call"]
     assert line["own"] is None and line["missed"]["rate"] == missed and line["made"]["rate"] == rate
-    assert line["broken"]["made"] == 4 * (text == "no")
+    # The tool f is off the list.
+    assert line["notes"]["made"] == {"no": ["4 broken"], CALL: ["4 to tools not offered"], "[]": []}[text]
     print_table(evaluation)
     out = capsys.readouterr().out
     assert "When not to call" in out and f"{100 * rate:.2f}" in out and ("4 broken" in out) == (text == "no")
@@ -74,10 +75,13 @@ def test_a_system_that_never_or_always_calls(text, rate, missed, capsys):
     assert "When not to call" in page and "right tool off the list" in page
 
 
-def test_a_call_of_the_tool_that_was_taken_away_is_an_over_call():
+def test_a_call_of_the_tool_that_was_taken_away_is_an_over_call_and_counted():
     rows = make_rows(1)
-    evaluation = evaluate(rows, {"no_call": made_of(rows, "no_call", "[]")}, {"adapter": [CALL, CALL]})
-    assert evaluation.figures["made"]["no_call"]["systems"]["adapter"]["outcomes"]["over-call"] == 1
+    for name, off_the_list in (("f", 1), ("g", 0)):
+        texts = {"adapter": [CALL, CALL.replace('"f"', f'"{name}"')]}
+        made = evaluate(rows, {"no_call": made_of(rows, "no_call", "[]")}, texts).figures["made"]["no_call"]
+        assert made["systems"]["adapter"]["outcomes"]["over-call"] == 1
+        assert made["systems"]["adapter"]["calls_off_the_list"] == off_the_list
 
 
 def test_calling_more_often_than_the_base_is_a_warning_of_each_set_alone():
@@ -142,10 +146,10 @@ def test_evaluations_are_compared_on_the_made_rows_that_all_have():
     no_call, renamed = made_of(rows, "no_call", "[]"), made_of(rows, "rename", CALL)
     changed = [no_call[0]._replace(query="another"), *no_call[1:]]
     evaluations = [
-        Finished(rows, {}, made, {}, {}, {})
+        Finished(rows, {}, made, {}, {}, {}, {})
         for made in ({"no_call": no_call, "rename": renamed}, {"no_call": changed[:2], "shuffle": renamed})
     ]
     assert shared_sets(evaluations) == {"no_call": [no_call[1]]}
     assert shared_sets([evaluations[0]]) == evaluations[0].made
-    assert shared_sets([*evaluations, Finished(rows, {}, {}, {}, {}, {})]) == {}
+    assert shared_sets([*evaluations, Finished(rows, {}, {}, {}, {}, {}, {})]) == {}
     assert isinstance(no_call[0], Row)
