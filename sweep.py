@@ -5,9 +5,10 @@
         --grid max_train_examples=100,300,1000 --seeds 3 --evaluation_config evaluation.yaml
 
 Every other flag is train.py's and is for all runs. In --grid, a comma separates an argument's
-values, and + joins the values of a list: lora_target_modules=q_proj+v_proj,down_proj. One run
-trains on each GPU, or on the CPU. All runs share --split_seed: they are evaluated on the same rows.
-After a kill, the same command continues. Another --grid adds runs to the folder. Writes runs/NAME,
+values, and + joins the values of a list: lora_target_modules=q_proj+v_proj,down_proj. --grid runs
+all combinations; --vary, in its place, changes one argument at a time. One run trains on each GPU,
+or on the CPU. All runs share --split_seed: they are evaluated on the same rows. After a kill, the
+same command continues. Another --grid adds runs to the folder. Writes runs/NAME,
 comparison/metrics.json and comparison/report.html, and prints the table.
 """
 
@@ -35,6 +36,7 @@ from run_utils.errors import UserError, require, run_script, say
 @dataclass
 class SweepArguments:
     grid: list[str] | None = argument(None, "Arguments of train.py with their values: lora_r=8,32 learning_rate=...")
+    vary: list[str] | None = argument(None, "Like --grid, but one change at a time, beside the unchanged run")
     seeds: int = argument(1, "Runs of each configuration: their seeds follow --seed", above=0)
     runs_per_gpu: int = argument(
         1, "At the same time, for small models; without a GPU on the CPU, whose cores they share", above=0
@@ -50,6 +52,7 @@ class SweepArguments:
 
     def __post_init__(self):
         check_limits(self)
+        require(not (self.grid and self.vary), "--grid and --vary do not go together: run one after the other")
         steps = self.halving or []
         require(all(step.isdecimal() for step in steps), f"--halving needs steps, not {' '.join(steps)}")
         self.halving = list(map(int, steps))
@@ -57,20 +60,22 @@ class SweepArguments:
 
 
 def parse():
-    """The sweep's arguments, and train.py's flags."""
-    parser = ArgumentParser(SweepArguments, __doc__)
-    values, flags = parser.parse_known_args()
-    return SweepArguments(**vars(values)), with_demo_recipe(flags, "demo.yaml")
+    """The sweep's arguments, with train.py's as `flags`."""
+    values, flags = ArgumentParser(SweepArguments, __doc__).parse_known_args()
+    args = SweepArguments(**vars(values))
+    args.flags = with_demo_recipe(flags, "demo.yaml")
+    return args
 
 
 if __name__ == "__main__":
-    args, flags = run_script(parse)
+    args = run_script(parse)
     say("Loading PyTorch and transformers ...")
 
 from pathlib import Path
 
 import evaluate
 import train
+from eval_utils.sweep_report import write_sweep_report
 from eval_utils.sweep_results import compare_runs
 from eval_utils.sweep_table import print_comparison
 from run_utils.files import lock_folder, write_json
@@ -79,12 +84,12 @@ from run_utils.sweep_plan import check_runs, group_by_base, merge_plans, parse_g
 from run_utils.sweep_processes import Job, Processes, find_slots
 
 
-def main(args, flags):
+def main(args):
     # Everything is checked before the first run starts
     output_dir = Path(args.output_dir)
-    grid = parse_grid(args.grid or [], train.TrainingArguments)
-    options = {"grid": grid, "seeds": args.seeds, "output_dir": output_dir}
-    runs = plan_runs(train.TrainingArguments, train.__doc__, flags, **options)
+    grid, vary = (parse_grid(words or [], train.TrainingArguments) for words in (args.grid, args.vary))
+    options = {"grid": grid, "vary": vary, "seeds": args.seeds, "output_dir": output_dir}
+    runs = plan_runs(train.TrainingArguments, train.__doc__, args.flags, **options)
     evaluates_loss = all(run.arguments.eval_fraction or run.arguments.eval_dataset_name for run in runs)
     require(evaluates_loss or not args.halving, "--halving needs rows to evaluate: raise --eval_fraction")
     slots = find_slots(args.runs_per_gpu)
@@ -126,13 +131,15 @@ def main(args, flags):
     # Comparison
     minutes = {name: processes.seconds(name, "train") / 60 for name in plans}
     comparison = compare_runs(output_dir, plans, minutes, {folder.name: folder for folder in bases})
-    comparison["halving"] = halvings
-    comparison["parts"] = processes.parts()
+    comparison |= {"halving": halvings, "parts": processes.parts(), "failed": processes.failed}
     (output_dir / "comparison").mkdir(exist_ok=True)
     write_json(output_dir / "comparison" / "metrics.json", comparison)
+    write_sweep_report(output_dir / "comparison" / "report.html", comparison)
     print_comparison(comparison)
+    print(processes.describe_parts())
     print(f"Figures: {output_dir / 'comparison' / 'metrics.json'}")
     print(f"Curves: tensorboard --logdir {output_dir / 'runs'}")
+    print(f"Next: open {output_dir / 'comparison' / 'report.html'} in a browser")
     if failed := processes.failed:
         lines = "; ".join(f"{name}: {message}" for name, message in failed.items())
         raise UserError(f"{len(failed)} of {len(runs)} runs failed ({lines}); the same command continues them")
@@ -186,10 +193,10 @@ def train_to(step, runs, processes):
     configurations, and a line about it."""
     behind = [run for run in runs if (last_evaluation(run, math.inf) or (0, 0))[0] < step]
     processes.work([training_job(run, step) for run in behind])
-    losses = mean_losses(runs, step)
+    losses = mean_losses(runs, step, processes.failed)
     kept = halve(losses)
     return [run for run in runs if run.configuration in kept], describe_halving(runs, losses, kept, step)
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(args, flags), if_stopped="the same command continues")
+    run_script(lambda: main(args), if_stopped="the same command continues")

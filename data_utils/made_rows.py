@@ -5,6 +5,7 @@ import hashlib
 
 from data_utils.augment import MADE_BY, TRANSFORMATIONS, tool_pool, transform_rows, without_answer
 from data_utils.rows import counted, describe_bad_rows
+from data_utils.split import split_seed
 
 NO_CALL = "no_call"
 # The sets in words.
@@ -32,7 +33,7 @@ def make_sets(args, rows, held_out):
     pool, ids = tool_pool(held_out) if wanted else [], {row.id for row in rows}
     sets, lines = {}, []
     for name, transformation in wanted.items():
-        made, left_out = transform_rows(rows, transformation, args.seed, pool)
+        made, left_out = transform_rows(rows, transformation, split_seed(args), pool)
         sets[name] = [row for row in made if row.id not in ids][: most if name == NO_CALL else None]
         if left_out and (name != NO_CALL or len(sets[name]) < (args.no_call_examples or 0)):
             lines.append(f"{name}: {counted(len(sets[name]), 'row')}; not made: {describe_bad_rows(left_out)}")
@@ -47,4 +48,5 @@ def original_id(row_id, name):
 def sets_identity(sets):
     """The sets in an evaluation's identity, one key each, or nothing without sets, as in older
     evaluations."""
-    return {HASH_OF_SET + name: hashlib.sha256(repr(rows).encode()).hexdigest() for name, rows in sets.items()}
+    texts = {name: repr([(r.id, r.query, r.tools, r.answers, r.messages) for r in rows]) for name, rows in sets.items()}
+    return {HASH_OF_SET + name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}

@@ -11,6 +11,7 @@ from eval_utils.card_figures import rows_name, update_card
 from eval_utils.folder import TRAINING_FACTS, check_comparison_folder, read_predictions, read_rows
 from eval_utils.report import write_report
 from eval_utils.results import Evaluation, compare_systems, report_of, write_results
+from eval_utils.retention import add_retention, read_losses
 from eval_utils.table import print_table
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, require
@@ -35,6 +36,7 @@ class Finished(NamedTuple):
     answers: dict  # {system: {row id: prediction}}, in the order of the tables
     settings: dict  # args.yaml
     environment: dict
+    retention: dict  # see retention.read_losses
 
     def prompt_format(self, system):
         name = SYSTEMS[system].prompt or self.settings["prompt_format"]
@@ -57,7 +59,8 @@ def read_folder(folder):
     for system in wanted:
         if missing := [row.id for row in all_rows if row.id not in answers.get(system, {})]:
             raise UserError(f"{folder} is not finished: {len(missing)} of {len(all_rows)} rows of {system} are missing")
-    return Finished(rows, in_training, made, {system: answers[system] for system in wanted}, settings, environment)
+    answers = {system: answers[system] for system in wanted}
+    return Finished(rows, in_training, made, answers, settings, environment, read_losses(folder))
 
 
 def check_markers(folder, markers):
@@ -172,8 +175,9 @@ def score_systems(evaluations, baseline, **fields):
         for fact in TRAINING_FACTS
     }
     made = shared_sets(evaluations.values())
-    results = compare_systems(rows, answers, formats, in_training, named, made=made)
-    return Evaluation(answers, *results, **fields)
+    own, made, figures = compare_systems(rows, answers, formats, in_training, named, made=made)
+    add_retention(figures, list(own.outputs), {label: each.retention for label, each in evaluations.items()})
+    return Evaluation(answers, own, made, figures, **fields)
 
 
 def write_evaluation(folder, evaluation, adapter=None):

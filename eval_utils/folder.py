@@ -5,6 +5,7 @@ rows.jsonl              the rows: a finished evaluation is read without model an
 predictions.jsonl       one line per system and row: texts without scores. They are scored when
                         read, so a new metric applies to old answers
 predictions-0.jsonl     the answers of one process, until all processes are done
+retention.json          the losses on a plain text, see retention.py
 args.yaml, environment.json    the arguments, and everything that the answers depend on
 scores.jsonl, metrics.json, report.html    see comparison.py
 """
@@ -28,7 +29,7 @@ from run_utils.paths import did_you_mean
 TRAINING_FILES = ("adapter_config.json", "split.json", "state.json")
 TRAINING_FACTS = ("tools_seen", "near_repeat")  # of a row, see write_rows
 # An evaluation's files beside its predictions.
-RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")
+RESULTS = ("rows.jsonl", "retention.json", "scores.jsonl", "metrics.json", "report.html")
 
 
 class EvaluationFolder:

@@ -15,6 +15,7 @@ from eval_utils.json_faults import find_fault
 from eval_utils.metrics import METRICS, SCORING, score, summarize
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, turn_table, what_followed
 from eval_utils.outputs import Output
+from eval_utils.retention import PERPLEXITY, describe_retention
 from eval_utils.row_sets import (
     ScoredRows,
     call_lines,
@@ -163,7 +164,7 @@ def warnings(own, made, first):
     if NO_CALL in made:
         lines += over_call_warnings(made[NO_CALL], first, "rows whose right tool is off the list")
     if not any(task.gold == [] for task in own.tasks):
-        alone = ": only rows made for it measure it" if NO_CALL in made else ", so abstention is not measured"
+        alone = ": abstention is measured on made rows alone" if NO_CALL in made else ", so abstention is not measured"
         lines = [f"Every row wants a call{alone}.", *lines]
     return lines
 
@@ -222,7 +223,7 @@ def report_of(evaluation):
                 "help": " ".join((metric.function.__doc__ or "").split()),
                 "headline": metric.headline,
             }
-            for name, metric in METRICS.items()
+            for name, metric in (METRICS | ({"perplexity": PERPLEXITY} if "retention" in figures else {})).items()
         ],
         "figures": of_systems,
         "gold": figures["gold"],
@@ -241,7 +242,7 @@ def report_of(evaluation):
         "when_not_to_call": call_lines(figures),
         "perturbed": perturbed_lines(figures),
         "sets": {name: SETS.get(name, name) for name in evaluation.sets},
-        "notes": [*filter(None, [describe_near_repeats(evaluation)])],
+        "notes": [*filter(None, [describe_near_repeats(evaluation)]), *describe_retention(figures)],
         "slices": [*filter(None, [near_repeats["slice"]]), *figures["slices"]],
         "published": evaluation.published,
         "rows": [

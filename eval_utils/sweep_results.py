@@ -78,9 +78,8 @@ def read_training(folder):
 def compare_runs(output_dir, plans, minutes, bases=()):
     """The content of comparison/metrics.json, table and report.
 
-    plans: `{run: {"settings", "seed"}}` in order. minutes: `{run: minutes of its training}`. bases:
-    `{label: folder}` of the base's evaluations. Raises UserError if no run has an evaluation
-    loss or answers."""
+    plans: `{run: {"settings", "seed", "arguments"}}` in order. minutes: of each run's training.
+    bases: `{label: folder}` of the base's evaluations."""
     runs = {}
     for name, plan in plans.items():
         folder = output_dir / "runs" / name
@@ -89,6 +88,9 @@ def compare_runs(output_dir, plans, minutes, bases=()):
         runs[name] = plan | read_training(folder) | {"minutes": minutes.get(name), "evaluation": evaluation}
         runs[name]["answers"] = evaluation["systems"][adapted] if adapted else {}
     axes = list(dict.fromkeys(axis for plan in plans.values() for axis in plan["settings"]))
+    for run in runs.values():  # of an earlier grid without this axis: its value for all runs
+        own = {axis: str(run["arguments"].get(axis)) for axis in axes}
+        run["settings"] = own | run["settings"]
     groups = defaultdict(list)
     for name in runs:
         groups[name.rpartition(",seed=")[0]].append(name)

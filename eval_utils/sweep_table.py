@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval_utils.sweep_results import is_shown, measure_title
+from eval_utils.sweep_results import MAIN, is_shown, measure_title
 
 CAPTION = (
     "Means over seeds, ± the standard deviation over seeds. Below each rate: its 95% interval over rows (several "
@@ -20,15 +20,17 @@ CAPTION = (
 def print_comparison(comparison):
     configurations = comparison["configurations"]
     columns = shown_measures(comparison)
+    width = max(len(part) for found in configurations for part in found["name"].split(",")) + 1
     table = Table(caption=Text(CAPTION), caption_justify="left")
-    for title in ("configuration", *(f"{measure_title(name)} %" for name in columns), "eval loss", "min", "p rows"):
-        table.add_column(title, justify="left" if title == "configuration" else "right")
+    for title in ("settings", *(f"{measure_title(name)} %" for name in columns), "eval loss", "min", "p rows"):
+        is_name = title == "settings"
+        table.add_column(title, justify="left" if is_name else "right", min_width=min(width, 24) if is_name else None)
     has_seeds = any((found.get("against_first") or {}).get("p_seeds") is not None for found in configurations)
     if has_seeds:
         table.add_column("p seeds", justify="right")
     for found in configurations:
         test = found.get("against_first") or {}
-        name = Text(found["name"])
+        name = Text(found["name"].replace(",", ", "))
         if found.get("ended"):
             name.append(f"\n{found['ended']}", "dim")
         cells = [rate_cell(found["rates"].get(measure)) for measure in columns]
@@ -38,17 +40,14 @@ def print_comparison(comparison):
     for label, systems in comparison["base"].items():
         for system, rates in systems.items():
             cells = [rate_cell(rates.get(measure)) for measure in columns]
-            table.add_row(Text(f"{label}: {system}"), *cells, style="dim")
+            table.add_row(Text(f"{label}: {system}"), *cells, style="dim", end_section=True)
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
 def shown_measures(comparison):
-    """The measures of the table, in the order of the first configuration that has them."""
-    return [
-        name
-        for name in dict.fromkeys(name for found in comparison["configurations"] for name in found["rates"])
-        if is_shown(name)
-    ]
+    """The measures of the table: exact match, others of the data set's own rows, of made rows."""
+    names = dict.fromkeys(name for found in comparison["configurations"] for name in found["rates"] if is_shown(name))
+    return sorted(names, key=lambda name: (name != MAIN, ": " in name))
 
 
 def rate_cell(figure):

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from data_utils.chat_turns import KINDS
 from eval_utils.metrics import METRICS
+from eval_utils.retention import PERPLEXITY, describe_retention
 from eval_utils.row_sets import call_columns, call_lines, perturbed_lines
 from eval_utils.slices import describe_near_repeats
 
@@ -18,6 +19,7 @@ from eval_utils.slices import describe_near_repeats
 def print_table(evaluation):
     figures, published = evaluation.figures, evaluation.published
     headline = {name: metric for name, metric in METRICS.items() if metric.headline}
+    headline |= {"perplexity": PERPLEXITY} if "retention" in figures else {}
     caption = (
         f"{len(evaluation.rows)} rows; {evaluation.subtitle}. Below each rate: its 95% Wilson interval and, "
         "in brackets, an upper bound: the first calls anywhere in the text, even without a name."
@@ -52,7 +54,7 @@ def print_table(evaluation):
         print(f"{system}: {speed}stopped by {stops}{limit}")
         for line in turn_lines(system, of_system["turn_table"]):
             print(line)
-    for line in (describe_near_repeats(evaluation), *figures["warnings"]):
+    for line in (describe_near_repeats(evaluation), *describe_retention(figures), *figures["warnings"]):
         if line:
             print(line)
 
@@ -135,7 +137,8 @@ def cell(name, metric, figures):
     if figure is None:  # no row applies
         return ""
     if metric.kind != "rate":
-        return f"{figure[metric.kind]:.4g}"
+        interval = f"\n{figure['low']:.4g}–{figure['high']:.4g}" if "low" in figure else ""
+        return Text.assemble(f"{figure[metric.kind]:.4g}", (interval, "dim"))
     interval = f"\n{100 * figure['low']:.1f}–{100 * figure['high']:.1f}"
     lenient = f"\n({100 * bound['rate']:.2f})" if bound else ""
     return Text.assemble(f"{100 * figure['rate']:.2f}", (interval + lenient, "dim"))

@@ -14,7 +14,7 @@ from data_utils.batching import TrainingData, largest_chunks, num_tokens
 from model_utils.cuda_graphs import padded
 from model_utils.footprint import SCALE_BYTES, footprint
 from model_utils.gpus import GPUS, nearest_gpu
-from run_utils.errors import UserError, describe_error
+from run_utils.errors import UserError
 
 GIB = 2**30
 SHOWN = ("rtx-4090", "l40s", "a100-80gb", "h100")  # without a GPU at hand
@@ -43,8 +43,8 @@ def estimate(args, config, train_examples, eval_examples, gpu=None):
         foot = footprint(args, config, torch.float32 if fp32 else torch.bfloat16)
     except UserError as error:
         return {"lines": [f"Memory and time are not computed: {error}"]}
-    except Exception as error:  # models raise anything on the meta device
-        return {"lines": [f"Memory and time are not computed for this architecture: {describe_error(error)}"]}
+    except Exception:  # models raise anything on the meta device
+        return {"lines": [f"Memory and time are not computed: {config.model_type} does not run without weights"]}
     train = TrainingData(train_examples, args.seed, args.per_device_train_batch_size, args.gradient_accumulation_steps)
     steps = args.max_train_steps or math.ceil(args.num_train_epochs * train.steps_per_epoch)
     memory = training_memory(args, foot, train.chunks(range(min(steps, train.steps_per_epoch))))
@@ -209,11 +209,14 @@ def describe_limits(args, at_hand, gpu, gpus):
 def describe(result):
     """Lines for the terminal."""
     memory = result["memory"]
+    peak, base, trained, activations, logits = (
+        f"{size:.1f}" if size >= 1 else f"{size:.2f}"
+        for size in (memory[part] for part in ("peak", "base", "trained", "activations", "logits"))
+    )
     lines = [
         f"Computed: {result['settings']}",
-        f"Memory: {show_gib(memory['peak'])} GiB = base {show_gib(memory['base'])} + adapter, its gradients and moments "
-        f"{show_gib(memory['trained'])} + activations of {memory['tokens']:,} tokens {show_gib(memory['activations'])} + "
-        f"logits of {memory['supervised']:,} supervised tokens {show_gib(memory['logits'])}",
+        f"Memory: {peak} GiB = base {base} + adapter, its gradients and moments {trained} + activations of "
+        f"{memory['tokens']:,} tokens {activations} + logits of {memory['supervised']:,} supervised tokens {logits}",
     ]
     for gpu in result["gpus"]:
         line = f"{gpu['name']}, {gpu['memory_gib']:.0f} GiB: {'fits' if gpu['fits'] else 'does not fit'}"
@@ -227,10 +230,6 @@ def describe(result):
                 line += f" and {result['evaluations']} evaluations"
         lines.append(line)
     return [*lines, f"({'; '.join(result['notes'])})"]
-
-
-def show_gib(size):
-    return f"{size:.1f}" if size >= 1 else f"{size:.2f}"
 
 
 def show_hours(hours):

@@ -45,6 +45,10 @@ def check_variants(args):
     named = f"--init_lora_weights {init}"
     for name in ("rank_pattern", "alpha_pattern"):
         pattern(name, getattr(args, name))
+    require(
+        init == "true" or not args.init_adapter,
+        f"--init_adapter has the first weights already: leave out {named}",
+    )
     ranks = [args.lora_r, *pattern("rank_pattern", args.rank_pattern).values()]
     require(init != "orthogonal" or all(rank % 2 == 0 for rank in ranks), f"{named} needs even ranks, not {min(ranks)}")
     require(init != "loftq" or args.quantization == "nf4", f"{named} repairs the rounding of --quantization nf4 alone")
@@ -105,12 +109,14 @@ def pairs(flag, words):
 
 
 def pattern(flag, words):
-    """PEFT's rank_pattern or alpha_pattern, `{layer: whole number above 0}`. Raises UsageError."""
-    found = pairs(flag, words)
-    for name, value in found.items():
+    """PEFT's rank_pattern or alpha_pattern, `{layer: number above 0}`. Ranks are whole numbers.
+    Raises UsageError."""
+    found = {}
+    for name, value in pairs(flag, words).items():
         require(re.fullmatch(r"[\w.]+", name), f"--{flag} must name layers such as q_proj, not {name}")
-        require(re.fullmatch(r"[1-9]\d{0,5}", value), f"--{flag} {name} must be a whole number above 0, not {value}")
-    return {name: int(value) for name, value in found.items()}
+        found[name] = read_value(flag, name, value, int if flag == "rank_pattern" or value.isdecimal() else float)
+        require(found[name] > 0, f"--{flag} {name} must be above 0")
+    return found
 
 
 def schedule_kwargs(args):

@@ -30,12 +30,13 @@ def halve(losses):
     return [name for name in known if name in kept]
 
 
-def mean_losses(runs, step):
+def mean_losses(runs, step, failed):
     """`{configuration: mean loss over its seeds}` at a step, in the order of the runs. None if no
-    run of it has an evaluation."""
+    run of it has an evaluation. failed: the names of runs that count as without."""
     losses = {}
     for run in runs:
-        losses.setdefault(run.configuration, []).append(last_evaluation(run, step))
+        evaluation = None if run.name in failed else last_evaluation(run, step)
+        losses.setdefault(run.configuration, []).append(evaluation)
     means = {}
     for name, found in losses.items():
         values = [evaluation[1] for evaluation in found if evaluation]

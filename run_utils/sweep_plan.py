@@ -39,6 +39,8 @@ OF_BASE = (
     *("config", "model_name_or_path", "model_revision", "trust_remote_code", "quantization", "prompt_format"),
     *("dataset_name", "dataset_config_name", "dataset_revision", "eval_dataset_name", "eval_fraction", "eval_split"),
 )
+BATCH = "per_device_train_batch_size x gradient_accumulation_steps"
+UNCHANGED = "unchanged"  # the name of --vary's first configuration
 MOST_RUNS = 1000
 LONGEST_NAME = 150  # characters; a file system allows 255 bytes
 
@@ -83,12 +85,13 @@ def parse_grid(words, arguments_class):
     return grid
 
 
-def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir):
-    """The Runs of a grid, configuration by configuration: `seeds` runs each, whose seeds follow
+def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir, vary=None):
+    """The Runs of a sweep, configuration by configuration: `seeds` runs each, whose seeds follow
     --seed. All share one --split_seed, by default --seed. Raises UsageError if a run's arguments
     are wrong.
 
-    flags: of train.py, for all runs."""
+    grid, vary: see parse_grid. Of `grid` all combinations are run; of `vary` the unchanged
+    configuration and each value alone. flags: of train.py, for all runs."""
     base = parse_arguments(arguments_class, description, "demo.yaml", flags)
     require(
         not (base.overwrite_output_dir or base.resume_from_checkpoint),
@@ -96,6 +99,7 @@ def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir):
     )
     split_seed = base.seed if base.split_seed is None else base.split_seed
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    points += [{name: value} for name, values in (vary or {}).items() for value in values]
     require(len(points) * seeds <= MOST_RUNS, f"{len(points) * seeds:,} runs: at most {MOST_RUNS:,} go together")
     labels = configuration_names(points)
     runs, seen = [], {}
@@ -110,7 +114,7 @@ def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir):
             except UsageError as error:
                 raise UsageError(f"{name}: {error}") from None
             runs.append(Run(name, settings, seed, arguments, line))
-        twin = seen.setdefault(json.dumps(experiment(arguments)), label)
+        twin = seen.setdefault(str(vars(arguments) | {"output_dir": ""}), label)
         require(twin == label, f"--grid: {label} and {twin} are the same experiment")
     return runs
 
@@ -127,8 +131,13 @@ def configuration_names(points):
     """A folder's name for each point of the grid, such as "lr=1e-4,r=8". Raises UsageError if two
     points would share one."""
     names = [",".join(f"{SHORT.get(name, name)}={readable(text)}" for name, text in point.items()) for point in points]
+    if len(points) > 1 and not names[0]:
+        names[0] = UNCHANGED
     if len(set(names)) < len(names):  # paths with the same last part
-        names = [",".join(f"{SHORT.get(name, name)}={safe(text)}" for name, text in point.items()) for point in points]
+        names = [
+            ",".join(f"{SHORT.get(name, name)}={safe(text)}" for name, text in point.items()) or UNCHANGED
+            for point in points
+        ]
     require(len(set(names)) == len(names), "--grid: two values have the same name in a folder's name")
     require(max(map(len, names)) <= LONGEST_NAME, f"--grid: the name {max(names, key=len)[:60]}... is too long")
     return names
@@ -146,9 +155,11 @@ def safe(text):
 
 
 def experiment(arguments):
-    """A run's arguments without those that a resume may change, without seed and folder."""
+    """A run's arguments without those that a resume may change, without seed and folder. Of the
+    batch, a resume may change the parts and not the product."""
     fields = [field for field in dataclasses.fields(arguments) if not field.metadata["free_on_resume"]]
-    return {field.name: getattr(arguments, field.name) for field in fields if field.name != "seed"}
+    found = {field.name: getattr(arguments, field.name) for field in fields if field.name != "seed"}
+    return found | {BATCH: arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps}
 
 
 def check_runs(runs):
@@ -169,11 +180,15 @@ def merge_plans(path, runs):
     known = read_json(path)["runs"] if path.exists() else {}
     axes = {name for record in known.values() for name in record["settings"]}
     axes |= {name for run in runs for name in run.settings}
+    if axes & {"per_device_train_batch_size", "gradient_accumulation_steps"}:
+        axes.add(BATCH)
+    if "config" in axes:  # recipes may differ in anything
+        axes.update(experiment(runs[0].arguments))
     for run in runs:
         now = json.loads(json.dumps(experiment(run.arguments)))
         record = {"settings": run.settings, "seed": run.seed, "arguments": now}
         for name, then in next(iter(known.values()), record)["arguments"].items():
-            if name not in axes and "config" not in axes and now.get(name) != then:
+            if name not in axes and now.get(name) != then:
                 raise UserError(
                     f"{path.parent} holds a sweep with --{name} {then}, not {now.get(name)}: vary it with --grid, or "
                     "choose another --output_dir"
@@ -186,9 +201,9 @@ def merge_plans(path, runs):
 def group_by_base(output_dir, runs):
     """The runs that share base, prompt and rows, `{folder of the base's evaluation: [Run]}`, in
     their order."""
-    varying = [name for name in runs[0].settings if name in OF_BASE]
+    varying = [name for name in OF_BASE if any(name in run.settings for run in runs)]
     groups = {}
     for run in runs:
-        names = configuration_names([{name: run.settings[name] for name in varying}])
+        names = configuration_names([{name: run.settings[name] for name in varying if name in run.settings}])
         groups.setdefault(output_dir / "-".join(["base", *filter(None, names)]), []).append(run)
     return groups

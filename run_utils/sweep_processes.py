@@ -94,6 +94,10 @@ class Processes:
             part["seconds"] += entry["seconds"]
         return found
 
+    def describe_parts(self):
+        parts = self.parts().items()
+        return "; ".join(f"{part}: {of['processes']} processes, {of['seconds']:.0f} s" for part, of in parts)
+
     def work(self, jobs, follow=lambda job: (), coming=()):
         """Run the jobs, as many at a time as there are slots. A failed run is noted and ends no
         other. On a signal the processes save and end, and Stopped is raised.

@@ -133,6 +133,18 @@ def test_the_loss_is_a_weighted_mean_and_tokens_stay_counts(train_here, flags, t
     assert curve(halves, "train/completion_tokens") == curve(ones, "train/completion_tokens")
 
 
+def test_the_loss_of_the_end_token_shows_a_training_without_it(train_here, flags, tmp_path):
+    """The known fault of pad == eos masks: eval/loss looks good, and no generation would stop."""
+    flags |= {"max_train_steps": 12, "eval_steps": 12, "eval_on_start": True}
+    good = train_here(flags | {"output_dir": tmp_path / "good"})
+    bad = train_here(flags | {"output_dir": tmp_path / "bad", "loss_weights": "end=0"})
+    before = values(good, "eval/loss_end")[0]
+    for run in (good, bad):
+        assert values(run, "eval/loss")[-1] < values(run, "eval/loss")[0] - 0.5
+    assert values(good, "eval/loss_end")[-1] < before / 2
+    assert values(bad, "eval/loss_end")[-1] > before - 0.5 and values(bad, "eval/accuracy_end")[-1] == 0
+
+
 def test_gradients_are_clipped_once_a_step_by_their_global_norm(train_here, flags, tmp_path):
     flags |= {"max_train_steps": 1, "warmup_ratio": 0}
     norms = []

@@ -13,7 +13,7 @@ ROWS = [validate(record) for record in generate_rows(60, seed=5)]
 
 
 def sets(rows=ROWS, held_out=ROWS, **args):
-    args = {"no_call_examples": None, "perturb": None, "seed": 3} | args
+    args = {"no_call_examples": None, "perturb": None, "seed": 3, "split_seed": None} | args
     return make_sets(SimpleNamespace(**args), rows, held_out)
 
 

@@ -221,3 +221,14 @@ def test_each_byte_has_its_part(trim_offsets):
     letters = {"syntax": "S", "names": "N", "arguments": "A", "values": "V"}
     assert parts[:2] == ["prompt", "prompt"] and parts[-1] == "end"
     assert "".join(letters[part] for part in parts[2:-1]) == "".join(part * len(text) for part, text in pieces)
+
+
+def test_rows_of_another_answer_format_have_no_parts_and_keep_their_loss(demo_tokenizer):
+    backwards = TAGS._replace(completion=lambda answers: answers[::-1], parse=lambda text: json.loads(text[::-1]))
+    rows = example_rows(2)
+    tokenized = tokenize_rows(demo_tokenizer, backwards, rows, 4096, with_parts=True)
+    assert list(tokenized.unknown_parts) == ["row 0", "row 1"]
+    assert "does not show its calls as JSON objects" in tokenized.unknown_parts["row 0"]
+    plain = tokenize_rows(demo_tokenizer, backwards, rows, 4096)
+    assert not plain.unknown_parts and all(example.parts is None for example in tokenized.examples + plain.examples)
+    assert fingerprint(tokenized.examples) == fingerprint(plain.examples)

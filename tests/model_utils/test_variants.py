@@ -41,7 +41,8 @@ def test_each_optimizer_has_a_class():
         ({"rank_pattern": ["q_proj"]}, "--rank_pattern must be like NAME=VALUE, not q_proj"),
         ({"rank_pattern": ["q_proj=1", "q_proj=2"]}, "names q_proj twice"),
         ({"rank_pattern": [".*=4"]}, "must name layers such as q_proj, not .*"),
-        ({"alpha_pattern": ["q_proj=0"]}, "must be a whole number above 0, not 0"),
+        ({"alpha_pattern": ["q_proj=0"]}, "--alpha_pattern q_proj must be above 0"),
+        ({"rank_pattern": ["q_proj=1.5"]}, "--rank_pattern q_proj must be a whole number, not 1.5"),
         ({"lr_scheduler_kwargs": ["min_lr=1e-5"]}, "--lr_scheduler_type cosine has num_cycles"),
         ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": ["power=2"]}, "linear has no arguments"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "needs --lr_scheduler_kwargs num_decay_steps=STEPS"),
@@ -64,6 +65,7 @@ def test_wrong_values_and_combinations_are_refused_by_name(values, named):
 
 def test_values_are_read_with_their_types():
     assert pattern("rank_pattern", ["q_proj=64", "attn.c_proj=8"]) == {"q_proj": 64, "attn.c_proj": 8}
+    assert pattern("alpha_pattern", ["q_proj=1.5", "k_proj=8"]) == {"q_proj": 1.5, "k_proj": 8}
     words = ["num_decay_steps=200", "min_lr_ratio=0.1", "decay_type=1-sqrt"]
     args = arguments(lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs=words)
     assert schedule_kwargs(args) == {"num_decay_steps": 200, "min_lr_ratio": 0.1, "decay_type": "1-sqrt"}
