@@ -47,6 +47,7 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     object with `num_processes`, `process_index` and `main_process_first`. report: a file for the
     names of all bad rows if there are too many. generators: see load_rows. Raises UserError."""
     prompt_format = training_format(args, tokenizer)
+    is_chat = prompt_format.end_token is not None
     load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, report=report, generators=generators)
     chosen = choose_rows(args, prompt_format, load)
     rows, train_rows, eval_rows, in_neither, parts, dropped, refused = chosen

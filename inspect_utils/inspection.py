@@ -3,7 +3,6 @@
 The rows, their split and their tokens come from the functions that training uses."""
 
 import functools
-import json
 import math
 from typing import NamedTuple
 
@@ -12,14 +11,12 @@ import numpy as np
 from data_utils.batching import tokenize_rows
 from data_utils.chat_format import find_format
 from data_utils.dataset import Chosen, choose_rows, training_format
-from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import most_bad_rows, read_rows
 from inspect_utils.across_rows import Counts, distributions, find_conflicts, find_near_repeats, overlap
 from inspect_utils.findings import Findings, kind_of_reason
 from inspect_utils.lengths import describe_lengths, describe_training, prove_supervision, show_tokens
-from inspect_utils.row_checks import prompt_marks, row_faults
+from inspect_utils.row_checks import faults_of, prompt_marks
 from run_utils.errors import say
-from run_utils.terminal import progress
 
 MOST_ROWS = 2000  # in the result
 NUM_EXAMPLES = 3
@@ -73,9 +70,8 @@ def inspect_rows(args, data, tokenizer):
     add_left_out(data, findings)
     marks = prompt_marks(data.prompt_format, tokenizer)
     of_all, of_used, of_training = Counts(), Counts(), Counts()
-    for row in progress(everything, "Checking the rows"):
-        tools, calls = json.loads(row.tools), json.loads(row.answers)
-        add_faults(row, row_faults(row, tools, calls, marks), findings)
+    for row, tools, calls, faults in faults_of(everything, marks):
+        add_faults(row, faults, findings)
         for counts in [of_all, *[of_used] * (row.id in part_of), *[of_training] * (part_of.get(row.id) == "train")]:
             counts.add(row, tools, calls)
     find_conflicts(everything, findings)

@@ -15,8 +15,8 @@ QUANTILES = (50, 90, 95, 99, 100)
 
 
 def describe_lengths(train, evaluation, limit, max_seq_length):
-    """The lengths as JSON values. train, evaluation: Examples of all rows, of any length. limit: the
-    most tokens that training keeps."""
+    """The lengths as JSON values. train, evaluation: Examples of all rows, of any length. limit:
+    the most tokens that training keeps."""
     parts = {
         "train": np.array([len(example.input_ids) for example in train]),
         "eval": np.array([len(example.input_ids) for example in evaluation]),

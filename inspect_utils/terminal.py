@@ -1,4 +1,4 @@
-"""An inspection on the terminal. Ids, names and texts of rows are untrusted: never read as markup."""
+"""An inspection on the terminal. Texts of rows are untrusted: they are never read as markup."""
 
 import sys
 
@@ -39,8 +39,8 @@ def print_counts(inspection, console):
     if overlap:
         lines.append(
             f"Evaluation against training: of {overlap['eval_rows']:,} queries {overlap['same_query']:,} are the same, "
-            f"{overlap['near_repeats']:,} nearly the same; of the tools offered {overlap['tools_all_seen']:,} rows have "
-            f"seen all, {overlap['tools_some_unseen']:,} some, {overlap['tools_none_seen']:,} none"
+            f"{overlap['near_repeats']:,} nearly the same; training has all tools of {overlap['tools_all_seen']:,} rows, "
+            f"some of {overlap['tools_some_unseen']:,}, none of {overlap['tools_none_seen']:,}"
         )
     lines += [f"{note}: {count:,}" for note, count in inspection["notes"].items()]
     for line in lines:
