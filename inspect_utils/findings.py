@@ -17,6 +17,7 @@ class Kind(NamedTuple):
     unit: str = "row"  # of the count
 
 
+LEFT_OUT = "Left out"  # begins the titles of rows that training never sees
 CORRECT = "Correct the row's answers, or leave the row out."
 CORRECT_RECORD = "The row is left out: correct it in the file."
 KINDS = {
@@ -81,7 +82,6 @@ KINDS = {
         "warning",
         "Hardly any training row without a call",
         "The model forgets when not to call: add rows that no tool answers.",
-        "training row without a call",
     ),
     "one_tool_each": Kind("warning", "Nearly all rows offer a single tool", "The model never chooses: offer more."),
     "first_tool_right": Kind("warning", "The right tool is nearly always the first", "Shuffle the tools."),

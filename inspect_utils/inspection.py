@@ -10,10 +10,11 @@ import numpy as np
 
 from data_utils.batching import tokenize_rows
 from data_utils.chat_format import find_format
-from data_utils.dataset import Chosen, choose_rows, training_format
+from data_utils.dataset import MAX_LOST_ANSWERS, Chosen, choose_rows, training_format
+from data_utils.rows import counted
 from data_utils.sources import most_bad_rows, read_rows
 from inspect_utils.across_rows import Counts, distributions, find_conflicts, find_near_repeats, overlap
-from inspect_utils.findings import Findings, kind_of_reason
+from inspect_utils.findings import LEFT_OUT, Findings, kind_of_reason
 from inspect_utils.lengths import describe_lengths, describe_training, prove_supervision, show_tokens
 from inspect_utils.row_checks import faults_of, prompt_marks
 from run_utils.errors import say
@@ -21,7 +22,6 @@ from run_utils.errors import say
 MOST_ROWS = 2000  # in the result
 NUM_EXAMPLES = 3
 MOST_FAULTY = 0.05  # share of the training rows with an error; above it, the advice is not to go on
-MOST_CHANGED = 0.01  # share of answers changed by the tokenizer, see dataset.MAX_LOST_ANSWERS
 SETTINGS = (
     "model_name_or_path", "dataset_name", "eval_dataset_name", "prompt_format", "eval_fraction", "eval_split", "seed",
     "max_bad_rows", "max_train_examples", "max_eval_examples", "max_seq_length", "num_train_epochs", "max_train_steps",
@@ -52,8 +52,7 @@ def read_data(args, tokenizer, positions, generators):
     prompt_format = training_format(args, tokenizer) if tokenizer else find_format(args.prompt_format, None)
     chosen = choose_rows(args, prompt_format, load)
     tokens = []
-    if tokenizer:
-        count = sum(map(len, chosen.parts))
+    if tokenizer and (count := sum(map(len, chosen.parts))):
         say(f"Tokenising {count:,} rows ...")
         tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=math.inf)
         tokens = [tokenize(part) for part in chosen.parts]
@@ -64,15 +63,15 @@ def inspect_rows(args, data, tokenizer):
     """The inspection of an Inspected as JSON values: see docs/inspection.md."""
     findings = Findings()
     train_rows, eval_rows = data.chosen.parts
-    used = train_rows + eval_rows
-    part_of = {row.id: "train" for row in train_rows} | {row.id: "eval" for row in eval_rows}
-    everything = in_order(data.chosen.rows, used)
+    placed = rows_and_parts(data.chosen, args.eval_dataset_name is not None)
+    everything, parts = [row for row, _ in placed], [part for _, part in placed]
     add_left_out(data, findings)
-    marks = prompt_marks(data.prompt_format, tokenizer)
     of_all, of_used, of_training = Counts(), Counts(), Counts()
-    for row, tools, calls, faults in faults_of(everything, marks):
+    counts_by_part = {"train": [of_all, of_used, of_training], "eval": [of_all, of_used], "neither": [of_all]}
+    checked = faults_of(everything, prompt_marks(data.prompt_format, tokenizer))
+    for part, (row, tools, calls, faults) in zip(parts, checked, strict=True):
         add_faults(row, faults, findings)
-        for counts in [of_all, *[of_used] * (row.id in part_of), *[of_training] * (part_of.get(row.id) == "train")]:
+        for counts in counts_by_part[part]:
             counts.add(row, tools, calls)
     find_conflicts(everything, findings)
     of_all.find_tool_faults(findings)
@@ -85,7 +84,7 @@ def inspect_rows(args, data, tokenizer):
         "layouts": merged(summary["layouts"] for *_, summary in data.read.values()),
         "notes": merged(summary["notes"] for *_, summary in data.read.values()),
         "counts": counts_of(data),
-        "verdict": None,
+        "verdict": None,  # and the findings: below, after the tokens
         "findings": None,
         "distributions": distributions(of_used),
         "overlap": overlap(train_rows, eval_rows, near, of_training.rows_by_tool.keys()),
@@ -97,33 +96,41 @@ def inspect_rows(args, data, tokenizer):
     }
     if data.tokens:
         result |= of_tokens(args, data, tokenizer, findings)
-    lengths = {example.row_id: len(example.input_ids) for part in data.tokens for example in part.examples}
     result["findings"] = findings.as_list()
     result["verdict"] = verdict(args, data, result)
-    rows = chosen_rows(everything, result["findings"], args.seed)
+    lengths = {
+        (part, example.row_id): len(example.input_ids)
+        for part, tokenized in zip(("train", "eval"), data.tokens, strict=False)
+        for example in tokenized.examples
+    }
     names = names_by_row(result["findings"])
     result["rows"] = [
         {
             "id": row.id,
-            "part": part_of.get(row.id, "neither"),
+            "part": part,
             "query": row.query,
             "tools": row.tools,
             "answers": row.answers,
             "words": row.words,
-            "tokens": lengths.get(row.id),
+            "tokens": lengths.get((part, row.id)),
             "findings": names.get(row.id, []),
         }
-        for row in rows
+        for row, part in shown_rows(placed, names, args.seed)
     ]
-    result["rows_left_out"] = len(everything) - len(rows)
+    result["rows_left_out"] = len(placed) - len(result["rows"])
     return result
 
 
-def in_order(rows, used):
-    """All rows in the order of their file, in the form that training uses; then rows that are not
-    in the file."""
-    by_id = {row.id: row for row in used}
-    return [by_id.pop(row.id, row) for row in rows] + list(by_id.values())
+def rows_and_parts(chosen, has_eval_set):
+    """`(row, part)` of all rows, in the order of their file and in the form that training uses;
+    then of rows that are not in the file. part: "train", "eval", or "neither" of an unused row."""
+    train, evaluation = (
+        [(row, part) for row in rows] for rows, part in zip(chosen.parts, ("train", "eval"), strict=True)
+    )
+    of_file = train if has_eval_set else train + evaluation
+    by_id = {row.id: (row, part) for row, part in of_file}
+    placed = [by_id.pop(row.id, (row, "neither")) for row in chosen.rows]
+    return placed + list(by_id.values()) + evaluation * has_eval_set
 
 
 def add_left_out(data, findings):
@@ -217,13 +224,13 @@ def names_by_row(findings):
     return names
 
 
-def chosen_rows(rows, findings, seed):
-    """At most MOST_ROWS rows, in order: the rows named by findings, and others drawn by seed."""
-    named = names_by_row(findings)
-    first = [place for place, row in enumerate(rows) if row.id in named][:MOST_ROWS]
-    others = [place for place, row in enumerate(rows) if row.id not in named]
+def shown_rows(placed, named, seed):
+    """At most MOST_ROWS of `(row, part)`, in order: the rows named by findings, and others drawn by
+    seed."""
+    first = [place for place, (row, _) in enumerate(placed) if row.id in named][:MOST_ROWS]
+    others = [place for place, (row, _) in enumerate(placed) if row.id not in named]
     drawn = np.random.default_rng(seed).permutation(len(others))[: MOST_ROWS - len(first)]
-    return [rows[place] for place in sorted([*first, *(others[i] for i in drawn)])]
+    return [placed[place] for place in sorted([*first, *(others[i] for i in drawn)])]
 
 
 def verdict(args, data, result):
@@ -234,28 +241,24 @@ def verdict(args, data, result):
         allowed = most_bad_rows(args.max_bad_rows, valid + count)
         if count > allowed:
             stops.append(f"{count} of the {valid + count} rows of {name} are bad, and --max_bad_rows allows {allowed}")
-    if data.tokens and not result["training"]:
+    if not data.chosen.parts[0] or (data.tokens and not result["training"]):
         stops.append("no training row is left")
-    if (proof := result["proof"]) and proof["changed"] > MOST_CHANGED * proof["rows"]:
+    elif not data.tokens:
+        reasons.append("lengths are unknown without the tokenizer")
+    if (proof := result["proof"]) and proof["changed"] > MAX_LOST_ANSWERS * proof["rows"]:
         stops.append(f"the tokenizer changes {proof['changed']} of {proof['rows']} answers")
-    lost = {"broken_json", "missing_field", "empty_query"}
-    wrong = [
-        finding for finding in result["findings"] if finding["severity"] == "error" and finding["name"] not in lost
-    ]
-    for finding in wrong:
-        share = finding["count"] / max(1, result["counts"]["valid"])
-        text = f"{finding['count']} rows: {finding['title']}"
-        (stops if share > MOST_FAULTY and not finding["title"].startswith("Left out") else reasons).append(text)
-    reasons += [
-        f"{finding['count']} {finding['unit']}s: {finding['title']}"
-        for finding in result["findings"]
-        if finding["severity"] == "warning"
-    ]
-    if not data.tokens:
-        reasons.insert(0, "lengths are unknown without the tokenizer")
+    for finding in result["findings"]:
+        is_error = finding["severity"] == "error" and not finding["title"].startswith(LEFT_OUT)
+        if is_error and finding["count"] > MOST_FAULTY * result["counts"]["valid"]:
+            stops.append(in_words(finding))
+        elif finding["severity"] != "note":
+            reasons.append(in_words(finding))
     if stops:
         line = f"Do not go on yet: {'; '.join(stops)}."
     else:
-        first = f" Look first at: {'; '.join(reasons[:3])}." if reasons else ""
-        line = f"Go on.{first}"
+        line = "Go on." + f" Look first at: {'; '.join(reasons[:3])}." * bool(reasons)
     return {"go_on": not stops, "line": line, "reasons": stops or reasons}
+
+
+def in_words(finding):
+    return f"{counted(finding['count'], finding['unit'])}: {finding['title']}"

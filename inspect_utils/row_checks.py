@@ -87,10 +87,10 @@ def row_faults(row, tools, calls, marks):
         for keyword, sentence in misfits(calls, tools):
             yield MISFITS.get(keyword, "other_misfit"), sentence
     texts = {"query": row.query, "tools": row.tools, "answers": row.answers}
-    for kind, pattern in ("prompt_marks", marks), ("odd_characters", ODD), ("html", HTML):
-        yield from (
-            (kind, f"{field}: {shown}") for field, text in texts.items() for shown in first_match(pattern, text)
-        )
+    for field, text in texts.items():
+        for kind, pattern in ("prompt_marks", marks), ("html", HTML):
+            yield from ((kind, f"{field}: {shown}") for shown in first_match(pattern, text))
+        yield from (("odd_characters", f"{field}: {shown!a}") for shown in first_match(ODD, text))
     yield from (("placeholder", f"query: {shown}") for shown in first_match(PLACEHOLDER, row.query))
     if row.id == row.fingerprint:
         yield "no_id", f"query: {row.query[:80]}"

@@ -27,8 +27,8 @@ def print_inspection(inspection):
         print_example(inspection, console)
     print_findings(inspection, console)
     for line in (inspection.get("estimate") or {}).get("lines", []):
-        console.print(Text(line))
-    console.print(Text(inspection["verdict"]["line"]))
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text(inspection["verdict"]["line"]), soft_wrap=True)
 
 
 def print_counts(inspection, console):
@@ -51,14 +51,14 @@ def print_counts(inspection, console):
         )
     lines += [f"{note}: {count:,}" for note, count in inspection["notes"].items()]
     for line in lines:
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
 
 
 def print_distributions(inspection, console):
     for table in inspection["distributions"]:
         shown = ", ".join(f"{label}: {count:,}" for label, count in table["values"][:12])
         more = len(table["values"]) - 12
-        console.print(Text(f"{table['title']}: {shown or 'none'}" + f", {more} more" * (more > 0)))
+        console.print(Text(f"{table['title']}: {shown or 'none'}" + f", {more} more" * (more > 0)), soft_wrap=True)
 
 
 def print_lengths(inspection, console):
@@ -69,7 +69,10 @@ def print_lengths(inspection, console):
         table.add_row(f"{start:,}-{end - 1:,}", f"{count:,}", "█" * bar)
     console.print(table)
     completion = lengths["completion"]
-    console.print(Text(f"Rows of at most so many tokens: {quantiles}; answers {completion['mean']:.0f} on average"))
+    console.print(
+        Text(f"Rows of at most so many tokens: {quantiles}; answers {completion['mean']:.0f} on average"),
+        soft_wrap=True,
+    )
     table = Table(title=Text("Rows lost by each length"), title_justify="left", box=None)
     for column in ("--max_seq_length", "rows", "share"):
         table.add_column(column, justify="right")
@@ -115,7 +118,7 @@ def print_example(inspection, console):
         for has_loss, part in itertools.groupby(example["tokens"], key=lambda token: token[1] > 0):
             tokens = [token for token, _ in part]
             text.append(f"⟦{BORDER.join(tokens)}⟧" if has_loss else cut_middle("".join(tokens), MOST_SHOWN))
-        console.print(text)
+        console.print(text, soft_wrap=True)
 
 
 def print_findings(inspection, console):
