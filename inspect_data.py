@@ -15,14 +15,20 @@ if __name__ == "__main__":
     handle_signals(exit_at_once)  # until run_script has its own
 
 from dataclasses import dataclass
+from typing import Literal
 
-from run_utils.arguments import arguments_of, parse_arguments
+from model_utils.gpus import GPUS
+from run_utils.arguments import argument, arguments_of, parse_arguments
 from run_utils.errors import UserError, run_script, say
 
 
 @dataclass
 class InspectionArguments(arguments_of("train.py")):
     """train.py's arguments, with its defaults."""
+
+    gpu: Literal[*GPUS, "cpu"] | None = argument(
+        None, "Compute memory and time for it; by default this machine's", group="Inspection"
+    )
 
 
 def parse():
@@ -37,8 +43,11 @@ import math
 from pathlib import Path
 
 from demo.rows import GENERATORS
-from inspect_utils.inspection import inspect_rows, read_data
+from inspect_utils.inspection import inspect_rows
+from inspect_utils.page import write_page
+from inspect_utils.reading import read_data
 from inspect_utils.terminal import print_inspection
+from model_utils.estimate import estimate
 from model_utils.loading import load_config, load_tokenizer, model_source
 from model_utils.model_facts import num_positions
 from run_utils.files import write_json
@@ -48,9 +57,11 @@ def main(args):
     tokenizer, config = load_base(args)
     data = read_data(args, tokenizer, num_positions(config) if config else math.inf, GENERATORS)
     inspection = inspect_rows(args, data, tokenizer)
+    inspection["estimate"] = estimate(args, config, *data.fitting, args.gpu) if data.tokens else None
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "inspection.json", inspection)
+    write_page(folder / "inspection.html", inspection)
     print_inspection(inspection)
 
 

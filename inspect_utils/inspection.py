@@ -1,69 +1,34 @@
-"""The inspection of a data set as one object of JSON values, for the terminal and the page.
-
-The rows, their split and their tokens come from the functions that training uses."""
-
-import functools
-import math
-from typing import NamedTuple
+"""The inspection of a data set as one object of JSON values, for the terminal and the page."""
 
 import numpy as np
 
-from data_utils.batching import tokenize_rows
-from data_utils.chat_format import find_format
-from data_utils.dataset import MAX_LOST_ANSWERS, Chosen, choose_rows, training_format
+from data_utils.augment import MADE_BY
+from data_utils.dataset import MAX_LOST_ANSWERS
+from data_utils.parts import part_weights
 from data_utils.rows import counted
-from data_utils.sources import most_bad_rows, read_rows
+from data_utils.sources import most_bad_rows
 from inspect_utils.across_rows import Counts, distributions, find_conflicts, find_near_repeats, overlap
 from inspect_utils.findings import LEFT_OUT, Findings, kind_of_reason
 from inspect_utils.lengths import describe_lengths, describe_training, prove_supervision, show_tokens
 from inspect_utils.row_checks import faults_of, prompt_marks
-from run_utils.errors import say
 
+PARTS = ("train", "eval")
 MOST_ROWS = 2000  # in the result
 NUM_EXAMPLES = 3
 MOST_FAULTY = 0.05  # share of the training rows with an error; above it, the advice is not to go on
 SETTINGS = (
     "model_name_or_path", "dataset_name", "eval_dataset_name", "prompt_format", "eval_fraction", "eval_split", "seed",
-    "max_bad_rows", "max_train_examples", "max_eval_examples", "max_seq_length", "num_train_epochs", "max_train_steps",
+    "split_seed", "no_call_fraction", "augment", "augment_fraction", "loss_mask", "loss_weights", "max_bad_rows",
+    "max_train_examples", "max_eval_examples", "max_seq_length", "num_train_epochs", "max_train_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r",
 )  # fmt: skip
-
-
-class Inspected(NamedTuple):
-    """The rows of a training, as it would see them, and their tokens."""
-
-    chosen: Chosen
-    read: dict  # {data set: (number of valid rows, bad rows, summary) of valid_rows}
-    prompt_format: object  # a PromptFormat or a ChatFormat
-    limit: int  # tokens: longer rows are left out
-    tokens: list  # Tokenized of the training and the evaluation rows, of any length; [] without a tokenizer
-
-
-def read_data(args, tokenizer, positions, generators):
-    """args: train.py's. tokenizer: may be None, except with --prompt_format chat. positions: the
-    model's number of positions. Raises UserError if the rows cannot be read."""
-    read = {}
-
-    def load(dataset_name, revision=None, *, config_name=None):
-        rows, bad, summary = read_rows(dataset_name, revision, config_name=config_name, generators=generators)
-        read[dataset_name] = len(rows), bad, summary
-        return rows, bad
-
-    prompt_format = training_format(args, tokenizer) if tokenizer else find_format(args.prompt_format, None)
-    chosen = choose_rows(args, prompt_format, load)
-    tokens = []
-    if tokenizer and (count := sum(map(len, chosen.parts))):
-        say(f"Tokenising {count:,} rows ...")
-        tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=math.inf)
-        tokens = [tokenize(part) for part in chosen.parts]
-    return Inspected(chosen, read, prompt_format, min(args.max_seq_length, positions), tokens)
 
 
 def inspect_rows(args, data, tokenizer):
     """The inspection of an Inspected as JSON values: see docs/inspection.md."""
     findings = Findings()
-    train_rows, eval_rows = data.chosen.parts
-    placed = rows_and_parts(data.chosen, args.eval_dataset_name is not None)
+    _, eval_rows = data.chosen.parts
+    placed = rows_and_parts(data, args.eval_dataset_name is not None)
     everything, parts = [row for row, _ in placed], [part for _, part in placed]
     add_left_out(data, findings)
     of_all, of_used, of_training = Counts(), Counts(), Counts()
@@ -73,10 +38,10 @@ def inspect_rows(args, data, tokenizer):
         add_faults(row, faults, findings)
         for counts in counts_by_part[part]:
             counts.add(row, tools, calls)
-    find_conflicts(everything, findings)
+    find_conflicts([row for row in everything if row.id not in data.made], findings)
     of_all.find_tool_faults(findings)
     of_training.find_one_sided(findings)
-    near = find_near_repeats(train_rows, eval_rows, findings)
+    near = find_near_repeats(data.untouched, eval_rows, findings)
     result = {
         "version": 1,
         "title": args.dataset_name,
@@ -87,7 +52,7 @@ def inspect_rows(args, data, tokenizer):
         "verdict": None,  # and the findings: below, after the tokens
         "findings": None,
         "distributions": distributions(of_used),
-        "overlap": overlap(train_rows, eval_rows, near, of_training.rows_by_tool.keys()),
+        "overlap": overlap(data.untouched, eval_rows, near, of_training.rows_by_tool.keys()),
         "tools": tool_counts(of_used, of_training),
         "lengths": None,
         "proof": None,
@@ -100,7 +65,7 @@ def inspect_rows(args, data, tokenizer):
     result["verdict"] = verdict(args, data, result)
     lengths = {
         (part, example.row_id): len(example.input_ids)
-        for part, tokenized in zip(("train", "eval"), data.tokens, strict=False)
+        for part, tokenized in zip(PARTS, data.tokens, strict=False)
         for example in tokenized.examples
     }
     names = names_by_row(result["findings"])
@@ -121,16 +86,17 @@ def inspect_rows(args, data, tokenizer):
     return result
 
 
-def rows_and_parts(chosen, has_eval_set):
+def rows_and_parts(data, has_eval_set):
     """`(row, part)` of all rows, in the order of their file and in the form that training uses;
     then of rows that are not in the file. part: "train", "eval", or "neither" of an unused row."""
-    train, evaluation = (
-        [(row, part) for row in rows] for rows, part in zip(chosen.parts, ("train", "eval"), strict=True)
-    )
-    of_file = train if has_eval_set else train + evaluation
-    by_id = {row.id: (row, part) for row, part in of_file}
-    placed = [by_id.pop(row.id, (row, "neither")) for row in chosen.rows]
-    return placed + list(by_id.values()) + evaluation * has_eval_set
+    train, evaluation = ([(row, part) for row in rows] for rows, part in zip(data.chosen.parts, PARTS, strict=True))
+    kept = {row.id for row, _ in train}
+    placed = {}  # a row transformed in place has the place of the row that it is made from
+    for row, part in train if has_eval_set else train + evaluation:
+        source = row.id.rpartition(MADE_BY)[0] if row.id in data.made else row.id
+        placed[row.id if source in kept else source] = row, part
+    in_file = [placed.pop(row.id, (row, "neither")) for row in data.chosen.rows]
+    return in_file + list(placed.values()) + evaluation * has_eval_set
 
 
 def add_left_out(data, findings):
@@ -170,6 +136,7 @@ def counts_of(data):
         "train": len(train_rows),
         "eval": len(eval_rows),
         "in_neither": len(data.chosen.in_neither),
+        "made": len(data.made),
         "refused": sum(map(len, data.chosen.refused.values())),
         "too_long": long,
         "without_calls": sum(row.answers == "[]" for row in train_rows + eval_rows),
@@ -185,8 +152,10 @@ def of_tokens(args, data, tokenizer, findings):
             findings.add("too_long", example.row_id, f"{len(example.input_ids):,} tokens of at most {data.limit:,}")
     for row_id in train.unknown_prompts + evaluation.unknown_prompts:
         findings.add("unknown_token", row_id, "in the prompt")
-    fitting = [example for example in train.examples if len(example.input_ids) <= data.limit]
-    proof = prove_supervision(tokenizer, data.prompt_format, train_rows + eval_rows, examples, findings)
+    fitting, _ = data.fitting
+    weights = part_weights(args.loss_mask, args.loss_weights)
+    rows = train_rows + eval_rows
+    proof = prove_supervision(tokenizer, data.prompt_format, rows, examples, weights=weights, findings=findings)
     return {
         "lengths": describe_lengths(train.examples, evaluation.examples, data.limit, args.max_seq_length),
         "proof": proof,
@@ -235,7 +204,7 @@ def shown_rows(placed, named, seed):
 
 def verdict(args, data, result):
     """Whether to go on, and why, as JSON values."""
-    stops, reasons = [], []
+    stops, reasons = list(data.problems), []
     for name, (valid, bad, _) in data.read.items():
         count = sum(map(len, bad.values()))
         allowed = most_bad_rows(args.max_bad_rows, valid + count)
