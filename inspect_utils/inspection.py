@@ -94,7 +94,7 @@ def rows_and_parts(data, has_eval_set):
     placed = {}  # a row transformed in place has the place of the row that it is made from
     for row, part in train if has_eval_set else train + evaluation:
         source = row.id.rpartition(MADE_BY)[0] if row.id in data.made else row.id
-        placed[row.id if source in kept else source] = row, part
+        placed[row.id if source in kept or source in placed else source] = row, part
     in_file = [placed.pop(row.id, (row, "neither")) for row in data.chosen.rows]
     return in_file + list(placed.values()) + evaluation * has_eval_set
 

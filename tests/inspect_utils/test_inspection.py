@@ -201,3 +201,19 @@ def test_a_training_starts_beside_its_inspection(train_here, inspect, flags, tmp
 
 def test_each_kind_has_a_severity_and_advice():
     assert all(kind.severity in ("error", "warning", "note") and kind.advice.endswith(".") for kind in KINDS.values())
+
+
+def test_rows_that_training_makes_are_inspected(inspect):
+    records = [row for row in generate_rows(80, seed=9) if row["answers"] != "[]"]
+    options = {"no_call_fraction": 0.2, "augment": ["shuffle"], "augment_fraction": 0.5, "loss_mask": "names_only"}
+    _, plain = inspect(records)
+    _, made = inspect(records, **options)
+    added = round(0.25 * plain["counts"]["train"])
+    assert made["counts"]["train"] == plain["counts"]["train"] + added and made["counts"]["without_calls"] == added
+    assert made["training"]["rows"] == made["counts"]["train"] and made["proof"]["exact"] == made["proof"]["rows"]
+    assert made["training"]["supervised_per_epoch"] < plain["training"]["supervised_per_epoch"]
+    parts = {row["id"]: row["part"] for row in made["rows"]}
+    assert sum("+" in row_id for row_id in parts) == made["counts"]["made"] > added
+    assert set(parts.values()) == {"train", "eval"} and not finding(made, "conflicting_answers")
+    _, refused = inspect(records, no_call_fraction=0.9)
+    assert "--no_call_fraction 0.9 needs" in refused["verdict"]["line"] and not refused["verdict"]["go_on"]
