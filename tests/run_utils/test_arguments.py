@@ -106,7 +106,8 @@ def test_every_recipe_parses(path):
 
 
 def test_the_arguments_of_a_script_are_read_without_its_libraries():
-    assert as_fields(arguments_of("train.py")) == as_fields(TrainingArguments) == as_fields(InspectionArguments)
+    of_training = as_fields(TrainingArguments)
+    assert as_fields(arguments_of("train.py")) == of_training == as_fields(InspectionArguments)[: len(of_training)]
     with pytest.raises(UsageError, match="--warmup_ratio must be"):
         arguments_of("train.py")(warmup_ratio=2)
 
