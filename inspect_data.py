@@ -43,8 +43,9 @@ import math
 from pathlib import Path
 
 from demo.rows import GENERATORS
-from inspect_utils.inspection import inspect_rows, read_data
+from inspect_utils.inspection import inspect_rows
 from inspect_utils.page import write_page
+from inspect_utils.reading import read_data
 from inspect_utils.terminal import print_inspection
 from model_utils.estimate import estimate
 from model_utils.loading import load_config, load_tokenizer, model_source

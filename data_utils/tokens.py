@@ -71,7 +71,7 @@ def special_tokens(tokenizer):
     """A pattern of the text of any special token, the longest first."""
     texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     texts |= set(tokenizer.all_special_tokens)
-    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
+    return re.compile("|".join(map(re.escape, sorted(texts, key=lambda text: (-len(text), text)))))
 
 
 def end_token_id(tokenizer, prompt_format):

@@ -1,1 +1,1 @@
-"""A look at the rows before a training: findings, lengths, and the verdict. Reads all other rooms."""
+"""A look at the rows before a training: findings, lengths, verdict. Reads all other rooms."""

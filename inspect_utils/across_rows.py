@@ -147,8 +147,8 @@ ANY = ("any", "any, optional", "object, optional")
 
 
 def overlap(train_rows, eval_rows, near_repeats, known):
-    """Evaluation rows against training rows, as counts of rows; None without evaluation rows. known:
-    the names of the tools in training rows."""
+    """Evaluation rows against training rows, as counts of rows; None without evaluation rows.
+    known: the names of the tools in training rows."""
     if not eval_rows:
         return None
     queries = {row.query for row in train_rows}

@@ -17,6 +17,7 @@ class Kind(NamedTuple):
     unit: str = "row"  # of the count
 
 
+LEFT_OUT = "Left out"  # begins the titles of rows that training never sees
 CORRECT = "Correct the row's answers, or leave the row out."
 CORRECT_RECORD = "The row is left out: correct it in the file."
 KINDS = {
@@ -66,7 +67,7 @@ KINDS = {
         "warning", "A tool with other arguments in other rows", "Give each version its own name, if it is not meant.",
         "tool",
     ),
-    "unknown_type": Kind("warning", "An argument of an unknown type, which any value fits", "Correct the type.", "tool"),
+    "unknown_type": Kind("warning", "An argument of an unknown type: any value fits", "Correct the type.", "tool"),
     "wrong_default": Kind("note", "A default that does not fit its own argument", "Correct the default.", "tool"),
     "no_description": Kind("note", "A tool without a description", "Describe it: the model has only its name.", "tool"),
     "argument_without_description": Kind("note", "Arguments without a description", "Describe them.", "tool"),
@@ -81,9 +82,8 @@ KINDS = {
         "warning",
         "Hardly any training row without a call",
         "The model forgets when not to call: add rows that no tool answers.",
-        "training row without a call",
     ),
-    "one_tool_each": Kind("warning", "Nearly all rows offer a single tool", "The model never has to choose: offer more."),
+    "one_tool_each": Kind("warning", "Nearly all rows offer a single tool", "The model never chooses: offer more."),
     "first_tool_right": Kind("warning", "The right tool is nearly always the first", "Shuffle the tools."),
     "evaluation_near_repeat": Kind(
         "warning",

@@ -1,100 +1,47 @@
-"""The inspection of a data set as one object of JSON values, for the terminal and the page.
-
-The rows, their split and their tokens come from the functions that training uses."""
-
-import functools
-import json
-import math
-from typing import NamedTuple
+"""The inspection of a data set as one object of JSON values, for the terminal and the page."""
 
 import numpy as np
 
-from data_utils.batching import tokenize_rows
-from data_utils.chat_format import find_format
-from data_utils.dataset import Chosen, choose_rows, training_format
+from data_utils.augment import MADE_BY
+from data_utils.dataset import MAX_LOST_ANSWERS
 from data_utils.parts import part_weights
-from data_utils.sources import most_bad_rows, read_rows
+from data_utils.rows import counted
+from data_utils.sources import most_bad_rows
 from inspect_utils.across_rows import Counts, distributions, find_conflicts, find_near_repeats, overlap
-from inspect_utils.findings import Findings, kind_of_reason
+from inspect_utils.findings import LEFT_OUT, Findings, kind_of_reason
 from inspect_utils.lengths import describe_lengths, describe_training, prove_supervision, show_tokens
-from inspect_utils.made_rows import made_rows, within
-from inspect_utils.row_checks import prompt_marks, row_faults
-from run_utils.errors import say
-from run_utils.terminal import progress
+from inspect_utils.row_checks import faults_of, prompt_marks
 
+PARTS = ("train", "eval")
 MOST_ROWS = 2000  # in the result
-MOST_MADE = 200  # of them made by --no_call_fraction and --augment
 NUM_EXAMPLES = 3
 MOST_FAULTY = 0.05  # share of the training rows with an error; above it, the advice is not to go on
-MOST_CHANGED = 0.01  # share of answers changed by the tokenizer, see dataset.MAX_LOST_ANSWERS
 SETTINGS = (
     "model_name_or_path", "dataset_name", "eval_dataset_name", "prompt_format", "eval_fraction", "eval_split", "seed",
-    "max_bad_rows", "max_train_examples", "max_eval_examples", "max_seq_length", "num_train_epochs", "max_train_steps",
+    "split_seed", "no_call_fraction", "augment", "augment_fraction", "loss_mask", "loss_weights", "max_bad_rows",
+    "max_train_examples", "max_eval_examples", "max_seq_length", "num_train_epochs", "max_train_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r",
 )  # fmt: skip
-
-
-class Inspected(NamedTuple):
-    """The rows of a training, as it would see them, and their tokens."""
-
-    chosen: Chosen
-    read: dict  # {data set: (number of valid rows, bad rows, summary) of valid_rows}
-    prompt_format: object  # a PromptFormat or a ChatFormat
-    limit: int  # tokens: longer rows are left out
-    tokens: list  # Tokenized of the training and the evaluation rows, of any length; [] without a tokenizer
-    made: object = None  # TrainingRows, if the arguments make rows
-    not_made: str = ""  # why the arguments cannot make them
-
-    @property
-    def fitting(self):
-        """The training examples, with made ones, and the evaluation examples within the limit."""
-        parts = [within(part, self.limit).examples for part in self.tokens]
-        return [self.made.tokenized.examples, *parts[1:]] if self.made else parts
-
-
-def read_data(args, tokenizer, positions, generators):
-    """args: train.py's. tokenizer: may be None, except with --prompt_format chat. positions: the
-    model's number of positions. Raises UserError if the rows cannot be read."""
-    read = {}
-
-    def load(dataset_name, revision=None, *, config_name=None):
-        rows, bad, summary = read_rows(dataset_name, revision, config_name=config_name, generators=generators)
-        read[dataset_name] = len(rows), bad, summary
-        return rows, bad
-
-    prompt_format = training_format(args, tokenizer) if tokenizer else find_format(args.prompt_format, None)
-    chosen = choose_rows(args, prompt_format, load)
-    data = Inspected(chosen, read, prompt_format, min(args.max_seq_length, positions), [])
-    if tokenizer:
-        count = sum(map(len, chosen.parts))
-        say(f"Tokenising {count:,} rows ...")
-        weights = part_weights(args.loss_mask, args.loss_weights)
-        tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, weights=weights)
-        data = data._replace(tokens=[tokenize(part, max_length=math.inf) for part in chosen.parts])
-        made, not_made = made_rows(args, data, functools.partial(tokenize, max_length=data.limit))
-        data = data._replace(made=made, not_made=not_made)
-    return data
 
 
 def inspect_rows(args, data, tokenizer):
     """The inspection of an Inspected as JSON values: see docs/inspection.md."""
     findings = Findings()
-    train_rows, eval_rows = data.chosen.parts
-    used = train_rows + eval_rows
-    part_of = {row.id: "train" for row in train_rows} | {row.id: "eval" for row in eval_rows}
-    everything = in_order(data.chosen.rows, used)
+    _, eval_rows = data.chosen.parts
+    placed = rows_and_parts(data, args.eval_dataset_name is not None)
+    everything, parts = [row for row, _ in placed], [part for _, part in placed]
     add_left_out(data, findings)
-    marks = prompt_marks(data.prompt_format, tokenizer)
     of_all, of_used, of_training = Counts(), Counts(), Counts()
-    for row in progress(everything, "Checking the rows"):
-        tools, calls = json.loads(row.tools), json.loads(row.answers)
-        add_faults(row, row_faults(row, tools, calls, marks), findings)
-        for counts in [of_all, *[of_used] * (row.id in part_of), *[of_training] * (part_of.get(row.id) == "train")]:
+    counts_by_part = {"train": [of_all, of_used, of_training], "eval": [of_all, of_used], "neither": [of_all]}
+    checked = faults_of(everything, prompt_marks(data.prompt_format, tokenizer))
+    for part, (row, tools, calls, faults) in zip(parts, checked, strict=True):
+        add_faults(row, faults, findings)
+        for counts in counts_by_part[part]:
             counts.add(row, tools, calls)
-    find_conflicts(everything, findings)
+    find_conflicts([row for row in everything if row.id not in data.made], findings)
     of_all.find_tool_faults(findings)
     of_training.find_one_sided(findings)
-    near = find_near_repeats(train_rows, eval_rows, findings)
+    near = find_near_repeats(data.untouched, eval_rows, findings)
     result = {
         "version": 1,
         "title": args.dataset_name,
@@ -102,49 +49,54 @@ def inspect_rows(args, data, tokenizer):
         "layouts": merged(summary["layouts"] for *_, summary in data.read.values()),
         "notes": merged(summary["notes"] for *_, summary in data.read.values()),
         "counts": counts_of(data),
-        "verdict": None,
+        "verdict": None,  # and the findings: below, after the tokens
         "findings": None,
         "distributions": distributions(of_used),
-        "overlap": overlap(train_rows, eval_rows, near, of_training.rows_by_tool.keys()),
+        "overlap": overlap(data.untouched, eval_rows, near, of_training.rows_by_tool.keys()),
         "tools": tool_counts(of_used, of_training),
         "lengths": None,
         "proof": None,
         "training": None,
-        "made": data.made.summary if data.made else [],
         "examples": [],
     }
     if data.tokens:
         result |= of_tokens(args, data, tokenizer, findings)
-    made = list(data.made.made.values()) if data.made else []
-    part_of |= {row.id: "made" for row in made}
-    parts = data.tokens + ([data.made.tokenized] if made else [])
-    lengths = {example.row_id: len(example.input_ids) for part in parts for example in part.examples}
     result["findings"] = findings.as_list()
     result["verdict"] = verdict(args, data, result)
-    rows = made[:MOST_MADE] + chosen_rows(everything, result["findings"], args.seed, MOST_ROWS - len(made[:MOST_MADE]))
+    lengths = {
+        (part, example.row_id): len(example.input_ids)
+        for part, tokenized in zip(PARTS, data.tokens, strict=False)
+        for example in tokenized.examples
+    }
     names = names_by_row(result["findings"])
     result["rows"] = [
         {
             "id": row.id,
-            "part": part_of.get(row.id, "neither"),
+            "part": part,
             "query": row.query,
             "tools": row.tools,
             "answers": row.answers,
             "words": row.words,
-            "tokens": lengths.get(row.id),
+            "tokens": lengths.get((part, row.id)),
             "findings": names.get(row.id, []),
         }
-        for row in rows
+        for row, part in shown_rows(placed, names, args.seed)
     ]
-    result["rows_left_out"] = len(everything) + len(made) - len(rows)
+    result["rows_left_out"] = len(placed) - len(result["rows"])
     return result
 
 
-def in_order(rows, used):
-    """All rows in the order of their file, in the form that training uses; then rows that are not
-    in the file."""
-    by_id = {row.id: row for row in used}
-    return [by_id.pop(row.id, row) for row in rows] + list(by_id.values())
+def rows_and_parts(data, has_eval_set):
+    """`(row, part)` of all rows, in the order of their file and in the form that training uses;
+    then of rows that are not in the file. part: "train", "eval", or "neither" of an unused row."""
+    train, evaluation = ([(row, part) for row in rows] for rows, part in zip(data.chosen.parts, PARTS, strict=True))
+    kept = {row.id for row, _ in train}
+    placed = {}  # a row transformed in place has the place of the row that it is made from
+    for row, part in train if has_eval_set else train + evaluation:
+        source = row.id.rpartition(MADE_BY)[0] if row.id in data.made else row.id
+        placed[row.id if source in kept or source in placed else source] = row, part
+    in_file = [placed.pop(row.id, (row, "neither")) for row in data.chosen.rows]
+    return in_file + list(placed.values()) + evaluation * has_eval_set
 
 
 def add_left_out(data, findings):
@@ -184,6 +136,7 @@ def counts_of(data):
         "train": len(train_rows),
         "eval": len(eval_rows),
         "in_neither": len(data.chosen.in_neither),
+        "made": len(data.made),
         "refused": sum(map(len, data.chosen.refused.values())),
         "too_long": long,
         "without_calls": sum(row.answers == "[]" for row in train_rows + eval_rows),
@@ -200,12 +153,9 @@ def of_tokens(args, data, tokenizer, findings):
     for row_id in train.unknown_prompts + evaluation.unknown_prompts:
         findings.add("unknown_token", row_id, "in the prompt")
     fitting, _ = data.fitting
+    weights = part_weights(args.loss_mask, args.loss_weights)
     rows = train_rows + eval_rows
-    if data.made:
-        rows = rows + list(data.made.made.values())
-        examples = examples + [example for example in fitting if example.row_id in data.made.made]
-    by_loss = args.loss_mask == "completion_only" and not args.loss_weights
-    proof = prove_supervision(tokenizer, data.prompt_format, rows, examples, findings, by_loss=by_loss)
+    proof = prove_supervision(tokenizer, data.prompt_format, rows, examples, weights=weights, findings=findings)
     return {
         "lengths": describe_lengths(train.examples, evaluation.examples, data.limit, args.max_seq_length),
         "proof": proof,
@@ -243,47 +193,41 @@ def names_by_row(findings):
     return names
 
 
-def chosen_rows(rows, findings, seed, most):
-    """At most `most` rows, in order: the rows named by findings, and others drawn by seed."""
-    named = names_by_row(findings)
-    first = [place for place, row in enumerate(rows) if row.id in named][:most]
-    others = [place for place, row in enumerate(rows) if row.id not in named]
-    drawn = np.random.default_rng(seed).permutation(len(others))[: most - len(first)]
-    return [rows[place] for place in sorted([*first, *(others[i] for i in drawn)])]
+def shown_rows(placed, named, seed):
+    """At most MOST_ROWS of `(row, part)`, in order: the rows named by findings, and others drawn by
+    seed."""
+    first = [place for place, (row, _) in enumerate(placed) if row.id in named][:MOST_ROWS]
+    others = [place for place, (row, _) in enumerate(placed) if row.id not in named]
+    drawn = np.random.default_rng(seed).permutation(len(others))[: MOST_ROWS - len(first)]
+    return [placed[place] for place in sorted([*first, *(others[i] for i in drawn)])]
 
 
 def verdict(args, data, result):
     """Whether to go on, and why, as JSON values."""
-    stops, reasons = [], []
+    stops, reasons = list(data.problems), []
     for name, (valid, bad, _) in data.read.items():
         count = sum(map(len, bad.values()))
         allowed = most_bad_rows(args.max_bad_rows, valid + count)
         if count > allowed:
             stops.append(f"{count} of the {valid + count} rows of {name} are bad, and --max_bad_rows allows {allowed}")
-    if data.not_made:
-        stops.append(data.not_made)
-    if data.tokens and not result["training"]:
+    if not data.chosen.parts[0] or (data.tokens and not result["training"]):
         stops.append("no training row is left")
-    if (proof := result["proof"]) and proof["changed"] > MOST_CHANGED * proof["rows"]:
+    elif not data.tokens:
+        reasons.append("lengths are unknown without the tokenizer")
+    if (proof := result["proof"]) and proof["changed"] > MAX_LOST_ANSWERS * proof["rows"]:
         stops.append(f"the tokenizer changes {proof['changed']} of {proof['rows']} answers")
-    lost = {"broken_json", "missing_field", "empty_query"}
-    wrong = [
-        finding for finding in result["findings"] if finding["severity"] == "error" and finding["name"] not in lost
-    ]
-    for finding in wrong:
-        share = finding["count"] / max(1, result["counts"]["valid"])
-        text = f"{finding['count']} rows: {finding['title']}"
-        (stops if share > MOST_FAULTY and not finding["title"].startswith("Left out") else reasons).append(text)
-    reasons += [
-        f"{finding['count']} {finding['unit']}s: {finding['title']}"
-        for finding in result["findings"]
-        if finding["severity"] == "warning"
-    ]
-    if not data.tokens:
-        reasons.insert(0, "lengths are unknown without the tokenizer")
+    for finding in result["findings"]:
+        is_error = finding["severity"] == "error" and not finding["title"].startswith(LEFT_OUT)
+        if is_error and finding["count"] > MOST_FAULTY * result["counts"]["valid"]:
+            stops.append(in_words(finding))
+        elif finding["severity"] != "note":
+            reasons.append(in_words(finding))
     if stops:
         line = f"Do not go on yet: {'; '.join(stops)}."
     else:
-        first = f" Look first at: {'; '.join(reasons[:3])}." if reasons else ""
-        line = f"Go on.{first}"
+        line = "Go on." + f" Look first at: {'; '.join(reasons[:3])}." * bool(reasons)
     return {"go_on": not stops, "line": line, "reasons": stops or reasons}
+
+
+def in_words(finding):
+    return f"{counted(finding['count'], finding['unit'])}: {finding['title']}"

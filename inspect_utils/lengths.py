@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from data_utils.batching import TrainingData
-from data_utils.tokens import decode_tokens, end_token_id
+from data_utils.parts import part_weights
+from data_utils.tokens import MARKS, decode_tokens, end_token_id
 from inspect_utils.findings import MOST_ITEMS
 from run_utils.terminal import progress
 
@@ -14,8 +15,8 @@ QUANTILES = (50, 90, 95, 99, 100)
 
 
 def describe_lengths(train, evaluation, limit, max_seq_length):
-    """The lengths as JSON values. train, evaluation: Examples of all rows, of any length. limit: the
-    most tokens that training keeps."""
+    """The lengths as JSON values. train, evaluation: Examples of all rows, of any length. limit:
+    the most tokens that training keeps."""
     parts = {
         "train": np.array([len(example.input_ids) for example in train]),
         "eval": np.array([len(example.input_ids) for example in evaluation]),
@@ -46,16 +47,18 @@ def describe_lengths(train, evaluation, limit, max_seq_length):
     }
 
 
-def prove_supervision(tokenizer, prompt_format, rows, examples, findings, *, by_loss):
+def prove_supervision(tokenizer, prompt_format, rows, examples, *, weights, findings):
     """Decode the tokens after each prompt, and compare them with the completion and the end token.
-    by_loss: the tokens with a loss must be these. Returns the proof as JSON values."""
+    weights: `{part: weight}` in the loss; if these are completion_only's, the tokens with a loss
+    are decoded. Returns the proof as JSON values."""
     end_id = end_token_id(tokenizer, prompt_format)
     end = decode_tokens(tokenizer, [end_id])
     changed = []
     pairs = zip(rows, examples, strict=True)
     for row, example in progress(pairs, "Decoding the supervised tokens", len(rows)):
-        _, completion = prompt_format.texts(row)
-        has_loss = example.loss_weights != 0 if by_loss else slice(example.prompt_length, None)
+        completion = prompt_format.texts(row)[1]
+        completion = MARKS.sub("", completion) if prompt_format.end_token else completion
+        has_loss = example.loss_weights != 0 if weights == part_weights() else slice(example.prompt_length, None)
         ids = example.input_ids[has_loss]
         text = decode_tokens(tokenizer, ids.tolist())
         if text != completion + end or ids[-1] != end_id:

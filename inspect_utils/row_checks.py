@@ -2,14 +2,21 @@
 
 To add a check, yield its findings in `row_faults` and add its kind to findings.KINDS."""
 
+import json
 import re
+from pathlib import Path
 
+import numpy as np
+
+from data_utils import cache
 from data_utils.misfits import fit
 from data_utils.prompt import to_json
 from data_utils.tokens import special_tokens
 from data_utils.tool_calls import END_TAG
 from data_utils.tool_schema import misfits
+from eval_utils import grounding
 from eval_utils.grounding import Sources, leaf_values
+from run_utils.terminal import progress
 
 # Keywords of JSON Schema: the kind of a misfit.
 MISFITS = {
@@ -28,7 +35,8 @@ PLACEHOLDER = re.compile(
 )
 # Texts that stand for a missing value, unless the query has them.
 NO_VALUES = frozenset("n/a|na|none|null|nan|undefined|unknown|string|str|value|example|???|...|xxx|-".split("|"))
-# Controls (in JSON as escapes), invisible characters, changes of direction, and UTF-8 read as Windows-1252.
+# Controls (in JSON as escapes), invisible characters, changes of direction, and UTF-8 read as
+# Windows-1252.
 ODD = re.compile(
     r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]"
     r"|(?<!\\)\\u00[01][0-9a-f]|Ã[\u0080-\u00bf]|â€[\u0090-\u024f\u2018-\u2122]|Â[\u00a0-\u00bf]"
@@ -48,6 +56,30 @@ def prompt_marks(prompt_format, tokenizer):
     return re.compile("|".join(patterns) or r"(?!)")
 
 
+def faults_of(rows, marks):
+    """Yields each Row with its parsed tools and calls and the list of its faults. The faults in
+    many rows are found once and then read from the cache."""
+    file = cache.file_of("faults", ingredients(rows, marks)) if len(rows) >= cache.FROM_ROWS else None
+    stored = cache.load(file) if file else None
+    known = json.loads(stored["faults"].tobytes()) if stored else {}
+    for place, row in enumerate(progress(rows, "Checking the rows")):
+        tools, calls = json.loads(row.tools), json.loads(row.answers)
+        faults = known.get(str(place), []) if stored else list(row_faults(row, tools, calls, marks))
+        if faults and not stored:
+            known[str(place)] = faults
+        yield row, tools, calls, faults
+    if file and not stored:
+        cache.save(file, {"faults": np.frombuffer(json.dumps(known).encode(), dtype=np.uint8)})
+
+
+def ingredients(rows, marks):
+    """Everything that determines the rows' faults, as bytes: texts and code."""
+    yield marks.pattern.encode()
+    for folder in (Path(__file__).parent, Path(grounding.__file__).parent):
+        yield from (path.read_bytes() for path in sorted(folder.glob("*.py")))
+    yield from (text.encode() for row in rows for text in row)
+
+
 def row_faults(row, tools, calls, marks):
     """Yields `(kind, detail)` of the faults in one Row. tools, calls: its parsed lists. marks: see
     prompt_marks."""
@@ -55,10 +87,10 @@ def row_faults(row, tools, calls, marks):
         for keyword, sentence in misfits(calls, tools):
             yield MISFITS.get(keyword, "other_misfit"), sentence
     texts = {"query": row.query, "tools": row.tools, "answers": row.answers}
-    for kind, pattern in ("prompt_marks", marks), ("odd_characters", ODD), ("html", HTML):
-        yield from (
-            (kind, f"{field}: {shown}") for field, text in texts.items() for shown in first_match(pattern, text)
-        )
+    for field, text in texts.items():
+        for kind, pattern in ("prompt_marks", marks), ("html", HTML):
+            yield from ((kind, f"{field}: {shown}") for shown in first_match(pattern, text))
+        yield from (("odd_characters", f"{field}: {shown!a}") for shown in first_match(ODD, text))
     yield from (("placeholder", f"query: {shown}") for shown in first_match(PLACEHOLDER, row.query))
     if row.id == row.fingerprint:
         yield "no_id", f"query: {row.query[:80]}"
@@ -74,7 +106,7 @@ def row_faults(row, tools, calls, marks):
 
 def value_faults(query, tools, calls):
     """Yields `(kind, detail)` of the faults in the arguments' values."""
-    of_query = of_row = None
+    sources = None  # made for the first value
     for call in calls:
         for name, value in call["arguments"].items():
             where = f"{call['name']}.{name}"
@@ -86,13 +118,10 @@ def value_faults(query, tools, calls):
                 shown = f"{where}: {to_json(leaf)}"
                 if isinstance(leaf, str):
                     yield from text_faults(leaf, shown)
-                of_query = of_query or Sources(query, [])
-                if of_query.is_grounded(leaf):
-                    continue
-                if isinstance(leaf, str) and leaf.strip().casefold() in NO_VALUES:
-                    yield "placeholder", shown
-                of_row = of_row or Sources(query, tools)
-                if not of_row.is_grounded(leaf):
+                    if leaf.strip().casefold() in NO_VALUES and leaf.casefold() not in query.casefold():
+                        yield "placeholder", shown
+                sources = sources or Sources(query, tools)
+                if not sources.is_grounded(leaf):
                     yield "made_up_value", shown
 
 

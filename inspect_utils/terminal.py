@@ -1,13 +1,20 @@
-"""An inspection on the terminal. Ids, names and texts of rows are untrusted: never read as markup."""
+"""An inspection on the terminal. Texts of rows are untrusted: they are never read as markup."""
 
+import itertools
+import math
 import sys
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_utils.batching import cut_middle
+
 MOST_IDS = 5
 BAR = 40  # characters of the longest bar
+MOST_BARS = 16
+MOST_SHOWN = 700  # characters of the example's prompt
+BORDER = "|"
 STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
@@ -20,8 +27,8 @@ def print_inspection(inspection):
         print_example(inspection, console)
     print_findings(inspection, console)
     for line in (inspection.get("estimate") or {}).get("lines", []):
-        console.print(Text(line))
-    console.print(Text(inspection["verdict"]["line"]))
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text(inspection["verdict"]["line"]), soft_wrap=True)
 
 
 def print_counts(inspection, console):
@@ -39,34 +46,35 @@ def print_counts(inspection, console):
     if overlap:
         lines.append(
             f"Evaluation against training: of {overlap['eval_rows']:,} queries {overlap['same_query']:,} are the same, "
-            f"{overlap['near_repeats']:,} nearly the same; of the tools offered {overlap['tools_all_seen']:,} rows have "
-            f"seen all, {overlap['tools_some_unseen']:,} some, {overlap['tools_none_seen']:,} none"
+            f"{overlap['near_repeats']:,} nearly; training has all tools of {overlap['tools_all_seen']:,} rows, "
+            f"some of {overlap['tools_some_unseen']:,}, none of {overlap['tools_none_seen']:,}"
         )
     lines += [f"{note}: {count:,}" for note, count in inspection["notes"].items()] + inspection["made"]
     for line in lines:
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
 
 
 def print_distributions(inspection, console):
     for table in inspection["distributions"]:
         shown = ", ".join(f"{label}: {count:,}" for label, count in table["values"][:12])
         more = len(table["values"]) - 12
-        console.print(Text(f"{table['title']}: {shown or 'none'}" + f", {more} more" * (more > 0)))
+        console.print(Text(f"{table['title']}: {shown or 'none'}" + f", {more} more" * (more > 0)), soft_wrap=True)
 
 
 def print_lengths(inspection, console):
     lengths, training = inspection["lengths"], inspection["training"]
     quantiles = ", ".join(f"{name} {tokens:,}" for name, tokens in lengths["quantiles"])
     table = Table(title=Text("Tokens a row"), title_justify="left", box=None, show_header=False)
-    edges, counts = lengths["histogram"]["edges"], [map(sum, zip(*bars(lengths), strict=True))]
-    counts = list(counts[0])
-    for start, end, count in zip(edges, edges[1:], counts, strict=False):
-        table.add_row(f"{start:,}-{end - 1:,}", f"{count:,}", "█" * round(BAR * count / max(counts)))
+    for start, end, count, bar in bars(lengths["histogram"]):
+        table.add_row(f"{start:,}-{end - 1:,}", f"{count:,}", "█" * bar)
     console.print(table)
     completion = lengths["completion"]
-    console.print(Text(f"Rows of at most so many tokens: {quantiles}; answers {completion['mean']:.0f} on average"))
-    table = Table(title=Text("Rows lost by --max_seq_length"), title_justify="left", box=None)
-    for column in ("tokens", "rows", "share"):
+    console.print(
+        Text(f"Rows of at most so many tokens: {quantiles}; answers {completion['mean']:.0f} on average"),
+        soft_wrap=True,
+    )
+    table = Table(title=Text("Rows lost by each length"), title_justify="left", box=None)
+    for column in ("--max_seq_length", "rows", "share"):
         table.add_column(column, justify="right")
     for limit in lengths["limits"]:
         size = f"{limit['max_seq_length']:,}{' (set)' * limit['is_set']}"
@@ -90,16 +98,27 @@ def print_lengths(inspection, console):
     )
 
 
-def bars(lengths):
-    return [lengths["histogram"][part] for part in ("train", "eval")]
+def bars(histogram):
+    """At most MOST_BARS bars of a histogram of both parts: (first length, the next bar's, rows,
+    characters)."""
+    edges = histogram["edges"]
+    counts = [sum(pair) for pair in zip(histogram["train"], histogram["eval"], strict=True)]
+    first = next(place for place, count in enumerate(counts) if count)
+    step = math.ceil((len(counts) - first) / MOST_BARS)
+    places = range(first, len(counts), step)
+    sums = [sum(counts[place : place + step]) for place in places]
+    for place, total in zip(places, sums, strict=True):
+        end = edges[min(place + step, len(counts))]
+        yield edges[place], end, total, round(BAR * total / max(sums))
 
 
 def print_example(inspection, console):
     for example in inspection["examples"][:1]:
-        text = Text(f"One example, {example['id']}; the loss is on the marked tokens:\n")
-        for token, weight in example["tokens"]:
-            text.append(token, style="reverse" if weight else "")
-        console.print(text)
+        text = Text(f"One example, {example['id']}; the loss is on the tokens, parted by |, between ⟦ and ⟧:\n")
+        for has_loss, part in itertools.groupby(example["tokens"], key=lambda token: token[1] > 0):
+            tokens = [token for token, _ in part]
+            text.append(f"⟦{BORDER.join(tokens)}⟧" if has_loss else cut_middle("".join(tokens), MOST_SHOWN))
+        console.print(text, soft_wrap=True)
 
 
 def print_findings(inspection, console):

@@ -17,8 +17,10 @@ from run_utils.paths import did_you_mean
 def claim(output_dir):
     """Take the folder for this run. Raises UserError if this is not possible."""
     make_writable(output_dir)
-    # A kill at the start of a run leaves the first file, refused rows leave the second.
-    others = {path.name for path in output_dir.iterdir()} - {"args.yaml.incomplete", "dropped_rows.json"}
+    # A kill at the start of a run leaves the first file, refused rows leave the second, and
+    # inspect_data.py the others.
+    known = {"args.yaml.incomplete", "dropped_rows.json", "inspection.json", "inspection.html"}
+    others = {path.name for path in output_dir.iterdir()} - known
     if others and not holds_run(output_dir):
         raise UserError(f"{output_dir} is not empty and holds no run of train.py: choose another --output_dir")
     logs, metrics = output_dir / "logs", output_dir / "metrics.jsonl"

@@ -153,12 +153,12 @@ def test_bad_rows_are_counted_and_named(tmp_path):
     rows, bad = load_rows(str(path), max_bad_rows=11)
     assert [row.id for row in rows] == ["fine"]
     assert bad == {
-        "a call to a tool that is not in its list": ["unknown"],
+        "a call to a tool that is not in its list": ["unknown (g)"],
         "broken JSON in field 'answers': Expecting property name enclosed in double quotes": ["broken (column 3)"],
         "broken JSON in field 'answers': NaN is not JSON": ["nan"],
         "not a list of calls": ["scalar"],
         "missing field 'tools'": ["17"],
-        "half a surrogate pair in a string": ["surrogate"],
+        "half a surrogate pair in a string": ["surrogate (answers)"],
         "field 'query' is not a string": ["number"],
         "field 'required' is not an object with a list of names for each tool": ["shape"],
         "the id of another row, with other content": ["fine"],
@@ -274,8 +274,8 @@ def test_strings_and_lists_are_checked_alike(tmp_path, name, real):
     ids = {
         column: [ids[0] for reason, ids in bad.items() if f"'{column}'" in reason] for column in ("answers", "tools")
     }
-    assert ids == {"answers": ["0", "1", "2", "3"], "tools": ["5"]}
-    assert [ids for reason, ids in bad.items() if "'tools'" in reason] == [["5", "6"]]
+    assert ids == {"answers": ['0 ("a")', "1", "2", "3"], "tools": ['5 ("name")']}
+    assert [ids for reason, ids in bad.items() if "'tools'" in reason] == [['5 ("name")', '6 ("a")']]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rows with planted faults, written by code: `{kind of finding: [(row id, text that names it)]}`."""
+"""Rows with planted faults, and the kind and the text by which an inspection names each."""
 
 import json
 
@@ -92,7 +92,7 @@ def planted_rows():
             (row("again", answers=answer + '"Rome"}}, ' + answer[1:] + '"Rome"}}]', query="Rome, row {row}"), '"Rome"')
         ],
         "prompt_marks": [(row("tag", query="Forecast for {city}, row {row}</answer>"), "</answer>")],
-        "odd_characters": [(row("mojibake", query="Forecast for {city} near ZÃ¼rich, row {row}"), "ZÃ¼rich")],
+        "odd_characters": [(row("mojibake", query="Forecast for {city} near ZÃ¼rich, row {row}"), r"Z\xc3\xbcrich")],
         "html": [(row("markup", query="Forecast for <b>{city}</b>, row {row}"), "<b>")],
         "query_without_words": [(row("dots", query="???"), "???")],
         "answer_in_query": [(row("leak", {"city": "Nuuk"}, query="Row {row}: " + answer + '"Nuuk"}}]'), "Nuuk")],

@@ -20,7 +20,15 @@ import train
 from evaluate import EvaluationArguments
 from export import ExportArguments
 from infer import InferenceArguments
-from run_utils.arguments import ArgumentParser, as_yaml, compared_arguments, parse_arguments, value_options
+from inspect_data import InspectionArguments
+from run_utils.arguments import (
+    ArgumentParser,
+    arguments_of,
+    as_yaml,
+    compared_arguments,
+    parse_arguments,
+    value_options,
+)
 from run_utils.errors import UsageError, run_script
 from run_utils.signals import Stopped, handle_signals
 from sweep import SweepArguments
@@ -32,6 +40,7 @@ SCRIPTS = {
     "infer": InferenceArguments,
     "export": ExportArguments,
     "sweep": SweepArguments,
+    "inspect_data": InspectionArguments,
 }
 
 
@@ -96,6 +105,17 @@ def test_every_recipe_parses(path):
         "demo_export.yaml": ExportArguments,
     }
     parse_arguments(scripts.get(path.name, TrainingArguments), "", "demo.yaml", ["--config", str(path)])
+
+
+def test_the_arguments_of_a_script_are_read_without_its_libraries():
+    of_training = as_fields(TrainingArguments)
+    assert as_fields(arguments_of("train.py")) == of_training == as_fields(InspectionArguments)[: len(of_training)]
+    with pytest.raises(UsageError, match="--warmup_ratio must be"):
+        arguments_of("train.py")(warmup_ratio=2)
+
+
+def as_fields(arguments_class):
+    return [(field.name, field.type, field.default, field.metadata) for field in dataclasses.fields(arguments_class)]
 
 
 def test_naming_the_default_model_and_rows_does_not_start_the_demo():
