@@ -187,7 +187,7 @@ def describe_settings(args, fp32):
 
 
 def describe_limits(args, at_hand, gpu, gpus):
-    """What the figures leave out."""
+    """The limits of the figures, in words."""
     notes = ["computed, not measured: for one GPU, without its sharing by FSDP2"]
     if args.torch_compile or args.cuda_graphs:
         notes.append("without the minutes of compiling and capturing at the start")
