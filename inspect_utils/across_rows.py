@@ -7,13 +7,15 @@ from collections import Counter, defaultdict
 
 from data_utils.prompt import to_json
 from data_utils.split import query_keys
-from data_utils.tool_calls import json_equal
 from data_utils.tool_schema import conforms, parameter_schema, parse_type
-from eval_utils.grounding import leaf_values
 
 FEW_WITHOUT_CALLS = 0.01  # share of the training rows
 NEARLY_ALL = 0.95
+FEW_ROWS = 20  # in fewer, one tool may always be first by chance
 MOST_SHOWN = 20  # tools in a table
+TYPE_NAMES = {
+    str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object", type(None): "null",
+}  # fmt: skip
 
 
 def find_conflicts(rows, findings):
@@ -22,7 +24,9 @@ def find_conflicts(rows, findings):
     for row in rows:
         key = " ".join(row.query.casefold().split()), row.tools
         other = first.setdefault(key, row)
-        if other is not row and (difference := first_difference(json.loads(row.answers), json.loads(other.answers))):
+        if other.answers != row.answers and (
+            difference := first_difference(json.loads(row.answers), json.loads(other.answers))
+        ):
             findings.add("conflicting_answers", row.id, f"{difference} in {other.id}")
 
 
@@ -36,7 +40,9 @@ def first_difference(calls, others):
         return f"calls {', '.join(names) or 'nothing'}, but {', '.join(other_names) or 'nothing'}"
     for call, other in zip(calls, others, strict=True):
         for name in call["arguments"] | other["arguments"]:
-            sides = [to_json(part["arguments"][name]) if name in part["arguments"] else "absent" for part in (call, other)]
+            sides = [
+                to_json(part["arguments"][name]) if name in part["arguments"] else "absent" for part in (call, other)
+            ]
             if sides[0] != sides[1]:
                 return f"{call['name']}.{name}: {sides[0]}, but {sides[1]}"
     return ""
@@ -63,30 +69,48 @@ def find_near_repeats(train_rows, eval_rows, findings):
     return count
 
 
-class Tools:
-    """The distinct tools of rows, by name."""
+class Counts:
+    """Counts over rows, and their distinct tools."""
 
-    def __init__(self, rows):
-        self.rows_by_name = Counter()  # rows that offer a tool of this name
+    def __init__(self):
+        self.num_rows = 0
+        self.calls, self.offered, self.types, self.places = Counter(), Counter(), Counter(), Counter()
+        self.rows_by_tool = Counter()  # by name
         self.called = set()  # names
         self.versions = defaultdict(dict)  # name: {marshalled tool: id of its first row}
-        for row in rows:
-            tools = json.loads(row.tools)
-            self.called.update(call["name"] for call in json.loads(row.answers))
-            for tool in tools:
-                self.rows_by_name[tool["name"]] += 1
-                self.versions[tool["name"]].setdefault(marshal.dumps(tool, 2), row.id)
 
-    def find_faults(self, findings):
+    def add(self, row, tools, calls):
+        """Count a Row. tools, calls: its parsed lists."""
+        names = [tool["name"] for tool in tools]
+        self.num_rows += 1
+        self.calls[len(calls)] += 1
+        self.offered[len(names)] += 1
+        self.types.update(TYPE_NAMES[type(value)] for call in calls for value in call["arguments"].values())
+        self.called.update(call["name"] for call in calls)
+        self.rows_by_tool.update(names)
+        if calls and len(names) > 1:
+            self.places[names.index(calls[0]["name"]) + 1] += 1
+        for tool in tools:
+            self.versions[tool["name"]].setdefault(marshal.dumps(tool, 2), row.id)
+
+    def find_tool_faults(self, findings):
         for name, versions in self.versions.items():
-            parsed = [(marshal.loads(tool), row_id) for tool, row_id in versions.items()]
-            (first, first_id), *others = parsed
+            (first, first_id), *others = [(marshal.loads(tool), row_id) for tool, row_id in versions.items()]
             for other, row_id in others:
                 if difference := schema_difference(other, first):
                     findings.add("several_schemas", row_id, f"{name}: {difference} in {first_id}")
                     break
             for kind, detail in tool_faults(first):
                 findings.add(kind, first_id, detail)
+
+    def find_one_sided(self, findings):
+        """Findings about the training rows together."""
+        if self.calls[0] < FEW_WITHOUT_CALLS * self.num_rows:
+            findings.count("few_rows_without_calls", self.calls[0])
+        if self.offered[1] > NEARLY_ALL * self.num_rows:
+            findings.count("one_tool_each", self.offered[1])
+        if self.places[1] > NEARLY_ALL * self.places.total() and self.places.total() >= FEW_ROWS:
+            findings.count("first_tool_right", self.places[1])
 
 
 def schema_difference(tool, other):
@@ -122,12 +146,12 @@ def tool_faults(tool):
 ANY = ("any", "any, optional", "object, optional")
 
 
-def overlap(train_rows, eval_rows, near_repeats):
-    """Evaluation rows against training rows, as counts of rows; None without evaluation rows."""
+def overlap(train_rows, eval_rows, near_repeats, known):
+    """Evaluation rows against training rows, as counts of rows; None without evaluation rows. known:
+    the names of the tools in training rows."""
     if not eval_rows:
         return None
     queries = {row.query for row in train_rows}
-    known = set().union(*(row.tool_names() for row in train_rows))
     unseen = [(names := row.tool_names()) and len(names - known) / len(names) for row in eval_rows]
     return {
         "eval_rows": len(eval_rows),
@@ -139,26 +163,19 @@ def overlap(train_rows, eval_rows, near_repeats):
     }
 
 
-def distributions(rows, tools):
-    """Tables of counts, `{"name", "title", "values": [[label, count]]}`. tools: the rows' Tools."""
-    calls, offered, types, places = Counter(), Counter(), Counter(), Counter()
-    for row in rows:
-        names, answers = [tool["name"] for tool in json.loads(row.tools)], json.loads(row.answers)
-        calls[len(answers)] += 1
-        offered[len(names)] += 1
-        types.update(type_name(value) for call in answers for value in call["arguments"].values())
-        if answers and len(names) > 1:
-            places[names.index(answers[0]["name"]) + 1] += 1
-    common = tools.rows_by_name.most_common(MOST_SHOWN)
+def distributions(counts):
+    """Tables of Counts, `{"name", "title", "values": [[label, count]]}`."""
     tables = {
-        ("calls", "Calls a row"): by_number(calls),
-        ("tools", "Tools a row"): by_number(offered),
-        ("argument_types", "Types of the arguments given"): [[name, count] for name, count in types.most_common()],
-        ("place_of_the_right_tool", "Place of the first called tool among several"): by_number(places),
-        ("rows_a_tool", "Tools by the number of rows that offer them"): by_magnitude(tools.rows_by_name.values()),
-        ("rows_by_tool", "Rows that offer a tool, the most frequent tools"): [[name, count] for name, count in common],
+        ("calls", "Calls a row"): by_number(counts.calls),
+        ("tools", "Tools a row"): by_number(counts.offered),
+        ("argument_types", "Types of the arguments given"): counts.types.most_common(),
+        ("place_of_the_right_tool", "Place of the first called tool among several"): by_number(counts.places),
+        ("rows_a_tool", "Tools by the number of rows that offer them"): by_magnitude(counts.rows_by_tool.values()),
+        ("rows_by_tool", "Rows that offer a tool, the most frequent tools"): counts.rows_by_tool.most_common(
+            MOST_SHOWN
+        ),
     }
-    return [{"name": name, "title": title, "values": values} for (name, title), values in tables.items()]
+    return [{"name": name, "title": title, "values": list(map(list, of))} for (name, title), of in tables.items()]
 
 
 def by_number(counts):
@@ -170,27 +187,3 @@ def by_magnitude(numbers):
     digits = Counter(0 if number == 1 else len(str(number)) for number in numbers)
     labels = {0: "1", 1: "2-9"} | {size: f"{10 ** (size - 1):,}-{10**size - 1:,}" for size in range(2, 9)}
     return [[labels[size], digits[size]] for size in sorted(digits)]
-
-
-def type_name(value):
-    names = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
-    return names.get(type(value), "null")
-
-
-def find_one_sided(train_rows, findings):
-    """Findings about all training rows together."""
-    silent = sum(row.answers == "[]" for row in train_rows)
-    if train_rows and silent < FEW_WITHOUT_CALLS * len(train_rows):
-        findings.count("few_rows_without_calls", silent)
-    names = [[tool["name"] for tool in json.loads(row.tools)] for row in train_rows]
-    single = sum(len(offered) == 1 for offered in names)
-    if single > NEARLY_ALL * len(train_rows) > 0:
-        findings.count("one_tool_each", single)
-    choices = [
-        (offered[0], calls[0]["name"])
-        for offered, row in zip(names, train_rows, strict=True)
-        if len(offered) > 1 and (calls := json.loads(row.answers))
-    ]
-    first = sum(offered == called for offered, called in choices)
-    if len(choices) >= 20 and first > NEARLY_ALL * len(choices):
-        findings.count("first_tool_right", first)

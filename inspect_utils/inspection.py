@@ -3,6 +3,7 @@
 The rows, their split and their tokens come from the functions that training uses."""
 
 import functools
+import json
 import math
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from data_utils.chat_format import find_format
 from data_utils.dataset import Chosen, choose_rows, training_format
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import most_bad_rows, read_rows
-from inspect_utils.across_rows import Tools, distributions, find_conflicts, find_near_repeats, find_one_sided, overlap
+from inspect_utils.across_rows import Counts, distributions, find_conflicts, find_near_repeats, overlap
 from inspect_utils.findings import Findings, kind_of_reason
 from inspect_utils.lengths import describe_lengths, describe_training, prove_supervision, show_tokens
 from inspect_utils.row_checks import prompt_marks, row_faults
@@ -76,11 +77,15 @@ def inspect_rows(args, data, tokenizer):
     everything = in_order(data.chosen.rows, used)
     add_left_out(data, findings)
     marks = prompt_marks(data.prompt_format, tokenizer)
+    of_all, of_used, of_training = Counts(), Counts(), Counts()
     for row in progress(everything, "Checking the rows"):
-        add_faults(row, row_faults(row, marks), findings)
+        tools, calls = json.loads(row.tools), json.loads(row.answers)
+        add_faults(row, row_faults(row, tools, calls, marks), findings)
+        for counts in [of_all, *[of_used] * (row.id in part_of), *[of_training] * (part_of.get(row.id) == "train")]:
+            counts.add(row, tools, calls)
     find_conflicts(everything, findings)
-    Tools(everything).find_faults(findings)
-    find_one_sided(train_rows, findings)
+    of_all.find_tool_faults(findings)
+    of_training.find_one_sided(findings)
     near = find_near_repeats(train_rows, eval_rows, findings)
     result = {
         "version": 1,
@@ -91,9 +96,9 @@ def inspect_rows(args, data, tokenizer):
         "counts": counts_of(data),
         "verdict": None,
         "findings": None,
-        "distributions": distributions(used, Tools(used)),
-        "overlap": overlap(train_rows, eval_rows, near),
-        "tools": tool_counts(train_rows, used),
+        "distributions": distributions(of_used),
+        "overlap": overlap(train_rows, eval_rows, near, of_training.rows_by_tool.keys()),
+        "tools": tool_counts(of_used, of_training),
         "lengths": None,
         "proof": None,
         "training": None,
@@ -195,13 +200,12 @@ def of_tokens(args, data, tokenizer, findings):
     }
 
 
-def tool_counts(train_rows, used):
-    tools, trained = Tools(used), Tools(train_rows)
+def tool_counts(used, trained):
     return {
-        "offered": len(tools.rows_by_name),
-        "called": len(tools.called),
-        "in_one_row": sum(count == 1 for count in tools.rows_by_name.values()),
-        "unseen_in_training": len(tools.rows_by_name.keys() - trained.rows_by_name.keys()),
+        "offered": len(used.rows_by_tool),
+        "called": len(used.called),
+        "in_one_row": sum(count == 1 for count in used.rows_by_tool.values()),
+        "unseen_in_training": len(used.rows_by_tool.keys() - trained.rows_by_tool.keys()),
     }
 
 
@@ -244,7 +248,9 @@ def verdict(args, data, result):
     if (proof := result["proof"]) and proof["changed"] > MOST_CHANGED * proof["rows"]:
         stops.append(f"the tokenizer changes {proof['changed']} of {proof['rows']} answers")
     lost = {"broken_json", "missing_field", "empty_query"}
-    wrong = [finding for finding in result["findings"] if finding["severity"] == "error" and finding["name"] not in lost]
+    wrong = [
+        finding for finding in result["findings"] if finding["severity"] == "error" and finding["name"] not in lost
+    ]
     for finding in wrong:
         share = finding["count"] / max(1, result["counts"]["valid"])
         text = f"{finding['count']} rows: {finding['title']}"

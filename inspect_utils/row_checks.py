@@ -2,7 +2,6 @@
 
 To add a check, yield its findings in `row_faults` and add its kind to findings.KINDS."""
 
-import json
 import re
 
 from data_utils.misfits import fit
@@ -49,15 +48,17 @@ def prompt_marks(prompt_format, tokenizer):
     return re.compile("|".join(patterns) or r"(?!)")
 
 
-def row_faults(row, marks):
-    """Yields `(kind, detail)` of the faults in one Row. marks: see prompt_marks."""
-    tools, calls = json.loads(row.tools), json.loads(row.answers)
+def row_faults(row, tools, calls, marks):
+    """Yields `(kind, detail)` of the faults in one Row. tools, calls: its parsed lists. marks: see
+    prompt_marks."""
     if not fit(calls, tools):
         for keyword, sentence in misfits(calls, tools):
             yield MISFITS.get(keyword, "other_misfit"), sentence
     texts = {"query": row.query, "tools": row.tools, "answers": row.answers}
     for kind, pattern in ("prompt_marks", marks), ("odd_characters", ODD), ("html", HTML):
-        yield from ((kind, f"{field}: {shown}") for field, text in texts.items() for shown in first_match(pattern, text))
+        yield from (
+            (kind, f"{field}: {shown}") for field, text in texts.items() for shown in first_match(pattern, text)
+        )
     yield from (("placeholder", f"query: {shown}") for shown in first_match(PLACEHOLDER, row.query))
     if row.id == row.fingerprint:
         yield "no_id", f"query: {row.query[:80]}"
