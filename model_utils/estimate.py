@@ -218,20 +218,22 @@ def describe(result):
         f"Memory: {peak} GiB = base {base} + adapter, its gradients and moments {trained} + activations of "
         f"{memory['tokens']:,} tokens {activations} + logits of {memory['supervised']:,} supervised tokens {logits}",
     ]
+    if result["gpus"]:
+        lines.append(f"Time: of {count(result['steps'], 'step')} and {count(result['evaluations'], 'evaluation')}")
     for gpu in result["gpus"]:
-        line = f"{gpu['name']}, {gpu['memory_gib']:.0f} GiB: {'fits' if gpu['fits'] else 'does not fit'}"
+        line = f"  {gpu['name']}, {gpu['memory_gib']:.0f} GiB: {'fits' if gpu['fits'] else 'does not fit'}"
         if time := gpu["time"]:
-            limit = ", limited by the CPU's launches" if time["limit"] == "launches" else ""
-            line += (
-                f"; {time['tokens_per_second']:,.0f} tokens/s ({time['mfu']:.0%} of its peak{limit}), "
-                f"{show_hours(time['hours'])} for {result['steps']:,} steps"
-            )
-            if result["evaluations"]:
-                line += f" and {result['evaluations']} evaluations"
+            limit = "; the CPU's launches limit it" if time["limit"] == "launches" else ""
+            line += f"; {show_hours(time['hours'])} at {time['tokens_per_second']:,.0f} tokens/s"
+            line += f", {time['mfu']:.0%} of its peak{limit}"
         lines.append(line)
     return [*lines, f"({'; '.join(result['notes'])})"]
 
 
 def show_hours(hours):
     minutes = math.ceil(60 * hours)
-    return f"{hours:.1f} hours" if minutes >= 60 else f"{minutes} minute{'s' * (minutes != 1)}"
+    return f"{hours:.1f} hours" if minutes >= 60 else count(minutes, "minute")
+
+
+def count(number, unit):
+    return f"{number:,} {unit}{'s' * (number != 1)}"
