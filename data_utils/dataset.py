@@ -9,11 +9,14 @@ from typing import NamedTuple
 from data_utils import cache
 from data_utils.batching import TrainingData, mark_supervised, tokenize_rows
 from data_utils.chat_format import find_format
+from data_utils.held_out import read_split, trained_contents
+from data_utils.parts import part_weights
 from data_utils.prompt import check_format
 from data_utils.rows import describe_bad_rows, shorten
 from data_utils.sources import load_rows
-from data_utils.split import near_repeats, set_apart, split_rows
+from data_utils.split import near_repeats, set_apart, split_rows, split_seed
 from data_utils.tokens import decode_answer, encode
+from data_utils.training_rows import make_training_rows
 from run_utils.errors import UserError, say
 
 MOST_SHOWN = 700  # characters of the example row's prompt: its first and last lines
@@ -25,7 +28,9 @@ class Data(NamedTuple):
     eval_examples: list
     eval_rows: list  # with rows too long for training: calls can be generated for them
     dropped: dict  # {reason: [ids]}
-    # {"trained", "held_out": {id: fingerprint}, "near_repeats": result of near_repeats}
+    # {"trained", "held_out": {id: fingerprint}, "near_repeats": result of near_repeats}. With
+    # training_rows.py, "made" too; "trained" has the rows that those are made from.
+    # With --init_adapter, "trained_before": the fingerprints that --init_adapter was trained on
     split: dict
     summary: list  # lines to print
     example: str  # the first training row's text, in a few lines
@@ -47,6 +52,7 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     object with `num_processes`, `process_index` and `main_process_first`. report: a file for the
     names of all bad rows if there are too many. generators: see load_rows. Raises UserError."""
     prompt_format = training_format(args, tokenizer)
+    is_chat = prompt_format.end_token is not None
     load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, report=report, generators=generators)
     chosen = choose_rows(args, prompt_format, load)
     rows, train_rows, eval_rows, in_neither, parts, dropped, refused = chosen
@@ -60,11 +66,12 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
 
     # Tokens
     max_length = min(args.max_seq_length, positions)
-    tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=max_length)
+    weights = part_weights(args.loss_mask, args.loss_weights)
+    tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=max_length, weights=weights)
     if len(rows) >= cache.FROM_ROWS:
         say(f"Tokenising {len(rows):,} rows ...")
     with process.main_process_first():  # the others read main's token cache
-        train, held_out = map(tokenize, parts)
+        train, held_out = tokenize(parts[0]), tokenize(parts[1], with_parts=True)
     dropped |= refused
     dropped[f"longer than {max_length} tokens"] = [*train.too_long, *held_out.too_long]
     reason = "the row offers both held-out and other tools, or repeats a held-out row, or is of its conversation"
@@ -91,7 +98,12 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     )
     examples, too_long = train.examples + held_out.examples, train.too_long | held_out.too_long
     summary += describe_too_long(examples, too_long, max_length, positions)
-    summary += describe_tokenizer(tokenizer, prompt_format, train_rows + eval_rows, train, held_out)
+    if unknown := held_out.unknown_parts:
+        row_id, reason = next(iter(unknown.items()))
+        summary.append(
+            f"The evaluation's loss by part leaves out {len(unknown)} of {len(held_out.examples)} rows: {reason} "
+            f"(row {row_id})"
+        )
     rows_by_id = {row.id: row for row in train_rows}
     trained = [rows_by_id[example.row_id] for example in train.examples]
     split = {
@@ -99,6 +111,21 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         "held_out": {row.id: row.fingerprint for row in eval_rows},
         "near_repeats": near_repeats(trained, eval_rows),
     }
+    if args.no_call_fraction or args.augment:
+        check = prompt_format.check if is_chat else None
+        with process.main_process_first():
+            train, made, lines = make_training_rows(args, trained, train, tokenize, check=check, held_out=eval_rows)
+        summary += lines
+        split["made"] = {row_id: row.fingerprint for row_id, row in made.items()}
+        rows_by_id |= made
+    summary += describe_tokenizer(tokenizer, prompt_format, [*rows_by_id.values(), *eval_rows], train, held_out)
+    if args.init_adapter and (before := read_split(args.init_adapter)):
+        split["trained_before"] = sorted(trained_contents(before))
+        if known := len(set(split["held_out"].values()) & set(split["trained_before"])):
+            summary.append(
+                f"Warning: --init_adapter was trained on {known} of the {len(eval_rows)} held-out rows: no evaluation "
+                "of them is fair; its own --seed and --eval_fraction hold out the rows that it never saw"
+            )
     if split["near_repeats"]:
         summary.append(
             f"{len(split['near_repeats'])} of the {len(eval_rows)} held-out queries equal a training query except for "
@@ -157,9 +184,9 @@ def choose_rows(args, prompt_format, load):
     if args.eval_dataset_name:
         other_rows, _ = load(args.eval_dataset_name)
         other_rows = leave_out(other_rows, prompt_format.ask, refused) if is_chat else other_rows
-        sides = set_apart(rows, other_rows, args.seed)
+        sides = set_apart(rows, other_rows, split_seed(args))
     else:
-        sides = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+        sides = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
     parts = [sides[0][: args.max_train_examples], sides[1][: args.max_eval_examples]]
     if is_chat:  # answers that the template cannot write, such as several calls, stay in the split
         parts = [leave_out(part, prompt_format.check, refused) for part in parts]

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_utils.few_shot import choose_shots
+from data_utils.made_rows import make_sets
 from data_utils.rows import shorten
 from data_utils.sources import load_rows
-from data_utils.split import find_held_out, set_apart, split_rows
+from data_utils.split import find_held_out, set_apart, split_rows, split_seed
 from data_utils.systems import SYSTEMS
-from run_utils.errors import UserError
+from run_utils.errors import UserError, say
 from run_utils.files import read_json
 
 
@@ -25,7 +26,13 @@ def read_split(folder):
         "trained": split["trained"],
         "held_out": split["held_out"],
         "near_repeats": repeats and [row_id for row_id in repeats if row_id in split["held_out"]],
+        "trained_before": split.get("trained_before", []),  # of --init_adapter
     }
+
+
+def trained_contents(split):
+    """The fingerprints of all rows that an adapter was trained on, in its run and before it."""
+    return {*split["trained"].values(), *split["trained_before"]} if split else set()
 
 
 def check_split(split):
@@ -33,17 +40,23 @@ def check_split(split):
     for rows in (split["trained"], split["held_out"]):
         if not all(isinstance(fingerprint, str) for fingerprint in rows.values()):
             raise ValueError("a fingerprint that is not a text")
-    _ = dict.fromkeys(split.get("near_repeats") or ())
+    _ = dict.fromkeys([*(split.get("near_repeats") or ()), *split.get("trained_before", ())])
 
 
 class HeldOut(NamedTuple):
-    """The rows of an evaluation, two facts about each, and the examples of `fewshot`."""
+    """The rows of an evaluation, two facts about each, the rows made from them, and the examples of
+    `fewshot`."""
 
     rows: list
     # {fact: {row id: bool}}, or None for an unknown fact. "tools_seen": training offered all tools
     # of the row. "near_repeat": the row's query nearly repeats a training query.
     in_training: dict
     shots: list  # training rows; empty unless --systems has fewshot
+    made: dict  # {set: [Row]}, see made_rows.py
+
+    @property
+    def sets(self):
+        return {"": self.rows, **self.made}
 
 
 def held_out_rows(args, adapter=None, generators=None):
@@ -72,7 +85,10 @@ def held_out_rows(args, adapter=None, generators=None):
         "near_repeat": find_near_repeats(chosen, split),
     }
     with_shots = any(SYSTEMS[name].shots for name in args.systems)
-    return HeldOut(chosen, in_training, find_shots(args, rows, held_out, split) if with_shots else [])
+    made, lines = make_sets(args, chosen, held_out)
+    for line in lines:
+        say(line)
+    return HeldOut(chosen, in_training, find_shots(args, rows, held_out, split) if with_shots else [], made)
 
 
 def find_shots(args, rows, held_out, split):
@@ -80,13 +96,13 @@ def find_shots(args, rows, held_out, split):
     rows that are not held out. They depend on all held-out rows, so --num_examples changes none.
     Raises UserError if there are too few."""
     if split:
-        trained = set(split["trained"].values())
+        trained = trained_contents(split)
         training = [row for row in rows if row.fingerprint in trained]
     elif args.eval_dataset_name:
-        training, _, _ = set_apart(rows, held_out, args.seed)
+        training, _, _ = set_apart(rows, held_out, split_seed(args))
     else:
-        training, _, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
-    shots = choose_shots(training, held_out, args.shots, args.seed)
+        training, _, _ = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
+    shots = choose_shots(training, held_out, args.shots, split_seed(args))
     if len(shots) < args.shots:
         raise UserError(
             f"the system 'fewshot' needs {args.shots} short training rows that repeat no held-out row, and "
@@ -100,7 +116,8 @@ def choose_rows(rows, args, adapter, split):
     """The rows that training held out, or the rows of another split or data set that the arguments
     name. Raises UserError for training rows, and if held-out rows are missing from the data set."""
     trained_with = adapter.args if adapter else {}
-    own_split = all(getattr(args, name) == trained_with.get(name) for name in ("eval_fraction", "seed", "eval_split"))
+    own_split = all(getattr(args, name) == trained_with.get(name) for name in ("eval_fraction", "eval_split"))
+    own_split = own_split and split_seed(args) == trained_with.get("split_seed", trained_with.get("seed"))
     if split and own_split:
         held_out, gone = find_held_out(rows, split)
         if gone and (held_out or args.dataset_name == trained_with["dataset_name"]):
@@ -111,19 +128,20 @@ def choose_rows(rows, args, adapter, split):
             )
         if not gone:
             return held_out
-    _, held_out, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
-    trained = set(split["trained"].values()) if split else ()
+    _, held_out, _ = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
+    trained = trained_contents(split)
     if known := [row.id for row in held_out if row.fingerprint in trained]:
         raise UserError(
             f"{len(known)} of the {len(held_out)} requested rows are rows that {adapter.folder} was trained on: "
-            f"{shorten(known)}; leave out --eval_fraction, --seed and --eval_split to evaluate the held-out rows"
+            f"{shorten(known)}; leave out --eval_fraction, --eval_split, --seed and --split_seed to evaluate the "
+            "held-out rows"
         )
     return held_out
 
 
 def tools_seen(rows, split):
     """The names of the tools in an adapter's training rows; None if unknown."""
-    trained = set(split["trained"].values()) if split else set()
+    trained = trained_contents(split)
     return set().union(*(row.tool_names() for row in rows if row.fingerprint in trained)) or None
 
 

@@ -188,7 +188,9 @@ def describe_rows(num_rows, summary):
         )
     count, first = summary["repeats"]
     if count:
-        lines.append(f"rows left out, since they repeat another: {count} ({', '.join(row_id for row_id, _ in first[:2])})")
+        lines.append(
+            f"rows left out, since they repeat another: {count} ({', '.join(row_id for row_id, _ in first[:2])})"
+        )
     return lines + [f"{note}: {count}" for note, count in summary["notes"].items()]
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from data_utils.batching import tokenize_rows
 from data_utils.chat_format import find_format
 from data_utils.dataset import Chosen, choose_rows, training_format
-from data_utils.prompt import PROMPT_FORMATS
 from data_utils.sources import most_bad_rows, read_rows
 from inspect_utils.across_rows import Counts, distributions, find_conflicts, find_near_repeats, overlap
 from inspect_utils.findings import Findings, kind_of_reason

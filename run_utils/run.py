@@ -40,8 +40,8 @@ from run_utils.launch import check_alike, run_on_main
 from run_utils.output_folder import claim, clear_run, delete_leftovers, find_checkpoint, holds_run, set_aside
 from run_utils.terminal import print_next
 
-# These may differ between machines: the base and the rows are compared by content.
-PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name")
+# These may differ between machines: base, rows and adapter are compared by content.
+PLACES = ("config", "output_dir", "model_name_or_path", "dataset_name", "eval_dataset_name", "init_adapter")
 
 
 def open_run(args, accelerator, write_card):
@@ -170,9 +170,10 @@ class Run:
                 self.accelerator.print(f"No checkpoint in {self.output_dir} yet: a run from its start")
             return fresh
         checkpoint, state = self.saved.path, self.saved.state
-        base, saved_base = environment["base_fingerprint"], self.saved.environment.get("base_fingerprint")
-        if base != saved_base:
-            raise UserError(f"base_fingerprint is {base} but {checkpoint} has {saved_base}")
+        for name in ("base_fingerprint", "init_adapter_sha256"):  # only a warm start has the latter
+            value, saved = environment.get(name), self.saved.environment.get(name)
+            if value != saved:
+                raise UserError(f"{name} is {value} but {checkpoint} has {saved}")
         load_checkpoint(self.saved, training, self.accelerator.unwrap_model(training.model))
         if state.best_checkpoint and not (self.output_dir / state.best_checkpoint).is_dir():
             # A better checkpoint replaced it, and that one is lost too.
