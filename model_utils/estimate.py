@@ -106,9 +106,10 @@ def micro_batch_memory(args, foot, tokens, supervised):
     # their own for it.
     again = args.torch_compile or args.gradient_checkpointing
     layer = foot.kept_bytes / foot.num_layers * size if again else 0
+    moments = 2 * foot.trained if args.optim.endswith("8bit") else 2 * foot.trained_bytes
     parts = {
         "base": foot.base_bytes,
-        "trained": 4 * foot.trained_bytes,  # weights, gradients, Adam's two moments
+        "trained": 2 * foot.trained_bytes + moments,  # weights and gradients
         "activations": kept + (layer if args.cuda_graphs else max(0, layer - logits)),
         "logits": logits,
     }
@@ -193,6 +194,8 @@ def describe_limits(args, at_hand, gpu, gpus):
         notes.append("without the minutes of compiling and capturing at the start")
     if args.eval_generate_examples:
         notes.append("without the calls generated in evaluations")
+    if args.use_dora:
+        notes.append("--use_dora is slower than this: PEFT's layers run")
     if args.liger_kernel:
         notes.append("--liger_kernel needs less than this")
     if args.quantization == "int8":
