@@ -63,7 +63,9 @@ class TrainingArguments:
         0.0, "Share of the training rows to add: without the right tool, answer []", at_least=0, below=1
     )
     augment: list[str] | None = argument(None, f"Of {', '.join(TRANSFORMATIONS)}: one of them for a row, once")
-    augment_fraction: float = argument(0.5, "Share of the training rows that --augment transforms", above=0, at_most=1)
+    augment_fraction: float = argument(
+        0.5, "Share of the training rows that --augment transforms", at_least=0, at_most=1
+    )
 
     output_dir: str = argument("runs/qwen3_4b_qlora", group="Output", free_on_resume=True)
     overwrite_output_dir: bool = argument(False, free_on_resume=True)
@@ -149,6 +151,7 @@ class TrainingArguments:
         unknown = [name for name in self.augment or () if name not in TRANSFORMATIONS]
         require(not unknown, f"--augment knows {', '.join(TRANSFORMATIONS)}, not {', '.join(unknown)}")
         require(len(set(self.augment or ())) == len(self.augment or ()), "--augment names a transformation twice")
+        require(self.augment or self.augment_fraction == 0.5, "--augment_fraction needs --augment")
         require(
             not (self.overwrite_output_dir and self.resume_from_checkpoint),
             "--overwrite_output_dir and --resume_from_checkpoint contradict each other",

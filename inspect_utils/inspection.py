@@ -12,15 +12,18 @@ import numpy as np
 from data_utils.batching import tokenize_rows
 from data_utils.chat_format import find_format
 from data_utils.dataset import Chosen, choose_rows, training_format
+from data_utils.parts import part_weights
 from data_utils.sources import most_bad_rows, read_rows
 from inspect_utils.across_rows import Counts, distributions, find_conflicts, find_near_repeats, overlap
 from inspect_utils.findings import Findings, kind_of_reason
 from inspect_utils.lengths import describe_lengths, describe_training, prove_supervision, show_tokens
+from inspect_utils.made_rows import made_rows, within
 from inspect_utils.row_checks import prompt_marks, row_faults
 from run_utils.errors import say
 from run_utils.terminal import progress
 
 MOST_ROWS = 2000  # in the result
+MOST_MADE = 200  # of them made by --no_call_fraction and --augment
 NUM_EXAMPLES = 3
 MOST_FAULTY = 0.05  # share of the training rows with an error; above it, the advice is not to go on
 MOST_CHANGED = 0.01  # share of answers changed by the tokenizer, see dataset.MAX_LOST_ANSWERS
@@ -39,11 +42,14 @@ class Inspected(NamedTuple):
     prompt_format: object  # a PromptFormat or a ChatFormat
     limit: int  # tokens: longer rows are left out
     tokens: list  # Tokenized of the training and the evaluation rows, of any length; [] without a tokenizer
+    made: object = None  # TrainingRows, if the arguments make rows
+    not_made: str = ""  # why the arguments cannot make them
 
     @property
     def fitting(self):
-        """The training and the evaluation examples within the limit."""
-        return [[example for example in part.examples if len(example.input_ids) <= self.limit] for part in self.tokens]
+        """The training examples, with made ones, and the evaluation examples within the limit."""
+        parts = [within(part, self.limit).examples for part in self.tokens]
+        return [self.made.tokenized.examples, *parts[1:]] if self.made else parts
 
 
 def read_data(args, tokenizer, positions, generators):
@@ -58,13 +64,16 @@ def read_data(args, tokenizer, positions, generators):
 
     prompt_format = training_format(args, tokenizer) if tokenizer else find_format(args.prompt_format, None)
     chosen = choose_rows(args, prompt_format, load)
-    tokens = []
+    data = Inspected(chosen, read, prompt_format, min(args.max_seq_length, positions), [])
     if tokenizer:
         count = sum(map(len, chosen.parts))
         say(f"Tokenising {count:,} rows ...")
-        tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=math.inf)
-        tokens = [tokenize(part) for part in chosen.parts]
-    return Inspected(chosen, read, prompt_format, min(args.max_seq_length, positions), tokens)
+        weights = part_weights(args.loss_mask, args.loss_weights)
+        tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, weights=weights)
+        data = data._replace(tokens=[tokenize(part, max_length=math.inf) for part in chosen.parts])
+        made, not_made = made_rows(args, data, functools.partial(tokenize, max_length=data.limit))
+        data = data._replace(made=made, not_made=not_made)
+    return data
 
 
 def inspect_rows(args, data, tokenizer):
@@ -101,14 +110,18 @@ def inspect_rows(args, data, tokenizer):
         "lengths": None,
         "proof": None,
         "training": None,
+        "made": data.made.summary if data.made else [],
         "examples": [],
     }
     if data.tokens:
         result |= of_tokens(args, data, tokenizer, findings)
-    lengths = {example.row_id: len(example.input_ids) for part in data.tokens for example in part.examples}
+    made = list(data.made.made.values()) if data.made else []
+    part_of |= {row.id: "made" for row in made}
+    parts = data.tokens + ([data.made.tokenized] if made else [])
+    lengths = {example.row_id: len(example.input_ids) for part in parts for example in part.examples}
     result["findings"] = findings.as_list()
     result["verdict"] = verdict(args, data, result)
-    rows = chosen_rows(everything, result["findings"], args.seed)
+    rows = made[:MOST_MADE] + chosen_rows(everything, result["findings"], args.seed, MOST_ROWS - len(made[:MOST_MADE]))
     names = names_by_row(result["findings"])
     result["rows"] = [
         {
@@ -123,7 +136,7 @@ def inspect_rows(args, data, tokenizer):
         }
         for row in rows
     ]
-    result["rows_left_out"] = len(everything) - len(rows)
+    result["rows_left_out"] = len(everything) + len(made) - len(rows)
     return result
 
 
@@ -187,7 +200,12 @@ def of_tokens(args, data, tokenizer, findings):
     for row_id in train.unknown_prompts + evaluation.unknown_prompts:
         findings.add("unknown_token", row_id, "in the prompt")
     fitting, _ = data.fitting
-    proof = prove_supervision(tokenizer, data.prompt_format, train_rows + eval_rows, examples, findings)
+    rows = train_rows + eval_rows
+    if data.made:
+        rows = rows + list(data.made.made.values())
+        examples = examples + [example for example in fitting if example.row_id in data.made.made]
+    by_loss = args.loss_mask == "completion_only" and not args.loss_weights
+    proof = prove_supervision(tokenizer, data.prompt_format, rows, examples, findings, by_loss=by_loss)
     return {
         "lengths": describe_lengths(train.examples, evaluation.examples, data.limit, args.max_seq_length),
         "proof": proof,
@@ -225,12 +243,12 @@ def names_by_row(findings):
     return names
 
 
-def chosen_rows(rows, findings, seed):
-    """At most MOST_ROWS rows, in order: the rows named by findings, and others drawn by seed."""
+def chosen_rows(rows, findings, seed, most):
+    """At most `most` rows, in order: the rows named by findings, and others drawn by seed."""
     named = names_by_row(findings)
-    first = [place for place, row in enumerate(rows) if row.id in named][:MOST_ROWS]
+    first = [place for place, row in enumerate(rows) if row.id in named][:most]
     others = [place for place, row in enumerate(rows) if row.id not in named]
-    drawn = np.random.default_rng(seed).permutation(len(others))[: MOST_ROWS - len(first)]
+    drawn = np.random.default_rng(seed).permutation(len(others))[: most - len(first)]
     return [rows[place] for place in sorted([*first, *(others[i] for i in drawn)])]
 
 
@@ -242,6 +260,8 @@ def verdict(args, data, result):
         allowed = most_bad_rows(args.max_bad_rows, valid + count)
         if count > allowed:
             stops.append(f"{count} of the {valid + count} rows of {name} are bad, and --max_bad_rows allows {allowed}")
+    if data.not_made:
+        stops.append(data.not_made)
     if data.tokens and not result["training"]:
         stops.append("no training row is left")
     if (proof := result["proof"]) and proof["changed"] > MOST_CHANGED * proof["rows"]:

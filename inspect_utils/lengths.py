@@ -5,7 +5,6 @@ import math
 import numpy as np
 
 from data_utils.batching import TrainingData
-from data_utils.supervision import LOSS_MASK
 from data_utils.tokens import decode_tokens, end_token_id
 from inspect_utils.findings import MOST_ITEMS
 from run_utils.terminal import progress
@@ -47,17 +46,16 @@ def describe_lengths(train, evaluation, limit, max_seq_length):
     }
 
 
-def prove_supervision(tokenizer, prompt_format, rows, examples, findings):
+def prove_supervision(tokenizer, prompt_format, rows, examples, findings, *, by_loss):
     """Decode the tokens after each prompt, and compare them with the completion and the end token.
-    With LOSS_MASK completion_only, these must be the tokens with a loss. Returns the proof as JSON
-    values."""
+    by_loss: the tokens with a loss must be these. Returns the proof as JSON values."""
     end_id = end_token_id(tokenizer, prompt_format)
     end = decode_tokens(tokenizer, [end_id])
     changed = []
     pairs = zip(rows, examples, strict=True)
     for row, example in progress(pairs, "Decoding the supervised tokens", len(rows)):
         _, completion = prompt_format.texts(row)
-        has_loss = example.loss_weights != 0 if LOSS_MASK == "completion_only" else slice(example.prompt_length, None)
+        has_loss = example.loss_weights != 0 if by_loss else slice(example.prompt_length, None)
         ids = example.input_ids[has_loss]
         text = decode_tokens(tokenizer, ids.tolist())
         if text != completion + end or ids[-1] != end_id:

@@ -42,7 +42,7 @@ def print_counts(inspection, console):
             f"{overlap['near_repeats']:,} nearly the same; of the tools offered {overlap['tools_all_seen']:,} rows have "
             f"seen all, {overlap['tools_some_unseen']:,} some, {overlap['tools_none_seen']:,} none"
         )
-    lines += [f"{note}: {count:,}" for note, count in inspection["notes"].items()]
+    lines += [f"{note}: {count:,}" for note, count in inspection["notes"].items()] + inspection["made"]
     for line in lines:
         console.print(Text(line))
 

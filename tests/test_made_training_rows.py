@@ -39,11 +39,16 @@ def test_a_run_with_made_rows_resumes_exactly_and_with_no_other_fraction(train_h
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
-    [(["shuffle", "renames"], "not renames"), (["rename", "rename"], "names a transformation twice")],
+    ("wrong", "told"),
+    [
+        ({"augment": ["shuffle", "renames"]}, "not renames"),
+        ({"augment": ["rename", "rename"]}, "names a transformation twice"),
+        ({"augment_fraction": 0.2}, "--augment_fraction needs --augment"),
+        ({"no_call_fraction": 1}, "--no_call_fraction"),
+    ],
 )
-def test_wrong_names_are_refused_before_anything_loads(run_here, flags, names, told):
-    result = run_here(train, flags | {"augment": names, "dataset_name": "nowhere.jsonl"})
+def test_wrong_values_are_refused_before_anything_loads(run_here, flags, wrong, told):
+    result = run_here(train, flags | wrong | {"dataset_name": "nowhere.jsonl"})
     assert result.code == 2 and told in result.err and not flags["output_dir"].exists()
 
 

@@ -145,8 +145,11 @@ def test_added_rows_are_transformed_too_and_a_row_that_cannot_be_stays(prepare):
 
 
 def test_without_the_flags_nothing_changes(prepare):
-    data = prepare(augment_fraction=0.1, max_train_examples=100)  # which nothing reads then
-    assert data.train.fingerprints == prepare(max_train_examples=100).train.fingerprints
+    data, none = (
+        prepare(max_train_examples=100),
+        prepare(augment=["rename"], augment_fraction=0.0, max_train_examples=100),
+    )
+    assert data.train.fingerprints == none.train.fingerprints
     assert not any("Added" in line or "Transformed" in line for line in data.summary)
 
 
