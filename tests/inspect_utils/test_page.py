@@ -65,7 +65,7 @@ def make_inspection(num_rows=120):
         "training": {"rows": 57_000, "steps_per_epoch": 7125, "steps": 7125, "epochs": 1.0, "global_batch": 8, "tokens_per_epoch": 22_572_000,
                      "supervised_per_epoch": 4_000_000, "tokens_per_step": 3168.0, "longest_step": 5006},
         "examples": [{"id": "row-1", "part": "train", "tokens": [["Weather?\n", 0.0], ["[{", 1.0], ["<|end|>", 0.5]]}],
-        "rows": rows, "rows_left_out": 59_321 - num_rows, "estimate": copy.deepcopy(ESTIMATE),
+        "made": ["a line on made rows"], "rows": rows, "rows_left_out": 59_321 - num_rows, "estimate": copy.deepcopy(ESTIMATE),
     }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_all_counts_are_on_the_page():
     for part in (
         "Do not go on yet: a reason.", "another one", "1,234 rows", "line 6 broken JSON", "2 more", "57,123",
         "3,673", "58,999 of 59,000 rows", "row-5", "7.2%", "22,572,000", "5.0 GiB", "870", "7.5 h", "24 min", "does not fit",
-        "time is not computed", "120 of 59,321 valid rows", "drawn by",
+        "time is not computed", "a line on made rows", "120 of 59,321 valid rows", "drawn by",
     ):  # fmt: skip
         assert part in text, part
     assert text.count("a reason") == 1  # the line has it already
