@@ -106,9 +106,10 @@ def micro_batch_memory(args, foot, tokens, supervised):
     # their own for it.
     again = args.torch_compile or args.gradient_checkpointing
     layer = foot.kept_bytes / foot.num_layers * size if again else 0
+    moments = 2 * foot.trained if args.optim.endswith("8bit") else 2 * foot.trained_bytes
     parts = {
         "base": foot.base_bytes,
-        "trained": 4 * foot.trained_bytes,  # weights, gradients, Adam's two moments
+        "trained": 2 * foot.trained_bytes + moments,  # weights and gradients
         "activations": kept + (layer if args.cuda_graphs else max(0, layer - logits)),
         "logits": logits,
     }
@@ -187,12 +188,14 @@ def describe_settings(args, fp32):
 
 
 def describe_limits(args, at_hand, gpu, gpus):
-    """What the figures leave out."""
+    """The limits of the figures, in words."""
     notes = ["computed, not measured: for one GPU, without its sharing by FSDP2"]
     if args.torch_compile or args.cuda_graphs:
         notes.append("without the minutes of compiling and capturing at the start")
     if args.eval_generate_examples:
         notes.append("without the calls generated in evaluations")
+    if args.use_dora:
+        notes.append("--use_dora is slower than this: PEFT's layers run")
     if args.liger_kernel:
         notes.append("--liger_kernel needs less than this")
     if args.quantization == "int8":
@@ -218,20 +221,22 @@ def describe(result):
         f"Memory: {peak} GiB = base {base} + adapter, its gradients and moments {trained} + activations of "
         f"{memory['tokens']:,} tokens {activations} + logits of {memory['supervised']:,} supervised tokens {logits}",
     ]
+    if result["gpus"]:
+        lines.append(f"Time: of {count(result['steps'], 'step')} and {count(result['evaluations'], 'evaluation')}")
     for gpu in result["gpus"]:
-        line = f"{gpu['name']}, {gpu['memory_gib']:.0f} GiB: {'fits' if gpu['fits'] else 'does not fit'}"
+        line = f"  {gpu['name']}, {gpu['memory_gib']:.0f} GiB: {'fits' if gpu['fits'] else 'does not fit'}"
         if time := gpu["time"]:
-            limit = ", limited by the CPU's launches" if time["limit"] == "launches" else ""
-            line += (
-                f"; {time['tokens_per_second']:,.0f} tokens/s ({time['mfu']:.0%} of its peak{limit}), "
-                f"{show_hours(time['hours'])} for {result['steps']:,} steps"
-            )
-            if result["evaluations"]:
-                line += f" and {result['evaluations']} evaluations"
+            limit = "; the CPU's launches limit it" if time["limit"] == "launches" else ""
+            line += f"; {show_hours(time['hours'])} at {time['tokens_per_second']:,.0f} tokens/s"
+            line += f", {time['mfu']:.0%} of its peak{limit}"
         lines.append(line)
     return [*lines, f"({'; '.join(result['notes'])})"]
 
 
 def show_hours(hours):
     minutes = math.ceil(60 * hours)
-    return f"{hours:.1f} hours" if minutes >= 60 else f"{minutes} minute{'s' * (minutes != 1)}"
+    return f"{hours:.1f} hours" if minutes >= 60 else count(minutes, "minute")
+
+
+def count(number, unit):
+    return f"{number:,} {unit}{'s' * (number != 1)}"
