@@ -21,6 +21,7 @@ if __name__ == "__main__":
 from dataclasses import dataclass
 from typing import Literal
 
+from data_utils.data_set_names import check_data_sets
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.systems import SYSTEMS
 from run_utils.arguments import argument, check_limits, number_or_auto, parse_arguments
@@ -53,7 +54,7 @@ class EvaluationArguments:
     prompt_format: Literal[*PROMPT_FORMATS] | None = argument(
         None, "For the base alone; an adapter has its own", inherited="tags-1"
     )
-    dataset_name: str | None = argument(None, inherited=None)
+    dataset_name: list[str] | str | None = argument(None, "One or several", inherited=None)
     eval_dataset_name: str | None = argument(None, inherited=None)
     dataset_config_name: str | None = argument(None, inherited=None)
     dataset_revision: str | None = argument(None, inherited=None)
@@ -88,6 +89,7 @@ class EvaluationArguments:
     def __post_init__(self):
         self.batch_tokens = number_or_auto("batch_tokens", self.batch_tokens)
         check_limits(self)
+        check_data_sets(self)
         if self.rescore or self.compare:
             require(not (self.rescore and self.compare), "--rescore and --compare do not go together")
             require(not self.compare or len(self.compare) > 1, "--compare needs two folders or more")

@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from data_utils.data_set_names import check_data_sets
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.readers import READERS
 from demo.rows import GENERATORS
@@ -38,9 +39,12 @@ class TrainingArguments:
     model_name_or_path: str = argument("Qwen/Qwen3-4B-Base", "Hub id, folder, or 'demo'", group="Model and data")
     model_revision: str | None = argument(None)
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
-    dataset_name: str = argument(
+    dataset_name: list[str] | str = argument(
         "Salesforce/xlam-function-calling-60k",
-        f"Hub id, file ({', '.join(READERS)}), folder in the hub's layout, or 'demo'",
+        f"Hub id, file ({', '.join(READERS)}), folder in the hub's layout, or 'demo'; or several",
+    )
+    dataset_shares: list[float] | None = argument(
+        None, "Of the training rows, one share a data set, as many rows as there are; by default all rows"
     )
     dataset_config_name: str | None = argument(None)
     dataset_revision: str | None = argument(None)
@@ -76,6 +80,9 @@ class TrainingArguments:
     warmup_ratio: float = argument(0.03, at_least=0, below=1)
     weight_decay: float = argument(0.0, at_least=0)
     max_grad_norm: float = argument(1.0, "0 turns clipping off", at_least=0)
+    ema_decay: float | None = argument(
+        None, "Evaluate and deliver an exponential average of the weights, such as 0.999", above=0, below=1
+    )
     optim: Literal["adamw_torch", "adamw_torch_fused"] = argument("adamw_torch_fused")
 
     lora_r: int = argument(32, group="LoRA", above=0)
@@ -116,6 +123,7 @@ class TrainingArguments:
 
     def __post_init__(self):
         check_limits(self)
+        check_data_sets(self)
         if self.init_adapter:
             take_settings(self)
         require(
@@ -178,10 +186,12 @@ from model_utils.model_facts import num_positions
 from model_utils.speed import COMPILE, enable_speedups, gradient_sync, prepare_model
 from model_utils.systems import System
 from model_utils.training_model import load_model
-from run_utils.checkpoint import RunState, Training
+from model_utils.weight_average import WeightAverage
+from run_utils.checkpoint import RunState
 from run_utils.launch import end_training, start_accelerator
 from run_utils.progress import TrainingLog
 from run_utils.run import open_run
+from run_utils.training import Training
 
 DECODING = {"max_new_tokens": 256, "batch_tokens": 16384}  # in the evaluations during training
 
@@ -215,8 +225,10 @@ def main(args):
     loss_fn = functools.partial(completion_loss, cross_entropy=token_loss)
     optimizer, scheduler = build_optimizer(model, args, max_steps)
     model, optimizer = prepare_model(accelerator, model, args.cuda_graphs), accelerator.prepare_optimizer(optimizer)
-    training = Training(model=model, optimizer=optimizer, scheduler=scheduler)  # goes into checkpoints
-    trainable = training.adapter_weights
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    average = WeightAverage(trainable, args.ema_decay) if args.ema_decay else None
+    # Goes into checkpoints. Evaluated and delivered is the average, if there is one.
+    training = Training(model=model, optimizer=optimizer, scheduler=scheduler, average=average)
 
     state = run.resume(training, fresh, record)
     steps = range(state.global_step, last_step)
@@ -230,7 +242,7 @@ def main(args):
     stop = StopRequest(accelerator, run.last_checkpoint)  # from now on, signals wait for stop.check
     try:
         if state.evaluation_due:  # a signal interrupted it, or --eval_on_start
-            evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
+            evaluate(accelerator, training, data, args, system=system, log=log, state=state, stop=stop)
             if run.saved:
                 run.save(training, state)
 
@@ -254,6 +266,8 @@ def main(args):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
+            if average:
+                average.update()
             state.global_step += 1  # counts optimizer steps
             log.end_step(step, accelerator.reduce(loss_sum), grad_norm, learning_rates)
 
@@ -269,7 +283,7 @@ def main(args):
             if is_log:
                 log.write()
             if is_eval:
-                evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
+                evaluate(accelerator, training, data, args, system=system, log=log, state=state, stop=stop)
             if is_save or state.is_best or state.stops_early(args.early_stopping_patience):
                 run.save(training, state)
         log.close(is_finished=True)
@@ -314,17 +328,18 @@ def completion_loss(model, batch, device, cross_entropy=cross_entropy):
     return cross_entropy(logits, labels, weights)
 
 
-def evaluate(accelerator, model, data, args, *, system, log, state, stop):
+def evaluate(accelerator, training, data, args, *, system, log, state, stop):
     """Score the held-out rows, log the figures and add them to `state`. After a signal, raises
     Stopped on all processes at once; the evaluation is then still due."""
     settings = {"batch_size": args.per_device_eval_batch_size, "loss_fn": completion_loss, "stop": stop}
-    figures = evaluation_figures(accelerator, model, data.eval_examples, cross_entropy=cross_entropy, **settings)
-    samples = ""
-    if args.eval_generate_examples:
-        rows = data.eval_rows[: args.eval_generate_examples]
-        answers = generated_texts(accelerator, model, system, rows, stop)
-        figures |= curve_figures(rows, answers, system.prompt_format)
-        samples = samples_table(rows, answers, system.prompt_format)
+    model, examples, samples = training.model, data.eval_examples, ""
+    with training.as_delivered():
+        figures = evaluation_figures(accelerator, model, examples, cross_entropy=cross_entropy, **settings)
+        if args.eval_generate_examples:
+            rows = data.eval_rows[: args.eval_generate_examples]
+            answers = generated_texts(accelerator, model, system, rows, stop)
+            figures |= curve_figures(rows, answers, system.prompt_format)
+            samples = samples_table(rows, answers, system.prompt_format)
     state.add_evaluation(figures, args.best_metric)
     log.write_evaluation(figures, samples)
 

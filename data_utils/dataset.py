@@ -9,7 +9,9 @@ from typing import NamedTuple
 from data_utils import cache
 from data_utils.batching import TrainingData, mark_supervised, tokenize_rows
 from data_utils.chat_format import find_format
+from data_utils.data_set_names import labels_of
 from data_utils.held_out import read_split, trained_contents
+from data_utils.mixture import describe_shares, load_data_sets, take_shares
 from data_utils.prompt import check_format
 from data_utils.rows import describe_bad_rows, shorten
 from data_utils.sources import load_rows
@@ -54,8 +56,8 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         prompt_format = prompt_format._replace(train_words=args.train_words)
 
     # Rows
-    load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, report=report, generators=generators)
-    rows, dropped = load(args.dataset_name, args.dataset_revision, config_name=args.dataset_config_name)
+    options = {"max_bad_rows": args.max_bad_rows, "report": report, "generators": generators}
+    rows, dropped, sources = load_data_sets(args, **options)
     summary = []
     if dropped:
         count = sum(map(len, dropped.values()))
@@ -72,12 +74,16 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
 
     # Split
     if args.eval_dataset_name:
-        other_rows, _ = load(args.eval_dataset_name)
+        other_rows, _ = load_rows(args.eval_dataset_name, **options)
         other_rows = leave_out(other_rows, prompt_format.ask, refused) if is_chat else other_rows
         train_rows, eval_rows, in_neither = set_apart(rows, other_rows, args.seed)
     else:
         train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
-    parts = train_rows[: args.max_train_examples], eval_rows[: args.max_eval_examples]
+    part = train_rows[: args.max_train_examples]
+    if args.dataset_shares:
+        shares = dict(zip(labels_of(args.dataset_name), args.dataset_shares, strict=True))
+        part = take_shares(train_rows, sources, shares, args.max_train_examples)
+    parts = part, eval_rows[: args.max_eval_examples]
     if is_chat:  # answers that the template cannot write, such as several calls, stay in the split
         parts = [leave_out(part, prompt_format.check, refused) for part in parts]
         if refused:
@@ -125,6 +131,8 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         "held_out": {row.id: row.fingerprint for row in eval_rows},
         "near_repeats": near_repeats(trained, eval_rows),
     }
+    if sources and not args.eval_dataset_name:
+        summary.append(describe_shares(sources, split["trained"], split["held_out"]))
     if args.init_adapter and (before := read_split(args.init_adapter)):
         split["trained_before"] = sorted(trained_contents(before))
         if known := len(set(split["held_out"].values()) & set(split["trained_before"])):

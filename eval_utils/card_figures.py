@@ -12,7 +12,7 @@ from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, one_line, say
 from run_utils.files import file_hash, no_pipe, read_json, write_text
 from run_utils.metrics_file import read_metrics
-from run_utils.redaction import published_name
+from run_utils.redaction import published_name, published_names
 
 # The lines around an evaluation in a card. evaluate.py replaces the text between them.
 SECTION = ("<!-- evaluate.py replaces the lines from here -->", "<!-- to here -->")
@@ -31,7 +31,7 @@ def rows_name(args):
     if args.get("eval_dataset_name"):
         return f"rows of {published_name(str(args['eval_dataset_name']))}"
     held_out = "" if args.get("eval_fraction") == 1 else "held-out "
-    return f"{held_out}rows of {published_name(str(args.get('dataset_name', 'unknown')))}"
+    return f"{held_out}rows of {published_names(args.get('dataset_name', 'unknown'))}"
 
 
 def escaped(value):
@@ -161,7 +161,7 @@ def read_evaluation(adapter, training_args):
     if environment.get("adapter_sha256") != file_hash(Path(adapter) / "adapter_model.safetensors"):
         return None
     origin = {name: environment.get(name) for name in ("quantization", "mixed_precision")}
-    data = published_name(str(args.get("eval_dataset_name") or args.get("dataset_name")))
+    data = published_names(args.get("eval_dataset_name") or args.get("dataset_name"))
     return metrics | origin | {"rows": rows_name(args), "data": data, "shots": args.get("shots")}
 
 

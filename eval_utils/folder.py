@@ -24,7 +24,7 @@ from run_utils.paths import did_you_mean
 
 # Files of train.py's folders. Evaluations have an environment.json too.
 TRAINING_FILES = ("adapter_config.json", "split.json", "state.json")
-TRAINING_FACTS = ("tools_seen", "near_repeat")  # of a row, see write_rows
+TRAINING_FACTS = ("tools_seen", "near_repeat", "data_set")  # of a row, see write_rows
 # An evaluation's files beside its predictions.
 RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")
 
@@ -144,6 +144,7 @@ def write_rows(output_dir, rows, in_training):
 
     in_training: `{fact: {row id: bool}}`, or None for an unknown fact. "tools_seen": all tools of
     the row were on offer in training. "near_repeat": the query nearly repeats a training query.
+    "data_set": the name of the row's, if there are several.
     """
     write_json_lines(
         output_dir / "rows.jsonl",

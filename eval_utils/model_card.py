@@ -17,7 +17,7 @@ from eval_utils.card_figures import (
     rows_name,
 )
 from run_utils.errors import one_line
-from run_utils.redaction import published_name
+from run_utils.redaction import published_name, published_names
 
 TEMPLATE = """\
 ---
@@ -120,12 +120,12 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
     held-out loss)`, from read_curves. evaluation: the parsed metrics.json of this adapter or
     export, or None."""
     base = one_line(environment.get("base") or published_name(str(args["model_name_or_path"])))
-    data = one_line(environment.get("data") or published_name(str(args.get("dataset_name", "unknown"))))
+    data = one_line(environment.get("data") or published_names(args.get("dataset_name", "unknown")))
     prompt_format = PROMPT_FORMATS[args["prompt_format"]]
     title = f"{base.split('/')[-1]} that calls tools"
     card_data = ModelCardData(
         base_model=base if is_hub_id(base) else None,
-        datasets=[data] if is_hub_id(data) else None,
+        datasets=list(filter(is_hub_id, data.split(", "))) or None,
         library_name=library,
         pipeline_tag="text-generation",
         tags=["tool-calling", "function-calling", "lora"],
@@ -154,7 +154,9 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
         words=ONLY_CALLS if prompt_format or not args.get("train_words", True) else IN_WORDS,
         loading=loading,
         evaluation=evaluation_section(evaluation),
-        curve=describe_curves(curves, environment.get("eval_loss"), rows_name({**args, "dataset_name": data})),
+        curve=describe_curves(
+            curves, environment.get("eval_loss"), rows_name({**args, "dataset_name": data.split(", ")})
+        ),
     )
     card.save(Path(folder) / "README.md")
 

@@ -27,8 +27,8 @@ WITHOUT_FUNCTION = {
 UNORDERED = {"target_modules", "target_parameters", "exclude_modules"}
 # The fields of args.yaml for evaluation, inference and export.
 TEXTS = (
-    *("model_name_or_path", "model_revision", "prompt_format", "quantization", "eval_split", "dataset_name"),
-    *("dataset_config_name", "dataset_revision", "eval_dataset_name"),
+    *("model_name_or_path", "model_revision", "prompt_format", "quantization", "eval_split", "dataset_config_name"),
+    *("dataset_revision", "eval_dataset_name"),
 )
 NUMBERS = ("max_bad_rows", "eval_fraction", "seed", "lora_r", "lora_alpha")
 CHOICES = {"quantization": ("none", "nf4", "int8"), "eval_split": ("random", "tools")}
@@ -120,9 +120,11 @@ def check_arguments(args):
         if not isinstance(value, types | None) or (name in NUMBERS and not math.isfinite(value or 0)):
             found = value if isinstance(value, float) else f"a {type(value).__name__}"
             raise ValueError(f"{name} must be a {'text' if name in TEXTS else 'number'}, not {found}")
-    names = args.get("lora_target_modules") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("lora_target_modules must be a list of names")
+    for field in ("lora_target_modules", "dataset_name"):
+        names = args.get(field) or []
+        names = [names] if field == "dataset_name" and isinstance(names, str) else names
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{field} must be a list of names")
     if not args.get("model_name_or_path"):
         raise ValueError("no model_name_or_path there")
     for name, choices in CHOICES.items():

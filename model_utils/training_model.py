@@ -12,7 +12,7 @@ from model_utils.warm_start import load_weights
 from run_utils.environment import environment_record
 from run_utils.errors import say
 from run_utils.launch import check_alike
-from run_utils.redaction import published_name
+from run_utils.redaction import published_name, published_names
 
 
 def load_model(args, source, data, accelerator, *, max_new_tokens):
@@ -30,7 +30,7 @@ def load_model(args, source, data, accelerator, *, max_new_tokens):
     engine = choose_engine(base, data.prompt_ids, max(map(len, data.prompt_ids)) + max_new_tokens)
     record = environment_record(
         base=published_name(args.model_name_or_path),
-        data=published_name(args.dataset_name),
+        data=published_names(args.dataset_name),
         prompt_format=args.prompt_format,
         prompt_sha256=format_hash(data.prompt_format),
         base_fingerprint=base_fingerprint(base),

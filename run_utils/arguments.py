@@ -42,8 +42,9 @@ class ArgumentParser(argparse.ArgumentParser):
     """The fields of a dataclass as flags, with the rules of transformers' HfArgumentParser, whose
     import takes seconds.
 
-    A field has a default and is a `str`, `int`, `float`, `bool`, `Literal` of texts or `list[str]`,
-    with or without `| None`. An error is a UsageError of one line, which begins with `source`."""
+    A field has a default and is a `str`, `int`, `float`, `bool`, `Literal` of texts or a `list` of
+    texts or numbers, with or without `| None`. An error is a UsageError of one line, which begins
+    with `source`."""
 
     source = ""
 
@@ -96,7 +97,7 @@ def value_options(field_type):
     if typing.get_origin(field_type) is typing.Literal:
         return {"choices": typing.get_args(field_type)}
     if typing.get_origin(field_type) is list:
-        return {"type": str, "nargs": "+"}
+        return {"type": typing.get_args(field_type)[0], "nargs": "+"}
     return {"type": field_type}
 
 
@@ -238,6 +239,6 @@ def compared_arguments(args, effective_batch):
     if effective_batch != defaults["per_device_train_batch_size"] * defaults["gradient_accumulation_steps"]:
         changed.add("effective_batch")
     arguments["effective_batch"] = effective_batch
-    texts = {name: ", ".join(value) for name, value in arguments.items() if isinstance(value, list)}
+    texts = {name: ", ".join(map(str, value)) for name, value in arguments.items() if isinstance(value, list)}
     texts |= {name: redact(value) for name, value in arguments.items() if isinstance(value, str)}
     return {name: value for name, value in (arguments | texts).items() if value is not None}, changed

@@ -26,28 +26,6 @@ FILES = (
 WRITING_FAILS = (OSError, RuntimeError, SafetensorError)
 
 
-class Training:
-    """Everything that training changes: a PEFT model, prepared by Accelerate, the optimizer, the
-    scheduler, and other objects of yours.
-
-    A checkpoint has the model's adapter in PEFT's format, and the `state_dict()` of each other
-    object in NAME.pt. A resume calls the object's `load_state_dict` with it."""
-
-    def __init__(self, *, model, optimizer, scheduler, **others):
-        self.model, self.optimizer = model, optimizer
-        self.others = {"optimizer": optimizer, "scheduler": scheduler, **others}
-
-    @property
-    def adapter_weights(self):
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def num_bytes(self, with_states=True):
-        """A checkpoint's approximate size: the adapter's weights, and the optimizer's tensors."""
-        states = self.optimizer.state.values() if with_states else ()
-        tensors = [*self.adapter_weights, *(value for state in states for value in state.values())]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
-
-
 @dataclasses.dataclass
 class LogEntry:
     """Sums over the optimizer steps since the last entry of the log."""
@@ -185,8 +163,8 @@ def write_checkpoint(folder, model, others, split):
     """Write adapter, states and split to a new folder. Raises UserError if a resume could not read
     a state.
 
-    model: a PEFT model, unwrapped. others: objects with a `state_dict`, by name. split: the file to
-    copy."""
+    model: a PEFT model, unwrapped, as delivered. others: objects with a `state_dict`, by name.
+    split: the file to copy."""
     # Only the adapter's weights: under FSDP2, a request for the base's weights would move them on
     # this process only.
     weights = {name: weight for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}

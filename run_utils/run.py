@@ -7,7 +7,7 @@
       checkpoint-100/             adapter_model.safetensors, adapter_config.json (PEFT's format),
                                   args.yaml, environment.json (with the step), split.json;
                                   state.json, optimizer.pt, scheduler.pt, and a NAME.pt of each
-                                  other object of Training
+                                  other object of Training (training.py)
       adapter/                    at the end: the last or best checkpoint, without a resume's files
       incomplete-*                half-written or half-deleted by a kill; the next start deletes it
       superseded-*                beyond the resumed checkpoint, until the first new one is complete
@@ -171,9 +171,8 @@ class Run:
             return fresh
         checkpoint, state = self.saved.path, self.saved.state
         for name in ("base_fingerprint", "init_adapter_sha256"):  # only a warm start has the latter
-            value, saved = environment.get(name), self.saved.environment.get(name)
-            if value != saved:
-                raise UserError(f"{name} is {value} but {checkpoint} has {saved}")
+            if (now := environment.get(name)) != (then := self.saved.environment.get(name)):
+                raise UserError(f"{name} is {now} but {checkpoint} has {then}")
         load_checkpoint(self.saved, training, self.accelerator.unwrap_model(training.model))
         if state.best_checkpoint and not (self.output_dir / state.best_checkpoint).is_dir():
             # A better checkpoint replaced it, and that one is lost too.
@@ -221,7 +220,8 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             model = self.accelerator.unwrap_model(training.model)
-            write_checkpoint(folder, model, training.others, self.output_dir / "split.json")
+            with training.as_delivered():
+                write_checkpoint(folder, model, training.others, self.output_dir / "split.json")
             self.write_card(folder, vars(self.args), self.origin(state))  # replaces PEFT's empty one
             write_text(folder / "args.yaml", as_yaml(self.args))
             self.write_state(folder, state)
@@ -256,8 +256,8 @@ class Run:
     def check_disk(self, training):
         """Print a line if the disk cannot hold the kept checkpoints, the next one, and adapter/."""
         adapter = training.num_bytes(with_states=False)
-        # Adam keeps two moments of each weight.
-        needed = 3 * adapter * (self.args.save_total_limit + 1) + adapter
+        # Adam keeps two moments of each weight, an average the weight itself.
+        needed = (4 if training.average else 3) * adapter * (self.args.save_total_limit + 1) + adapter
         if shutil.disk_usage(self.output_dir).free < needed:
             self.accelerator.print(
                 f"Warning: {self.args.save_total_limit} checkpoints and the next need "

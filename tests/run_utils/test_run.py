@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from run_utils.checkpoint import LogEntry, RunState, Training, read_state
+from run_utils.checkpoint import LogEntry, RunState, read_state
 from run_utils.output_folder import set_aside
 from run_utils.run import Run
+from run_utils.training import Training
 
 
 @pytest.mark.parametrize(
