@@ -33,7 +33,7 @@ class EvaluationArguments:
     """inherited: the default without an adapter. With one, the default is its training's value."""
 
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
-    adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint")
+    adapter: str | None = argument(None, "Folder that train.py saved: adapter/, model/ or a checkpoint")
     systems: list[str] | None = argument(None, f"Of {', '.join(SYSTEMS)}; by default raw, prompted and adapter")
     shots: int = argument(2, "Examples in each prompt of fewshot: training rows, chosen by --seed", above=0)
 

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     handle_signals(exit_at_once)  # until run_script has its own
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from data_utils.data_set_names import check_data_sets
@@ -24,6 +24,7 @@ from data_utils.prompt import PROMPT_FORMATS
 from data_utils.readers import READERS
 from demo.rows import GENERATORS
 from eval_utils.metrics import METRICS
+from model_utils.full_training import check_full_training
 from model_utils.warm_start import take_settings
 from run_utils.arguments import argument, check_limits, parse_arguments
 from run_utils.errors import require, run_script, say
@@ -85,7 +86,8 @@ class TrainingArguments:
     )
     optim: Literal["adamw_torch", "adamw_torch_fused"] = argument("adamw_torch_fused")
 
-    lora_r: int = argument(32, group="LoRA", above=0)
+    use_peft: bool = argument(True, "false: train every weight, without an adapter", group="LoRA")
+    lora_r: int = argument(32, above=0)
     lora_alpha: int = argument(64, above=0)
     lora_dropout: float = argument(0.05, at_least=0, below=1)
     lora_target_modules: list[str] | None = argument(None, "By default the decoder's linear layers and its experts")
@@ -124,6 +126,8 @@ class TrainingArguments:
     def __post_init__(self):
         check_limits(self)
         check_data_sets(self)
+        if not self.use_peft:
+            check_full_training(self, fields(self))
         if self.init_adapter:
             take_settings(self)
         require(
@@ -143,6 +147,7 @@ class TrainingArguments:
             "--torch_compile cannot compile the kernels of --liger_kernel: switch one of them off",
         )
         if is_sharded():  # by the launch file
+            require(self.use_peft, "FSDP2 shards a frozen base: --use_peft true, or a launch file without FSDP2")
             require(
                 not self.cuda_graphs, "--cuda_graphs needs the whole model on each GPU: --cuda_graphs false with FSDP2"
             )
@@ -208,7 +213,8 @@ def main(args):
     accelerator.print("\n".join(data.summary + [data.example] * (not run.saved)))
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
-    args.lora_target_modules = args.lora_target_modules or all_layers(without_weights(config, args.trust_remote_code))
+    if args.use_peft and not args.lora_target_modules:
+        args.lora_target_modules = all_layers(without_weights(config, args.trust_remote_code))
     fresh = RunState(**data.train.fingerprints, effective_batch=data.train.global_batch)
     fresh.evaluation_due = args.eval_on_start and bool(data.eval_examples)
     run.check_same_experiment(fresh, fingerprint(data.eval_examples))
@@ -216,7 +222,7 @@ def main(args):
         run.print_end(last_step)
         return end_training(accelerator)
 
-    # Base model under a fresh adapter
+    # Base model under a fresh adapter, or to train whole
     model, engine, record = load_model(args, source, data, accelerator, max_new_tokens=DECODING["max_new_tokens"])
     system = System(model, tokenizer, data.prompt_format, **DECODING, engine=engine)
     flops = count_flops(model, args.gradient_checkpointing, peak_flops(accelerator))
@@ -228,7 +234,8 @@ def main(args):
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     average = WeightAverage(trainable, args.ema_decay) if args.ema_decay else None
     # Goes into checkpoints. Evaluated and delivered is the average, if there is one.
-    training = Training(model=model, optimizer=optimizer, scheduler=scheduler, average=average)
+    parts = {"average": average, "tokenizer": None if args.use_peft else tokenizer}
+    training = Training(model=model, optimizer=optimizer, scheduler=scheduler, **parts)
 
     state = run.resume(training, fresh, record)
     steps = range(state.global_step, last_step)

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 from data_utils.systems import SYSTEMS
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, one_line, say
-from run_utils.files import file_hash, no_pipe, read_json, write_text
+from run_utils.files import no_pipe, read_json, weights_hash, write_text
 from run_utils.metrics_file import read_metrics
 from run_utils.redaction import published_name, published_names
 
@@ -158,7 +158,7 @@ def read_evaluation(adapter, training_args):
     rows = ("dataset_name", "dataset_config_name", "dataset_revision", "eval_dataset_name")
     if any(args.get(name) != training_args.get(name) for name in rows):
         return None
-    if environment.get("adapter_sha256") != file_hash(Path(adapter) / "adapter_model.safetensors"):
+    if environment.get("adapter_sha256") != weights_hash(Path(adapter)):
         return None
     origin = {name: environment.get(name) for name in ("quantization", "mixed_precision")}
     data = published_names(args.get("eval_dataset_name") or args.get("dataset_name"))

@@ -134,9 +134,9 @@ def choose_attention(model, requested, name, examples, compiled):
     raise problem
 
 
-def load_base_model(source, accelerator):
-    """The causal language model on this process's device, frozen, in bf16 or float32 by the
-    Accelerator's precision. Linear layers are in NF4 (double quantisation, QLoRA) or int8 if
+def load_base_model(source, accelerator, device=None):
+    """The causal language model on `device` (by default this process's), frozen, in bf16 or float32
+    by the Accelerator's precision. Linear layers are in NF4 (double quantisation, QLoRA) or int8 if
     requested. The attention is transformers' choice. Raises UserError if the model cannot be
     loaded, or if its files lack weights. Unused weights are not read."""
     dtype = DTYPES[accelerator.mixed_precision]
@@ -164,7 +164,7 @@ def load_base_model(source, accelerator):
             **options(source),
             dtype=dtype,
             quantization_config=config,
-            device_map={"": accelerator.device},
+            device_map={"": device or accelerator.device},
             output_loading_info=True,
         )
     except torch.OutOfMemoryError:
