@@ -21,9 +21,11 @@ if __name__ == "__main__":
 from dataclasses import dataclass
 from typing import Literal
 
+from data_utils.augment import TRANSFORMATIONS
 from data_utils.data_set_names import check_data_sets
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.systems import SYSTEMS
+from demo.retention import TEXTS
 from run_utils.arguments import argument, check_limits, number_or_auto, parse_arguments
 from run_utils.errors import require, run_script, say
 
@@ -35,7 +37,7 @@ class EvaluationArguments:
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
     adapter: str | None = argument(None, "Folder that train.py saved: adapter/, model/ or a checkpoint")
     systems: list[str] | None = argument(None, f"Of {', '.join(SYSTEMS)}; by default raw, prompted and adapter")
-    shots: int = argument(2, "Examples in each prompt of fewshot: training rows, chosen by --seed", above=0)
+    shots: int = argument(2, "Examples in each prompt of fewshot: training rows, chosen by --split_seed", above=0)
 
     rescore: str | None = argument(None, "Folder of an evaluation to score again, without a model")
     compare: list[str] | None = argument(None, "Folders of evaluations of the same rows")
@@ -60,11 +62,21 @@ class EvaluationArguments:
     dataset_revision: str | None = argument(None, inherited=None)
     max_bad_rows: float | None = argument(None, inherited=0.01, at_least=0)
     seed: int | None = argument(None, inherited=42)
+    split_seed: int | None = argument(
+        None, "Draws the held-out rows and the shots; by default --seed", inherited=None, at_least=0
+    )
     eval_fraction: float | None = argument(
         None, "1 takes all rows, for a data set not trained on", inherited=0.05, above=0, at_most=1
     )
     eval_split: Literal["random", "tools"] | None = argument(None, inherited="random")
+    retention: str | None = argument(
+        None, f"Plain text whose perplexity is measured too: a file, or {' or '.join(TEXTS)}"
+    )
     num_examples: int | None = argument(1000, "Of the held-out rows, in the order of their hash", above=0)
+    no_call_examples: int | None = argument(
+        None, "Rows again, with the right tool off the list: by default a fifth of them, 200 at most", at_least=0
+    )
+    perturb: list[str] | None = argument(None, f"All rows again, changed. Of {', '.join(TRANSFORMATIONS)}")
 
     endpoint: str | None = argument(
         None, "OpenAI-compatible server, such as http://localhost:8000/v1; its key is OPENAI_API_KEY", group="Endpoint"
@@ -105,9 +117,12 @@ class EvaluationArguments:
         for system in self.systems:
             require(self.adapter or not SYSTEMS[system].adapter, f"the system {system!r} needs --adapter")
             require(self.endpoint or not SYSTEMS[system].server, f"the system {system!r} needs --endpoint")
+        unknown = [name for name in self.perturb or () if name not in TRANSFORMATIONS]
+        require(not unknown, f"--perturb knows {', '.join(TRANSFORMATIONS)}, not {', '.join(unknown)}")
         require(bool(self.endpoint) == bool(self.endpoint_model), "--endpoint and --endpoint_model go together")
         require(self.baseline in (None, *self.systems), f"--baseline names one of --systems, {', '.join(self.systems)}")
         require(len(set(self.systems)) == len(self.systems), "--systems names a system twice")
+        require(not self.retention or self.systems != ["endpoint"], "--retention needs a system other than endpoint")
 
 
 def parse():
@@ -119,11 +134,14 @@ if __name__ == "__main__":
     say("Loading PyTorch and transformers ...")
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from data_utils.chat_format import NO_GRAMMAR, find_format
 from data_utils.few_shot import shots_identity
 from data_utils.held_out import held_out_rows
+from data_utils.made_rows import sets_identity
+from data_utils.plain_text import read_text
 from demo.rows import GENERATORS
 from eval_utils.comparison import compare_folders, score_folder
 from eval_utils.endpoint import Endpoint
@@ -132,7 +150,9 @@ from eval_utils.predictions import predict
 from model_utils.adapter_files import read_adapter
 from model_utils.cache_size import cache_tokens
 from model_utils.generation import generated_by
-from model_utils.loading import base_fingerprint, load_base_model, load_tokenizer, model_source
+from model_utils.loading import base_fingerprint, load_base_model, load_config, load_tokenizer, model_source
+from model_utils.model_facts import num_positions
+from model_utils.retention import measure_retention
 from model_utils.systems import open_systems
 from model_utils.token_masks import import_xgrammar
 from run_utils.environment import environment_record
@@ -152,33 +172,32 @@ def main(args):
     data = held_out_rows(args, adapter, GENERATORS)
     if any(SYSTEMS[name].grammar for name in args.systems):
         import_xgrammar()  # a missing package fails now, not after hours of the other systems
-    tokenizer = base = None
+    tokenizer = base = text = None
     prompt_format = PROMPT_FORMATS[args.prompt_format]
     if args.systems != ["endpoint"] or args.prompt_format == "chat":
         source = model_source(args, adapter)
         tokenizer = load_tokenizer(source)
         prompt_format = find_format(args.prompt_format, tokenizer, adapter.prompt_hash if adapter else None)
     if args.systems != ["endpoint"]:
+        text = read_text(args.retention, TEXTS, tokenizer, num_positions(load_config(source)))
         base = load_base_model(source, accelerator)
 
     identity = identity_of(args, adapter, base, data, accelerator.mixed_precision, prompt_format=prompt_format)
     check_alike(identity | {"--systems": args.systems})
     folder = EvaluationFolder(args.output_dir, identity, accelerator)
     record = environment_record(**identity, cache_tokens=cache_tokens(base, args.batch_tokens) if base else None)
-    run_on_main(accelerator, lambda: folder.prepare(args, data.rows, data.in_training, record))
-    systems = systems_of(
-        args,
-        base,
-        tokenizer,
-        adapter,
-        prompt_format=prompt_format,
-        shots=data.shots,
-        batch_tokens=record["cache_tokens"],
-    )
-    for number, (name, system) in enumerate(systems, start=1):
-        todo, processes = folder.rows_to_answer(name, data.rows)
-        label = f"{name}, system {number} of {len(args.systems)}" + f", 1 of {processes} processes" * (processes > 1)
-        folder.append(progress(predict(name, system, todo, processes), label, len(todo)))
+    run_on_main(accelerator, lambda: folder.prepare(args, data, record))
+    measure = functools.partial(measure_retention, folder.path, text if accelerator.is_main_process else None)
+    measure("base", base)  # before an adapter is merged into it
+    options = {"prompt_format": prompt_format, "shots": data.shots, "batch_tokens": record["cache_tokens"]}
+    for number, (name, system) in enumerate(systems_of(args, base, tokenizer, adapter, **options), start=1):
+        if SYSTEMS[name].adapter:
+            measure("adapter", system.model)
+        for made, rows in data.sets.items():  # apart: a batch's other rows can change an answer's last bits
+            todo, processes = folder.rows_to_answer(name, rows)
+            label = f"{name}, system {number} of {len(args.systems)}" + f", {made}" * bool(made)
+            label += f", 1 of {processes} processes" * (processes > 1)
+            folder.append(progress(predict(name, system, todo, processes, made), label, len(todo)))
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
@@ -194,8 +213,9 @@ def inherit(args, adapter):
     own_format = trained_with.get("prompt_format", args.prompt_format)
     require(args.prompt_format in (None, own_format), f"{args.adapter} was trained with --prompt_format {own_format}")
     dataset_options = ["dataset_revision", "dataset_config_name", "eval_dataset_name"]
-    for owner, options in {"model_name_or_path": ["model_revision"], "dataset_name": dataset_options}.items():
-        if getattr(args, owner) not in (None, trained_with.get(owner)):  # of another repository
+    owners = {"model_name_or_path": ["model_revision"], "dataset_name": dataset_options, "seed": ["split_seed"]}
+    for owner, options in owners.items():
+        if getattr(args, owner) not in (None, trained_with.get(owner)):  # of another repository or split
             for name in options:
                 trained_with.pop(name, None)
     for field in dataclasses.fields(args):
@@ -229,7 +249,9 @@ def identity_of(args, adapter, base, data, mixed_precision, *, prompt_format):
         "merge_adapter": args.merge_adapter,
         "chat_markers": prompt_format.markers._asdict() if args.prompt_format == "chat" else None,
         "endpoint": [redact(args.endpoint), args.endpoint_model, *["chat"] * (args.endpoint_api == "chat")],
-    } | shots_identity(prompt_format, data.shots)
+        **shots_identity(prompt_format, data.shots),
+        **sets_identity(data.made),
+    }
 
 
 def systems_of(args, base, tokenizer, adapter, *, prompt_format, **options):

@@ -16,15 +16,17 @@ if __name__ == "__main__":
     handle_signals(exit_at_once)  # until run_script has its own
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
+from data_utils.augment import TRANSFORMATIONS
 from data_utils.data_set_names import check_data_sets
+from data_utils.parts import LOSS_MASKS, PARTS, part_weights
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.readers import READERS
 from demo.rows import GENERATORS
 from eval_utils.metrics import METRICS
-from model_utils.full_training import check_full_training
+from model_utils.variants import OPTIMIZERS, SCHEDULES, check_variants
 from model_utils.warm_start import take_settings
 from run_utils.arguments import argument, check_limits, parse_arguments
 from run_utils.errors import require, run_script, say
@@ -57,9 +59,15 @@ class TrainingArguments:
     max_bad_rows: float = argument(
         0.01, "Bad rows allowed: a share if below 1, else a count", at_least=0, free_on_resume=True
     )
+    split_seed: int | None = argument(None, "Draws the held-out rows and the subsets; by default --seed", at_least=0)
     max_train_examples: int | None = argument(None, above=0)
     max_eval_examples: int | None = argument(None, above=0)
     max_seq_length: int = argument(1024, "Tokens; longer rows are dropped, never cut", above=0)
+    no_call_fraction: float = argument(
+        0.0, "Share of the training rows to add: without the right tool, answer []", at_least=0, below=1
+    )
+    augment: list[str] | None = argument(None, f"Of {', '.join(TRANSFORMATIONS)}: one of them for a row, once")
+    augment_fraction: float = argument(0.5, "Share of the training rows that --augment transforms", above=0, at_most=1)
 
     output_dir: str = argument("runs/qwen3_4b_qlora", group="Output", free_on_resume=True)
     overwrite_output_dir: bool = argument(False, free_on_resume=True)
@@ -67,6 +75,8 @@ class TrainingArguments:
 
     seed: int = argument(42, group="Optimisation", at_least=0)
     dtype: Literal["auto", "bf16", "fp32"] = argument("auto", "auto: bf16 on CUDA, fp32 on a CPU")
+    loss_mask: Literal[*LOSS_MASKS] = argument("completion_only", "Tokens with a loss; eval_loss follows")
+    loss_weights: list[str] | None = argument(None, f"Weights such as names=2 end=1, of {', '.join(PARTS)}")
     num_train_epochs: float = argument(1.0, above=0)
     max_train_steps: int | None = argument(None, "Optimizer steps; overrides num_train_epochs", above=0)
     stop_after_steps: int | None = argument(
@@ -77,20 +87,31 @@ class TrainingArguments:
     per_device_eval_batch_size: int = argument(2, above=0, free_on_resume=True)
     gradient_accumulation_steps: int = argument(4, above=0, free_on_resume=True)
     learning_rate: float = argument(1e-4, above=0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = argument("cosine")
+    lr_scheduler_type: Literal[*SCHEDULES] = argument("cosine", "By transformers' names")
+    lr_scheduler_kwargs: list[str] | None = argument(None, "Of the schedule: num_decay_steps=200 min_lr_ratio=0.1")
     warmup_ratio: float = argument(0.03, at_least=0, below=1)
     weight_decay: float = argument(0.0, at_least=0)
     max_grad_norm: float = argument(1.0, "0 turns clipping off", at_least=0)
     ema_decay: float | None = argument(
         None, "Evaluate and deliver an exponential average of the weights, such as 0.999", above=0, below=1
     )
-    optim: Literal["adamw_torch", "adamw_torch_fused"] = argument("adamw_torch_fused")
+    optim: Literal[*OPTIMIZERS] = argument("adamw_torch_fused")
+    label_smoothing_factor: float = argument(0.0, "In training; eval/loss stays plain", at_least=0, below=1)
+    neftune_noise_alpha: float | None = argument(None, "NEFTune: noise on the embeddings in training", above=0)
 
     use_peft: bool = argument(True, "false: train every weight, without an adapter", group="LoRA")
     lora_r: int = argument(32, above=0)
     lora_alpha: int = argument(64, above=0)
     lora_dropout: float = argument(0.05, at_least=0, below=1)
-    lora_target_modules: list[str] | None = argument(None, "By default the decoder's linear layers and its experts")
+    lora_target_modules: list[str] | None = argument(
+        None, "Names, all-linear, attention or mlp; by default the decoder's linear layers and its experts"
+    )
+    rank_pattern: list[str] | None = argument(None, "Ranks by layer, as q_proj=64 down_proj=8")
+    alpha_pattern: list[str] | None = argument(None, "Alphas by layer")
+    use_rslora: bool = argument(False, "Scale by alpha / sqrt(r), not alpha / r")
+    use_dora: bool = argument(False, "Magnitude and direction apart; slower: PEFT's layers")
+    init_lora_weights: str = argument("true", "false, gaussian, orthogonal, pissa, pissa_niter_4, olora, loftq")
+    loraplus_lr_ratio: float | None = argument(None, "LoRA+: the learning rate of B over that of A", above=0)
     init_adapter: str | None = argument(None, "Folder of an adapter to start from, with its rank, alpha and layers")
 
     quantization: Literal["none", "nf4", "int8"] = argument("nf4", group="Memory and speed")
@@ -126,14 +147,17 @@ class TrainingArguments:
     def __post_init__(self):
         check_limits(self)
         check_data_sets(self)
-        if not self.use_peft:
-            check_full_training(self, fields(self))
-        if self.init_adapter:
+        if self.init_adapter and self.use_peft:
             take_settings(self)
+        part_weights(self.loss_mask, self.loss_weights)
+        check_variants(self)
         require(
             self.best_metric == "eval_loss" or self.eval_generate_examples,
             f"--best_metric {self.best_metric} needs --eval_generate_examples",
         )
+        unknown = [name for name in self.augment or () if name not in TRANSFORMATIONS]
+        require(not unknown, f"--augment knows {', '.join(TRANSFORMATIONS)}, not {', '.join(unknown)}")
+        require(len(set(self.augment or ())) == len(self.augment or ()), "--augment names a transformation twice")
         require(
             not (self.overwrite_output_dir and self.resume_from_checkpoint),
             "--overwrite_output_dir and --resume_from_checkpoint contradict each other",
@@ -151,6 +175,7 @@ class TrainingArguments:
             require(
                 not self.cuda_graphs, "--cuda_graphs needs the whole model on each GPU: --cuda_graphs false with FSDP2"
             )
+            require(not self.use_dora, "FSDP2 shards the weights whose norms --use_dora needs whole: --use_dora false")
             require(self.quantization != "int8", "FSDP2 cannot gather int8 layers: --quantization nf4 or none")
             require(
                 not self.eval_generate_examples,
@@ -181,15 +206,16 @@ from data_utils.batching import fingerprint
 from data_utils.dataset import prepare_data
 from eval_utils.curves import curve_figures, samples_table
 from eval_utils.model_card import write_adapter_card
-from model_utils.adapters import all_layers
 from model_utils.cuda_graphs import use_cuda_graphs
 from model_utils.flops import count_flops, peak_flops
 from model_utils.in_training import evaluation_figures, generated_texts
 from model_utils.loading import load_config, load_tokenizer, model_source, without_weights
 from model_utils.memory import check_evaluation_memory, check_graph_memory, check_training_memory
 from model_utils.model_facts import num_positions
+from model_utils.optimizers import optimizers, parameter_groups, schedule_options
 from model_utils.speed import COMPILE, enable_speedups, gradient_sync, prepare_model
 from model_utils.systems import System
+from model_utils.targets import choose_targets
 from model_utils.training_model import load_model
 from model_utils.weight_average import WeightAverage
 from run_utils.checkpoint import RunState
@@ -213,8 +239,7 @@ def main(args):
     accelerator.print("\n".join(data.summary + [data.example] * (not run.saved)))
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
-    if args.use_peft and not args.lora_target_modules:
-        args.lora_target_modules = all_layers(without_weights(config, args.trust_remote_code))
+    args.lora_target_modules = choose_targets(without_weights(config, args.trust_remote_code), args)
     fresh = RunState(**data.train.fingerprints, effective_batch=data.train.global_batch)
     fresh.evaluation_due = args.eval_on_start and bool(data.eval_examples)
     run.check_same_experiment(fresh, fingerprint(data.eval_examples))
@@ -228,13 +253,13 @@ def main(args):
     flops = count_flops(model, args.gradient_checkpointing, peak_flops(accelerator))
     enable_speedups(model, args, accelerator)
     token_loss = torch.compile(cross_entropy, **COMPILE) if args.torch_compile else cross_entropy
+    token_loss = functools.partial(token_loss, label_smoothing=args.label_smoothing_factor)
     loss_fn = functools.partial(completion_loss, cross_entropy=token_loss)
     optimizer, scheduler = build_optimizer(model, args, max_steps)
     model, optimizer = prepare_model(accelerator, model, args.cuda_graphs), accelerator.prepare_optimizer(optimizer)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     average = WeightAverage(trainable, args.ema_decay) if args.ema_decay else None
-    # Goes into checkpoints. Evaluated and delivered is the average, if there is one.
-    parts = {"average": average, "tokenizer": None if args.use_peft else tokenizer}
+    parts = {"average": average, "tokenizer": None if args.use_peft else tokenizer}  # for checkpoints
     training = Training(model=model, optimizer=optimizer, scheduler=scheduler, **parts)
 
     state = run.resume(training, fresh, record)
@@ -309,21 +334,20 @@ def build_optimizer(model, args, num_steps):
     """The optimizer of the adapter's weights, in one or more parameter groups, and its schedule."""
     from transformers import get_scheduler  # late: imports bitsandbytes, which run_script silences
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable, lr=args.learning_rate, weight_decay=args.weight_decay, fused=args.optim == "adamw_torch_fused"
-    )
+    groups = parameter_groups(model, args.learning_rate, args.loraplus_lr_ratio)
+    optimizer = optimizers()[args.optim](groups, lr=args.learning_rate, weight_decay=args.weight_decay)
     # accelerator.prepare would step the schedule once per process: keep it away from Accelerate.
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, math.ceil(args.warmup_ratio * num_steps), num_steps)
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, **schedule_options(args, num_steps))
     return optimizer, scheduler
 
 
-def cross_entropy(logits, labels, weights):
+def cross_entropy(logits, labels, weights, label_smoothing=0.0):
     """Sum of the tokens' weighted cross-entropies. weights: None if all are 1. Compiled, it reads
     the logits once forward and once backward, and keeps no log-probabilities."""
     if weights is None:
-        return F.cross_entropy(logits.float(), labels, reduction="sum")
-    return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
+        return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
+    losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+    return (losses * weights).sum()
 
 
 def completion_loss(model, batch, device, cross_entropy=cross_entropy):

@@ -145,6 +145,7 @@ def check(name, work_dir):
     adapter = None if problem else run / "adapter"
     trains = problem or f"yes, {json.loads((adapter / 'environment.json').read_text())['attention']}"
     flags = common | {"output_dir": run / "evaluation", "num_examples": ROWS, "max_new_tokens": NEW_TOKENS}
+    flags["no_call_examples"] = 0
     system = "adapter" if adapter else "prompted"
     if failure := run_script(evaluate, flags | {"systems": [system]} | ({"adapter": adapter} if adapter else {})):
         return trains, failure, ""

@@ -53,7 +53,8 @@ def read_predictions(evaluation):
 
 
 def of_last_system(entries):
-    return {entry["id"]: entry for entry in entries if entry["system"] == entries[-1]["system"]}
+    own = [entry for entry in entries if "set" not in entry]  # the leaderboard has no made rows
+    return {entry["id"]: entry for entry in own if entry["system"] == own[-1]["system"]}
 
 
 def compare(evaluation):

@@ -182,6 +182,7 @@ def measure_evaluation(args, shape, model_dir):
             flags = {
                 "model_name_or_path": model_dir, "dataset_name": args.work_dir / "rows.jsonl", "eval_fraction": 1, "num_examples": 400,
                 "systems": "prompted", "max_new_tokens": 96, "quantization": quantization, "output_dir": args.work_dir / name,
+                "no_call_examples": 0,
             }  # fmt: skip
             launch_file = launch_file if torch.cuda.is_available() else ON_CPU[launch_file]
             start = time.perf_counter()

@@ -36,7 +36,7 @@ from data_utils.tokens import encode_prompts
 from data_utils.tool_formats import openai_tools
 from demo.rows import GENERATORS
 from eval_utils.server_answers import read_answer
-from model_utils.adapter_files import read_adapter
+from model_utils.adapter_files import ranks, read_adapter, read_config
 from model_utils.loading import resolve_model
 from run_utils.arguments import ROOT
 from run_utils.errors import UsageError, UserError, require, run_script, say
@@ -98,7 +98,7 @@ def server_of(name, args):
     folder, model, lora_options = export, export, []
     if name == "vllm_lora":
         adapter = read_adapter(args.adapter)
-        rank = max(8, 1 << (adapter.args["lora_r"] - 1).bit_length())  # vLLM has powers of two from 8
+        rank = max(8, 1 << (max(ranks(read_config(args.adapter))) - 1).bit_length())  # vLLM has powers of two from 8
         folder, model = os.path.relpath(resolve_model(adapter.args["model_name_or_path"])), "tools"
         lora_options = ["--enable-lora", "--max-lora-rank", rank, "--lora-modules", f"tools={args.adapter}"]
         lora_options += ["--tokenizer", export, "--generation-config", export]
@@ -121,7 +121,8 @@ def reference_texts(args):
     folder = args.output_dir / "evaluation"
     say("Generating with evaluate.py ...")
     flags = ["--model_name_or_path", args.export, "--dataset_name", "demo", "--systems", "prompted", "--dtype", "fp32"]
-    flags += ["--num_examples", args.num_examples, "--max_new_tokens", NEW_TOKENS, "--batch_tokens", 8192]
+    flags += ["--num_examples", args.num_examples, "--no_call_examples", 0]
+    flags += ["--max_new_tokens", NEW_TOKENS, "--batch_tokens", 8192]
     command = [sys.executable, ROOT / "evaluate.py", *flags, "--output_dir", folder, "--overwrite_output_dir"]
     if subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL).returncode:
         raise UserError(f"evaluate.py has no texts of {args.export}: see its error above")

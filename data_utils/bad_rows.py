@@ -4,7 +4,7 @@ import json
 import math
 
 from data_utils.prompt import to_json
-from data_utils.tool_calls import parse_json
+from data_utils.tool_calls import RepeatedKey, parse_json
 
 
 class BadRow(ValueError):
@@ -18,6 +18,8 @@ class BadRow(ValueError):
 
 def not_json(where, error):
     """The BadRow of invalid JSON, with the parser's reason and position."""
+    if isinstance(error, RepeatedKey):
+        return BadRow(f"broken JSON in {where}: {error}", to_json(error.key)[:60])
     if not isinstance(error, json.JSONDecodeError):
         return BadRow(f"broken JSON in {where}: {error}")
     text = error.doc.rstrip()  # a trailing newline is not a second line

@@ -1,6 +1,7 @@
 """Rows to tokens, tokens to padding-free micro-batches, and the order of examples in optimizer
 steps."""
 
+import functools
 import hashlib
 import heapq
 import math
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 
 from data_utils import cache
-from data_utils.supervision import LOSS_MASK, loss_weights
+from data_utils.parts import part_weights
+from data_utils.supervision import loss_weights, token_parts
 from data_utils.tokens import encode_or_load, encode_texts, end_token_id
 
 
@@ -21,6 +23,7 @@ class Example(NamedTuple):
     input_ids: np.ndarray  # int32 [tokens]: prompt, completion, end of sequence or of the turn
     prompt_length: int  # in tokens
     loss_weights: np.ndarray  # float32 [tokens]: of each token's prediction; 0 for the first
+    parts: np.ndarray | None = None  # uint8 [tokens], see token_parts; None: not asked for, or unknown
 
     @property
     def num_supervised(self):
@@ -37,10 +40,12 @@ class Tokenized(NamedTuple):
     too_long: dict  # {id: tokens} of the other rows: a cut answer would teach broken JSON
     lost_answers: list  # ids of rows whose answers change when encoded and decoded
     unknown_prompts: list  # ids of rows with the unknown token in the prompt
+    unknown_parts: dict  # {id: reason} of examples without parts, if asked for
 
 
-def tokenize_rows(tokenizer, prompt_format, rows, max_length, *, loss_mask=LOSS_MASK):
-    """Rows as Tokenized, in their order. loss_mask: a name of supervision.LOSS_MASKS.
+def tokenize_rows(tokenizer, prompt_format, rows, max_length, *, weights=None, with_parts=False):
+    """Rows as Tokenized, in their order. weights: `{part: weight}` in the loss, by default 1 for
+    the completion. with_parts: for figures by part.
 
     Prompt and completion are tokenised separately, so that the prompt's ids are the same as in
     inference. Large data sets are tokenised once and then read from the cache. The cache has no
@@ -53,15 +58,23 @@ def tokenize_rows(tokenizer, prompt_format, rows, max_length, *, loss_mask=LOSS_
     else:
         encoded = encode_or_load(tokenizer, prompt_format, prompts, completions)
     end = np.array([end_token_id(tokenizer, prompt_format)], dtype=np.int32)
-    examples, too_long = [], {}
+    examples, too_long, unknown_parts = [], {}, {}
+    weights = weights or part_weights()
     for row, prompt, text, completion in zip(rows, encoded.prompts, completions, encoded.completions, strict=True):
         if (length := len(prompt) + len(completion) + 1) > max_length:
             too_long[row.id] = length
-        else:
-            weights = loss_weights(tokenizer, prompt, text, completion, loss_mask)
-            examples.append(Example(row.id, np.concatenate([prompt, completion, end]), len(prompt), weights))
+            continue
+        find_parts = functools.partial(token_parts, tokenizer, prompt_format, len(prompt), text, completion)
+        of_tokens = loss_weights(weights, len(prompt), length, find_parts)
+        parts = None
+        if with_parts:
+            try:
+                parts = find_parts()
+            except ValueError as error:
+                unknown_parts[row.id] = str(error)
+        examples.append(Example(row.id, np.concatenate([prompt, completion, end]), len(prompt), of_tokens, parts))
     lost, unknown = ([rows[index].id for index in indices] for indices in (encoded.lost, encoded.unknown))
-    return Tokenized(examples, too_long, lost, unknown)
+    return Tokenized(examples, too_long, lost, unknown, unknown_parts)
 
 
 def fingerprint(examples):
@@ -73,10 +86,14 @@ def fingerprint(examples):
     for example in examples:
         digest.update(f"{example.row_id} {example.prompt_length} ".encode())
         digest.update(example.input_ids.tobytes())
-        completion_only = np.arange(len(example.input_ids)) >= max(1, example.prompt_length)
-        if not np.array_equal(example.loss_weights, completion_only):
+        if not np.array_equal(example.loss_weights, is_completion(example)):
             digest.update(example.loss_weights.tobytes())
     return digest.hexdigest()
+
+
+def is_completion(example):
+    """Whether each token is of the completion, or its end, and is predicted. bool [tokens]"""
+    return np.arange(len(example.input_ids)) >= max(1, example.prompt_length)
 
 
 def pack(sequences):
@@ -95,17 +112,21 @@ def pack(sequences):
     }
 
 
-def collate(examples, supervised=True):
+def collate(examples, supervised=True, completions=False):
     """`pack` of the examples with their supervision: a micro-batch for train.py's
     `completion_loss`.
 
     logits_to_keep: int64 [supervised tokens], the positions that predict a token whose weight is
     not 0: the head runs on these only. labels: int64 [supervised tokens], the predicted tokens.
     loss_weights: float32 [supervised tokens], or None if all are 1. Without `supervised` there are
-    no such tokens, and the loss and its gradients are zero."""
+    no such tokens, and the loss and its gradients are zero. completions: keep all tokens of the
+    completions, those of weight 0 too."""
     batch = pack([example.input_ids for example in examples])
     weights = np.concatenate([example.loss_weights for example in examples])
-    targets = torch.from_numpy(np.flatnonzero(weights if supervised else []))
+    is_target = weights != 0
+    if completions:
+        is_target |= np.concatenate([is_completion(example) for example in examples])
+    targets = torch.from_numpy(np.flatnonzero(is_target if supervised else []))
     weights = torch.from_numpy(weights)[targets]
     return batch | {
         "logits_to_keep": targets - 1,

@@ -14,11 +14,12 @@ import json
 import re
 from typing import NamedTuple
 
+import transformers
 from transformers import PreTrainedTokenizerBase
 
 from data_utils.chat_turns import PARSER, Markers
 from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
-from data_utils.tokens import MARKS, marked, special_tokens
+from data_utils.tokens import MARKS, mark_control_tokens, marked, special_tokens
 from data_utils.tool_calls import json_equal, opening_value
 from data_utils.tool_formats import openai_calls, openai_tools
 from run_utils.errors import UserError, describe_error
@@ -169,6 +170,8 @@ def chat_format(tokenizer):
     """The ChatFormat of a tokenizer's template, found by rendering a probe. Raises UserError."""
     name = tokenizer.name_or_path
     otherwise = "--prompt_format tags-1 needs no template"
+    if mark_control_tokens is None:
+        raise UserError(f"--prompt_format chat needs transformers 5.23, not {transformers.__version__}: {otherwise}")
     if not tokenizer.chat_template:
         raise UserError(f"{name} has no chat template: {otherwise}")
     try:

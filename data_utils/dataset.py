@@ -12,11 +12,13 @@ from data_utils.chat_format import find_format
 from data_utils.data_set_names import labels_of
 from data_utils.held_out import read_split, trained_contents
 from data_utils.mixture import describe_shares, load_data_sets, take_shares
+from data_utils.parts import part_weights
 from data_utils.prompt import check_format
 from data_utils.rows import describe_bad_rows, shorten
 from data_utils.sources import load_rows
-from data_utils.split import near_repeats, set_apart, split_rows
+from data_utils.split import near_repeats, set_apart, split_rows, split_seed
 from data_utils.tokens import decode_answer, encode
+from data_utils.training_rows import make_training_rows
 from run_utils.errors import UserError, say
 
 MOST_SHOWN = 700  # characters of the example row's prompt: its first and last lines
@@ -28,8 +30,9 @@ class Data(NamedTuple):
     eval_examples: list
     eval_rows: list  # with rows too long for training: calls can be generated for them
     dropped: dict  # {reason: [ids]}
-    # {"trained", "held_out": {id: fingerprint}, "near_repeats": result of near_repeats}, and
-    # "trained_before", the fingerprints that --init_adapter was trained on
+    # {"trained", "held_out": {id: fingerprint}, "near_repeats": result of near_repeats}. With
+    # training_rows.py, "made" too; "trained" has the rows that those are made from.
+    # With --init_adapter, "trained_before": the fingerprints that --init_adapter was trained on
     split: dict
     summary: list  # lines to print
     example: str  # the first training row's text, in a few lines
@@ -50,53 +53,27 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     args: train.py's. positions: the model's number of positions. process: an Accelerator, or any
     object with `num_processes`, `process_index` and `main_process_first`. report: a file for the
     names of all bad rows if there are too many. generators: see load_rows. Raises UserError."""
-    prompt_format = find_format(args.prompt_format, tokenizer)
+    prompt_format = training_format(args, tokenizer)
     is_chat = prompt_format.end_token is not None
-    if is_chat:
-        prompt_format = prompt_format._replace(train_words=args.train_words)
-
-    # Rows
-    options = {"max_bad_rows": args.max_bad_rows, "report": report, "generators": generators}
-    rows, dropped, sources = load_data_sets(args, **options)
+    load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, report=report, generators=generators)
+    chosen = choose_rows(args, prompt_format, load)
+    rows, train_rows, eval_rows, in_neither, parts, dropped, refused, sources = chosen
     summary = []
     if dropped:
         count = sum(map(len, dropped.values()))
         summary.append(f"Dropped {count} of {len(rows) + count} rows: {describe_bad_rows(dropped)}")
-    refused = defaultdict(list)
-    if is_chat:  # its template may refuse conversations
-        rows = leave_out(rows, prompt_format.ask, refused)
-    else:
-        try:
-            for row in rows[:100]:
-                check_format(args.prompt_format, prompt_format, row)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-
-    # Split
-    if args.eval_dataset_name:
-        other_rows, _ = load_rows(args.eval_dataset_name, **options)
-        other_rows = leave_out(other_rows, prompt_format.ask, refused) if is_chat else other_rows
-        train_rows, eval_rows, in_neither = set_apart(rows, other_rows, args.seed)
-    else:
-        train_rows, eval_rows, in_neither = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
-    part = train_rows[: args.max_train_examples]
-    if args.dataset_shares:
-        shares = dict(zip(labels_of(args.dataset_name), args.dataset_shares, strict=True))
-        part = take_shares(train_rows, sources, shares, args.max_train_examples)
-    parts = part, eval_rows[: args.max_eval_examples]
-    if is_chat:  # answers that the template cannot write, such as several calls, stay in the split
-        parts = [leave_out(part, prompt_format.check, refused) for part in parts]
-        if refused:
-            count = sum(map(len, refused.values()))
-            summary.append(f"Left out {count} rows, which the chat template cannot write: {describe_bad_rows(refused)}")
+    if refused:
+        count = sum(map(len, refused.values()))
+        summary.append(f"Left out {count} rows, which the chat template cannot write: {describe_bad_rows(refused)}")
 
     # Tokens
     max_length = min(args.max_seq_length, positions)
-    tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=max_length)
+    weights = part_weights(args.loss_mask, args.loss_weights)
+    tokenize = functools.partial(tokenize_rows, tokenizer, prompt_format, max_length=max_length, weights=weights)
     if len(rows) >= cache.FROM_ROWS:
         say(f"Tokenising {len(rows):,} rows ...")
     with process.main_process_first():  # the others read main's token cache
-        train, held_out = map(tokenize, parts)
+        train, held_out = tokenize(parts[0]), tokenize(parts[1], with_parts=True)
     dropped |= refused
     dropped[f"longer than {max_length} tokens"] = [*train.too_long, *held_out.too_long]
     reason = "the row offers both held-out and other tools, or repeats a held-out row, or is of its conversation"
@@ -123,7 +100,12 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     )
     examples, too_long = train.examples + held_out.examples, train.too_long | held_out.too_long
     summary += describe_too_long(examples, too_long, max_length, positions)
-    summary += describe_tokenizer(tokenizer, prompt_format, train_rows + eval_rows, train, held_out)
+    if unknown := held_out.unknown_parts:
+        row_id, reason = next(iter(unknown.items()))
+        summary.append(
+            f"The evaluation's loss by part leaves out {len(unknown)} of {len(held_out.examples)} rows: {reason} "
+            f"(row {row_id})"
+        )
     rows_by_id = {row.id: row for row in train_rows}
     trained = [rows_by_id[example.row_id] for example in train.examples]
     split = {
@@ -133,6 +115,14 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     }
     if sources and not args.eval_dataset_name:
         summary.append(describe_shares(sources, split["trained"], split["held_out"]))
+    if args.no_call_fraction or args.augment:
+        check = prompt_format.check if is_chat else None
+        with process.main_process_first():
+            train, made, lines = make_training_rows(args, trained, train, tokenize, check=check, held_out=eval_rows)
+        summary += lines
+        split["made"] = {row_id: row.fingerprint for row_id, row in made.items()}
+        rows_by_id |= made
+    summary += describe_tokenizer(tokenizer, prompt_format, [*rows_by_id.values(), *eval_rows], train, held_out)
     if args.init_adapter and (before := read_split(args.init_adapter)):
         split["trained_before"] = sorted(trained_contents(before))
         if known := len(set(split["held_out"].values()) & set(split["trained_before"])):
@@ -162,6 +152,53 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         process_index=process.process_index,
     )
     return Data(steps, held_out.examples, eval_rows, dropped, split, summary, example, prompt_format)
+
+
+def training_format(args, tokenizer):
+    """The PromptFormat or ChatFormat of train.py's arguments. Raises UserError."""
+    prompt_format = find_format(args.prompt_format, tokenizer)
+    is_chat = prompt_format.end_token is not None
+    return prompt_format._replace(train_words=args.train_words) if is_chat else prompt_format
+
+
+class Chosen(NamedTuple):
+    rows: list  # all valid rows, without rows that a chat template refuses
+    train: list
+    evaluation: list
+    in_neither: list
+    parts: list  # the rows of train and of evaluation to tokenise
+    dropped: dict  # {reason: [ids]} of bad rows
+    refused: dict  # {reason: [ids]} of rows that a chat template cannot write
+    sources: dict | None  # {row id: data set}, with several
+
+
+def choose_rows(args, prompt_format, load):
+    """Load the rows and split them. args: train.py's. load: a function like load_rows. Raises
+    UserError."""
+    is_chat = prompt_format.end_token is not None
+    rows, dropped, sources = load_data_sets(args, load)
+    refused = defaultdict(list)
+    if is_chat:  # its template may refuse conversations
+        rows = leave_out(rows, prompt_format.ask, refused)
+    else:
+        try:
+            for row in rows[:100]:
+                check_format(args.prompt_format, prompt_format, row)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    if args.eval_dataset_name:
+        other_rows, _ = load(args.eval_dataset_name)
+        other_rows = leave_out(other_rows, prompt_format.ask, refused) if is_chat else other_rows
+        sides = set_apart(rows, other_rows, split_seed(args))
+    else:
+        sides = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
+    parts = [sides[0][: args.max_train_examples], sides[1][: args.max_eval_examples]]
+    if args.dataset_shares:
+        shares = dict(zip(labels_of(args.dataset_name), args.dataset_shares, strict=True))
+        parts[0] = take_shares(sides[0], sources, shares, args.max_train_examples)
+    if is_chat:  # answers that the template cannot write, such as several calls, stay in the split
+        parts = [leave_out(part, prompt_format.check, refused) for part in parts]
+    return Chosen(rows, *sides, parts, dropped, refused, sources)
 
 
 def leave_out(rows, check, left_out):

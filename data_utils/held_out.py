@@ -1,16 +1,18 @@
 """The rows of an evaluation: the rows that training held out, found by content."""
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
 from data_utils.few_shot import choose_shots
+from data_utils.made_rows import make_sets
 from data_utils.mixture import load_data_sets
 from data_utils.rows import shorten
 from data_utils.sources import load_rows
-from data_utils.split import find_held_out, set_apart, split_rows
+from data_utils.split import find_held_out, set_apart, split_rows, split_seed
 from data_utils.systems import SYSTEMS
-from run_utils.errors import UserError
+from run_utils.errors import UserError, say
 from run_utils.files import read_json
 
 
@@ -44,7 +46,8 @@ def check_split(split):
 
 
 class HeldOut(NamedTuple):
-    """The rows of an evaluation, two facts about each, and the examples of `fewshot`."""
+    """The rows of an evaluation, two facts about each, the rows made from them, and the examples of
+    `fewshot`."""
 
     rows: list
     # {fact: {row id: bool}}, or None for an unknown fact. "tools_seen": training offered all tools
@@ -52,6 +55,11 @@ class HeldOut(NamedTuple):
     # several: the name of the row's.
     in_training: dict
     shots: list  # training rows; empty unless --systems has fewshot
+    made: dict  # {set: [Row]}, see made_rows.py
+
+    @property
+    def sets(self):
+        return {"": self.rows, **self.made}
 
 
 def held_out_rows(args, adapter=None, generators=None):
@@ -59,12 +67,12 @@ def held_out_rows(args, adapter=None, generators=None):
     there are no rows, or no examples for `fewshot`."""
     split = read_split(adapter.folder) if adapter else None
     is_own = adapter and args.dataset_name == adapter.args.get("dataset_name")
+    load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, generators=generators)
     with adapter.named_in("--dataset_name") if is_own else contextlib.nullcontext():
-        rows, _, sources = load_data_sets(args, max_bad_rows=args.max_bad_rows, generators=generators)
+        rows, _, sources = load_data_sets(args, load)
         trained_tools, eval_rows = tools_seen(rows, split), rows
         if args.eval_dataset_name:
-            eval_rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows, generators=generators)
-            sources = None
+            (eval_rows, _), sources = load(args.eval_dataset_name), None
     held_out = choose_rows(eval_rows, args, adapter, split)
     chosen = held_out[: args.num_examples]
     if not chosen:
@@ -77,7 +85,10 @@ def held_out_rows(args, adapter=None, generators=None):
     if sources:
         in_training["data_set"] = {row.id: sources[row.id] for row in chosen}
     with_shots = any(SYSTEMS[name].shots for name in args.systems)
-    return HeldOut(chosen, in_training, find_shots(args, rows, held_out, split) if with_shots else [])
+    made, lines = make_sets(args, chosen, held_out)
+    for line in lines:
+        say(line)
+    return HeldOut(chosen, in_training, find_shots(args, rows, held_out, split) if with_shots else [], made)
 
 
 def find_shots(args, rows, held_out, split):
@@ -88,10 +99,10 @@ def find_shots(args, rows, held_out, split):
         trained = trained_contents(split)
         training = [row for row in rows if row.fingerprint in trained]
     elif args.eval_dataset_name:
-        training, _, _ = set_apart(rows, held_out, args.seed)
+        training, _, _ = set_apart(rows, held_out, split_seed(args))
     else:
-        training, _, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
-    shots = choose_shots(training, held_out, args.shots, args.seed)
+        training, _, _ = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
+    shots = choose_shots(training, held_out, args.shots, split_seed(args))
     if len(shots) < args.shots:
         raise UserError(
             f"the system 'fewshot' needs {args.shots} short training rows that repeat no held-out row, and "
@@ -105,7 +116,8 @@ def choose_rows(rows, args, adapter, split):
     """The rows that training held out, or the rows of another split or data set that the arguments
     name. Raises UserError for training rows, and if held-out rows are missing from the data set."""
     trained_with = adapter.args if adapter else {}
-    own_split = all(getattr(args, name) == trained_with.get(name) for name in ("eval_fraction", "seed", "eval_split"))
+    own_split = all(getattr(args, name) == trained_with.get(name) for name in ("eval_fraction", "eval_split"))
+    own_split = own_split and split_seed(args) == trained_with.get("split_seed", trained_with.get("seed"))
     if split and own_split:
         held_out, gone = find_held_out(rows, split)
         if gone and (held_out or args.dataset_name == trained_with["dataset_name"]):
@@ -116,12 +128,13 @@ def choose_rows(rows, args, adapter, split):
             )
         if not gone:
             return held_out
-    _, held_out, _ = split_rows(rows, args.eval_fraction, args.seed, args.eval_split)
+    _, held_out, _ = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
     trained = trained_contents(split)
     if known := [row.id for row in held_out if row.fingerprint in trained]:
         raise UserError(
             f"{len(known)} of the {len(held_out)} requested rows are rows that {adapter.folder} was trained on: "
-            f"{shorten(known)}; leave out --eval_fraction, --seed and --eval_split to evaluate the held-out rows"
+            f"{shorten(known)}; leave out --eval_fraction, --eval_split, --seed and --split_seed to evaluate the "
+            "held-out rows"
         )
     return held_out
 

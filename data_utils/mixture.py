@@ -4,18 +4,17 @@ from collections import Counter
 
 from data_utils.data_set_names import labels_of
 from data_utils.rows import counted, join_conversations
-from data_utils.sources import load_rows
 from run_utils.errors import UserError, say
 
 
-def load_data_sets(args, **options):
+def load_data_sets(args, load):
     """The rows of --dataset_name, one name or a list, in order, the bad ones as `{reason: [ids]}`,
-    and `{row id: data set}`, None of a single one. options: load_rows's.
+    and `{row id: data set}`, None of a single one. load: a function like load_rows.
 
     Ids that occur in several data sets get the data set's name. A row whose content an earlier data
     set has is left out, which is said. Turns of one conversation stay one across data sets."""
     names = args.dataset_name if isinstance(args.dataset_name, list) else [args.dataset_name]
-    found = [load_rows(name, args.dataset_revision, config_name=args.dataset_config_name, **options) for name in names]
+    found = [load(name, args.dataset_revision, config_name=args.dataset_config_name) for name in names]
     if len(names) == 1:
         return *found[0], None
     ids = Counter(row.id for rows, _ in found for row in rows)

@@ -16,12 +16,14 @@ from data_utils.prompt import to_json
 from data_utils.tool_formats import flat_tools
 from data_utils.tool_schema import call_problems
 from data_utils.written_calls import flat_calls
+from run_utils.files import encodes
 
 COLUMNS = ("query", "tools", "answers")
 # Optional columns for evaluation: the row's category, the leaderboard's accepted values, and the
 # truly required arguments. The last two are JSON strings. The model sees none of the three.
 EXTRA_COLUMNS = ("category", "acceptable", "required")
 SHOWN = 60  # characters shown of a bad row without an id
+MOST_REPEATS = 100  # in a summary, each with the id of the row that it repeats
 
 
 class Row(NamedTuple):
@@ -84,13 +86,13 @@ def read_row(record):
     values["tools"], values["answers"] = read.tools, flat_calls(values["answers"])
     tools, answers = to_json(values["tools"]), to_json(values["answers"])
     names = {field: record.get(key, "") for field, key in OWN_KEYS.items()}
-    try:
-        # The escape "\ud800" in the text is a lone surrogate in the value.
-        "".join([str(record.get("id")), tools, answers, *extras.values(), *names.values()]).encode()
-    except UnicodeEncodeError:
-        raise BadRow("half a surrogate pair in a string") from None
-    if not {call["name"] for call in values["answers"]} <= {tool["name"] for tool in values["tools"]}:
-        raise BadRow("a call to a tool that is not in its list")
+    texts = {"id": str(record.get("id")), "tools": tools, "answers": answers, **extras, **names}
+    # The escape "\ud800" in the text is a lone surrogate in the value.
+    if broken := [name for name, text in texts.items() if not encodes(text)]:
+        raise BadRow("half a surrogate pair in a string", broken[0])
+    unknown = {call["name"] for call in values["answers"]} - {tool["name"] for tool in values["tools"]}
+    if unknown:
+        raise BadRow("a call to a tool that is not in its list", ", ".join(sorted(unknown)))
     fingerprint = content_hash(**values)
     row_id = str(record["id"]) if has_id(record) else fingerprint
     row = Row(row_id, values["query"], tools, answers, fingerprint, **extras, **names)
@@ -120,7 +122,7 @@ def valid_rows(records):
 
     A row with the content of an earlier row is left out but is not bad. A row with only the id of
     an earlier row is bad. Records with the same opening are one conversation."""
-    rows, bad, ids, contents = [], defaultdict(list), set(), set()
+    rows, bad, ids, contents = [], defaultdict(list), set(), {}
     layouts, notes, without_calls, misfits, repeats = Counter(), Counter(), 0, [], []
 
     def refuse(error, name):
@@ -141,7 +143,7 @@ def valid_rows(records):
                 row, calls, read = read_row(turn)
                 content = "".join([row.fingerprint, row.category, row.acceptable, row.required])
                 if content in contents:
-                    repeats.append(row.id)
+                    repeats.append([row.id, contents[content]])
                     continue
                 if row.id in ids:
                     raise BadRow("the id of another row, with other content")
@@ -150,7 +152,7 @@ def valid_rows(records):
                 continue
             rows.append(row)
             ids.add(row.id)
-            contents.add(content)
+            contents[content] = row.id
             if read.notes:
                 notes.update(read.notes)
             without_calls += not calls
@@ -158,7 +160,8 @@ def valid_rows(records):
                 misfits.append((row.id, call_problems(calls, read.tools)[0]))
     rows = join_conversations(rows)
     summary = {"layouts": dict(layouts), "without_calls": without_calls, "notes": dict(notes)}
-    return rows, dict(bad), summary | {"misfits": [len(misfits), misfits[:2]], "repeats": [len(repeats), repeats[:2]]}
+    repeats = [len(repeats), repeats[:MOST_REPEATS]]
+    return rows, dict(bad), summary | {"misfits": [len(misfits), misfits[:2]], "repeats": repeats}
 
 
 def join_conversations(rows):
@@ -190,7 +193,9 @@ def describe_rows(num_rows, summary):
         )
     count, first = summary["repeats"]
     if count:
-        lines.append(f"rows left out, since they repeat another: {count} ({', '.join(first)})")
+        lines.append(
+            f"rows left out, since they repeat another: {count} ({', '.join(row_id for row_id, _ in first[:2])})"
+        )
     return lines + [f"{note}: {count}" for note, count in summary["notes"].items()]
 
 

@@ -28,25 +28,13 @@ def load_rows(dataset_name, revision=None, max_bad_rows=0.01, *, config_name=Non
     """The valid rows of a data set, in order, and the bad ones as `{reason: [ids]}`. Prints how the
     rows were read.
 
-    dataset_name: a file with a reader in READERS, a folder in the hub's layout, a hub id, or a name
-    in `generators`, `{name: function that returns records}`, such as the demo's. config_name: a
-    configuration, if there are several. max_bad_rows: a share of all rows if below 1, else a count.
-    report: a file for the names of all bad rows if there are too many. Large data sets are
-    validated once and then read from the cache. Raises UserError for too many bad rows, and if no
-    row is valid."""
-    source = find_source(dataset_name, revision, config_name, generators or {})
-    try:
-        rows, bad, summary = valid_rows(number(source)) if isinstance(source, list) else validate_or_load(source)
-    except UserError:
-        raise
-    except Exception as error:  # a new reader need not raise UserError
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise UserError(f"cannot read {dataset_name}: {reason}") from None
+    max_bad_rows: a share of all rows if below 1, else a count. report: a file for the names of all
+    bad rows if there are too many. The others: see read_rows. Raises UserError for too many bad
+    rows, and if no row is valid."""
+    rows, bad, summary = read_rows(dataset_name, revision, config_name=config_name, generators=generators)
     num_bad = sum(map(len, bad.values()))
     total = len(rows) + num_bad
-    if total == 0:
-        raise UserError(f"{dataset_name} has no rows")
-    allowed = math.floor(max_bad_rows if max_bad_rows >= 1 else max_bad_rows * total)
+    allowed = most_bad_rows(max_bad_rows, total)
     if num_bad > allowed or not rows:
         if report:
             write_json(report, bad)
@@ -57,6 +45,30 @@ def load_rows(dataset_name, revision=None, max_bad_rows=0.01, *, config_name=Non
     for line in describe_rows(len(rows), summary):
         say(f"{dataset_name}: {line}")
     return rows, bad
+
+
+def most_bad_rows(max_bad_rows, total):
+    return math.floor(max_bad_rows if max_bad_rows >= 1 else max_bad_rows * total)
+
+
+def read_rows(dataset_name, revision=None, *, config_name=None, generators=None):
+    """The results of valid_rows for a data set, however many rows are bad.
+
+    dataset_name: a file with a reader in READERS, a folder in the hub's layout, a hub id, or a name
+    in `generators`, `{name: function that returns records}`, such as the demo's. config_name: a
+    configuration, if there are several. Large data sets are validated once and then read from the
+    cache. Raises UserError if there are no rows."""
+    source = find_source(dataset_name, revision, config_name, generators or {})
+    try:
+        rows, bad, summary = valid_rows(number(source)) if isinstance(source, list) else validate_or_load(source)
+    except UserError:
+        raise
+    except Exception as error:  # a new reader need not raise UserError
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot read {dataset_name}: {reason}") from None
+    if not rows and not bad:
+        raise UserError(f"{dataset_name} has no rows")
+    return rows, bad, summary
 
 
 def find_source(dataset_name, revision, config_name, generators):

@@ -16,6 +16,11 @@ _NUMBER_WORDS = frozenset(
 _NUMBER, _NAME = "0", "\0"
 
 
+def split_seed(args):
+    """The seed of a split: --split_seed of the arguments, or --seed if it is not set."""
+    return args.seed if args.split_seed is None else args.split_seed
+
+
 def split_rows(rows, eval_fraction, seed, by="random"):
     """Training rows, evaluation rows, and rows in neither. Depends only on the seed and the rows,
     not on their order.

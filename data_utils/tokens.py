@@ -8,15 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from transformers.utils.chat_template_utils import mark_control_tokens
 
 from data_utils import cache
 from data_utils.prompt import to_json
 from data_utils.tool_calls import json_equal
-from run_utils.errors import UserError
+
+try:
+    from transformers.utils.chat_template_utils import mark_control_tokens
+except ImportError:  # an older transformers: chat_format.py refuses the format
+    mark_control_tokens = None
 
 # Around the text of a special token that is a row's content, in a text of a chat template.
-MARKS = re.compile("[{}{}]".format(*mark_control_tokens("x", re.compile("x")).split("x")))
+_PAIR = mark_control_tokens("x", re.compile("x")).split("x") if mark_control_tokens else None
+MARKS = re.compile("[{}{}]".format(*_PAIR) if _PAIR else "(?!)")
 
 
 def encode(tokenizer, texts, end_token=None):
@@ -90,18 +94,17 @@ def wants_bos(tokenizer):
     return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
 
 
-def token_offsets(tokenizer, text):
-    """The first character, and one past the last, of each token of a text, tokenised as in
-    `encode`.
+def token_offsets(tokenizer, text, end_token=None):
+    """The ids of a text, tokenised as in `encode`, and the first character, and one past the last,
+    of each token.
 
-    Several tokens of one character have the same offsets. Raises UserError for a slow tokenizer."""
+    Several tokens of one character have the same offsets. Raises ValueError for a slow
+    tokenizer."""
     if not tokenizer.is_fast:
-        raise UserError(
-            f"LOSS_MASK in data_utils/supervision.py needs the tokens' offsets, which the slow tokenizer "
-            f"{type(tokenizer).__name__} does not have: set it to completion_only"
-        )
-    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    return encoding["offset_mapping"]
+        raise ValueError(f"the slow tokenizer {type(tokenizer).__name__} has no offsets of tokens")
+    options = {} if end_token else {"split_special_tokens": True}
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **options)
+    return encoding["input_ids"], encoding["offset_mapping"]
 
 
 class Encoded(NamedTuple):

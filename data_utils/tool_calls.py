@@ -35,10 +35,19 @@ def value_at(text, start):
     return value, end
 
 
+class RepeatedKey(ValueError):
+    """An object with a key twice. key: the first one."""
+
+    def __init__(self, pairs):
+        super().__init__("an object has the same key twice")
+        keys = [key for key, _ in pairs]
+        self.key = next(key for place, key in enumerate(keys) if key in keys[:place])
+
+
 def _unique(pairs):
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("an object has the same key twice")
+        raise RepeatedKey(pairs)
     return value
 
 

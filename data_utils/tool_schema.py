@@ -196,16 +196,20 @@ def split_outside_brackets(text, separator):
 
 def call_problems(calls, tools):
     """A sentence for each misfit of the calls with the tools (both as parsed lists)."""
+    return list(dict.fromkeys(sentence for _, sentence in misfits(calls, tools)))  # without repeats
+
+
+def misfits(calls, tools):
+    """Yields `(keyword, sentence)` for each misfit. keyword: the violated keyword of JSON Schema,
+    such as "required", or "name" for a call to no tool of the list."""
     by_name = {tool["name"]: tool for tool in tools}
-    problems = []
     for call in calls:
         if call["name"] not in by_name:
-            problems.append(f"{call['name']} is not among the tools")
+            yield "name", f"{call['name']} is not among the tools"
             continue
         for error in JSON_TYPES(tool_schema(by_name[call["name"]])).iter_errors(call["arguments"]):
             where = "".join(f".{part}" if isinstance(part, str) else f"[{part}]" for part in error.absolute_path)
-            problems.append(f"{call['name']}{where}: {error.message}")
-    return list(dict.fromkeys(problems))  # without repeats
+            yield error.validator, f"{call['name']}{where}: {error.message}"
 
 
 def conforms(value, schema):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
+from data_utils.made_rows import NO_CALL
 from data_utils.systems import SYSTEMS
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, one_line, say
@@ -81,6 +82,14 @@ def describe_evaluation(evaluation):
             for name in HEADLINE
         ]
         lines.append(f"| {escaped(system)}, {escaped(figures['num_examples'])} rows | {' | '.join(cells)} |")
+    rates = [
+        f"{escaped(system)} in {100 * figure['rate']:.1f} % ({100 * figure['low']:.1f}–{100 * figure['high']:.1f})"
+        for system, figure in over_calls(evaluation)
+    ]
+    if rates:
+        n = over_calls(evaluation)[0][1]["n"]
+        lines += ["", f"With the right tool off the list of {escaped(n)} of these rows, a tool is still called:"]
+        lines += [f"{', '.join(rates)}."]
     systems = [f"- {name}: {SYSTEMS[name].help}" for name in evaluation["systems"] if name in SYSTEMS]
     measured_on = precision(evaluation.get("quantization"), evaluation.get("mixed_precision"))
     examples = f"; {escaped(evaluation.get('shots'))} examples in fewshot" * ("fewshot" in evaluation["systems"])
@@ -133,6 +142,13 @@ def latest(losses, step):
     return losses[max(earlier)] if earlier else None
 
 
+def over_calls(metrics):
+    """`(system, figure)` of the calls on the rows made without the right tool. Older evaluations
+    have none."""
+    of_systems = metrics.get("made", {}).get(NO_CALL, {"systems": {}})["systems"]
+    return [(system, figures["over_call"]) for system, figures in of_systems.items()]
+
+
 def check_figures(metrics):
     """For read_json: raises unless a metrics.json has the card's figures."""
     for figures in dict(metrics["systems"]).values():
@@ -140,6 +156,8 @@ def check_figures(metrics):
             if figures.get(name):
                 _ = [100 * figures[name][key] + 0.0 for key in ("rate", "low", "high")]
         _ = figures["num_examples"]
+    for _, figure in over_calls(metrics):
+        _ = [100 * figure[key] + 0.0 for key in ("rate", "low", "high", "n")]
 
 
 def read_evaluation(adapter, training_args):

@@ -11,6 +11,7 @@ from eval_utils.card_figures import rows_name, update_card
 from eval_utils.folder import TRAINING_FACTS, check_comparison_folder, read_predictions, read_rows
 from eval_utils.report import write_report
 from eval_utils.results import Evaluation, compare_systems, report_of, write_results
+from eval_utils.retention import add_retention, read_losses
 from eval_utils.table import print_table
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, require
@@ -31,9 +32,11 @@ class Finished(NamedTuple):
 
     rows: list
     in_training: dict  # see folder.write_rows
+    made: dict  # {set: [Row]}
     answers: dict  # {system: {row id: prediction}}, in the order of the tables
     settings: dict  # args.yaml
     environment: dict
+    retention: dict  # see retention.read_losses
 
     def prompt_format(self, system):
         name = SYSTEMS[system].prompt or self.settings["prompt_format"]
@@ -41,7 +44,8 @@ class Finished(NamedTuple):
 
 
 def read_folder(folder):
-    rows, in_training = read_rows(folder)
+    rows, in_training, made = read_rows(folder)
+    all_rows = [*rows, *itertools.chain(*made.values())]
     environment = redact(read_json(folder / "environment.json"))
     settings = redact(read_yaml(no_pipe(folder / "args.yaml")))
     if not isinstance(settings.get("systems"), list) or settings.get("prompt_format") not in [*PROMPT_FORMATS]:
@@ -53,9 +57,10 @@ def read_folder(folder):
         answers.setdefault(prediction["system"], {})[prediction["id"]] = prediction
     wanted = [system for system in SYSTEMS if system in settings["systems"]]
     for system in wanted:
-        if missing := [row.id for row in rows if row.id not in answers.get(system, {})]:
-            raise UserError(f"{folder} is not finished: {len(missing)} of {len(rows)} rows of {system} are missing")
-    return Finished(rows, in_training, {system: answers[system] for system in wanted}, settings, environment)
+        if missing := [row.id for row in all_rows if row.id not in answers.get(system, {})]:
+            raise UserError(f"{folder} is not finished: {len(missing)} of {len(all_rows)} rows of {system} are missing")
+    answers = {system: answers[system] for system in wanted}
+    return Finished(rows, in_training, made, answers, settings, environment, read_losses(folder))
 
 
 def check_markers(folder, markers):
@@ -140,6 +145,17 @@ def short_names(folders):
     return ["/".join(path) for path in paths]
 
 
+def shared_sets(evaluations):
+    """The made rows that all evaluations have, as `{set: [Row]}`: older evaluations have none, and
+    others may have fewer."""
+    first, *rest = (evaluation.made for evaluation in evaluations)
+    others = [{name: set(rows) for name, rows in made.items()} for made in rest]
+    shared = {
+        name: [row for row in rows if all(row in made.get(name, ()) for made in others)] for name, rows in first.items()
+    }
+    return {name: rows for name, rows in shared.items() if rows}
+
+
 def score_systems(evaluations, baseline, **fields):
     """One Evaluation of the systems of `{label: Finished}`, all on the same rows. baseline: as in
     --baseline. fields: the Evaluation's other fields."""
@@ -158,8 +174,10 @@ def score_systems(evaluations, baseline, **fields):
         fact: adapted[0][fact] if adapted and all(facts[fact] == adapted[0][fact] for facts in adapted) else None
         for fact in TRAINING_FACTS
     }
-    results = compare_systems(rows, answers, formats, in_training, named)
-    return Evaluation(rows, answers, *results, **fields)
+    made = shared_sets(evaluations.values())
+    own, made, figures = compare_systems(rows, answers, formats, in_training, named, made=made)
+    add_retention(figures, list(own.outputs), {label: each.retention for label, each in evaluations.items()})
+    return Evaluation(answers, own, made, figures, **fields)
 
 
 def write_evaluation(folder, evaluation, adapter=None):

@@ -105,6 +105,11 @@ class Dates:
             self.times.update(*(_times(match) for pattern in _TIMES for match in pattern.finditer(text)))
         return figures
 
+    def merge(self, other):
+        self.dates |= other.dates
+        self.shortened |= other.shortened
+        self.times |= other.times
+
     def without(self, text, numbers):
         """A value's text without its known dates and times, or None if a whole date or time in
         figures is unknown. The figures of an unknown date prove nothing one by one: other dates

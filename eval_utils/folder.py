@@ -1,19 +1,22 @@
 """An evaluation's folder: the rows, each system's answer to each row, and their origin.
 
-rows.jsonl              the rows: a finished evaluation is read without model and data set
+rows.jsonl              the rows: a finished evaluation is read without model and data set. A made
+                        row (data_utils/made_rows.py) has its set's name in `set`
 predictions.jsonl       one line per system and row: texts without scores. They are scored when
                         read, so a new metric applies to old answers
 predictions-0.jsonl     the answers of one process, until all processes are done
+retention.json          the losses on a plain text, see retention.py
 args.yaml, environment.json    the arguments, and everything that the answers depend on
 scores.jsonl, metrics.json, report.html    see comparison.py
 """
 
 import functools
 import hashlib
+import itertools
 import math
-from collections import Counter
 from pathlib import Path
 
+from data_utils.made_rows import HASH_OF_SET, original_id
 from data_utils.rows import Row, names_by_tool
 from data_utils.tool_calls import check_calls, parse_json
 from run_utils import journal
@@ -26,7 +29,7 @@ from run_utils.paths import did_you_mean
 TRAINING_FILES = ("adapter_config.json", "split.json", "state.json")
 TRAINING_FACTS = ("tools_seen", "near_repeat", "data_set")  # of a row, see write_rows
 # An evaluation's files beside its predictions.
-RESULTS = ("rows.jsonl", "scores.jsonl", "metrics.json", "report.html")
+RESULTS = ("rows.jsonl", "retention.json", "scores.jsonl", "metrics.json", "report.html")
 
 
 class EvaluationFolder:
@@ -38,22 +41,22 @@ class EvaluationFolder:
     def __init__(self, path, identity, process):
         self.path, self.identity, self.process = Path(path), identity, process
 
-    def prepare(self, args, rows, in_training, record):
-        """On the main process: lock the folder and write the evaluation's inputs. in_training: see
-        write_rows. record: the content of environment.json, including the identity. Raises
-        UserError if the folder holds anything but the same evaluation."""
+    def prepare(self, args, data, record):
+        """On the main process: lock the folder and write the evaluation's inputs. data: a HeldOut.
+        record: the content of environment.json, including the identity. Raises UserError if the
+        folder holds anything but the same evaluation."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock_folder(self.path)
             if args.overwrite_output_dir:
                 clear(self.path)
             saved = check_folder(self.path, self.identity)
-            if "shots" in saved:  # a run without `fewshot` keeps the folder's answers of it
-                record["shots"] = saved["shots"]
+            # A run without `fewshot` or a made set keeps the folder's answers of it.
+            record |= {key: value for key, value in saved.items() if can_be_added(key)}
             # Written first: it identifies the folder's other files.
             write_json(self.path / "environment.json", record)
             write_text(self.path / "args.yaml", as_yaml(args))
-            write_rows(self.path, rows, in_training)
+            write_rows(self.path, data.rows, data.in_training, data.made)
             merge(self.path)
         except OSError as error:
             raise UserError(f"--output_dir {self.path} cannot be written: {error.strerror}") from None
@@ -87,8 +90,8 @@ def check_folder(output_dir, identity):
     """Check that a folder is free of results or holds the same evaluation. Raises UserError
     otherwise. Returns the folder's identity.
 
-    identity: as in EvaluationFolder. Its `shots` and the folder's are compared only if both have
-    them: systems can be added.
+    identity: as in EvaluationFolder. Its keys that can be added are compared only if the folder has
+    them: systems and made sets can be added.
     """
     check_no_training(output_dir)
     if (output_dir / "environment.json").exists():
@@ -97,12 +100,24 @@ def check_folder(output_dir, identity):
         raise UserError(f"{output_dir} has files that no evaluation made: {', '.join(found)}")
     else:
         saved = identity
-    if any(saved.get(key, value if key == "shots" else None) != value for key, value in identity.items()):
+    changed = {key for key, value in identity.items() if saved.get(key, value if can_be_added(key) else None) != value}
+    sets = sorted(key.removeprefix(HASH_OF_SET) for key in changed if key.startswith(HASH_OF_SET))
+    if sets and len(sets) == len(changed):
+        raise UserError(
+            f"{output_dir} has other rows in the set {', '.join(sets)}: ask for the same rows, leave the set out "
+            "(--no_call_examples 0, or not in --perturb), or replace all with --overwrite_output_dir"
+        )
+    if changed:
         raise UserError(
             f"{output_dir} holds an evaluation of another model, other rows or other settings: "
             "replace it with --overwrite_output_dir, or choose another --output_dir"
         )
     return saved
+
+
+def can_be_added(key):
+    """Whether a key of the identity may be new to an evaluation."""
+    return key == "shots" or key.startswith(HASH_OF_SET)
 
 
 def read_json_or_empty(path):
@@ -139,40 +154,54 @@ def hash_rows(rows, is_chat):
     return hashlib.sha256(text.replace(", messages='', words=''", "").encode()).hexdigest()
 
 
-def write_rows(output_dir, rows, in_training):
+def write_rows(output_dir, rows, in_training, made):
     """Write rows.jsonl, so that a finished evaluation is read without model and data set.
 
     in_training: `{fact: {row id: bool}}`, or None for an unknown fact. "tools_seen": all tools of
     the row were on offer in training. "near_repeat": the query nearly repeats a training query.
     "data_set": the name of the row's, if there are several.
+    made: `{set: [Row]}`, of which these facts are not known.
     """
-    write_json_lines(
-        output_dir / "rows.jsonl",
-        (row._asdict() | {fact: known and known[row.id] for fact, known in in_training.items()} for row in rows),
-    )
+    own = [row._asdict() | {fact: known and known[row.id] for fact, known in in_training.items()} for row in rows]
+    others = [row._asdict() | {"set": name} for name, of_set in made.items() for row in of_set]
+    write_json_lines(output_dir / "rows.jsonl", own + others)
 
 
 def read_rows(output_dir):
-    """The rows of an evaluation, and in_training as in write_rows. Raises UserError if the folder
-    has no readable rows."""
+    """The rows of an evaluation, and in_training and made as in write_rows. Raises UserError if the
+    folder has no readable rows."""
     path = output_dir / "rows.jsonl"
     try:
         with no_pipe(path).open(encoding="utf-8") as file:
             records = list(map(parse_json, file))
+        made, others = {}, [record for record in records if "set" in record]
+        records = [record for record in records if "set" not in record]
         if not records:
             raise ValueError("which is empty")
+        for record in others:
+            made.setdefault(record.pop("set"), []).append(Row(**record))
         in_training = {}
         for fact in TRAINING_FACTS:
             # Older files have no near_repeat.
             known = {record["id"]: record.pop(fact, None) for record in records}
             in_training[fact] = None if None in known.values() else known
         rows = [Row(**record) for record in records]
-        for row in rows:
+        for row in itertools.chain(rows, *made.values()):
             check_row(row)
-        return rows, in_training
+        check_made(made, {row.id for row in rows})
+        return rows, in_training, made
     except (OSError, ValueError, KeyError, TypeError) as error:
         near = did_you_mean(output_dir, "rows.jsonl")
         raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}{near}") from None
+
+
+def check_made(made, ids):
+    """Raises ValueError unless each made row has its original among the rows of `ids`."""
+    for name, rows in made.items():
+        if not isinstance(name, str):
+            raise ValueError(f"a set's name is {name!r}, no text")
+        if gone := [row.id for row in rows if original_id(row.id, name) not in ids]:
+            raise ValueError(f"row {gone[0]!r} of the set {name!r} is made from a row that is not there")
 
 
 def check_row(row):
@@ -238,40 +267,6 @@ def scorable(prediction):
         # Older files have no num_prompt_tokens.
         **{key: count if isinstance(count, int) else None for key, count in counts.items()},
     }
-
-
-def describe_messages(system, predictions):
-    """Lines about the form of a server's answers, which reveal a wrong parser of tool calls. Empty
-    for a system without a server.
-
-    predictions: one system's, in the rows' order.
-    """
-    found = Counter(prediction["came_as"] for prediction in predictions if "came_as" in prediction)
-    refusals = [prediction for prediction in predictions if prediction["finish"] == "refused"]
-    retries = [prediction["retries"] for prediction in predictions if "retries" in prediction]
-    forms = ("tool_calls", "content", "function_call", "text")
-    parts = [f"{found[name]} had {name}" for name in forms if found[name]]
-    if retries:  # older predictions don't have them
-        parts += [f"{len(refusals)} refused", f"retries: {sum(retries)}"]
-    lines = [f"{system}: of {len(predictions)} answers, {', '.join(parts)}."] if parts else []
-    if refusals:
-        reason = refusals[0].get("refusal", "")
-        lines.append(f"{system}: refused, and counted as broken: {listed(refusals)} (the first: {reason})")
-    if found["no calls"]:
-        lines.append(
-            f"{system}: {found['no calls']} had an empty list of tool_calls and no text: each counts as [], an "
-            "abstention. Some servers send the empty list with every message."
-        )
-    if found["empty turn"]:
-        lines.append(f"{system}: {found['empty turn']} were empty turns: each counts as an abstention")
-    if without := [prediction for prediction in predictions if prediction.get("came_as") == "nothing"]:
-        lines.append(f"{system}: {len(without)} had no text, and count as broken: {listed(without)}")
-    return lines
-
-
-def listed(predictions):
-    """The ids of at most 20 predictions."""
-    return ", ".join(prediction["id"] for prediction in predictions[:20]) + ", ..." * (len(predictions) > 20)
 
 
 def merge(output_dir):

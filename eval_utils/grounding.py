@@ -12,6 +12,7 @@ linear in the length of the text.
 
 import functools
 import re
+from typing import NamedTuple
 
 from babel.numbers import get_currency_name, list_currencies
 from babel.units import format_unit
@@ -66,9 +67,10 @@ class Sources:
         self._dates = Dates()
         self._series = set()  # tuples of numbers (str) in the order of the text
         self._phones = set()  # their digits (str)
-        for value in (query, *_tool_values(tools)):
+        self._add(_read(query))
+        for value in _tool_values(tools):
             if isinstance(value, str):
-                self._read(normalize(value))
+                self._add(_read_again(value))
             else:
                 self._numbers.add(decimal(value))
         # A call's float was rounded by the parser, so the text's numbers are rounded too.
@@ -88,20 +90,13 @@ class Sources:
             for leaf in leaf_values(value)
         )
 
-    def _read(self, text):
-        self._texts.append(text.casefold())
-        for token in tokens(text):
-            for numbers, words in token:
-                self._numbers.update(numbers)
-                for word in words:
-                    self._words.update(_word_forms(word))
-        self._words.update(_squash(joined) for joined in _JOINED.findall(text))
-        self._numbers |= number_forms(text)
-        self._numbers.update(map(decimal, self._dates.add(text)))
-        self._series.update(series for pattern in (_DOTTED, _SERIES) for series in _series(pattern, text))
-        for match in _PHONE.finditer(text):
-            digits = _digits(match)
-            self._phones |= {digits, *(digits[n:] for n in (1, 2, 3) if match[0].startswith("+") and len(digits) > 9)}
+    def _add(self, reading):
+        self._texts.append(reading.text)
+        self._words |= reading.words
+        self._numbers |= reading.numbers
+        self._dates.merge(reading.dates)
+        self._series |= reading.series
+        self._phones |= reading.phones
 
     def _has_number(self, number):
         return number in (self._floats if isinstance(number, float) else self._numbers) or str(number) in self._phones
@@ -141,6 +136,38 @@ class Sources:
         return len(parts) > 1 and all(
             self._has_word(part) or (part.isdecimal() and decimal(part) in self._numbers) for part in parts
         )
+
+
+class _Reading(NamedTuple):
+    """The things in one text, see Sources."""
+
+    text: str
+    words: set
+    numbers: set
+    dates: Dates
+    series: set
+    phones: set
+
+
+def _read(text):
+    text = normalize(text)
+    words, numbers, phones, dates = set(), number_forms(text), set(), Dates()
+    for token in tokens(text):
+        for of_token, in_words in token:
+            numbers.update(of_token)
+            for word in in_words:
+                words.update(_word_forms(word))
+    words.update(_squash(joined) for joined in _JOINED.findall(text))
+    numbers.update(map(decimal, dates.add(text)))
+    series = {series for pattern in (_DOTTED, _SERIES) for series in _series(pattern, text)}
+    for match in _PHONE.finditer(text):
+        digits = _digits(match)
+        phones |= {digits, *(digits[n:] for n in (1, 2, 3) if match[0].startswith("+") and len(digits) > 9)}
+    return _Reading(text.casefold(), words, numbers, dates, series, phones)
+
+
+# Many rows offer the same tools.
+_read_again = functools.lru_cache(maxsize=2**14)(_read)
 
 
 def _tool_values(tools):

@@ -276,7 +276,7 @@ def summarize(scores):
     """A rate's figure is `{"k", "n", "rate", "low", "high"}` (Wilson's interval), a ratio's `{"k",
     "n", "ratio", "low", "high"}` (bootstrap), a mean's `{"n", "mean"}`, a count's `{"n", "count"}`.
     Answers that do not parse are misses, never excluded. Metrics without rows are left out."""
-    from eval_utils.statistics import bootstrap_ratio, wilson_interval  # late: scipy, as in matching
+    from eval_utils.statistics import bootstrap_ratio, rate_figure  # late: scipy, as in matching
 
     kinds = {name: metric.kind for name, metric in METRICS.items()}
     kinds |= {f"lenient_{name}": "rate" for name, metric in METRICS.items() if metric.lenient}
@@ -286,9 +286,7 @@ def summarize(scores):
         if not results:
             continue
         if kind == "rate":
-            k, n = sum(results), len(results)
-            low, high = wilson_interval(k, n)
-            figures[name] = {"k": k, "n": n, "rate": k / n, "low": low, "high": high}
+            figures[name] = rate_figure(sum(results), len(results))
         elif kind == "ratio":
             k, n = (sum(pair[i] for pair in results) for i in (0, 1))
             if n:

@@ -90,16 +90,13 @@ HOW_TO_LOAD_MERGED = (
 )
 RECIPE = (
     *("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_train_steps", "per_device_train_batch_size"),
-    *(
-        "gradient_accumulation_steps",
-        "lora_r",
-        "lora_alpha",
-        "lora_dropout",
-        "ema_decay",
-        "dataset_shares",
-        "max_seq_length",
-        "seed",
-    ),
+    *("gradient_accumulation_steps", "lora_r", "lora_alpha", "lora_dropout", "ema_decay", "dataset_shares"),
+    *("max_seq_length", "seed", "split_seed"),
+)
+
+VARIANTS = (  # of train.py's, named if they are not its defaults
+    *("lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha", "loraplus_lr_ratio"),
+    *("use_rslora", "use_dora", "init_lora_weights", "rank_pattern", "alpha_pattern"),
 )
 
 
@@ -160,6 +157,7 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
             f"{name} {environment.get(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")
         ),
         **{name: args[name] for name in RECIPE if args.get(name) is not None and (is_lora or name[:5] != "lora_")},
+        **{name: listed(args[name]) for name in VARIANTS if args.get(name) not in (None, False, 0, "true")},
         **({"lora_target_modules": listed(args.get("lora_target_modules") or "all linear layers")} if is_lora else {}),
     }
     card = ModelCard.from_template(

@@ -6,9 +6,10 @@ import json
 from data_utils.systems import SYSTEMS
 
 
-def predict(name, system, rows, processes):
+def predict(name, system, rows, processes, made=""):
     """Yields predictions (dicts, lines of predictions.jsonl) in the order in which the rows finish.
 
+    made: the rows' set, empty for the data set's own.
     A row's seconds are divided by the number of processes: the sum over rows is the elapsed time.
     """
     for index, answer in system.answer(rows):
@@ -20,6 +21,7 @@ def predict(name, system, rows, processes):
         yield {
             "id": row.id,
             "system": name,
+            **({"set": made} if made else {}),
             "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()[:16],
             **answer,
             "seconds": answer["seconds"] / processes,

@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from eval_utils.report_rows import row_data
+from eval_utils.row_sets import call_columns
 from run_utils.files import write_text
 
 SIGNIFICANT = 0.05  # a difference with a smaller p is called clear
@@ -50,17 +51,22 @@ def render_report(report):
       outcomes: [{"name", "title", "tone": "good" | "bad" | "neutral"[, "help"]}]
       outcome_counts: {system: {name: count}}
       call_table: {system: {"gold_calls" | "gold_none": {"calls", "abstains", "broken": count}}}
+        its "gold_made", if present, counts the rows made without the right tool
+      when_not_to_call: [line], see row_sets.call_lines; perturbed: [line], see
+        row_sets.perturbed_lines, the flips by row ids
+      sets: {name: title} of the rows' sets, "" for the data set's own
       turn_table: {system: {} or {gold's kind: {"called", "answered", "asked", "neither": count}}}
       pairs: [{"a", "b": systems, "metric", "title", "both", "neither": count, "a_only", "b_only":
         [row id], "p"}], first the pair of the verdict
       slices: [{"title", "values": [{"value", "n", "figures": {system: figure}}]}]
       worst_tools: {} or a slice
       commands: {label: command line}, the label of a single evaluation is ""
-      rows: [{"id", "query", "tools", "gold": [call], "category": str or None, "outputs": {system:
-        {"text", "value", "fault", "outcome", "finish", "num_tokens", "num_prompt_tokens", "scores":
-        {metric: value}}}}]; a ratio's value is [numerator, denominator]; None if the metric does
-        not apply to the row, or the number of tokens is unknown. fault: see find_fault; None if
-        the text parses. With a fault, the value is the forgiving parser's
+      rows: [{"id", "query", "tools", "gold": [call], "category": str or None, "set": str,
+        "outputs": {system: {"text", "value", "fault", "outcome", "finish", "num_tokens",
+        "num_prompt_tokens", "scores": {metric: value}}}}]; a ratio's value is [numerator,
+        denominator]; None if the metric does not apply to the row, or the number of tokens is
+        unknown. fault: see find_fault; None if the text parses. With a fault, the value is the
+        forgiving parser's
 
     Raises ValueError if a number is not finite: neither JSON nor a browser has such numbers.
     """
@@ -94,6 +100,12 @@ def render_report(report):
         headline_zeros=zero_systems(headline_lines(report), report["systems"]),
         all_broken=all_broken(report["call_table"]),
         metric_lines=metric_lines(report),
+        call_columns=call_columns(report["when_not_to_call"]),
+        perturbed_options=[
+            (f"{line['title']}: {system}", of_system["flips"])
+            for line in report["perturbed"]
+            for system, of_system in line["systems"].items()
+        ],
         significant=SIGNIFICANT,
         data=embed_json(row_data(report, outcomes, judged)),
     )

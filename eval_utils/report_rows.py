@@ -34,6 +34,7 @@ def row_data(report, outcomes, judged):
             "id": row["id"],
             "query": row["query"],
             "category": row["category"],
+            "set": row["set"],
             "tools": [tools.setdefault(json.dumps(tool), len(tools)) for tool in row["tools"]],
             "gold": [show_call("gold", call) for call in row["gold"]],
             "outputs": [output_data(row, system) for system in report["systems"]],
@@ -47,13 +48,18 @@ def row_data(report, outcomes, judged):
         "scores": [_score_title(name, metrics) for name in scored],
         "flips": [
             [row_index[row] for row in pair[side] if row in row_index]
-            for pair in report["pairs"]
+            for pair in [*report["pairs"], *perturbed_flips(report)]
             for side in ("b_only", "a_only")
         ],
         "tools": [json.loads(tool) for tool in tools],
         "values": [json.loads(scores) for scores in values],
         "rows": rows,
     }
+
+
+def perturbed_flips(report):
+    """The flips of each line and system of the table of perturbed rows, in the table's order."""
+    return [of_system["flips"] for line in report["perturbed"] for of_system in line["systems"].values()]
 
 
 def _score_title(name, metrics):

@@ -6,14 +6,25 @@ import json
 import shlex
 from collections import Counter
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from data_utils.made_rows import NO_CALL, SETS
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.systems import verdict_pair
-from eval_utils.folder import describe_messages
 from eval_utils.json_faults import find_fault
 from eval_utils.metrics import METRICS, SCORING, score, summarize
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, turn_table, what_followed
-from eval_utils.outputs import Output, Task
+from eval_utils.outputs import Output
+from eval_utils.retention import PERPLEXITY, describe_retention
+from eval_utils.row_sets import (
+    ScoredRows,
+    call_lines,
+    count_outcomes,
+    made_figures,
+    perturbed_lines,
+    score_rows,
+)
+from eval_utils.server_answers import describe_messages
 from eval_utils.slices import describe_near_repeats, near_repeats, slices, worst_tools
 from eval_utils.statistics import flips, mcnemar
 from run_utils.files import write_json, write_json_lines
@@ -28,15 +39,14 @@ class Evaluation:
     metrics.json and report.html.
 
     systems: the SystemKeys, in the table's order. predictions: `{key: {row id: prediction}}`.
-    scores, outputs: `{key: [...]}` in the rows' order, from metrics.score, and Outputs. figures:
-    JSON values, by the systems' names. published: `{label: {metric: percent}}`. record: the
-    answers' origin, from environment.json. commands: `{label: the command's words}`.
+    own: ScoredRows, the data set's. made: `{set: ScoredRows}`. figures: JSON values, by the
+    systems' names. published: `{label: {metric: percent}}`. record: the answers' origin, from
+    environment.json. commands: `{label: the command's words}`.
     """
 
-    rows: list
     predictions: dict
-    scores: dict
-    outputs: dict
+    own: ScoredRows
+    made: dict
     figures: dict
     title: str
     subtitle: str
@@ -45,25 +55,30 @@ class Evaluation:
     commands: dict
 
     @property
+    def rows(self):
+        return self.own.rows
+
+    @property
+    def sets(self):
+        return {"": self.own, **self.made}
+
+    @property
     def systems(self):
-        return list(self.scores)
+        return list(self.own.scores)
 
 
-def compare_systems(rows, predictions, prompt_formats, in_training, baseline=()):
-    """The scores, the Outputs and the figures of systems on the same rows.
+def compare_systems(rows, predictions, prompt_formats, in_training, baseline=(), *, made=MappingProxyType({})):
+    """The own and made ScoredRows (see Evaluation) and the figures of systems on the same rows.
 
     rows: Rows. predictions: `{SystemKey: {row id: prediction}}`, as in predictions.jsonl.
-    prompt_formats: the PromptFormat of each system. in_training: see folder.write_rows. baseline:
-    see systems.verdict_pair.
+    prompt_formats: the PromptFormat of each system. in_training, made: see folder.write_rows.
+    baseline: see systems.verdict_pair.
     """
-    first = first_of_equals(rows, predictions, prompt_formats)
-    tasks = [Task(row) for row in rows]
-    outputs = {
-        key: [output_of(task, by_id[row.id], prompt_formats[key]) for row, task in zip(rows, tasks, strict=True)]
-        for key, by_id in predictions.items()
-        if first[key] == key
-    }
-    scores = {key: [score(output) for output in of_system] for key, of_system in outputs.items()}
+    first = first_of_equals([*rows, *itertools.chain(*made.values())], predictions, prompt_formats)
+    shown = {key: by_id for key, by_id in predictions.items() if first[key] == key}
+    own = score_rows(rows, shown, prompt_formats)
+    made = {name: score_rows(of_set, shown, prompt_formats) for name, of_set in made.items()}
+    _, tasks, outputs, scores = own
     tags = PROMPT_FORMATS["tags-1"]
     gold = summarize([score(Output(task, task.row.answers, tags)) for task in tasks])
     verdict = verdict_pair(list(outputs), list(dict.fromkeys(first[key] for key in baseline)))
@@ -87,8 +102,9 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
         "near_repeats": near_repeats(rows, scores, in_training["near_repeat"]),
         "slices": slices(tasks, scores, in_training, (judged.name, prompt_tokens)),
         "worst_tools": worst_tools(tasks, scores, judged),
+        "made": made_figures(own, made),
         "warnings": [
-            *warnings(tasks, {key: outputs[first[key]] for key in predictions}, first),
+            *warnings(own, made, first),
             *(
                 line
                 for key, by_id in predictions.items()
@@ -96,13 +112,7 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=())
             ),
         ],
     }
-    return scores, outputs, figures
-
-
-def output_of(task, prediction, prompt_format):
-    """The Output of a prediction. Of a server's message, only its content has the prompt format."""
-    is_list = prediction.get("came_as", "text") not in ("text", "content", "empty turn")
-    return Output(task, prediction["text"], prompt_format, prediction["finish"], is_list=is_list)
+    return own, made, figures
 
 
 def first_of_equals(rows, predictions, prompt_formats):
@@ -114,11 +124,6 @@ def first_of_equals(rows, predictions, prompt_formats):
         identity = (key.system, prompt_formats[key], *answers) if key.kind.is_base else key
         first[key] = found.setdefault(identity, key)
     return first
-
-
-def count_outcomes(scores):
-    counts = Counter(row_scores["outcome"] for row_scores in scores)
-    return {name: counts[name] for name in OUTCOMES}
 
 
 def generation_figures(predictions):
@@ -152,26 +157,34 @@ def pairs(rows, scores, verdict):
     ]
 
 
-def warnings(tasks, outputs, first):
-    """Warnings about over-calls: an adapter calls on rows on which its base rightly abstains.
+def warnings(own, made, first):
+    """Warnings about abstention. own, made: see Evaluation. first: `{key: the key with its answers
+    on the page}`, of all systems."""
+    lines = over_call_warnings(own, first, "rows that want no call")
+    if NO_CALL in made:
+        lines += over_call_warnings(made[NO_CALL], first, "rows whose right tool is off the list")
+    if not any(task.gold == [] for task in own.tasks):
+        alone = ": abstention is measured on made rows alone" if NO_CALL in made else ", so abstention is not measured"
+        lines = [f"Every row wants a call{alone}.", *lines]
+    return lines
 
-    outputs: `{key: [Output]}` of all systems. first: `{key: the key with its answers on the page}`.
-    """
-    without = [place for place, task in enumerate(tasks) if not task.gold]
-    if not without:
-        return ["Every row wants a call, so abstention is not measured."]
+
+def over_call_warnings(scored, first, rows):
+    """An adapter calls on rows on which its base rightly abstains. rows: their name in the line."""
+    without = [place for place, task in enumerate(scored.tasks) if not task.gold]
     lines = []
-    for after in outputs:
+    for after in first:
         before = after._replace(system="constrained" if after.kind.grammar else "prompted")
-        if not after.kind.adapter or before not in outputs:
+        if not after.kind.adapter or before not in first:
             continue
-        kinds = [(kind_of_answer(outputs[before][i]), kind_of_answer(outputs[after][i])) for i in without]
+        answers = [scored.outputs[first[key]] for key in (before, after)]
+        kinds = [tuple(kind_of_answer(of_system[place]) for of_system in answers) for place in without]
         parsed = [pair for pair in kinds if "broken" not in pair]
         more, fewer = parsed.count(("abstains", "calls")), parsed.count(("calls", "abstains"))
         if more > fewer and mcnemar(more, fewer) < 0.05:
             lines.append(
-                f"{after.name} calls too often: of {len(parsed)} rows that want no call (both outputs parse), it calls "
-                f"in {more} in which {first[before].name} abstains; the reverse in {fewer}."
+                f"{after.name} calls too often: of {len(parsed)} {rows} (both outputs parse), it calls in {more} in "
+                f"which {first[before].name} abstains; the reverse in {fewer}."
             )
     return lines
 
@@ -182,9 +195,10 @@ def write_results(folder, evaluation):
     write_json_lines(
         folder / "scores.jsonl",
         (
-            {"id": row.id, "system": key.name, **row_scores}
-            for key, of_system in evaluation.scores.items()
-            for row, row_scores in zip(evaluation.rows, of_system, strict=True)
+            {"id": row.id, "system": key.name, **({"set": name} if name else {}), **row_scores}
+            for name, of_set in evaluation.sets.items()
+            for key, scores in of_set.scores.items()
+            for row, row_scores in zip(of_set.rows, scores, strict=True)
         ),
     )
 
@@ -195,6 +209,7 @@ def report_of(evaluation):
     systems = [key.name for key in evaluation.systems]
     of_systems = figures["systems"]
     near_repeats = figures["near_repeats"] or {"slice": None}
+    no_call = figures["made"].get(NO_CALL)
     return {
         "title": evaluation.title,
         "subtitle": evaluation.subtitle,
@@ -208,7 +223,7 @@ def report_of(evaluation):
                 "help": " ".join((metric.function.__doc__ or "").split()),
                 "headline": metric.headline,
             }
-            for name, metric in METRICS.items()
+            for name, metric in (METRICS | ({"perplexity": PERPLEXITY} if "retention" in figures else {})).items()
         ],
         "figures": of_systems,
         "gold": figures["gold"],
@@ -217,10 +232,17 @@ def report_of(evaluation):
             for name, meaning in OUTCOMES.items()
         ],
         "outcome_counts": {system: of_systems[system]["outcomes"] for system in systems},
-        "call_table": {system: of_systems[system]["call_table"] for system in systems},
+        "call_table": {
+            system: of_systems[system]["call_table"]
+            | ({"gold_made": no_call["systems"][system]["call_table"]["gold_none"]} if no_call else {})
+            for system in systems
+        },
         "turn_table": {system: of_systems[system]["turn_table"] for system in systems},
         **{name: figures[name] for name in ("pairs", "worst_tools", "warnings")},
-        "notes": [*filter(None, [describe_near_repeats(evaluation)])],
+        "when_not_to_call": call_lines(figures),
+        "perturbed": perturbed_lines(figures),
+        "sets": {name: SETS.get(name, name) for name in evaluation.sets},
+        "notes": [*filter(None, [describe_near_repeats(evaluation)]), *describe_retention(figures)],
         "slices": [*filter(None, [near_repeats["slice"]]), *figures["slices"]],
         "published": evaluation.published,
         "rows": [
@@ -230,18 +252,23 @@ def report_of(evaluation):
                 "tools": json.loads(row.tools),
                 "gold": json.loads(row.answers),
                 "category": row.category or None,
-                "outputs": {key.name: row_output(evaluation, key, place) for key in evaluation.systems},
+                "set": name,
+                "outputs": {
+                    key.name: row_output(
+                        evaluation.predictions[key][row.id], of_set.scores[key][place], of_set.outputs[key][place]
+                    )
+                    for key in evaluation.systems
+                },
             }
-            for place, row in enumerate(evaluation.rows)
+            for name, of_set in evaluation.sets.items()
+            for place, row in enumerate(of_set.rows)
         ],
         "commands": {label: shlex.join(["python", *words]) for label, words in evaluation.commands.items()},
         "record": evaluation.record,
     }
 
 
-def row_output(evaluation, key, place):
-    prediction = evaluation.predictions[key][evaluation.rows[place].id]
-    scores, output = evaluation.scores[key][place], evaluation.outputs[key][place]
+def row_output(prediction, scores, output):
     return {
         "text": output.text,
         "value": output.value if output.parsed else output.lenient,

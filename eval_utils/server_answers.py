@@ -1,5 +1,7 @@
 """The answers of an OpenAI-compatible server, read as texts."""
 
+from collections import Counter
+
 from data_utils.prompt import render_calls, to_json
 
 # The server's finish_reason in the words of generation.Generation.
@@ -85,3 +87,37 @@ def part_text(part):
     if isinstance(part, dict):
         part = part.get("text") if part.get("type", "text") in ("text", "output_text") else None
     return part if isinstance(part, str) else ""
+
+
+def describe_messages(system, predictions):
+    """Lines about the form of a server's answers, which reveal a wrong parser of tool calls. Empty
+    for a system without a server.
+
+    predictions: one system's, in the rows' order.
+    """
+    found = Counter(prediction["came_as"] for prediction in predictions if "came_as" in prediction)
+    refusals = [prediction for prediction in predictions if prediction["finish"] == "refused"]
+    retries = [prediction["retries"] for prediction in predictions if "retries" in prediction]
+    forms = ("tool_calls", "content", "function_call", "text")
+    parts = [f"{found[name]} had {name}" for name in forms if found[name]]
+    if retries:  # older predictions don't have them
+        parts += [f"{len(refusals)} refused", f"retries: {sum(retries)}"]
+    lines = [f"{system}: of {len(predictions)} answers, {', '.join(parts)}."] if parts else []
+    if refusals:
+        reason = refusals[0].get("refusal", "")
+        lines.append(f"{system}: refused, and counted as broken: {listed(refusals)} (the first: {reason})")
+    if found["no calls"]:
+        lines.append(
+            f"{system}: {found['no calls']} had an empty list of tool_calls and no text: each counts as [], an "
+            "abstention. Some servers send the empty list with every message."
+        )
+    if found["empty turn"]:
+        lines.append(f"{system}: {found['empty turn']} were empty turns: each counts as an abstention")
+    if without := [prediction for prediction in predictions if prediction.get("came_as") == "nothing"]:
+        lines.append(f"{system}: {len(without)} had no text, and count as broken: {listed(without)}")
+    return lines
+
+
+def listed(predictions):
+    """The ids of at most 20 predictions."""
+    return ", ".join(prediction["id"] for prediction in predictions[:20]) + ", ..." * (len(predictions) > 20)

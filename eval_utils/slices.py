@@ -3,7 +3,7 @@
 import itertools
 from collections import defaultdict
 
-from eval_utils.statistics import wilson_interval
+from eval_utils.statistics import rate_figure
 
 
 def near_repeats(rows, scores, near_repeat):
@@ -80,9 +80,7 @@ def quarters(lengths):
 def slice_figures(value, places, scores):
     figures = {}
     for key, of_system in scores.items():
-        k, n = sum(of_system[place]["exact_match"] for place in places), len(places)
-        low, high = wilson_interval(k, n)
-        figures[key.name] = {"k": k, "n": n, "rate": k / n, "low": low, "high": high}
+        figures[key.name] = rate_figure(sum(of_system[place]["exact_match"] for place in places), len(places))
     return {"value": value, "n": len(places), "figures": figures}
 
 

@@ -1,5 +1,7 @@
 """Intervals of figures, and the difference of two systems on the same rows. Uses scipy."""
 
+from collections import Counter
+
 import numpy as np
 from scipy import stats
 
@@ -11,6 +13,12 @@ def wilson_interval(k, n):
         return 0.0, 1.0
     interval = stats.binomtest(k, n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def rate_figure(k, n):
+    """The figure of a proportion, with wilson_interval."""
+    low, high = wilson_interval(k, n)
+    return {"k": k, "n": n, "rate": k / n, "low": low, "high": high}
 
 
 def bootstrap_ratio(numerators, denominators, resamples=1000):
@@ -64,3 +72,42 @@ def flips(a, b):
         "b_only": b_only,
         "p": mcnemar(len(a_only), len(b_only)),
     }
+
+
+def sign_flips(differences):
+    """The p-value of the paired permutation test of two systems, each with runs of several seeds on
+    the same rows: two-sided, with the mid-p correction.
+
+    differences: an integer for each row, the right answers of one system's runs minus the other's.
+    Seeds answer the same row, so the row is the unit: under the null hypothesis its difference has
+    either sign with probability 1/2. The distribution of the sum is exact, a convolution over the
+    rows. With one run each, this is `mcnemar`. 1 if no row differs."""
+    sizes = Counter(abs(difference) for difference in differences if difference)
+    distribution = np.ones(1)  # of the sum of the rows with one sign
+    for size, count in sizes.items():
+        of_size = np.zeros(size * count + 1)
+        of_size[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        distribution = np.convolve(distribution, of_size)
+    gained = sum(difference for difference in differences if difference > 0)
+    least = min(gained, len(distribution) - 1 - gained)
+    return float(min(1.0, 2 * distribution[: least + 1].sum() - distribution[least]))
+
+
+def bootstrap_mean(values, resamples=2000):
+    """The 95% interval of a mean by bootstrap over the rows, as (low, high). The same rows give the
+    same interval. (None, None) if all rows agree, or there are fewer than two."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return None, None
+    result = stats.bootstrap(
+        (values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(0)
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def welch(a, b):
+    """The p-value of Welch's t-test of two lists of means, or None for fewer than two each, or
+    without any spread."""
+    if min(len(a), len(b)) < 2 or np.ptp(a) + np.ptp(b) == 0:
+        return None
+    return float(stats.ttest_ind(a, b, equal_var=False).pvalue)

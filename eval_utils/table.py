@@ -11,12 +11,15 @@ from rich.text import Text
 
 from data_utils.chat_turns import KINDS
 from eval_utils.metrics import METRICS
+from eval_utils.retention import PERPLEXITY, describe_retention
+from eval_utils.row_sets import call_columns, call_lines, perturbed_lines
 from eval_utils.slices import describe_near_repeats
 
 
 def print_table(evaluation):
     figures, published = evaluation.figures, evaluation.published
     headline = {name: metric for name, metric in METRICS.items() if metric.headline}
+    headline |= {"perplexity": PERPLEXITY} if "retention" in figures else {}
     caption = (
         f"{len(evaluation.rows)} rows; {evaluation.subtitle}. Below each rate: its 95% Wilson interval and, "
         "in brackets, an upper bound: the first calls anywhere in the text, even without a name."
@@ -35,7 +38,11 @@ def print_table(evaluation):
     for name, rates in published.items():
         cells = [f"{rates[metric]:.2f}" if metric in rates else "" for metric in headline]
         table.add_row(name, *cells, style="dim")
-    Console(width=None if sys.stdout.isatty() else 80).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 80)
+    console.print(table)
+    for others in (call_table(figures), perturbed_table(figures)):
+        if others.rows:
+            console.print(others)
     for pair in pairs_to_print(evaluation):
         gained, lost = len(pair["b_only"]), len(pair["a_only"])
         print(f"{pair['b']} against {pair['a']}: {gained} rows gained, {lost} lost (p = {pair['p']:.2g})")
@@ -47,7 +54,7 @@ def print_table(evaluation):
         print(f"{system}: {speed}stopped by {stops}{limit}")
         for line in turn_lines(system, of_system["turn_table"]):
             print(line)
-    for line in (describe_near_repeats(evaluation), *figures["warnings"]):
+    for line in (describe_near_repeats(evaluation), *describe_retention(figures), *figures["warnings"]):
         if line:
             print(line)
 
@@ -74,12 +81,64 @@ def pairs_to_print(evaluation):
     return [*filter(None, [first]), *filter(is_of_interest, rest)]
 
 
+def call_table(figures):
+    table = Table(
+        title="When not to call",
+        caption="Right tool off the list: rows made from the data set's own. Broken answers are no calls.",
+        caption_justify="left",
+    )
+    lines = call_lines(figures)
+    columns = call_columns(lines)
+    table.add_column("system")
+    for title in columns.values():
+        table.add_column(f"{title} %", justify="right")
+    for line in lines:
+        cells = [share(line[name], line["broken"][name]) for name in columns]
+        table.add_row(Text(line["system"]), *cells, end_section=True)
+    return table
+
+
+def perturbed_table(figures):
+    table = Table(
+        title="Exact match on perturbed rows",
+        caption="Lost and gained: against the same rows unperturbed; p by McNemar's test (mid-p).",
+        caption_justify="left",
+    )
+    table.add_column("rows")
+    for title in ("system", "unperturbed %", "perturbed %", "lost", "gained", "p"):
+        table.add_column(title, justify="left" if title == "system" else "right")
+    for line in perturbed_lines(figures):
+        rows = f"{line['made']}: {line['num_rows']} rows" + f", {line['left_out']} cannot be" * bool(line["left_out"])
+        for place, (system, of_system) in enumerate(line["systems"].items(), start=1):
+            flips = of_system["flips"]
+            table.add_row(
+                Text(rows if place == 1 else ""),
+                Text(system),
+                f"{100 * of_system['exact_match_before']['rate']:.2f}",
+                share(of_system["exact_match"]),
+                str(len(flips["a_only"])),
+                str(len(flips["b_only"])),
+                f"{flips['p']:.2g}",
+                end_section=place == len(line["systems"]),
+            )
+    return table
+
+
+def share(figure, broken=0):
+    """A rate with its interval and rows, and the number of broken answers."""
+    if figure is None:
+        return ""
+    interval = f"\n{100 * figure['low']:.1f}–{100 * figure['high']:.1f}, n = {figure['n']}"
+    return Text.assemble(f"{100 * figure['rate']:.2f}", (interval + f"\n{broken} broken" * bool(broken), "dim"))
+
+
 def cell(name, metric, figures):
     figure, bound = figures.get(name), figures.get(f"lenient_{name}")
     if figure is None:  # no row applies
         return ""
     if metric.kind != "rate":
-        return f"{figure[metric.kind]:.4g}"
+        interval = f"\n{figure['low']:.4g}–{figure['high']:.4g}" if "low" in figure else ""
+        return Text.assemble(f"{figure[metric.kind]:.4g}", (interval, "dim"))
     interval = f"\n{100 * figure['low']:.1f}–{100 * figure['high']:.1f}"
     lenient = f"\n({100 * bound['rate']:.2f})" if bound else ""
     return Text.assemble(f"{100 * figure['rate']:.2f}", (interval + lenient, "dim"))

@@ -30,7 +30,7 @@ TEXTS = (
     *("model_name_or_path", "model_revision", "prompt_format", "quantization", "eval_split", "dataset_config_name"),
     *("dataset_revision", "eval_dataset_name"),
 )
-NUMBERS = ("max_bad_rows", "eval_fraction", "seed", "lora_r", "lora_alpha")
+NUMBERS = ("max_bad_rows", "eval_fraction", "seed", "split_seed", "lora_r", "lora_alpha")
 CHOICES = {"quantization": ("none", "nf4", "int8"), "eval_split": ("random", "tools")}
 REFUSED = ("layer_replication", "modules_to_save", "layers_pattern", "trainable_token_indices", "megatron_config")
 UNRECORDED = (  # train.py never sets these; older adapters have no record of them
@@ -89,7 +89,7 @@ def read_adapter(folder):
         "environment.json",
     ):
         if not (folder / name).is_file():
-            near = did_you_mean(folder, "adapter_config.json") or did_you_mean(folder, "split.json")
+            near = did_you_mean(folder, "adapter_config.json") or did_you_mean(folder, "config.json")
             raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there{near}")
     environment = read_json(folder / "environment.json", check_environment)
     try:

@@ -21,6 +21,7 @@ from model_utils.full_model import load_full_model
 from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
 from model_utils.merging import adapts_shared_weights, merge_adapter
 from model_utils.model_facts import num_positions
+from model_utils.variants import takes_part
 from run_utils.errors import UserError, describe_error, say
 from run_utils.launch_file import is_sharded
 
@@ -68,25 +69,28 @@ def all_layers(model):
     return [*linear_layers(model), *expert_names(model)]
 
 
-def add_lora(model, r, alpha, dropout, target_modules):
-    """The model with a new LoRA adapter, in float32 whatever the base's dtype. B starts at zero, so
-    outputs stay the same.
+def add_lora(model, r, alpha, dropout, target_modules, *, init="true", original=None, **options):
+    """The model with a new LoRA adapter, in float32 whatever the base's dtype. By default B starts
+    at zero, so outputs stay the same.
 
-    target_modules: names of layers, and of a mixture's experts (see expert_names)."""
+    target_modules: names of layers, and of a mixture's experts (see expert_names). init:
+    --init_lora_weights; see lora_init.py for PiSSA, OLoRA and LoftQ, whose `original` is the
+    unquantised base. options: more of LoraConfig's."""
     # Late: peft imports bitsandbytes, which takes seconds.
     from peft import LoraConfig, get_peft_model
 
     from model_utils.fused_lora import fuse_lora
+    from model_utils.lora_init import doubled, freeze_first_values, initialise
 
     if r > (width := layer_width(model)):
         raise UserError(f"--lora_r {r} is above the width of the model's layers, {width}: a lower one does the same")
     # In a model with vision or audio only the text decoder trains: rows are text.
     text_modules = {model.get_output_embeddings(), *text_decoder(model).modules()}
     elsewhere = [name for name, module in model.named_modules() if name and module not in text_modules]
-    names = {name.split(".")[-1] for name, module in model.named_modules() if module in text_modules}
+    paths = [f".{name}" for name, module in model.named_modules() if module in text_modules]
     experts = [name for name in expert_names(model) if name in target_modules]
     layers = [name for name in target_modules if name not in experts]
-    if unknown := [name for name in layers if name not in names]:
+    if unknown := [name for name in layers if not any(path.endswith(f".{name}") for path in paths)]:
         known = ", ".join(all_layers(model))
         raise UserError(f"cannot add LoRA to {', '.join(unknown)}: the model has no such layers, but {known}")
     if experts and (dropout or is_sharded()):
@@ -97,10 +101,12 @@ def add_lora(model, r, alpha, dropout, target_modules):
             f"--lora_target_modules {' '.join(layers)} leaves them out"
         )
 
+    sizes = {"r": r, "lora_alpha": alpha} | options
+    peft_inits = {"true": True, "false": False, "gaussian": "gaussian"}
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=r,
-        lora_alpha=alpha,
+        **(doubled(sizes) if takes_part(init) else sizes),
+        init_lora_weights=peft_inits.get(init, True),
         lora_dropout=dropout,
         target_modules=layers,
         target_parameters=experts or None,
@@ -118,6 +124,10 @@ def add_lora(model, r, alpha, dropout, target_modules):
             f"PEFT takes {', '.join(taken)} of this mixture for its experts' and would leave out the layers of that "
             f"name: --lora_target_modules {' '.join(others)} leaves these out alone"
         )
+    if init not in peft_inits:
+        initialise(model, init, original)
+    if takes_part(init):
+        freeze_first_values(model)
     return fuse_lora(model)
 
 
@@ -160,12 +170,19 @@ def load_adapter(model, adapter, *, merge_checked_on=None):
         raise UserError(f"{folder} was trained on another base model than {model.name_or_path}")
     if adapter.is_whole:
         return load_full_model(model, folder)
-    if (rank := max(ranks(read_config(folder)))) > (width := layer_width(model)):
+    # PiSSA and OLoRA have twice the rank.
+    if (rank := max(ranks(read_config(folder)))) > 2 * (width := layer_width(model)):
         raise UserError(
             f"{folder} has the rank {rank}, and the base's layers are {width} wide: adapter_config.json is damaged"
         )
     if unknown := check_record(folder, args, environment):
         say(f"{folder} is from before train.py recorded what it saved: nothing verifies its {', '.join(unknown)}")
+    quantized = getattr(model, "hf_quantizer", None) is not None
+    if args.get("init_lora_weights") == "loftq" and not getattr(model, "is_loaded_in_4bit", False):
+        raise UserError(
+            f"{folder} started by LoftQ: it repairs the rounding of its base in nf4, and only works on it, with "
+            "--quantization nf4. It cannot be exported into unquantised weights"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT warns about misfits; check_tensors raises
@@ -175,7 +192,6 @@ def load_adapter(model, adapter, *, merge_checked_on=None):
         raise
     except Exception as error:  # broken files make safetensors and peft raise anything
         raise UserError(f"cannot load the adapter {folder}: {describe_error(error)}") from None
-    quantized = getattr(model.get_base_model(), "hf_quantizer", None) is not None
     if quantized or merge_checked_on is None or adapts_shared_weights(model):
         return model
     positions = num_positions(model.config)

@@ -5,25 +5,9 @@ from typing import NamedTuple
 
 import torch
 
+from model_utils.gpus import peak_of
 from model_utils.loading import expert_parameters, text_decoder
 from model_utils.model_facts import unwrapped
-
-# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets. The longest match counts.
-PEAK_BF16_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA A10G": 70e12,
-    "NVIDIA A10": 125e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40": 181e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA GeForce RTX 3090": 71e12,
-    "NVIDIA GeForce RTX 4090": 165e12,
-    "NVIDIA GeForce RTX 5090": 210e12,
-}
 
 
 def dtype_census(model):
@@ -120,6 +104,5 @@ def peak_flops(accelerator):
     """The bf16 peak of all processes' devices in FLOP/s, or None if unknown."""
     if accelerator.device.type != "cuda" or accelerator.mixed_precision != "bf16":
         return None
-    name = torch.cuda.get_device_name(accelerator.device)
-    known = [key for key in PEAK_BF16_FLOPS if name.startswith(key)]
-    return PEAK_BF16_FLOPS[max(known, key=len)] * accelerator.num_processes if known else None
+    peak = peak_of(torch.cuda.get_device_name(accelerator.device))
+    return peak * accelerator.num_processes if peak else None

@@ -87,7 +87,7 @@ def evaluation_problem(training, args, data, loss_fn):
 
     def fits(batch_size):
         chunks = share_out(data.eval_examples, batch_size, data.train.num_processes, data.train.process_index)
-        return runs(training, loss_fn, largest_chunks(chunks))
+        return runs(training, loss_fn, largest_chunks(chunks), completions=True)
 
     with evaluation_mode(one_process_model(training)):
         fit = fits(args.per_device_eval_batch_size)
@@ -136,14 +136,15 @@ def what_fits(args, fits):
     return found
 
 
-def runs(training, loss_fn, chunks):
-    """Whether a pass over each micro-batch fits in memory, with Adam's moments."""
+def runs(training, loss_fn, chunks, completions=False):
+    """Whether a pass over each micro-batch fits in memory, with Adam's moments. completions: see
+    collate."""
     model, optimizer, trainable = one_process_model(training), training.optimizer, training.trainable
 
     def passes():  # a function, so that its tensors are freed at its end
         moments = [torch.empty_like(parameter) for parameter in trainable * 2 if not optimizer.state]
         for chunk in chunks:
-            loss = loss_fn(model, collate(chunk), model.device)
+            loss = loss_fn(model, collate(chunk, completions=completions), model.device)
             if loss.requires_grad:
                 loss.backward()
         del moments

@@ -5,6 +5,7 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 
 from model_utils.adapter_files import check_environment, config_fields, read_config
+from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, describe_error, require
 from run_utils.files import file_hash, read_json
 from run_utils.paths import did_you_mean
@@ -23,12 +24,16 @@ def take_settings(args):
         if not (folder / name).is_file():
             near = did_you_mean(folder, name)
             raise UserError(f"--init_adapter {folder} is no adapter: no {name} there{near}")
+    if (folder / "args.yaml").is_file() and read_yaml(folder / "args.yaml").get("init_lora_weights") == "loftq":
+        raise UserError(f"--init_adapter {folder} started by LoftQ: a part of it only repairs the rounding of its base")
     config = read_config(folder)
     alpha = config["lora_alpha"]
     found = {
         "lora_r": config["r"],
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_target_modules": sorted([*config.get("target_modules", []), *config.get("target_parameters", [])]),
+        **{name: config.get(name, False) for name in ("use_rslora", "use_dora")},
+        **{name: as_pairs(config.get(name)) for name in ("rank_pattern", "alpha_pattern")},
     }
     defaults = {field.name: field.default for field in fields_of(args)}
     for name, value in found.items():
@@ -39,6 +44,11 @@ def take_settings(args):
             f"--{name} is {given}, but --init_adapter {folder} has {value}: leave the flag out",
         )
         setattr(args, name, value)
+
+
+def as_pairs(pattern):
+    """PEFT's rank_pattern or alpha_pattern as train.py's flag, or None."""
+    return [f"{name}={value}" for name, value in sorted(pattern.items())] if pattern else None
 
 
 def load_weights(model, folder, record):

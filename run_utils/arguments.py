@@ -1,10 +1,12 @@
 """A script's dataclass as its flags, its recipes and its --help. A user's error is one line."""
 
 import argparse
+import ast
 import dataclasses
 import difflib
 import math
 import operator
+import os
 import shutil
 import sys
 import textwrap
@@ -22,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Flags of an invocation, not of the experiment. args.yaml leaves them out, so that --config can
 # read it.
 INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
+SWEPT = "SWEPT_ARGUMENTS"  # an environment variable of sweep.py's runs: the names of those that vary
+MAPPINGS = ("lr_scheduler_kwargs", "rank_pattern", "alpha_pattern")  # a list NAME=VALUE, or a mapping in YAML
 MOST_VALUES = 100_000  # in a YAML file
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 TRUTH = {"yes": True, "true": True, "t": True, "y": True, "1": True}
@@ -121,12 +125,9 @@ def parse_arguments(arguments_class, description, demo_recipe, argv=None):
     adapter, `demo_recipe` (a file of recipes/) is the recipe. Raises UsageError."""
     argv = sys.argv[1:] if argv is None else argv
     parser = ArgumentParser(arguments_class, description)
+    argv = with_demo_recipe(argv, demo_recipe)
     recipe = parser.parse_known_args(argv)[0].config
     known = {field.name for field in dataclasses.fields(arguments_class)}
-    named = {word.split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    if not named & {"__config", "__model_name_or_path", "__dataset_name", "__adapter", "__rescore", "__compare"}:
-        recipe = str(ROOT / "recipes" / demo_recipe)
-        say(f"No model, data or --config named: running the embedded demo, recipes/{demo_recipe}")
     if recipe:
         recipe_argv = recipe_as_flags(recipe, known - set(INVOCATION))
         parser.source = f"{recipe}: "
@@ -138,6 +139,15 @@ def parse_arguments(arguments_class, description, demo_recipe, argv=None):
         flags = {f"--{name}" for name in known}
         raise UsageError(f"unknown argument {unknown[0]}{closest(unknown[0], flags)} (see --help)")
     return arguments_class(**vars(values))
+
+
+def with_demo_recipe(argv, demo_recipe):
+    """The flags, after --config of the demo's recipe if they name no other run."""
+    named = {word.split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    if named & {"__config", "__model_name_or_path", "__dataset_name", "__adapter", "__rescore", "__compare"}:
+        return argv
+    say(f"No model, data or --config named: running the embedded demo, recipes/{demo_recipe}")
+    return ["--config", str(ROOT / "recipes" / demo_recipe), *argv]
 
 
 def check_limits(arguments):
@@ -170,6 +180,8 @@ def recipe_as_flags(path, known):
     for key, value in values.items():
         if key not in known:
             raise UsageError(f"{path}: unknown key {key!r}{closest(str(key), known)}")
+        if isinstance(value, dict) and key in MAPPINGS and value:  # as the flag has it
+            value = [f"{name}={number}" for name, number in value.items()]
         if isinstance(value, dict) or (isinstance(value, list) and not value):
             raise UsageError(f"{path}: {key} must be a value or a list of values, not {value!r}")
         if isinstance(value, list):
@@ -226,7 +238,8 @@ def as_yaml(arguments):
 
 def compared_arguments(args, effective_batch):
     """`(arguments, changed)` for tables of runs: the experiment's arguments that are set, `{name:
-    number, boolean or text}`, and the names of those that differ from their defaults."""
+    number, boolean or text}`, and the names of those that differ from their defaults; in a sweep,
+    of those that vary."""
     fields = [field for field in dataclasses.fields(args) if field.name not in (*INVOCATION, "output_dir")]
     arguments = {field.name: getattr(args, field.name) for field in fields}
     # Arguments that are free on a resume, such as logging_steps, don't change the results.
@@ -239,6 +252,19 @@ def compared_arguments(args, effective_batch):
     if effective_batch != defaults["per_device_train_batch_size"] * defaults["gradient_accumulation_steps"]:
         changed.add("effective_batch")
     arguments["effective_batch"] = effective_batch
+    if swept := os.environ.get(SWEPT):
+        changed = set(swept.split(","))
     texts = {name: ", ".join(map(str, value)) for name, value in arguments.items() if isinstance(value, list)}
     texts |= {name: redact(value) for name, value in arguments.items() if isinstance(value, str)}
     return {name: value for name, value in (arguments | texts).items() if value is not None}, changed
+
+
+def arguments_of(script):
+    """The dataclass of arguments at the top of a script, by running the script's lines up to its
+    `parse`. Importing the script would load PyTorch for seconds."""
+    path = ROOT / script
+    lines = ast.parse(path.read_text(encoding="utf-8")).body
+    end = next(place for place, line in enumerate(lines) if getattr(line, "name", None) == "parse")
+    names = {"__name__": path.stem}
+    exec(compile(ast.Module(lines[:end], []), str(path), "exec"), names)
+    return next(value for value in names.values() if dataclasses.is_dataclass(value))

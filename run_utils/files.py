@@ -158,6 +158,20 @@ def lock_folder(folder):
     LOCKED[folder] = handle
 
 
+def is_locked(folder):
+    """Whether another process holds a folder's lock."""
+    if fcntl is None or not Path(folder).is_dir():
+        return False
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)  # other errors: a file system without locks
+    finally:
+        os.close(handle)
+
+
 def check_depth(text):
     """Raises ValueError if the lists and objects of a JSON text nest deeper than MAX_DEPTH."""
     # With fewer brackets it cannot be deeper, and counting is quick.

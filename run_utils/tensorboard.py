@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 # losses can share a chart. Figures of the same run have a chart each, side by side.
 CHARTS = {
     "loss": {"training and held-out rows": ["train/loss", "eval/loss"]},
+    "held-out loss by part": {"of tool names, argument names, values, syntax, words and the end": ["eval/loss_.*"]},
     "generated calls": {
         "exact match": ["eval/exact_match"],
         "JSON valid": ["eval/json_valid"],

@@ -34,6 +34,7 @@ TAGS = PROMPT_FORMATS["tags-1"]
 EXACT_TAGS = (  # curves that a resumed run repeats bit for bit
     *("train/loss", "train/grad_norm", "train/learning_rate", "train/completion_tokens", "train/epoch"),
     *("train/num_tokens", "eval/loss", "eval/token_accuracy", "eval/best_loss"),
+    *("eval/loss_values", "eval/accuracy_names", "eval/entropy_end"),
 )
 hypothesis.settings.load_profile("ci")  # the same examples in each run
 

@@ -51,7 +51,9 @@ def adapter(tiny_model, rows_file, tmp_path_factory):
 
 @pytest.fixture
 def flags(adapter, tmp_path):
-    return {"adapter": adapter, "output_dir": tmp_path / "evaluation", "max_new_tokens": NEW_TOKENS}
+    """No made rows: tests/test_made_rows.py has them."""
+    output_dir = tmp_path / "evaluation"
+    return {"adapter": adapter, "output_dir": output_dir, "max_new_tokens": NEW_TOKENS, "no_call_examples": 0}
 
 
 def predictions(output_dir):
@@ -279,6 +281,34 @@ def test_the_base_alone_has_examples_that_are_not_held_out(run_here, rows_file, 
     assert len(ids) == 5 and set(ids) <= {row.id for row in training}
 
 
+def test_adapters_of_one_split_seed_share_rows_examples_and_base_answers(
+    run_here, train_here, tiny_model, rows_file, tmp_path
+):
+    """Their --seed differs. Another --seed of evaluate.py is another split."""
+    run = {
+        "model_name_or_path": tiny_model, "dataset_name": rows_file, "quantization": "none", "eval_fraction": 0.24,
+        "max_train_steps": 1, "max_seq_length": 2048, "max_train_examples": 20, "split_seed": 5,
+    }  # fmt: skip
+    runs = [train_here(run | {"seed": seed, "output_dir": tmp_path / str(seed)}) for seed in (1, 2)]
+    splits = [json.loads((folder / "split.json").read_text()) for folder in runs]
+    assert [set(split["trained"]) for split in splits] == 2 * [set(splits[0]["trained"])]
+    assert list(splits[0]["held_out"]) == list(splits[1]["held_out"])
+    _, held_out, _ = split_rows(load_rows(str(rows_file))[0], 0.24, seed=5)
+    assert list(splits[0]["held_out"]) == [row.id for row in held_out]
+    states = [json.loads((folder / "checkpoint-1" / "state.json").read_text()) for folder in runs]
+    assert states[0]["order_fingerprint"] != states[1]["order_fingerprint"]
+    base = {"systems": ["fewshot"], "num_examples": 2, "max_new_tokens": 2}
+    found = []
+    for folder in runs:
+        result = run_here(evaluate, base | {"adapter": folder / "adapter"})
+        assert result.code == 0, result.err
+        found.append(predictions(folder / "evaluation"))
+    assert found[0] == found[1] and {row_id for _, row_id in found[0]} == {row.id for row in held_out[:2]}
+    flags = base | {"adapter": runs[0] / "adapter", "seed": 6, "output_dir": tmp_path / "e"}
+    result = run_here(evaluate, flags)
+    assert result.code == 1 and "--seed and --split_seed to evaluate the held-out rows" in result.err
+
+
 def test_an_evaluation_beside_its_adapter_is_in_the_adapters_card(run_here, flags, adapter, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(adapter, run / "adapter")
@@ -312,7 +342,8 @@ def test_near_repeats_are_counted_at_load_and_evaluated_apart(run_here, train_he
     assert result.code == 0 and "3 of the 6 held-out queries equal a training query" in result.out, result.err
     adapter = tmp_path / "run" / "adapter"
     assert set(json.loads((adapter / "split.json").read_text())["near_repeats"]) == {"near 0", "near 1", "near 2"}
-    result = run_here(evaluate, {"adapter": adapter, "systems": ["raw"], "max_new_tokens": 1})
+    flags = {"adapter": adapter, "systems": ["raw"], "max_new_tokens": 1, "no_call_examples": 0}
+    result = run_here(evaluate, flags)
     assert result.code == 0 and "3 of 6 queries equal a training query" in result.out, result.err
     found = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())["near_repeats"]
     assert [part["n"] for part in found["slice"]["values"]] == [6, 3, 3]
@@ -391,7 +422,7 @@ def test_a_servers_answers_are_evaluated_without_a_local_model(run_here, rows_fi
 
     monkeypatch.setattr(endpoint, "complete", complete)
     flags = {"endpoint": "http://localhost:1/v1", "endpoint_model": "m", "dataset_name": rows_file, "eval_fraction": 1,
-             "systems": ["endpoint"], "output_dir": tmp_path / "e"}  # fmt: skip
+             "systems": ["endpoint"], "no_call_examples": 0, "output_dir": tmp_path / "e"}  # fmt: skip
     result = run_here(evaluate, flags)
     assert result.code == 0, result.err
     figures = json.loads((tmp_path / "e" / "metrics.json").read_text())["systems"]["endpoint"]

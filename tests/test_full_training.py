@@ -13,13 +13,14 @@ import evaluate
 import export
 import train
 from data_utils.dataset import prepare_data
+from run_utils.errors import UsageError
 
 
 @pytest.fixture
 def full(flags):
     without = ("lora_r", "lora_alpha", "lora_dropout")
     flags = {name: value for name, value in flags.items() if name not in without}
-    return flags | {"use_peft": "false", "learning_rate": 1e-3, "max_train_steps": 4}
+    return flags | {"use_peft": "false", "learning_rate": 1e-3, "max_train_steps": 4, "save_steps": 2}
 
 
 def same_files(left, right, *names):
@@ -158,5 +159,5 @@ def test_what_does_not_go_together_is_refused_by_name(run_here, full, change, na
 def test_fsdp2_is_refused_by_name(full, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", *command_line(full)])
     monkeypatch.setattr(train, "is_sharded", lambda: True)
-    with pytest.raises(train.run_script.__globals__["UsageError"], match="FSDP2 shards a frozen base"):
+    with pytest.raises(UsageError, match="FSDP2 shards a frozen base"):
         train.parse()

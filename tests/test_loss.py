@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from data_utils.batching import Example, collate, pack, tokenize_rows
+from data_utils.parts import LOSS_MASKS, PARTS, part_weights
 from data_utils.sources import load_rows
 from model_utils.adapters import add_lora
 from model_utils.in_training import evaluation_figures
@@ -204,7 +205,8 @@ def test_gradients_are_equal_for_each_split_of_a_step(train_here, flags, tmp_pat
     expected = first_moments(one / "checkpoint-1")
     assert any(moment.abs().max() > 1e-3 for moment in expected)
     for output_dir in rest:
-        for tag in ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss"):
+        by_part = ("eval/loss_values", "eval/accuracy_syntax", "eval/entropy_end")
+        for tag in ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss", *by_part):
             torch.testing.assert_close(values(output_dir, tag), values(one, tag), rtol=2e-6, atol=0)
         for got, wanted in zip(first_moments(output_dir / "checkpoint-1"), expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
@@ -269,3 +271,43 @@ def test_token_accuracy_is_the_share_of_supervised_tokens_that_greedy_decoding_w
     edited = [example._replace(input_ids=ids, loss_weights=weights)]
     figures = evaluation_figures(Accelerator(cpu=True), model, edited, batch_size=1, **LOSS, stop=stop)
     assert figures["token_accuracy"] == pytest.approx(expected)
+
+
+def test_figures_by_part_are_those_of_pytorch_at_weight_1_under_any_mask(peer, model, tiny_model, rows_file, stop):
+    """A row without known parts counts in the loss alone."""
+    tokenizer, rows = AutoTokenizer.from_pretrained(tiny_model), load_rows(str(rows_file))[0][:7]
+    figures = {}
+    for mask in LOSS_MASKS:
+        tokenized = tokenize_rows(tokenizer, TAGS, rows, 4096, weights=part_weights(mask), with_parts=True)
+        assert not tokenized.unknown_parts
+        examples = [*tokenized.examples[:-1], tokenized.examples[-1]._replace(parts=None)]
+        figures[mask] = evaluation_figures(Accelerator(cpu=True), model, examples, batch_size=3, **LOSS, stop=stop)
+    expected = {}
+    for example in examples[:-1]:
+        ids = torch.from_numpy(example.input_ids).long()
+        with torch.no_grad():
+            choices = torch.distributions.Categorical(logits=peer(ids[None]).logits[0, :-1])
+        hits = choices.probs.argmax(-1) == ids[1:]
+        of_tokens = zip(-choices.log_prob(ids[1:]), hits, choices.entropy(), strict=True)
+        for code, values_of_token in zip(example.parts[1:], of_tokens, strict=True):
+            for name, value in zip(("loss", "accuracy", "entropy"), values_of_token, strict=True):
+                expected.setdefault(f"{name}_{PARTS[code]}", []).append(value.item())
+    parts = {part for part in PARTS if f"loss_{part}" in expected}
+    assert parts == {"prompt", "syntax", "names", "arguments", "values", "end"}
+    for of_mask in figures.values():
+        names = {name for name in of_mask if "_" in name} - {"token_accuracy"}
+        assert names == {name for name in expected if not name.endswith("_prompt")}
+        for name in names:
+            assert of_mask[name] == pytest.approx(np.mean(expected[name]), rel=1e-5)
+    assert len({of_mask["loss"] for of_mask in figures.values()}) == len(LOSS_MASKS)  # it follows the mask
+    weighted = {part: sum(expected[f"loss_{part}"]) for part in ("values", "end")}
+    count = sum(len(expected[f"loss_{part}"]) for part in weighted)
+    without_last = evaluation_figures(
+        Accelerator(cpu=True),
+        model,
+        tokenize_rows(tokenizer, TAGS, rows[:-1], 4096, weights=part_weights("values_only"), with_parts=True).examples,
+        batch_size=3,
+        **LOSS,
+        stop=stop,
+    )
+    assert without_last["loss"] == pytest.approx(sum(weighted.values()) / count, rel=1e-5)

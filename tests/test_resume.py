@@ -24,7 +24,7 @@ from transformers import Qwen3ForCausalLM
 import evaluate
 import train
 from data_utils import batching
-from data_utils.supervision import LOSS_MASKS
+from data_utils.parts import LOSS_MASKS
 from model_utils.adapters import add_lora, linear_layers
 from model_utils.flops import count_flops
 from run_utils import progress
@@ -507,7 +507,14 @@ def test_changed_rows_are_noticed(run_here, flags, finished, rows_file, monkeypa
     assert result.code == 1 and "the training rows, their order, tokens or loss weights are not those" in result.err
 
 
-def test_another_loss_mask_is_noticed(run_here, flags, finished, monkeypatch):
+@pytest.mark.parametrize(("flag", "value"), [("loss_mask", "values_only"), ("loss_weights", ["names=2", "end=1"])])
+def test_another_loss_mask_is_refused_by_name(run_here, flags, finished, monkeypatch, flag, value):
+    monkeypatch.setattr(train, "load_model", None)
+    result = run_here(train, flags | {flag: value, "resume_from_checkpoint": finished / "checkpoint-2"})
+    assert result.code == 1 and f"--{flag} is {value} but" in result.err
+
+
+def test_an_edited_loss_mask_is_noticed(run_here, flags, finished, monkeypatch):
     monkeypatch.setattr(train, "load_model", None)
     monkeypatch.setitem(LOSS_MASKS, "completion_only", LOSS_MASKS["values_only"])
     result = run_here(train, flags | {"resume_from_checkpoint": finished / "checkpoint-2"})

@@ -20,9 +20,9 @@ from transformers.utils import is_liger_kernel_available
 import evaluate
 import train
 from data_utils.batching import collate, tokenize_rows
+from data_utils.parts import COMPLETION
 from data_utils.sources import load_rows
 from data_utils.split import split_rows
-from data_utils.supervision import LOSS_MASKS
 from run_utils.metrics_file import read_metrics
 from train import completion_loss, step_seed
 
@@ -122,16 +122,27 @@ def test_a_logged_loss_is_the_mean_over_the_tokens_since_the_last(train_here, fl
     assert values(third, "train/completion_tokens").tolist() == tokens.view(2, 3).sum(1).tolist()
 
 
-def test_the_loss_is_a_weighted_mean_and_tokens_stay_counts(train_here, flags, tmp_path, monkeypatch):
+def test_the_loss_is_a_weighted_mean_and_tokens_stay_counts(train_here, flags, tmp_path):
     """Weights of a half all over leave losses, gradients and counts as they are."""
     flags |= {"max_train_steps": 2, "warmup_ratio": 0}
     ones = train_here(flags | {"output_dir": tmp_path / "ones"})
-    completion_only = LOSS_MASKS["completion_only"]
-    monkeypatch.setitem(LOSS_MASKS, "completion_only", lambda *texts: completion_only(*texts) / 2)
-    halves = train_here(flags | {"output_dir": tmp_path / "halves"})
+    weights = [f"{part}=0.5" for part in COMPLETION]
+    halves = train_here(flags | {"output_dir": tmp_path / "halves", "loss_weights": weights})
     for tag in ("train/loss", "train/grad_norm", "eval/loss"):
         torch.testing.assert_close(values(halves, tag), values(ones, tag), rtol=2e-6, atol=0)
     assert curve(halves, "train/completion_tokens") == curve(ones, "train/completion_tokens")
+
+
+def test_the_loss_of_the_end_token_shows_a_training_without_it(train_here, flags, tmp_path):
+    """The known fault of pad == eos masks: eval/loss looks good, and no generation would stop."""
+    flags |= {"max_train_steps": 12, "eval_steps": 12, "eval_on_start": True}
+    good = train_here(flags | {"output_dir": tmp_path / "good"})
+    bad = train_here(flags | {"output_dir": tmp_path / "bad", "loss_weights": "end=0"})
+    before = values(good, "eval/loss_end")[0]
+    for run in (good, bad):
+        assert values(run, "eval/loss")[-1] < values(run, "eval/loss")[0] - 0.5
+    assert values(good, "eval/loss_end")[-1] < before / 2
+    assert values(bad, "eval/loss_end")[-1] > before - 0.5 and values(bad, "eval/accuracy_end")[-1] == 0
 
 
 def test_gradients_are_clipped_once_a_step_by_their_global_norm(train_here, flags, tmp_path):

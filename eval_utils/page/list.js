@@ -5,6 +5,7 @@
 const form = document.querySelector(".filters");
 const selected = new Set(); // ids
 let matching = [];
+let of = 0; // rows of the chosen set
 let shown = 0;
 let applied = null;
 
@@ -46,10 +47,14 @@ function filter() {
   const system = controls.system.selectedIndex - 1; // not by its name, which may hold any text
   const systems = system < 0 ? DATA.systems.map((_, index) => index) : [system];
   const flip = controls.flip?.value ?? "";
+  // A flip and the selected rows are of any set.
   let rows = flip === "" ? DATA.rows : DATA.flips[Number(flip)].map((index) => DATA.rows[index]);
   if (only) rows = rows.filter((row) => selected.has(String(row.id)));
+  else if (flip === "") rows = rows.filter((row) => row.set === (controls.set?.value ?? ""));
+  const total = rows.length;
   rows = rows.filter((row) => (outcome === "" || systems.some((index) => hasOutcome(row.outputs[index], outcome))) && (words === "" || search(row, words, systems)));
   matching = sorted(rows, controls.sort.value);
+  of = only || flip !== "" ? DATA.rows.length : total;
   for (const header of document.querySelectorAll("[data-key]")) showOrder(header, { [header.dataset.key]: "ascending", [`-${header.dataset.key}`]: "descending" }[controls.sort.value]);
   byId("num-selected").textContent = number(selected.size);
   shown = 0;
@@ -62,7 +67,7 @@ function more() {
   const next = matching.slice(shown, shown + PAGE);
   byId("list").append(...next.map(rowItem));
   shown += next.length;
-  const all = matching.length === DATA.rows.length ? `${number(DATA.rows.length)} rows` : `${number(matching.length)} of ${number(DATA.rows.length)} rows match`;
+  const all = matching.length === of ? `${number(of)} rows` : `${number(matching.length)} of ${number(of)} rows match`;
   byId("count").textContent = shown < matching.length ? `${all}; the first ${number(shown)} are shown` : all;
   byId("more").hidden = shown === matching.length;
   byId("more").textContent = `show ${number(Math.min(PAGE, matching.length - shown))} more`;
@@ -155,7 +160,7 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 
-const wrong = DATA.rows.filter((row) => isWrong(row.outputs[DATA.judged])).slice(0, 3);
+const wrong = DATA.rows.filter((row) => row.set === "" && isWrong(row.outputs[DATA.judged])).slice(0, 3);
 if (wrong.length) {
   const heading = el("div", "line heading", ...["", "id", "query", ...DATA.systems].map((name) => el("span", "", name)));
   heading.style.setProperty("--systems", DATA.systems.length);

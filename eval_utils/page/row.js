@@ -5,7 +5,7 @@ const PAGE = 50; // rows drawn at a time
 const LONG = 20000; // characters of an output drawn at once
 const SIGNS = { gold: "", equal: "=", changed: "≠", missing: "−", extra: "+", stray: "+" };
 const byId = (id) => document.getElementById(id);
-const controls = Object.fromEntries(["text", "outcome", "system", "flip", "sort"].map((id) => [id, byId(id)]).filter(([, node]) => node));
+const controls = Object.fromEntries(["text", "set", "outcome", "system", "flip", "sort"].map((id) => [id, byId(id)]).filter(([, node]) => node));
 const amount = (score) => (Array.isArray(score) ? score.map(amount).join(" of ") : Math.round(1000 * score) / 1000);
 const number = (value) => value.toLocaleString("en-US");
 const collator = new Intl.Collator("en", { numeric: true });

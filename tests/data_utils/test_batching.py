@@ -102,7 +102,7 @@ def test_tokens_are_kept_by_tokenizer_special_tokens_and_version(rows, tmp_path,
     monkeypatch.setattr(cache, "HF_HOME", tmp_path)
 
     def tokens(tokenizer):
-        examples, _, lost, unknown = tokenize_rows(tokenizer, TAGS, rows, 4096)
+        examples, _, lost, unknown, _ = tokenize_rows(tokenizer, TAGS, rows, 4096)
         return fingerprint(examples), lost, unknown, len(list(tmp_path.glob("*/*")))
 
     texts = [row.query + row.tools for row in rows]

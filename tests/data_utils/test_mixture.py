@@ -41,7 +41,7 @@ def parsed(monkeypatch, flags):
 
 
 def test_rows_of_several_sets_have_ids_of_their_own_and_occur_once(monkeypatch, mixed, sets, capsys):
-    rows, bad, sources = load_data_sets(parsed(monkeypatch, mixed))
+    rows, bad, sources = load_data_sets(parsed(monkeypatch, mixed), load_rows)
     assert len(rows) == len({row.id for row in rows}) == len({row.fingerprint for row in rows}) == 100 and not bad
     assert [row.id for row in rows[44:46]] == ["a.jsonl:44", "45"]  # b has the ids below 45
     assert [row.id for row in rows[59:61]] == ["59", "b.jsonl:5"]
@@ -52,7 +52,7 @@ def test_rows_of_several_sets_have_ids_of_their_own_and_occur_once(monkeypatch, 
 def test_one_name_is_no_list(monkeypatch, flags, sets):
     args = parsed(monkeypatch, flags | {"dataset_name": sets[:1]})
     assert args.dataset_name == str(sets[0])
-    assert load_data_sets(args) == (*load_rows(str(sets[0])), None)
+    assert load_data_sets(args, load_rows) == (*load_rows(str(sets[0])), None)
 
 
 def test_shares_take_as_many_rows_as_there_are(sets):

@@ -23,7 +23,7 @@ from eval_utils.endpoint import Endpoint, complete
 from eval_utils.outcomes import kind_of_answer, kinds_of_turn
 from eval_utils.outputs import Task
 from eval_utils.predictions import predict
-from eval_utils.results import output_of
+from eval_utils.row_sets import output_of
 from run_utils.errors import UserError
 
 # The prompt scripts its answers: one word a try, the last word repeatedly. A word is a status,

@@ -163,6 +163,19 @@ def test_an_evaluation_changes_its_own_section_of_the_card_alone(evaluated):
     assert card.read_bytes() == text.replace(b"50.0 (", b"75.0 (")
 
 
+def test_the_card_says_how_often_a_tool_is_called_if_none_is_right(evaluated):
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    metrics["made"] = {
+        "no_call": {"systems": {"prompted": {"over_call": RATE | {"n": 7}}, "adapter": {"over_call": RATE}}}
+    }
+    (evaluated / "metrics.json").write_text(json.dumps(metrics))
+    update_card(evaluated, "adapter")
+    interval = "50.0 % (10.0–90.0)"
+    text = card_of(evaluated).read_text(encoding="utf-8")
+    assert "With the right tool off the list of 7 of these rows, a tool is still called:" in text
+    assert f"\nprompted in {interval}, adapter in {interval}." in text
+
+
 def test_the_card_of_an_older_adapter_gets_the_figures(evaluated):
     card = card_of(evaluated)
     text = card.read_text()

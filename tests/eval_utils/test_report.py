@@ -31,10 +31,14 @@ NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;<
 EMPTY = {
     "title": "t",
     "subtitle": "",
-    **{key: [] for key in ("systems", "metrics", "outcomes", "pairs", "slices", "rows", "warnings", "notes")},
-    **{key: {} for key in ("figures", "gold", "outcome_counts", "call_table", "turn_table", "worst_tools")},
+    **{
+        key: []
+        for key in ("systems", "metrics", "outcomes", "pairs", "slices", "rows", "warnings", "notes", "perturbed")
+    },
+    **{key: {} for key in ("figures", "gold", "outcome_counts", "call_table", "turn_table", "worst_tools", "sets")},
     **{key: {} for key in ("published", "commands", "record")},
     "system_help": {},
+    "when_not_to_call": [],
 }
 
 
@@ -89,6 +93,7 @@ def make_report(count):
                 "tools": json.loads(row["tools"]),
                 "gold": gold,
                 "category": None,
+                "set": "",
                 "outputs": outputs,
             }
         )
@@ -164,9 +169,42 @@ def make_report(count):
         "rows": rows,
         "commands": {"": "python evaluate.py --adapter 'my run'"},
         "record": {"git commit": "abc", "decoding": {"greedy": True}},
+        "when_not_to_call": [],
+        "perturbed": [],
+        "sets": {"": "own"},
         "warnings": ["the adapter over-calls"],
         "notes": ["2 queries nearly repeat one of training"],
     }
+
+
+def with_made_rows(report):
+    """The report with five rows of the set no_call, and three of rename."""
+    report["rows"] += [
+        row | {"id": f"{row['id']}+{name}", "set": name}
+        for name, rows in (("no_call", report["rows"][:5]), ("rename", report["rows"][1:4]))
+        for row in rows
+    ]
+    ids = [f"demo-{number:07}+rename" for number in (1, 2, 3)]
+    flips = {"a_only": ids[:1], "b_only": ids[1:], "both": 0, "neither": 0, "p": 0.6}
+    figures = {"exact_match_before": rate(1, 3), "exact_match": rate(2, 3), "flips": flips}
+    report["perturbed"] = [
+        {"made": "rename", "title": "renamed", "num_rows": 3, "left_out": 27, "systems": {"adapter": figures}}
+    ]
+    report["when_not_to_call"] = [
+        {"system": "adapter", "own": None, "made": rate(1, 5), "missed": rate(2, 25),
+         "broken": {"own": 0, "made": 3, "missed": 0}}
+    ]  # fmt: skip
+    return report | {"sets": {"": "own", "no_call": "right tool off the list", "rename": "renamed"}}
+
+
+def test_made_rows_have_their_tables_and_a_filter():
+    page = render_report(with_made_rows(make_report(30)))
+    text = " ".join(re.sub(r"<[^>]+>", " ", page.split("<script")[0]).split())
+    assert "calls, right tool off the list no call, own rows with calls" in text
+    assert "own rows without calls" not in text  # there are none
+    assert "20.0%" in text and "; 3 broken" in text and "27 more cannot be perturbed" in text
+    assert '<option value="no_call">' in page and "#flip=3" in page
+    assert '<select id="set">' not in render_report(make_report(30))
 
 
 class Page(HTMLParser):
@@ -292,7 +330,7 @@ def test_two_megabytes_of_text():
 def test_empty_report(systems, with_rows):
     report = EMPTY | {"systems": systems}
     if with_rows:
-        report["rows"] = [{"id": 1, "query": "", "tools": [], "gold": [], "category": None, "outputs": {}}]
+        report["rows"] = [{"id": 1, "query": "", "tools": [], "gold": [], "category": None, "set": "", "outputs": {}}]
     page = Page(render_report(report))
     assert page.tags.count("script") == (2 if with_rows else 0)
 
@@ -749,3 +787,24 @@ class TestInBrowser:
             page.run(background) == light
             and page.run("getComputedStyle(document.querySelector('.filters')).display") == "none"
         )
+
+    def test_made_rows_are_shown_only_if_asked_for(self, page, tmp_path):
+        write_report(tmp_path / "report.html", with_made_rows(make_report(30)))
+        page.open(tmp_path / "report.html")
+        assert count(page) == "30 rows" and not any("+" in row_id for row_id in ids(page))
+        choose(page, "set", "no_call")
+        assert count(page) == "5 rows" and all(row_id.endswith("+no_call") for row_id in ids(page))
+        page.open(tmp_path / "report.html", page.run("location.hash"))
+        assert count(page) == "5 rows"
+        page.open(tmp_path / "report.html")
+        page.click("#when-not-to-call a")
+        assert ids(page) == ["demo-0000004+no_call"]
+        page.click("#perturbed a[href='#flip=3']")  # lost, of whichever set
+        assert ids(page) == ["demo-0000001+rename"]
+        choose(page, "flip", "2")
+        assert ids(page) == ["demo-0000002+rename", "demo-0000003+rename"]
+        page.click(".filters button")
+        page.wait_for("document.getElementById('count').textContent == '30 rows'")
+        for width in (380, 1280):
+            page.resize(width)
+            assert page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0

@@ -40,7 +40,7 @@ def evaluate(rows, texts, in_training=UNKNOWN, baseline=()):
     predictions = {SystemKey(*key): answers(rows, of_system) for key, of_system in texts.items()}
     results = compare_systems(rows, predictions, dict.fromkeys(predictions, TAGS), in_training, baseline)
     labels = ", ".join(dict.fromkeys(key.label for key in predictions))
-    return Evaluation(rows, predictions, *results, "[bold]title", labels, {}, {}, {})
+    return Evaluation(predictions, *results, "[bold]title", labels, {}, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_the_page_has_the_mark_the_lenient_reading_and_the_lengths():
     rows = make_rows(2)
     predictions = {SystemKey("", "adapter"): answers(rows, [f"Sure: {CALL}", CALL], num_prompt_tokens=77)}
     results = compare_systems(rows, predictions, dict.fromkeys(predictions, TAGS), UNKNOWN)
-    evaluation = Evaluation(rows, predictions, *results, "t", "", {}, {}, {"": ["evaluate.py", "--adapter", "my run"]})
+    evaluation = Evaluation(predictions, *results, "t", "", {}, {}, {"": ["evaluate.py", "--adapter", "my run"]})
     report = report_of(evaluation)
     assert report["commands"] == {"": "python evaluate.py --adapter 'my run'"}
     broken, right = (row["outputs"]["adapter"] for row in report["rows"])
@@ -209,7 +209,7 @@ def test_commands_have_no_credentials_and_a_damaged_one_is_left_out():
         "c": ["evaluate.py", 3],
         "d": None,
     }
-    evaluations = {label: Finished([], {}, {}, {}, {"command": words}) for label, words in commands.items()}
+    evaluations = {label: Finished([], {}, {}, {}, {}, {"command": words}) for label, words in commands.items()}
     assert commands_of(evaluations) == {"a": ["evaluate.py", "--endpoint", "http://***@host/v1", "--api_key", "***"]}
 
 

@@ -117,7 +117,7 @@ def edit(folder, name, **change):
     ("name", "change", "named"),
     [
         ("environment.json", {"base_fingerprint": "0"}, "was trained on another base model than tiny_model"),
-        ("adapter_config.json", {"use_rslora": True}, "has use_rslora True, but this training None"),
+        ("adapter_config.json", {"lora_bias": True}, "has lora_bias True, but this training None"),
         ("adapter_config.json", {"modules_to_save": ["lm_head"]}, "modules_to_save is no part of LoRA"),
         ("adapter_config.json", {"target_modules": ["q_proj"]}, "are not those of its adapter_config.json"),
     ],
@@ -137,3 +137,18 @@ def test_other_prompts_and_rows_trained_on_are_named(run_here, warm, first):
     held_out = set(read_split(warm["output_dir"] / "adapter")["held_out"].values())
     count = len(held_out & set(read_split(first)["trained"].values()))
     assert count and f"Warning: --init_adapter was trained on {count} of the 4 held-out rows" in result.out
+
+
+def test_a_warm_start_takes_the_adapter_s_variant(train_here, run_here, warm, tmp_path):
+    flags = {key: value for key, value in warm.items() if key != "init_adapter"}
+    variant = {"init_lora_weights": "pissa", "use_rslora": "true", "rank_pattern": "q_proj=8", "lora_r": 4}
+    first = train_here(flags | variant | {"max_train_steps": 1, "output_dir": tmp_path / "pissa"}) / "adapter"
+    run = train_here(warm | NO_STEP | {"init_adapter": first})
+    assert same(weights(run / "adapter"), weights(first))
+    args = read_args(run)
+    assert (args["lora_r"], args["use_rslora"], args["rank_pattern"]) == (8, True, ["q_proj=16"])
+    result = run_here(train, warm | {"init_adapter": first, "init_lora_weights": "olora"})
+    assert result.code == 2 and "leave out --init_lora_weights olora" in result.err
+    (first / "args.yaml").write_text("init_lora_weights: loftq\n")
+    result = run_here(train, warm | {"init_adapter": first})
+    assert result.code == 1 and "started by LoftQ" in result.err

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_utils.comparison import read_folder
-from eval_utils.folder import check_comparison_folder, check_folder, describe_messages, read_predictions
+from eval_utils.folder import check_comparison_folder, check_folder, read_predictions
 from eval_utils.model_card import read_evaluation
+from eval_utils.server_answers import describe_messages
 from model_utils.answer_file import earlier_answers
 from run_utils.checkpoint import read_checkpoint
 from run_utils.errors import UserError

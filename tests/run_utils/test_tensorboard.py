@@ -72,11 +72,21 @@ def test_each_chart_s_curves_differ_by_run_which_is_what_tensorboard_colours_by(
     events, evaluation = read(tmp_path / "logs"), read(tmp_path / "logs" / "eval")
     layout = Layout.FromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for group in layout.category for chart in group.chart}
-    assert len(layout.category) == 4 and len(charts) == 8
+    assert len(layout.category) == 5 and len(charts) == 9
     names = ["train/loss", "train/learning_rate", "train/learning_rate_1", "train/grad_norm", "train/loss_of_mine"]
-    names += ["eval/loss", "eval/exact_match", "eval/json_valid", "eval/tools_exist", "eval/no_hallucination"]
+    names += [
+        "eval/loss",
+        "eval/loss_names",
+        "eval/loss_end",
+        "eval/best_loss",
+        "eval/exact_match",
+        "eval/json_valid",
+        "eval/tools_exist",
+        "eval/no_hallucination",
+    ]
     shown = {title: [tag for tag in names if any(re.match(one, tag) for one in tags)] for title, tags in charts.items()}
     assert shown["training and held-out rows"] == ["train/loss", "eval/loss"]
+    assert ["eval/loss_names", "eval/loss_end"] in shown.values()
     assert shown["learning rate"] == ["train/learning_rate", "train/learning_rate_1"]
     assert [event.step for event in evaluation.Scalars("eval/loss")] == [0, 1]
     assert "eval/loss" not in events.Tags()["scalars"]

@@ -1,0 +1,129 @@
+"""The scores of a set of rows: the data set's own, or one that an evaluation made from them (see
+data_utils/made_rows.py). The sets are never mixed in one figure."""
+
+from collections import Counter
+from typing import NamedTuple
+
+from data_utils.made_rows import NO_CALL, SETS, original_id
+from eval_utils.metrics import METRICS, score
+from eval_utils.outcomes import OUTCOMES, call_table
+from eval_utils.outputs import Output, Task
+from eval_utils.statistics import flips, rate_figure
+
+# The figures of the table "When not to call".
+CALL_COLUMNS = {
+    "own": "calls, own rows without calls",
+    "made": "calls, right tool off the list",
+    "missed": "no call, own rows with calls",
+}
+
+
+class ScoredRows(NamedTuple):
+    """One set of rows with the systems' answers: tasks in the rows' order, and for each SystemKey,
+    in the same order, Outputs and scores (metrics.score)."""
+
+    rows: list
+    tasks: list
+    outputs: dict
+    scores: dict
+
+
+def score_rows(rows, predictions, prompt_formats):
+    """predictions: `{SystemKey: {row id: prediction}}`. prompt_formats: of each key."""
+    tasks = [Task(row) for row in rows]
+    outputs = {
+        key: [output_of(task, by_id[task.row.id], prompt_formats[key]) for task in tasks]
+        for key, by_id in predictions.items()
+    }
+    return ScoredRows(rows, tasks, outputs, {key: list(map(score, of_system)) for key, of_system in outputs.items()})
+
+
+def output_of(task, prediction, prompt_format):
+    """The Output of a prediction. Of a server's message, only its content has the prompt format."""
+    is_list = prediction.get("came_as", "text") not in ("text", "content", "empty turn")
+    return Output(task, prediction["text"], prompt_format, prediction["finish"], is_list=is_list)
+
+
+def count_outcomes(scores):
+    counts = Counter(row_scores["outcome"] for row_scores in scores)
+    return {name: counts[name] for name in OUTCOMES}
+
+
+def made_figures(own, made):
+    """`{set: {"num_rows", "left_out", "systems": {name: figures}}}` of the made sets.
+
+    own, made: ScoredRows and `{set: ScoredRows}`. left_out: the own rows from which none is made.
+    A system's figures are its rates, outcomes and call_table. Of a perturbed set there are also
+    `exact_match_before`, of the same rows unperturbed, and the `flips` from them (statistics.flips,
+    by the made rows' ids)."""
+    places = {row.id: place for place, row in enumerate(own.rows)}
+    found = {}
+    for name, of_set in made.items():
+        originals = {row.id: places[original_id(row.id, name)] for row in of_set.rows}
+        found[name] = {
+            "num_rows": len(of_set.rows),
+            "left_out": len(own.rows) - len(of_set.rows),
+            "systems": {
+                key.name: {
+                    **rates(scores),
+                    "outcomes": count_outcomes(scores),
+                    "call_table": call_table(of_set.outputs[key]),
+                    **({} if name == NO_CALL else change(of_set.rows, scores, own.scores[key], originals)),
+                }
+                for key, scores in of_set.scores.items()
+            },
+        }
+    return found
+
+
+def rates(scores):
+    found = {}
+    for name, metric in METRICS.items():
+        results = [row_scores[name] for row_scores in scores if row_scores[name] is not None]
+        if metric.kind == "rate" and results:
+            found[name] = rate_figure(sum(results), len(results))
+    return found
+
+
+def change(rows, scores, own_scores, originals):
+    """One system's answers to perturbed rows against its answers to the same rows unperturbed."""
+    before = {row.id: own_scores[originals[row.id]]["exact_match"] for row in rows}
+    after = {row.id: row_scores["exact_match"] for row, row_scores in zip(rows, scores, strict=True)}
+    return {"exact_match_before": rate_figure(sum(before.values()), len(before)), "flips": flips(before, after)}
+
+
+def call_lines(figures):
+    """The lines of the table "When not to call": `[{"system", "own", "missed", "made", "broken":
+    {column: count}}]`, with the figures of over_call and missed_call on the data set's own rows and
+    of over_call on the rows made; None without such rows. Empty if no row wants no call."""
+    made = figures["made"].get(NO_CALL, {"systems": {}})["systems"]
+    lines = []
+    for system, own in figures["systems"].items():
+        of_made = made.get(system, {})
+        tables = {"own": own["call_table"]["gold_none"], "missed": own["call_table"]["gold_calls"]}
+        tables["made"] = of_made.get("call_table", {}).get("gold_none", {"broken": 0})
+        lines.append(
+            {
+                "system": system,
+                "own": own.get("over_call"),
+                "missed": own.get("missed_call"),
+                "made": of_made.get("over_call"),
+                "broken": {column: counts["broken"] for column, counts in tables.items()},
+            }
+        )
+    return lines if any(line["own"] or line["made"] for line in lines) else []
+
+
+def call_columns(lines):
+    """The figures that call_lines has, as `{column: title}`."""
+    return {column: title for column, title in CALL_COLUMNS.items() if any(line[column] for line in lines)}
+
+
+def perturbed_lines(figures):
+    """The lines of the table of perturbed rows: `[{"made", "title", "num_rows", "left_out",
+    "systems": {name: figures}}]`."""
+    return [
+        {"made": name, "title": SETS.get(name, name), **of_set}
+        for name, of_set in figures["made"].items()
+        if name != NO_CALL
+    ]

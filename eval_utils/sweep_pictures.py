@@ -1,0 +1,101 @@
+"""The pictures of a sweep: exact match by each numeric argument of the grid, as SVG."""
+
+import math
+
+from eval_utils.report import PALETTE
+from eval_utils.sweep_results import MAIN
+
+WIDTH, HEIGHT = 640, 320
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 12, 46
+LOG_FROM = 5  # the ratio of the largest to the smallest value
+COLOURS = [fill for fill, _ in (*PALETTE["good"], *PALETTE["bad"])]
+
+
+def pictures(comparison):
+    """`[{"axis", "is_log", "x_ticks", "y_ticks", "series", "base"}]`, with places in pixels.
+
+    A series has the configurations that differ in this argument alone: `{"label", "colour", "line",
+    "band", "whiskers", "points": [{"x", "y", "title"}], "seeds": [(x, y)]}`. base: the prompted
+    base's y, or None."""
+    found = []
+    for axis in comparison["axes"]:
+        shown = [
+            one for one in comparison["configurations"] if MAIN in one["rates"] and is_number(one["settings"][axis])
+        ]
+        if len({float(one["settings"][axis]) for one in shown}) > 1:
+            found.append(picture(axis, shown, prompted_rate(comparison)))
+    return found
+
+
+def is_number(text):
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def prompted_rate(comparison):
+    """The prompted base's exact match, if all configurations have one base."""
+    bases = [systems["prompted"] for systems in comparison["base"].values() if MAIN in systems.get("prompted", {})]
+    return bases[0][MAIN]["mean"] if len(bases) == 1 else None
+
+
+def picture(axis, configurations, base):
+    xs = sorted({float(one["settings"][axis]) for one in configurations})
+    is_log = xs[0] > 0 and xs[-1] >= LOG_FROM * xs[0]
+    rates = [one["rates"][MAIN] for one in configurations]
+    ends = [*(rate["low"] for rate in rates), *(rate["high"] for rate in rates), *[base] * (base is not None)]
+    low, high = max(0.0, min(ends) - 0.02), min(1.0, max(ends) + 0.02)
+    step = next((step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / step <= 7), 0.25)
+    low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+
+    def place_x(value):
+        first, last, value = (math.log(number) if is_log else number for number in (xs[0], xs[-1], value))
+        return LEFT + 20 + (WIDTH - LEFT - RIGHT - 40) * (value - first) / (last - first)
+
+    def place_y(value):
+        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+
+    groups = {}
+    for one in configurations:
+        others = ", ".join(f"{name}={text}" for name, text in one["settings"].items() if name != axis)
+        groups.setdefault(others, []).append(one)
+    return {
+        "axis": axis,
+        "is_log": is_log,
+        "x_ticks": [(place_x(x), f"{x:g}") for x in xs],
+        "y_ticks": [
+            (place_y(low + step * k), f"{100 * (low + step * k):.0f}") for k in range(round((high - low) / step) + 1)
+        ],
+        "base": None if base is None else place_y(base),
+        "series": [
+            series(label, COLOURS[place % len(COLOURS)], axis, members, place_x, place_y)
+            for place, (label, members) in enumerate(groups.items())
+        ],
+    }
+
+
+def series(label, colour, axis, members, place_x, place_y):
+    members = sorted(members, key=lambda one: float(one["settings"][axis]))
+    places = [place_x(float(one["settings"][axis])) for one in members]
+    rates = [one["rates"][MAIN] for one in members]
+    upper = [(x, place_y(rate["high"])) for x, rate in zip(places, rates, strict=True)]
+    lower = [(x, place_y(rate["low"])) for x, rate in zip(places, rates, strict=True)]
+    middle = [(x, place_y(rate["mean"])) for x, rate in zip(places, rates, strict=True)]
+    titles = [
+        f"{one['name']}: {100 * rate['mean']:.1f} % ({100 * rate['low']:.1f} – {100 * rate['high']:.1f})"
+        for one, rate in zip(members, rates, strict=True)
+    ]
+    return {
+        "label": label,
+        "colour": colour,
+        "line": as_points(middle),
+        "band": as_points([*upper, *reversed(lower)]),
+        "whiskers": [(x, top, bottom) for (x, top), (_, bottom) in zip(upper, lower, strict=True)],
+        "points": [{"x": x, "y": y, "title": title} for (x, y), title in zip(middle, titles, strict=True)],
+        "seeds": [(x, place_y(value)) for x, rate in zip(places, rates, strict=True) for value in rate["values"]],
+    }
+
+
+def as_points(places):
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)

@@ -1,0 +1,56 @@
+"""comparison/report.html: one file with a sweep's table, tests and pictures. It makes no network
+requests; the template escapes all texts."""
+
+from pathlib import Path
+
+import jinja2
+
+from eval_utils import sweep_pictures
+from eval_utils.report import SIGNIFICANT, show_p
+from eval_utils.sweep_results import MAIN, measure_title
+from eval_utils.sweep_table import shown_measures
+from run_utils.files import write_text
+
+
+def write_sweep_report(path, comparison):
+    """Write the page. comparison: from compare_runs, with `halving` (lines), `parts` and `failed`
+    (`{run: message}`)."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"p": show_p, "title_of": measure_title}
+    page = environment.get_template("sweep.html.jinja").render(
+        comparison,
+        main=MAIN,
+        measures=shown_measures(comparison),
+        pictures=sweep_pictures.pictures(comparison),
+        size=sweep_pictures,
+        verdict=verdict(comparison),
+        has_seeds=any(len(found["seeds"]) > 1 for found in comparison["configurations"]),
+    )
+    write_text(path, page.encode("utf-8", "replace").decode())
+
+
+def verdict(comparison):
+    """The page's first sentences, `{"tone", "answer", "best", "first", "test", "num_tests"}`: the
+    configuration with the highest exact match against the first. None without two."""
+    found = [one for one in comparison["configurations"] if MAIN in one["rates"]]
+    if len(found) < 2:
+        return None
+    tests = [one for one in found if one.get("against_first")]
+    first, best = found[0], max(found, key=lambda one: one["rates"][MAIN]["mean"])
+    test = best.get("against_first")
+    by_seeds = test and (test["p_seeds"] is None or test["p_seeds"] < SIGNIFICANT)
+    is_clear = test and by_seeds and test["difference"] > 0 and test["p"] * len(tests) < SIGNIFICANT
+    return {
+        "tone": "good" if is_clear else "neutral",
+        "answer": f"{best['name']} is better." if is_clear else "No clear difference.",
+        "best": best,
+        "first": first,
+        "test": test,
+        "num_tests": len(tests),
+    }

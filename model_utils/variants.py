@@ -1,0 +1,173 @@
+"""Variants of LoRA, optimizer and schedule by train.py's arguments: their values read, and the
+combinations that cannot be. No torch."""
+
+import re
+from dataclasses import fields
+
+from run_utils.errors import UsageError, require
+
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
+INITS = r"true|false|gaussian|orthogonal|pissa(_niter_[1-9]\d*)?|olora|loftq"
+RAMPS = ("linear", "cosine", "1-sqrt")
+# transformers' schedules that need no metric, with their arguments for --lr_scheduler_kwargs.
+SCHEDULES = {
+    "cosine": {"num_cycles": float},
+    "linear": {},
+    "constant": {},
+    "constant_with_warmup": {},
+    "cosine_with_restarts": {"num_cycles": int},
+    "polynomial": {"lr_end": float, "power": float},
+    "inverse_sqrt": {"timescale": int},
+    "cosine_with_min_lr": {"num_cycles": float, "min_lr": float, "min_lr_rate": float},
+    "cosine_warmup_with_min_lr": {
+        **{"num_cycles": float, "min_lr": float, "min_lr_rate": float},
+        "warmup_lr_rate": float,
+    },
+    "warmup_stable_decay": {
+        **{"num_decay_steps": int, "warmup_type": RAMPS, "decay_type": RAMPS},
+        **{"min_lr_ratio": float, "num_cycles": float},
+    },
+}
+# --init_lora_weights from the base's weights: A and B start with a part of the weights in them.
+FROM_WEIGHTS = ("pissa", "olora")
+
+
+def takes_part(init):
+    """Whether an initialisation starts with a part of the base's weights, which the adapter then
+    subtracts: see lora_init.py."""
+    return init.startswith(FROM_WEIGHTS)
+
+
+def check_variants(args):
+    """Raise UsageError if a value of a variant is wrong, or if two cannot go together."""
+    if not args.use_peft:
+        check_full_training(args)
+    args.init_lora_weights = init = args.init_lora_weights.lower()
+    known = "true, false, gaussian, orthogonal, pissa, pissa_niter_4, olora or loftq"
+    require(re.fullmatch(INITS, init), f"--init_lora_weights must be {known}, not {init}")
+    named = f"--init_lora_weights {init}"
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern(name, getattr(args, name))
+    require(
+        init == "true" or not args.init_adapter,
+        f"--init_adapter has the first weights already: leave out {named}",
+    )
+    ranks = [args.lora_r, *pattern("rank_pattern", args.rank_pattern).values()]
+    require(init != "orthogonal" or all(rank % 2 == 0 for rank in ranks), f"{named} needs even ranks, not {min(ranks)}")
+    require(init != "loftq" or args.quantization == "nf4", f"{named} repairs the rounding of --quantization nf4 alone")
+    require(not (init == "loftq" and args.use_dora), f"{named} and --use_dora do not go together: choose one")
+    require(
+        not (takes_part(init) and args.weight_decay),
+        f"{named} starts at the weights' largest part, and --weight_decay would take it away: --weight_decay 0",
+    )
+    require(
+        not (args.neftune_noise_alpha and args.cuda_graphs),
+        "--neftune_noise_alpha needs each example's length, which a captured graph does not have: --cuda_graphs false",
+    )
+    require(
+        not (args.use_dora and args.cuda_graphs), "--use_dora runs PEFT's layers, outside graphs: --cuda_graphs false"
+    )
+    schedule_kwargs(args)
+
+
+def check_full_training(args):
+    """Raise UsageError unless the arguments go with --use_peft false: none of LoRA's group is set."""
+    group = None
+    for field in fields(args):
+        group = field.metadata["group"] or group
+        if group == "LoRA" and field.name != "use_peft":
+            given = getattr(args, field.name) != field.default
+            require(not given, f"--{field.name} is of LoRA, which --use_peft false turns off: leave it out")
+    require(
+        args.quantization == "none",
+        f"--use_peft false trains every weight, and {args.quantization} weights cannot be trained: --quantization none",
+    )
+    for name in ("cuda_graphs", "torch_compile"):
+        require(not getattr(args, name), f"--{name} is for LoRA: leave it out with --use_peft false")
+
+
+def check_device(args, device_type):
+    """Raise UsageError if a variant does not run on a "cpu" or "cuda"."""
+    require(
+        not (args.optim.startswith("paged") and device_type == "cpu"),
+        f"--optim {args.optim} pages between GPU and CPU, and there is no GPU: --optim adamw_torch, or adamw_bnb_8bit",
+    )
+
+
+def lora_options(args):
+    """More of LoraConfig's arguments."""
+    patterns = {name: pattern(name, getattr(args, name)) for name in ("rank_pattern", "alpha_pattern")}
+    return {"use_rslora": args.use_rslora, "use_dora": args.use_dora, **patterns}
+
+
+def unusual_rate(rate, width):
+    """A sentence on a learning rate far from those known to work for LoRA, or None.
+
+    For models of 1B to 671B weights, Thinking Machines' sweeps (LoRA, AdamW, tulu3, 128 examples a
+    step, 780 steps) found the best rates between 1e-4 and 1e-3, at ranks of 1 to 64. Narrower
+    models than these take more: here the upper end grows with 2048 / width."""
+    low, high = 1e-4, 1e-3 * max(1, 2048 / width)
+    if low / 4 <= rate <= 4 * high:
+        return None
+    side = "below" if rate < low else "above"
+    return (
+        f"--learning_rate {rate:g} is far {side} LoRA's best rates in published sweeps, {low:g} to {high:.1g} at this "
+        "width (tinker_cookbook/hyperparam_utils.py of Thinking Machines: ranks 1 to 64, 128 examples a step)"
+    )
+
+
+def pairs(flag, words):
+    """`["q_proj=64", ...]` as a dict of texts."""
+    found = {}
+    for word in words or ():
+        name, equals, value = word.partition("=")
+        require(name and equals and value, f"--{flag} must be like NAME=VALUE, not {word}")
+        require(name not in found, f"--{flag} names {name} twice")
+        found[name] = value
+    return found
+
+
+def pattern(flag, words):
+    """PEFT's rank_pattern or alpha_pattern, `{layer: number above 0}`. Ranks are whole numbers.
+    Raises UsageError."""
+    found = {}
+    for name, value in pairs(flag, words).items():
+        require(re.fullmatch(r"[\w.]+", name), f"--{flag} must name layers such as q_proj, not {name}")
+        found[name] = read_value(flag, name, value, int if flag == "rank_pattern" or value.isdecimal() else float)
+        require(found[name] > 0, f"--{flag} {name} must be above 0")
+    return found
+
+
+def schedule_kwargs(args):
+    """--lr_scheduler_kwargs as the arguments of transformers' schedule. Raises UsageError."""
+    flag, known = "lr_scheduler_kwargs", SCHEDULES[args.lr_scheduler_type]
+    given = pairs(flag, args.lr_scheduler_kwargs)
+    if unknown := [name for name in given if name not in known]:
+        has = ", ".join(known) or "no arguments"
+        raise UsageError(f"--{flag} {unknown[0]}: --lr_scheduler_type {args.lr_scheduler_type} has {has}")
+    options = {name: read_value(flag, name, value, known[name]) for name, value in given.items()}
+    if "min_lr_rate" in known:
+        require(
+            len({"min_lr", "min_lr_rate"} & options.keys()) == 1,
+            f"--lr_scheduler_type {args.lr_scheduler_type} needs --{flag} min_lr=RATE or min_lr_rate=SHARE",
+        )
+    if args.lr_scheduler_type == "warmup_stable_decay":
+        needed = f"--lr_scheduler_type warmup_stable_decay needs --{flag} num_decay_steps=STEPS"
+        require("num_decay_steps" in options, needed)
+    for name in ("min_lr", "lr_end"):
+        require(options.get(name, 0) < args.learning_rate, f"--{flag} {name} must be below --learning_rate")
+    return options
+
+
+def read_value(flag, name, value, kind):
+    """A text as `kind`: int or float, from 0 on, or one of some texts."""
+    if isinstance(kind, tuple):
+        require(value in kind, f"--{flag} {name} must be {', '.join(kind)}, not {value}")
+        return value
+    try:
+        number = kind(value)
+        require(0 <= number < 1e9, f"--{flag} {name} must be a number from 0 on, not {value}")
+        return number
+    except ValueError:
+        words = "a whole number" if kind is int else "a number"
+        raise UsageError(f"--{flag} {name} must be {words}, not {value}") from None
