@@ -56,7 +56,7 @@ class EvaluationArguments:
     prompt_format: Literal[*PROMPT_FORMATS] | None = argument(
         None, "For the base alone; an adapter has its own", inherited="tags-1"
     )
-    dataset_name: list[str] | str | None = argument(None, "One or several", inherited=None)
+    dataset_name: list[str] | None = argument(None, "One, or a list of several", inherited=None)
     eval_dataset_name: str | None = argument(None, inherited=None)
     dataset_config_name: str | None = argument(None, inherited=None)
     dataset_revision: str | None = argument(None, inherited=None)

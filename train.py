@@ -64,7 +64,7 @@ class TrainingArguments:
     max_eval_examples: int | None = argument(None, above=0)
     max_seq_length: int = argument(1024, "Tokens; longer rows are dropped, never cut", above=0)
     no_call_fraction: float = argument(
-        0.0, "Share of the training rows to add: without the right tool, answer []", at_least=0, below=1
+        0.0, "Share of the training rows to add: without the right tool, to be answered by no call", at_least=0, below=1
     )
     augment: list[str] | None = argument(None, f"Of {', '.join(TRANSFORMATIONS)}: one of them for a row, once")
     augment_fraction: float = argument(0.5, "Share of the training rows that --augment transforms", above=0, at_most=1)

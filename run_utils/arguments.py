@@ -95,7 +95,9 @@ def spellings(name):
 def value_options(field_type):
     """argparse's options for a field's type."""
     if typing.get_origin(field_type) in (types.UnionType, typing.Union):  # `X | None`
-        field_type = next(member for member in typing.get_args(field_type) if member is not types.NoneType)
+        members = [member for member in typing.get_args(field_type) if member is not types.NoneType]
+        # One text or a list of texts is read as a list.
+        field_type = next((member for member in members if typing.get_origin(member) is list), members[0])
     if field_type is bool:
         return {"type": truth, "nargs": "?", "const": True}
     if typing.get_origin(field_type) is typing.Literal:

@@ -80,7 +80,7 @@ def test_training_and_evaluation_on_two_sets(run_here, mixed, sets):
     assert "| a.jsonl, b.jsonl |" in (run / "adapter" / "README.md").read_text()
     result = run_here(evaluate, ["--adapter", str(run / "adapter"), "--systems", "adapter", "--max_new_tokens", "4"])
     assert result.code == 0, result.err
-    rows, facts = read_rows(run / "evaluation")
+    rows, facts, _ = read_rows(run / "evaluation")
     assert {row.fingerprint for row in rows} == held_out
     assert all((facts["data_set"][row.id] == "a.jsonl") == (row.fingerprint in of_a) for row in rows)
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
