@@ -17,16 +17,18 @@ def load_data_sets(args, load):
     found = [load(name, args.dataset_revision, config_name=args.dataset_config_name) for name in names]
     if len(names) == 1:
         return *found[0], None
-    ids = Counter(row.id for rows, _ in found for row in rows)
-    merged, bad, sources, contents = [], {}, {}, set()
-    for label, (rows, refused) in zip(labels_of(names), found, strict=True):
-        new = [row for row in rows if row.fingerprint not in contents]
-        if len(new) < len(rows):
-            say(f"{label}: left out, since another data set has the same: {counted(len(rows) - len(new), 'row')}")
-        contents.update(row.fingerprint for row in new)
-        new = [row._replace(id=f"{label}:{row.id}") if ids[row.id] > 1 else row for row in new]
-        sources |= dict.fromkeys((row.id for row in new), label)
-        merged += new
+    labels, contents, new = labels_of(names), set(), []
+    for label, (rows, _) in zip(labels, found, strict=True):
+        new.append([row for row in rows if row.fingerprint not in contents])
+        contents.update(row.fingerprint for row in rows)
+        if gone := len(rows) - len(new[-1]):
+            say(f"{label}: left out, since an earlier data set has the same: {counted(gone, 'row')}")
+    ids = Counter(row.id for rows in new for row in rows)
+    merged, bad, sources = [], {}, {}
+    for label, rows, (_, refused) in zip(labels, new, found, strict=True):
+        rows = [row._replace(id=f"{label}:{row.id}") if ids[row.id] > 1 else row for row in rows]
+        sources |= dict.fromkeys((row.id for row in rows), label)
+        merged += rows
         for reason, places in refused.items():
             bad.setdefault(reason, []).extend(f"{label}: {place}" for place in places)
     return join_conversations(merged), bad, sources

@@ -43,10 +43,11 @@ def parsed(monkeypatch, flags):
 def test_rows_of_several_sets_have_ids_of_their_own_and_occur_once(monkeypatch, mixed, sets, capsys):
     rows, bad, sources = load_data_sets(parsed(monkeypatch, mixed), load_rows)
     assert len(rows) == len({row.id for row in rows}) == len({row.fingerprint for row in rows}) == 100 and not bad
-    assert [row.id for row in rows[44:46]] == ["a.jsonl:44", "45"]  # b has the ids below 45
+    # b has the ids below 45, and 0 to 4 are rows of a.
+    assert [row.id for row in (*rows[4:6], *rows[44:46])] == ["4", "a.jsonl:5", "a.jsonl:44", "45"]
     assert [row.id for row in rows[59:61]] == ["59", "b.jsonl:5"]
     assert {sources[row.id] for row in rows[:60]} == {"a.jsonl"} and sources[rows[60].id] == "b.jsonl"
-    assert "b.jsonl: left out, since another data set has the same: 5 rows" in capsys.readouterr().err
+    assert "b.jsonl: left out, since an earlier data set has the same: 5 rows" in capsys.readouterr().err
 
 
 def test_one_name_is_no_list(monkeypatch, flags, sets):
