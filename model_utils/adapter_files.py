@@ -131,11 +131,13 @@ def check_arguments(args):
         if not isinstance(value, types | None) or (name in NUMBERS and not math.isfinite(value or 0)):
             found = value if isinstance(value, float) else f"a {type(value).__name__}"
             raise ValueError(f"{name} must be a {'text' if name in TEXTS else 'number'}, not {found}")
-    for field in ("lora_target_modules", "dataset_name"):
-        names = args.get(field) or []
-        names = [names] if field == "dataset_name" and isinstance(names, str) else names
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{field} must be a list of names")
+    names = args.get("lora_target_modules") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("lora_target_modules must be a list of names")
+    data = args.get("dataset_name")
+    several = isinstance(data, list) and len(data) > 1 and all(isinstance(name, str) for name in data)
+    if not several and not isinstance(data, str | None):
+        raise ValueError("dataset_name must be a text, or a list of two texts or more")
     if not args.get("model_name_or_path"):
         raise ValueError("no model_name_or_path there")
     for name, choices in CHOICES.items():
