@@ -71,7 +71,7 @@ def check_variants(args):
 
 
 def check_full_training(args):
-    """Raise UsageError unless the arguments go with --use_peft false: none of LoRA's group is set."""
+    """Raise UsageError unless the arguments go with --use_peft false: none of LoRA's is set."""
     group = None
     for field in fields(args):
         group = field.metadata["group"] or group
