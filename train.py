@@ -239,7 +239,8 @@ def main(args):
     accelerator.print("\n".join(data.summary + [data.example] * (not run.saved)))
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
-    args.lora_target_modules = choose_targets(without_weights(config, args.trust_remote_code), args)
+    if args.use_peft:
+        args.lora_target_modules = choose_targets(without_weights(config, args.trust_remote_code), args)
     fresh = RunState(**data.train.fingerprints, effective_batch=data.train.global_batch)
     fresh.evaluation_due = args.eval_on_start and bool(data.eval_examples)
     run.check_same_experiment(fresh, fingerprint(data.eval_examples))

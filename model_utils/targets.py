@@ -11,13 +11,11 @@ MLP = ("mlp", "ffn", "feed_forward", "fc1", "fc2", "expert", "moe")
 
 
 def choose_targets(model, args):
-    """The layers of --lora_target_modules by name; None in full fine-tuning. By default all linear
-    layers of the decoder and its experts; `all-linear`, `attention` and `mlp` are all linear
-    layers, and these of one kind. Raises UserError if there are none, or if they do not go with another argument.
+    """The layers of --lora_target_modules by name. By default all linear layers of the decoder and
+    its experts; `all-linear`, `attention` and `mlp` are all linear layers, and these of one kind.
+    Raises UserError if there are none, or if they do not go with another argument.
 
     model: on any device, also without weights."""
-    if not args.use_peft:
-        return None
     names = []
     for word in args.lora_target_modules or all_layers(model):
         names += KINDS[word](model) if word in KINDS else [word]
