@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_utils.augment import TRANSFORMATIONS
+from data_utils.data_set_names import check_data_sets
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.systems import SYSTEMS
 from demo.retention import TEXTS
@@ -35,7 +36,7 @@ class EvaluationArguments:
     """inherited: the default without an adapter. With one, the default is its training's value."""
 
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
-    adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint")
+    adapter: str | None = argument(None, "Folder that train.py saved: adapter/, model/ or a checkpoint")
     systems: list[str] | None = argument(None, f"Of {', '.join(SYSTEMS)}; by default raw, prompted and adapter")
     shots: int = argument(2, "Examples in each prompt of fewshot: training rows, chosen by --split_seed", above=0)
 
@@ -56,7 +57,7 @@ class EvaluationArguments:
     prompt_format: Literal[*PROMPT_FORMATS] | None = argument(
         None, "For the base alone; an adapter has its own", inherited="tags-1"
     )
-    dataset_name: str | None = argument(None, inherited=None)
+    dataset_name: list[str] | None = argument(None, "One, or a list of several", inherited=None)
     eval_dataset_name: str | None = argument(None, inherited=None)
     dataset_config_name: str | None = argument(None, inherited=None)
     dataset_revision: str | None = argument(None, inherited=None)
@@ -101,6 +102,7 @@ class EvaluationArguments:
     def __post_init__(self):
         self.batch_tokens = number_or_auto("batch_tokens", self.batch_tokens)
         check_limits(self)
+        check_data_sets(self)
         if self.rescore or self.compare:
             require(not (self.rescore and self.compare), "--rescore and --compare do not go together")
             require(not self.compare or len(self.compare) > 1, "--compare needs two folders or more")

@@ -27,7 +27,7 @@ from run_utils.errors import UserError, require, run_script, say
 @dataclass
 class ExportArguments:
     config: str | None = argument(None, "YAML file of these arguments; flags override it")
-    adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint")
+    adapter: str | None = argument(None, "Folder that train.py saved: adapter/, model/ or a checkpoint")
     output_dir: str | None = argument(None, "A folder that does not exist yet")
     model_name_or_path: str | None = argument(None, "By default the adapter's base")
     model_revision: str | None = argument(None)
@@ -82,10 +82,11 @@ def main(args):
     output_dir = Path(args.output_dir)
     if output_dir.exists():
         raise UserError(f"--output_dir {output_dir} is there already: remove it, or choose another")
+    require(args.merge or not adapter.is_whole, f"{args.adapter} is a whole model: --merge false is for an adapter")
     write = write_merged if args.merge else write_adapter
     with new_folder(output_dir) as folder:
         write(args, adapter, folder)
-    print(f"{'The merged model' if args.merge else 'The adapter'}: {output_dir}")
+    print(f"{('The model' if adapter.is_whole else 'The merged model') if args.merge else 'The adapter'}: {output_dir}")
     if args.push_to_hub:
         push(output_dir, args.push_to_hub)
     if args.merge:
@@ -118,15 +119,18 @@ def write_merged(args, adapter, folder):
         )
     if (trained_in := adapter.args.get("quantization", "none")) != "none":
         print(f"Trained on the base in {trained_in}, merged into the base in {args.dtype}: evaluate the export itself")
-    say("Answering the example rows with the unmerged adapter ...")
+    tuned = "tuned model" if adapter.is_whole else "unmerged adapter"
+    say(f"Answering the example rows with the {tuned} ...")
     unmerged_answers = example_answers(model, tokenizer, prompt_format)
 
     # In the base's weights, with the same logits
     texts = example_texts(tokenizer, prompt_format, example_rows())
-    say(f"Merging the adapter, and comparing the logits of {len(texts)} rows ...")
-    merged, merge = merge_adapter(model, texts)
-    if merge.problem:
-        raise UserError(f"merging the adapter {merge.problem}: nothing is exported")
+    merged = model
+    if not adapter.is_whole:
+        say(f"Merging the adapter, and comparing the logits of {len(texts)} rows ...")
+        merged, merge = merge_adapter(model, texts)
+        if merge.problem:
+            raise UserError(f"merging the adapter {merge.problem}: nothing is exported")
 
     # In the folder
     say(f"Writing {num_bytes / 2**30:.2f} GiB to {args.output_dir}, and reading them back ...")
@@ -149,9 +153,10 @@ def write_merged(args, adapter, folder):
     say("Answering the example rows with the exported model ...")
     answers = example_answers(exported, tokenizer, prompt_format)
     num_same = sum(answer == unmerged for answer, unmerged in zip(answers, unmerged_answers, strict=True))
-    print(f"Logits of {len(texts)} rows: {merge}")
+    if not adapter.is_whole:
+        print(f"Logits of {len(texts)} rows: {merge}")
     print(f"Token ids of {len(prompts)} prompts: the saved tokenizer's are those of training")
-    print(f"Greedy answers: {num_same} of {len(answers)} are the unmerged adapter's to the last token")
+    print(f"Greedy answers: {num_same} of {len(answers)} are the {tuned}'s to the last token")
 
 
 def example_answers(model, tokenizer, prompt_format):

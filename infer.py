@@ -49,7 +49,7 @@ class InferenceArguments:
         "auto", "For --input: tokens in the cache of keys and values; auto: by free GPU memory", above=0
     )
 
-    adapter: str | None = argument(None, "Folder that train.py saved: adapter/ or a checkpoint", group="Model")
+    adapter: str | None = argument(None, "Folder that train.py saved: adapter/, model/ or a checkpoint", group="Model")
     system: Literal["raw", "prompted", "adapter"] | None = argument(None, "adapter if given, else prompted")
     model_name_or_path: str | None = argument(None, "By default the adapter's base")
     model_revision: str | None = argument(None)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_utils.augment import TRANSFORMATIONS
+from data_utils.data_set_names import check_data_sets
 from data_utils.parts import LOSS_MASKS, PARTS, part_weights
 from data_utils.prompt import PROMPT_FORMATS
 from data_utils.readers import READERS
@@ -41,9 +42,12 @@ class TrainingArguments:
     model_name_or_path: str = argument("Qwen/Qwen3-4B-Base", "Hub id, folder, or 'demo'", group="Model and data")
     model_revision: str | None = argument(None)
     trust_remote_code: bool = argument(False, "Run Python code that comes with the model")
-    dataset_name: str = argument(
+    dataset_name: list[str] | str = argument(
         "Salesforce/xlam-function-calling-60k",
-        f"Hub id, file ({', '.join(READERS)}), folder in the hub's layout, or 'demo'",
+        f"Hub id, file ({', '.join(READERS)}), folder in the hub's layout, or 'demo'; or several",
+    )
+    dataset_shares: list[float] | None = argument(
+        None, "Of the training rows, one share a data set, as many rows as there are; by default all rows"
     )
     dataset_config_name: str | None = argument(None)
     dataset_revision: str | None = argument(None)
@@ -60,7 +64,7 @@ class TrainingArguments:
     max_eval_examples: int | None = argument(None, above=0)
     max_seq_length: int = argument(1024, "Tokens; longer rows are dropped, never cut", above=0)
     no_call_fraction: float = argument(
-        0.0, "Share of the training rows to add: without the right tool, answer []", at_least=0, below=1
+        0.0, "Share of the training rows to add: without the right tool, to be answered by no call", at_least=0, below=1
     )
     augment: list[str] | None = argument(None, f"Of {', '.join(TRANSFORMATIONS)}: one of them for a row, once")
     augment_fraction: float = argument(
@@ -90,11 +94,15 @@ class TrainingArguments:
     warmup_ratio: float = argument(0.03, at_least=0, below=1)
     weight_decay: float = argument(0.0, at_least=0)
     max_grad_norm: float = argument(1.0, "0 turns clipping off", at_least=0)
+    ema_decay: float | None = argument(
+        None, "Evaluate and deliver an exponential average of the weights, such as 0.999", above=0, below=1
+    )
     optim: Literal[*OPTIMIZERS] = argument("adamw_torch_fused")
     label_smoothing_factor: float = argument(0.0, "In training; eval/loss stays plain", at_least=0, below=1)
     neftune_noise_alpha: float | None = argument(None, "NEFTune: noise on the embeddings in training", above=0)
 
-    lora_r: int = argument(32, group="LoRA", above=0)
+    use_peft: bool = argument(True, "false: train every weight, without an adapter", group="LoRA")
+    lora_r: int = argument(32, above=0)
     lora_alpha: int = argument(64, above=0)
     lora_dropout: float = argument(0.05, at_least=0, below=1)
     lora_target_modules: list[str] | None = argument(
@@ -140,7 +148,8 @@ class TrainingArguments:
 
     def __post_init__(self):
         check_limits(self)
-        if self.init_adapter:
+        check_data_sets(self)
+        if self.init_adapter and self.use_peft:
             take_settings(self)
         part_weights(self.loss_mask, self.loss_weights)
         check_variants(self)
@@ -165,6 +174,7 @@ class TrainingArguments:
             "--torch_compile cannot compile the kernels of --liger_kernel: switch one of them off",
         )
         if is_sharded():  # by the launch file
+            require(self.use_peft, "FSDP2 shards a frozen base: --use_peft true, or a launch file without FSDP2")
             require(
                 not self.cuda_graphs, "--cuda_graphs needs the whole model on each GPU: --cuda_graphs false with FSDP2"
             )
@@ -210,10 +220,12 @@ from model_utils.speed import COMPILE, enable_speedups, gradient_sync, prepare_m
 from model_utils.systems import System
 from model_utils.targets import choose_targets
 from model_utils.training_model import load_model
-from run_utils.checkpoint import RunState, Training
+from model_utils.weight_average import WeightAverage
+from run_utils.checkpoint import RunState
 from run_utils.launch import end_training, start_accelerator
 from run_utils.progress import TrainingLog
 from run_utils.run import open_run
+from run_utils.training import Training
 
 DECODING = {"max_new_tokens": 256, "batch_tokens": 16384}  # in the evaluations during training
 
@@ -230,7 +242,8 @@ def main(args):
     accelerator.print("\n".join(data.summary + [data.example] * (not run.saved)))
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
-    args.lora_target_modules = choose_targets(without_weights(config, args.trust_remote_code), args)
+    if args.use_peft:
+        args.lora_target_modules = choose_targets(without_weights(config, args.trust_remote_code), args)
     fresh = RunState(**data.train.fingerprints, effective_batch=data.train.global_batch)
     fresh.evaluation_due = args.eval_on_start and bool(data.eval_examples)
     run.check_same_experiment(fresh, fingerprint(data.eval_examples))
@@ -238,7 +251,7 @@ def main(args):
         run.print_end(last_step)
         return end_training(accelerator)
 
-    # Base model under a fresh adapter
+    # Base model under a fresh adapter, or to train whole
     model, engine, record = load_model(args, source, data, accelerator, max_new_tokens=DECODING["max_new_tokens"])
     system = System(model, tokenizer, data.prompt_format, **DECODING, engine=engine)
     flops = count_flops(model, args.gradient_checkpointing, peak_flops(accelerator))
@@ -248,8 +261,10 @@ def main(args):
     loss_fn = functools.partial(completion_loss, cross_entropy=token_loss)
     optimizer, scheduler = build_optimizer(model, args, max_steps)
     model, optimizer = prepare_model(accelerator, model, args.cuda_graphs), accelerator.prepare_optimizer(optimizer)
-    training = Training(model=model, optimizer=optimizer, scheduler=scheduler)  # goes into checkpoints
-    trainable = training.adapter_weights
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    average = WeightAverage(trainable, args.ema_decay) if args.ema_decay else None
+    parts = {"average": average, "tokenizer": None if args.use_peft else tokenizer}  # for checkpoints
+    training = Training(model=model, optimizer=optimizer, scheduler=scheduler, **parts)
 
     state = run.resume(training, fresh, record)
     steps = range(state.global_step, last_step)
@@ -263,7 +278,7 @@ def main(args):
     stop = StopRequest(accelerator, run.last_checkpoint)  # from now on, signals wait for stop.check
     try:
         if state.evaluation_due:  # a signal interrupted it, or --eval_on_start
-            evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
+            evaluate(accelerator, training, data, args, system=system, log=log, state=state, stop=stop)
             if run.saved:
                 run.save(training, state)
 
@@ -287,6 +302,8 @@ def main(args):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
+            if average:
+                average.update()
             state.global_step += 1  # counts optimizer steps
             log.end_step(step, accelerator.reduce(loss_sum), grad_norm, learning_rates)
 
@@ -302,7 +319,7 @@ def main(args):
             if is_log:
                 log.write()
             if is_eval:
-                evaluate(accelerator, model, data, args, system=system, log=log, state=state, stop=stop)
+                evaluate(accelerator, training, data, args, system=system, log=log, state=state, stop=stop)
             if is_save or state.is_best or state.stops_early(args.early_stopping_patience):
                 run.save(training, state)
         log.close(is_finished=True)
@@ -346,17 +363,18 @@ def completion_loss(model, batch, device, cross_entropy=cross_entropy):
     return cross_entropy(logits, labels, weights)
 
 
-def evaluate(accelerator, model, data, args, *, system, log, state, stop):
+def evaluate(accelerator, training, data, args, *, system, log, state, stop):
     """Score the held-out rows, log the figures and add them to `state`. After a signal, raises
     Stopped on all processes at once; the evaluation is then still due."""
     settings = {"batch_size": args.per_device_eval_batch_size, "loss_fn": completion_loss, "stop": stop}
-    figures = evaluation_figures(accelerator, model, data.eval_examples, cross_entropy=cross_entropy, **settings)
-    samples = ""
-    if args.eval_generate_examples:
-        rows = data.eval_rows[: args.eval_generate_examples]
-        answers = generated_texts(accelerator, model, system, rows, stop)
-        figures |= curve_figures(rows, answers, system.prompt_format)
-        samples = samples_table(rows, answers, system.prompt_format)
+    model, examples, samples = training.model, data.eval_examples, ""
+    with training.as_delivered():
+        figures = evaluation_figures(accelerator, model, examples, cross_entropy=cross_entropy, **settings)
+        if args.eval_generate_examples:
+            rows = data.eval_rows[: args.eval_generate_examples]
+            answers = generated_texts(accelerator, model, system, rows, stop)
+            figures |= curve_figures(rows, answers, system.prompt_format)
+            samples = samples_table(rows, answers, system.prompt_format)
     state.add_evaluation(figures, args.best_metric)
     log.write_evaluation(figures, samples)
 

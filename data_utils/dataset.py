@@ -9,7 +9,9 @@ from typing import NamedTuple
 from data_utils import cache
 from data_utils.batching import TrainingData, mark_supervised, tokenize_rows
 from data_utils.chat_format import find_format
+from data_utils.data_set_names import labels_of
 from data_utils.held_out import read_split, trained_contents
+from data_utils.mixture import describe_shares, load_data_sets, take_shares
 from data_utils.parts import part_weights
 from data_utils.prompt import check_format
 from data_utils.rows import describe_bad_rows, shorten
@@ -55,7 +57,7 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
     is_chat = prompt_format.end_token is not None
     load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, report=report, generators=generators)
     chosen = choose_rows(args, prompt_format, load)
-    rows, train_rows, eval_rows, in_neither, parts, dropped, refused = chosen
+    rows, train_rows, eval_rows, in_neither, parts, dropped, refused, sources = chosen
     summary = []
     if dropped:
         count = sum(map(len, dropped.values()))
@@ -111,6 +113,8 @@ def prepare_data(args, tokenizer, positions, process, *, report=None, generators
         "held_out": {row.id: row.fingerprint for row in eval_rows},
         "near_repeats": near_repeats(trained, eval_rows),
     }
+    if sources and not args.eval_dataset_name:
+        summary.append(describe_shares(sources, split["trained"], split["held_out"]))
     if args.no_call_fraction or args.augment:
         check = prompt_format.check if is_chat else None
         with process.main_process_first():
@@ -165,13 +169,14 @@ class Chosen(NamedTuple):
     parts: list  # the rows of train and of evaluation to tokenise
     dropped: dict  # {reason: [ids]} of bad rows
     refused: dict  # {reason: [ids]} of rows that a chat template cannot write
+    sources: dict | None  # {row id: data set}, with several
 
 
 def choose_rows(args, prompt_format, load):
     """Load the rows and split them. args: train.py's. load: a function like load_rows. Raises
     UserError."""
     is_chat = prompt_format.end_token is not None
-    rows, dropped = load(args.dataset_name, args.dataset_revision, config_name=args.dataset_config_name)
+    rows, dropped, sources = load_data_sets(args, load)
     refused = defaultdict(list)
     if is_chat:  # its template may refuse conversations
         rows = leave_out(rows, prompt_format.ask, refused)
@@ -188,9 +193,12 @@ def choose_rows(args, prompt_format, load):
     else:
         sides = split_rows(rows, args.eval_fraction, split_seed(args), args.eval_split)
     parts = [sides[0][: args.max_train_examples], sides[1][: args.max_eval_examples]]
+    if args.dataset_shares:
+        shares = dict(zip(labels_of(args.dataset_name), args.dataset_shares, strict=True))
+        parts[0] = take_shares(sides[0], sources, shares, args.max_train_examples)
     if is_chat:  # answers that the template cannot write, such as several calls, stay in the split
         parts = [leave_out(part, prompt_format.check, refused) for part in parts]
-    return Chosen(rows, *sides, parts, dropped, refused)
+    return Chosen(rows, *sides, parts, dropped, refused, sources)
 
 
 def leave_out(rows, check, left_out):

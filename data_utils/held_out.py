@@ -1,11 +1,13 @@
 """The rows of an evaluation: the rows that training held out, found by content."""
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
 from data_utils.few_shot import choose_shots
 from data_utils.made_rows import make_sets
+from data_utils.mixture import load_data_sets
 from data_utils.rows import shorten
 from data_utils.sources import load_rows
 from data_utils.split import find_held_out, set_apart, split_rows, split_seed
@@ -49,7 +51,8 @@ class HeldOut(NamedTuple):
 
     rows: list
     # {fact: {row id: bool}}, or None for an unknown fact. "tools_seen": training offered all tools
-    # of the row. "near_repeat": the row's query nearly repeats a training query.
+    # of the row. "near_repeat": the row's query nearly repeats a training query. "data_set", with
+    # several: the name of the row's.
     in_training: dict
     shots: list  # training rows; empty unless --systems has fewshot
     made: dict  # {set: [Row]}, see made_rows.py
@@ -64,17 +67,12 @@ def held_out_rows(args, adapter=None, generators=None):
     there are no rows, or no examples for `fewshot`."""
     split = read_split(adapter.folder) if adapter else None
     is_own = adapter and args.dataset_name == adapter.args.get("dataset_name")
+    load = functools.partial(load_rows, max_bad_rows=args.max_bad_rows, generators=generators)
     with adapter.named_in("--dataset_name") if is_own else contextlib.nullcontext():
-        rows, _ = load_rows(
-            args.dataset_name,
-            args.dataset_revision,
-            args.max_bad_rows,
-            config_name=args.dataset_config_name,
-            generators=generators,
-        )
+        rows, _, sources = load_data_sets(args, load)
         trained_tools, eval_rows = tools_seen(rows, split), rows
         if args.eval_dataset_name:
-            eval_rows, _ = load_rows(args.eval_dataset_name, max_bad_rows=args.max_bad_rows, generators=generators)
+            (eval_rows, _), sources = load(args.eval_dataset_name), None
     held_out = choose_rows(eval_rows, args, adapter, split)
     chosen = held_out[: args.num_examples]
     if not chosen:
@@ -84,6 +82,8 @@ def held_out_rows(args, adapter=None, generators=None):
         "tools_seen": trained_tools and {row.id: row.tool_names() <= trained_tools for row in chosen},
         "near_repeat": find_near_repeats(chosen, split),
     }
+    if sources:
+        in_training["data_set"] = {row.id: sources[row.id] for row in chosen}
     with_shots = any(SYSTEMS[name].shots for name in args.systems)
     made, lines = make_sets(args, chosen, held_out)
     for line in lines:

@@ -158,16 +158,21 @@ def valid_rows(records):
             without_calls += not calls
             if not fit(calls, read.tools):
                 misfits.append((row.id, call_problems(calls, read.tools)[0]))
-    conversations = defaultdict(set)
-    for row in rows:
-        conversations[row.opening].add(row.conversation)
-    rows = [
-        row._replace(conversation=row.opening) if row.opening and len(conversations[row.opening]) > 1 else row
-        for row in rows
-    ]
+    rows = join_conversations(rows)
     summary = {"layouts": dict(layouts), "without_calls": without_calls, "notes": dict(notes)}
     repeats = [len(repeats), repeats[:MOST_REPEATS]]
     return rows, dict(bad), summary | {"misfits": [len(misfits), misfits[:2]], "repeats": repeats}
+
+
+def join_conversations(rows):
+    """The rows, with records of the same opening as one conversation."""
+    conversations = defaultdict(set)
+    for row in rows:
+        conversations[row.opening].add(row.conversation)
+    return [
+        row._replace(conversation=row.opening) if row.opening and len(conversations[row.opening]) > 1 else row
+        for row in rows
+    ]
 
 
 def describe_rows(num_rows, summary):

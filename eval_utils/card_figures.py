@@ -11,9 +11,9 @@ from data_utils.made_rows import NO_CALL
 from data_utils.systems import SYSTEMS
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, one_line, say
-from run_utils.files import file_hash, no_pipe, read_json, write_text
+from run_utils.files import no_pipe, read_json, weights_hash, write_text
 from run_utils.metrics_file import read_metrics
-from run_utils.redaction import published_name
+from run_utils.redaction import published_name, published_names
 
 # The lines around an evaluation in a card. evaluate.py replaces the text between them.
 SECTION = ("<!-- evaluate.py replaces the lines from here -->", "<!-- to here -->")
@@ -32,7 +32,7 @@ def rows_name(args):
     if args.get("eval_dataset_name"):
         return f"rows of {published_name(str(args['eval_dataset_name']))}"
     held_out = "" if args.get("eval_fraction") == 1 else "held-out "
-    return f"{held_out}rows of {published_name(str(args.get('dataset_name', 'unknown')))}"
+    return f"{held_out}rows of {published_names(args.get('dataset_name', 'unknown'))}"
 
 
 def escaped(value):
@@ -176,10 +176,10 @@ def read_evaluation(adapter, training_args):
     rows = ("dataset_name", "dataset_config_name", "dataset_revision", "eval_dataset_name")
     if any(args.get(name) != training_args.get(name) for name in rows):
         return None
-    if environment.get("adapter_sha256") != file_hash(Path(adapter) / "adapter_model.safetensors"):
+    if environment.get("adapter_sha256") != weights_hash(Path(adapter)):
         return None
     origin = {name: environment.get(name) for name in ("quantization", "mixed_precision")}
-    data = published_name(str(args.get("eval_dataset_name") or args.get("dataset_name")))
+    data = published_names(args.get("eval_dataset_name") or args.get("dataset_name"))
     return metrics | origin | {"rows": rows_name(args), "data": data, "shots": args.get("shots")}
 
 

@@ -27,7 +27,7 @@ from run_utils.paths import did_you_mean
 
 # Files of train.py's folders. Evaluations have an environment.json too.
 TRAINING_FILES = ("adapter_config.json", "split.json", "state.json")
-TRAINING_FACTS = ("tools_seen", "near_repeat")  # of a row, see write_rows
+TRAINING_FACTS = ("tools_seen", "near_repeat", "data_set")  # of a row, see write_rows
 # An evaluation's files beside its predictions.
 RESULTS = ("rows.jsonl", "retention.json", "scores.jsonl", "metrics.json", "report.html")
 
@@ -159,6 +159,7 @@ def write_rows(output_dir, rows, in_training, made):
 
     in_training: `{fact: {row id: bool}}`, or None for an unknown fact. "tools_seen": all tools of
     the row were on offer in training. "near_repeat": the query nearly repeats a training query.
+    "data_set": the name of the row's, if there are several.
     made: `{set: [Row]}`, of which these facts are not known.
     """
     own = [row._asdict() | {fact: known and known[row.id] for fact, known in in_training.items()} for row in rows]

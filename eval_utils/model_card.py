@@ -17,7 +17,7 @@ from eval_utils.card_figures import (
     rows_name,
 )
 from run_utils.errors import one_line
-from run_utils.redaction import published_name
+from run_utils.redaction import published_name, published_names
 
 TEMPLATE = """\
 ---
@@ -74,6 +74,13 @@ model = AutoPeftModelForCausalLM.from_pretrained(folder)
 
 or merged into its base, with a chat template that renders the prompt from `messages` and `tools`:
 `export.py --adapter folder`."""
+HOW_TO_LOAD_MODEL = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+```
+
+A copy with a chat template that renders the prompt from `messages` and `tools`: `export.py --adapter folder`."""
 HOW_TO_LOAD_MERGED = (
     "With `AutoModelForCausalLM` and `tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)`"
     " or any server that applies the chat template.\n\n"
@@ -83,7 +90,8 @@ HOW_TO_LOAD_MERGED = (
 )
 RECIPE = (
     *("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_train_steps", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "lora_r", "lora_alpha", "lora_dropout", "max_seq_length", "seed", "split_seed"),
+    *("gradient_accumulation_steps", "lora_r", "lora_alpha", "lora_dropout", "ema_decay", "dataset_shares"),
+    *("max_seq_length", "seed", "split_seed"),
 )
 
 VARIANTS = (  # of train.py's, named if they are not its defaults
@@ -93,9 +101,15 @@ VARIANTS = (  # of train.py's, named if they are not its defaults
 
 
 def write_adapter_card(folder, args, environment, **results):
-    """Write the README.md of a LoRA adapter. results: curves and evaluation, if known."""
-    what = f"A LoRA adapter in PEFT's format, after {environment.get('global_step')} optimizer steps of `train.py`."
-    write_card(folder, what, HOW_TO_LOAD_ADAPTER, args, environment, **results)
+    """Write the README.md of a LoRA adapter, or of a whole model. results: curves and evaluation,
+    if known."""
+    steps = f"after {environment.get('global_step')} optimizer steps of `train.py`."
+    if args.get("use_peft", True):
+        what = f"A LoRA adapter in PEFT's format, {steps}"
+        write_card(folder, what, HOW_TO_LOAD_ADAPTER, args, environment, **results)
+    else:
+        what = f"A whole model in transformers' format, each weight trained, {steps}"
+        write_card(folder, what, HOW_TO_LOAD_MODEL, args, environment, **results, library="transformers")
 
 
 def write_export_card(folder, adapter, merged_in=None):
@@ -108,6 +122,8 @@ def write_export_card(folder, adapter, merged_in=None):
     results = {"curves": curves, "evaluation": evaluation}
     if merged_in:
         what = f"The adapter of step {environment.get('global_step')}, merged into its base in {merged_in}."
+        if adapter.is_whole:
+            what = f"The fully fine-tuned model of step {environment.get('global_step')}, in {merged_in}."
         write_card(folder, what, HOW_TO_LOAD_MERGED, args, environment, **results, library="transformers")
     else:
         write_adapter_card(folder, args, environment, **results)
@@ -118,15 +134,16 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
     held-out loss)`, from read_curves. evaluation: the parsed metrics.json of this adapter or
     export, or None."""
     base = one_line(environment.get("base") or published_name(str(args["model_name_or_path"])))
-    data = one_line(environment.get("data") or published_name(str(args.get("dataset_name", "unknown"))))
+    data = one_line(environment.get("data") or published_names(args.get("dataset_name", "unknown")))
     prompt_format = PROMPT_FORMATS[args["prompt_format"]]
+    is_lora = args.get("use_peft", True)
     title = f"{base.split('/')[-1]} that calls tools"
     card_data = ModelCardData(
         base_model=base if is_hub_id(base) else None,
-        datasets=[data] if is_hub_id(data) else None,
+        datasets=list(filter(is_hub_id, data.split(", "))) or None,
         library_name=library,
         pipeline_tag="text-generation",
-        tags=["tool-calling", "function-calling", "lora"],
+        tags=["tool-calling", "function-calling", *["lora"] * is_lora],
         model_name=title,
         eval_results=evaluation_results(evaluation) or None,
     )
@@ -139,9 +156,9 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
         "versions": ", ".join(
             f"{name} {environment.get(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")
         ),
-        **{name: args[name] for name in RECIPE if args.get(name) is not None},
+        **{name: args[name] for name in RECIPE if args.get(name) is not None and (is_lora or name[:5] != "lora_")},
         **{name: listed(args[name]) for name in VARIANTS if args.get(name) not in (None, False, 0, "true")},
-        "lora_target_modules": listed(args.get("lora_target_modules") or "all linear layers"),
+        **({"lora_target_modules": listed(args.get("lora_target_modules") or "all linear layers")} if is_lora else {}),
     }
     card = ModelCard.from_template(
         card_data,
@@ -153,7 +170,9 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
         words=ONLY_CALLS if prompt_format or not args.get("train_words", True) else IN_WORDS,
         loading=loading,
         evaluation=evaluation_section(evaluation),
-        curve=describe_curves(curves, environment.get("eval_loss"), rows_name({**args, "dataset_name": data})),
+        curve=describe_curves(
+            curves, environment.get("eval_loss"), rows_name({**args, "dataset_name": data.split(", ")})
+        ),
     )
     card.save(Path(folder) / "README.md")
 

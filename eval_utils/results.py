@@ -100,7 +100,7 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=(),
         "gold": {name: gold[name] for name in GOLDS_OWN if name in gold},
         "pairs": pairs(rows, scores, verdict),
         "near_repeats": near_repeats(rows, scores, in_training["near_repeat"]),
-        "slices": slices(tasks, scores, in_training["tools_seen"], (judged.name, prompt_tokens)),
+        "slices": slices(tasks, scores, in_training, (judged.name, prompt_tokens)),
         "worst_tools": worst_tools(tasks, scores, judged),
         "made": made_figures(own, made),
         "warnings": [

@@ -27,11 +27,11 @@ def near_repeats(rows, scores, near_repeat):
     return {"count": len(parts[True]), "slice": found}
 
 
-def slices(tasks, scores, seen, prompt_tokens):
+def slices(tasks, scores, in_training, prompt_tokens):
     """Exact match by kind of row: `[{"title", "values": [{"value", "n", "figures": {system:
     rate}}]}]`.
 
-    seen: `{row id: bool}`, see folder.write_rows. prompt_tokens: `(system, [tokens of each row's
+    in_training: see folder.write_rows. prompt_tokens: `(system, [tokens of each row's
     prompt])`, None for an unknown length."""
     rows = [task.row for task in tasks]
     system, lengths = prompt_tokens
@@ -41,7 +41,9 @@ def slices(tasks, scores, seen, prompt_tokens):
         f"length of {system}'s prompt, in tokens, by quarters": quarters(lengths),
         "category": [row.category or None for row in rows],
     }
-    if seen is not None:
+    if of_set := in_training.get("data_set"):
+        kinds["data set"] = [of_set[row.id] for row in rows]
+    if (seen := in_training["tools_seen"]) is not None:
         kinds["tools on offer"] = [
             "all seen in training" if seen[row.id] else "some never seen in training" for row in rows
         ]

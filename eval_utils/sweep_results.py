@@ -62,7 +62,8 @@ def read_training(folder):
     """A run's last step, evaluation loss and tokens, as far as its files have them."""
     found = {"step": None, "eval_loss": None, "num_tokens": None}
     try:
-        environment = read_json(folder / "adapter" / "environment.json")
+        delivered = folder / ("model" if (folder / "model").is_dir() else "adapter")
+        environment = read_json(delivered / "environment.json")
         found |= {"step": environment.get("global_step"), "eval_loss": environment.get("eval_loss")}
     except UserError:
         pass  # it has not ended

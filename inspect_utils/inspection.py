@@ -11,6 +11,7 @@ from inspect_utils.across_rows import Counts, distributions, find_conflicts, fin
 from inspect_utils.findings import LEFT_OUT, Findings, kind_of_reason
 from inspect_utils.lengths import describe_lengths, describe_training, prove_supervision, show_tokens
 from inspect_utils.row_checks import faults_of, prompt_marks
+from run_utils.redaction import published_names
 
 PARTS = ("train", "eval")
 MOST_ROWS = 2000  # in the result
@@ -44,7 +45,7 @@ def inspect_rows(args, data, tokenizer):
     near = find_near_repeats(data.untouched, eval_rows, findings)
     result = {
         "version": 1,
-        "title": args.dataset_name,
+        "title": published_names(args.dataset_name) if isinstance(args.dataset_name, list) else args.dataset_name,
         "settings": {name: getattr(args, name) for name in SETTINGS},
         "layouts": merged(summary["layouts"] for *_, summary in data.read.values()),
         "notes": merged(summary["notes"] for *_, summary in data.read.values()),

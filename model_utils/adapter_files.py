@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from run_utils.arguments import read_yaml
 from run_utils.errors import UsageError, UserError, describe_error
-from run_utils.files import file_hash, read_json
+from run_utils.files import is_whole_model, read_json, weights_hash
 from run_utils.paths import did_you_mean
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names
@@ -27,8 +27,8 @@ WITHOUT_FUNCTION = {
 UNORDERED = {"target_modules", "target_parameters", "exclude_modules"}
 # The fields of args.yaml for evaluation, inference and export.
 TEXTS = (
-    *("model_name_or_path", "model_revision", "prompt_format", "quantization", "eval_split", "dataset_name"),
-    *("dataset_config_name", "dataset_revision", "eval_dataset_name"),
+    *("model_name_or_path", "model_revision", "prompt_format", "quantization", "eval_split", "dataset_config_name"),
+    *("dataset_revision", "eval_dataset_name"),
 )
 NUMBERS = ("max_bad_rows", "eval_fraction", "seed", "split_seed", "lora_r", "lora_alpha")
 CHOICES = {"quantization": ("none", "nf4", "int8"), "eval_split": ("random", "tools")}
@@ -40,7 +40,8 @@ UNRECORDED = (  # train.py never sets these; older adapters have no record of th
 
 
 class Adapter(NamedTuple):
-    """An adapter of train.py: its folder, args.yaml and environment.json."""
+    """An adapter of train.py, or a whole model of its full fine-tuning: its folder, args.yaml and
+    environment.json."""
 
     folder: Path
     args: dict
@@ -57,9 +58,13 @@ class Adapter(NamedTuple):
         return self.environment.get("prompt_sha256")
 
     @property
+    def is_whole(self):
+        return is_whole_model(self.folder)
+
+    @property
     def sha256(self):
-        """Of the weights' file."""
-        return file_hash(self.folder / "adapter_model.safetensors")
+        """Of the weights."""
+        return weights_hash(self.folder)
 
     @contextlib.contextmanager
     def named_in(self, flag):
@@ -77,9 +82,14 @@ def read_adapter(folder):
     if not folder.is_dir():
         near = did_you_mean(folder, "adapter_config.json")
         raise UserError(f"no adapter in {folder}: there is no such folder{near or '; train.py makes one'}")
-    for name in ("adapter_config.json", "adapter_model.safetensors", "args.yaml", "environment.json"):
+    whole = is_whole_model(folder)
+    for name in (
+        *([] if whole else ["adapter_config.json", "adapter_model.safetensors"]),
+        "args.yaml",
+        "environment.json",
+    ):
         if not (folder / name).is_file():
-            near = did_you_mean(folder, "adapter_config.json")
+            near = did_you_mean(folder, "adapter_config.json") or did_you_mean(folder, "config.json")
             raise UserError(f"{folder} is not an adapter saved by train.py: no {name} there{near}")
     environment = read_json(folder / "environment.json", check_environment)
     try:
@@ -102,7 +112,8 @@ def read_adapter(folder):
             f"{folder} was trained on the prompt format {name}, which has been edited since: put it back in "
             "data_utils/prompt.py and give the edited one another name"
         )
-    check_record(folder, args, environment)
+    if not whole:
+        check_record(folder, args, environment)
     return Adapter(folder, args, environment)
 
 
@@ -123,6 +134,10 @@ def check_arguments(args):
     names = args.get("lora_target_modules") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("lora_target_modules must be a list of names")
+    data = args.get("dataset_name")
+    several = isinstance(data, list) and len(data) > 1 and all(isinstance(name, str) for name in data)
+    if not several and not isinstance(data, str | None):
+        raise ValueError("dataset_name must be a text, or a list of two texts or more")
     if not args.get("model_name_or_path"):
         raise ValueError("no model_name_or_path there")
     for name, choices in CHOICES.items():

@@ -17,6 +17,7 @@ from model_utils.adapter_files import (
     tensor_shapes,
 )
 from model_utils.flops import num_weights
+from model_utils.full_model import load_full_model
 from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
 from model_utils.merging import adapts_shared_weights, merge_adapter
 from model_utils.model_facts import num_positions
@@ -155,8 +156,8 @@ def adapter_record(model):
 
 
 def load_adapter(model, adapter, *, merge_checked_on=None):
-    """The base with an Adapter on it. Raises UserError if the adapter was trained on another base,
-    or if its tensors do not fit the base.
+    """The base with an Adapter on it, or with the weights of a whole model. Raises UserError if it
+    was trained on another base, or if its tensors do not fit the base.
 
     merge_checked_on: texts (int32 token ids) to compare the merged model with the unmerged model.
     If given, the adapter is merged into the base's weights, which is faster. Quantised weights are
@@ -167,6 +168,8 @@ def load_adapter(model, adapter, *, merge_checked_on=None):
     folder, args, environment = adapter
     if environment["base_fingerprint"] != base_fingerprint(model):
         raise UserError(f"{folder} was trained on another base model than {model.name_or_path}")
+    if adapter.is_whole:
+        return load_full_model(model, folder)
     # PiSSA and OLoRA have twice the rank.
     if (rank := max(ranks(read_config(folder)))) > 2 * (width := layer_width(model)):
         raise UserError(

@@ -14,6 +14,7 @@ from model_utils.loading import text_decoder, without_weights
 from model_utils.model_facts import set_attention, unwrapped
 from model_utils.targets import choose_targets
 from model_utils.variants import lora_options
+from run_utils.errors import UserError
 
 NUM_TOKENS = 128  # of the pass on the meta device: all counts grow with the tokens
 NF4_BYTES = 0.516  # of a weight, with double quantisation's scales
@@ -40,6 +41,8 @@ def footprint(args, config, dtype=torch.bfloat16):
 
     config: transformers'. dtype: of the base, if not quantised. Raises UserError if there is no
     such model or adapter, and others if the model cannot run on the meta device."""
+    if not args.use_peft:
+        raise UserError("full fine-tuning takes 16 bytes a weight beside the activations, which are not counted")
     model = without_weights(config, args.trust_remote_code).to(dtype).requires_grad_(False)
     with contextlib.suppress(ValueError):  # a model with an attention of its own
         set_attention(model, _COUNTED)

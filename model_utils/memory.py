@@ -139,7 +139,7 @@ def what_fits(args, fits):
 def runs(training, loss_fn, chunks, completions=False):
     """Whether a pass over each micro-batch fits in memory, with Adam's moments. completions: see
     collate."""
-    model, optimizer, trainable = one_process_model(training), training.optimizer, training.adapter_weights
+    model, optimizer, trainable = one_process_model(training), training.optimizer, training.trainable
 
     def passes():  # a function, so that its tensors are freed at its end
         moments = [torch.empty_like(parameter) for parameter in trainable * 2 if not optimizer.state]

@@ -2,9 +2,11 @@
 
 import torch
 
+from model_utils.model_facts import unwrapped
+
 
 def add_noise(model, alpha):
-    """Add uniform noise in +-alpha / sqrt(L d) to the input embeddings of a PEFT model in training
+    """Add uniform noise in +-alpha / sqrt(L d) to the input embeddings of a model in training
     mode. L: the tokens of the example, d: the width.
 
     In a padding-free batch L is each example's own length, from cu_seq_lens_q: transformers' hook
@@ -25,4 +27,4 @@ def add_noise(model, alpha):
         return embedded + noise * (alpha * sizes.rsqrt()).to(embedded.dtype)[None, :, None]
 
     model.register_forward_pre_hook(note_starts, with_kwargs=True)
-    model.get_base_model().get_input_embeddings().register_forward_hook(noisy)
+    unwrapped(model).get_input_embeddings().register_forward_hook(noisy)

@@ -6,6 +6,7 @@ import torch
 from data_utils.prompt import format_hash
 from model_utils.adapters import adapter_record, add_lora, describe_experts, expert_names, layer_width
 from model_utils.flops import dtype_census
+from model_utils.full_model import describe_size, train_all_weights
 from model_utils.generation import choose_engine
 from model_utils.loading import base_fingerprint, choose_attention, load_base_model
 from model_utils.neftune import add_noise
@@ -14,12 +15,13 @@ from model_utils.warm_start import load_weights
 from run_utils.environment import environment_record
 from run_utils.errors import say
 from run_utils.launch import check_alike
-from run_utils.redaction import published_name
+from run_utils.redaction import published_name, published_names
 
 
 def load_model(args, source, data, accelerator, *, max_new_tokens):
-    """`(model, engine, record)`: the base with a new LoRA adapter, its Engine for generation, and a
-    dict for environment.json. Prints the model's attention, adapted layers and sizes.
+    """`(model, engine, record)`: the base with a new LoRA adapter, or to train whole, its Engine
+    for generation, and a dict for environment.json. Prints the model's attention, adapted layers
+    and sizes.
 
     args: train.py's. source: the base's ModelSource. data: its examples test the attention, and its
     prompts, with max_new_tokens more, the engine."""
@@ -29,20 +31,28 @@ def load_model(args, source, data, accelerator, *, max_new_tokens):
     attention = choose_attention(
         base, args.attn_implementation, args.model_name_or_path, data.examples, args.torch_compile
     )
+    fingerprint = base_fingerprint(base)
+    if not args.use_peft:
+        train_all_weights(base)
     # Before training, so that a model without fast generation is named early.
     engine = choose_engine(base, data.prompt_ids, max(map(len, data.prompt_ids)) + max_new_tokens)
     record = environment_record(
         base=published_name(args.model_name_or_path),
-        data=published_name(args.dataset_name),
+        data=published_names(args.dataset_name),
         prompt_format=args.prompt_format,
         prompt_sha256=format_hash(data.prompt_format),
-        base_fingerprint=base_fingerprint(base),
+        base_fingerprint=fingerprint,
         mixed_precision=accelerator.mixed_precision,
         num_processes=accelerator.num_processes,
         attention=attention,
         generated_by=engine.name,
     )
     check_alike({"their base model": record["base_fingerprint"]})
+    if not args.use_peft:
+        if args.neftune_noise_alpha:
+            add_noise(base, args.neftune_noise_alpha)
+        accelerator.print(f"Attention: {attention}\n{describe_size(base)}")
+        return base.train(), engine, record
     if left_out := [name for name in expert_names(base) if name not in args.lora_target_modules]:
         accelerator.print(f"LoRA leaves out {describe_experts(base, left_out)}")
     original = None

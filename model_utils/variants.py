@@ -2,6 +2,7 @@
 combinations that cannot be. No torch."""
 
 import re
+from dataclasses import fields
 
 from run_utils.errors import UsageError, require
 
@@ -39,6 +40,8 @@ def takes_part(init):
 
 def check_variants(args):
     """Raise UsageError if a value of a variant is wrong, or if two cannot go together."""
+    if not args.use_peft:
+        check_full_training(args)
     args.init_lora_weights = init = args.init_lora_weights.lower()
     known = "true, false, gaussian, orthogonal, pissa, pissa_niter_4, olora or loftq"
     require(re.fullmatch(INITS, init), f"--init_lora_weights must be {known}, not {init}")
@@ -76,6 +79,22 @@ def check_variants(args):
     ]
     for is_so, problem in refused:
         require(not is_so, problem)
+
+
+def check_full_training(args):
+    """Raise UsageError unless the arguments go with --use_peft false: none of LoRA's is set."""
+    group = None
+    for field in fields(args):
+        group = field.metadata["group"] or group
+        if group == "LoRA" and field.name != "use_peft":
+            given = getattr(args, field.name) != field.default
+            require(not given, f"--{field.name} is of LoRA, which --use_peft false turns off: leave it out")
+    require(
+        args.quantization == "none",
+        f"--use_peft false trains every weight, and {args.quantization} weights cannot be trained: --quantization none",
+    )
+    for name in ("cuda_graphs", "torch_compile"):
+        require(not getattr(args, name), f"--{name} is for LoRA: leave it out with --use_peft false")
 
 
 def check_device(args, device_type):

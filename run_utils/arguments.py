@@ -46,8 +46,9 @@ class ArgumentParser(argparse.ArgumentParser):
     """The fields of a dataclass as flags, with the rules of transformers' HfArgumentParser, whose
     import takes seconds.
 
-    A field has a default and is a `str`, `int`, `float`, `bool`, `Literal` of texts or `list[str]`,
-    with or without `| None`. An error is a UsageError of one line, which begins with `source`."""
+    A field has a default and is a `str`, `int`, `float`, `bool`, `Literal` of texts or a `list` of
+    texts or numbers, with or without `| None`. An error is a UsageError of one line, which begins
+    with `source`."""
 
     source = ""
 
@@ -94,13 +95,15 @@ def spellings(name):
 def value_options(field_type):
     """argparse's options for a field's type."""
     if typing.get_origin(field_type) in (types.UnionType, typing.Union):  # `X | None`
-        field_type = next(member for member in typing.get_args(field_type) if member is not types.NoneType)
+        members = [member for member in typing.get_args(field_type) if member is not types.NoneType]
+        # One text or a list of texts is read as a list.
+        field_type = next((member for member in members if typing.get_origin(member) is list), members[0])
     if field_type is bool:
         return {"type": truth, "nargs": "?", "const": True}
     if typing.get_origin(field_type) is typing.Literal:
         return {"choices": typing.get_args(field_type)}
     if typing.get_origin(field_type) is list:
-        return {"type": str, "nargs": "+"}
+        return {"type": typing.get_args(field_type)[0], "nargs": "+"}
     return {"type": field_type}
 
 
@@ -253,7 +256,7 @@ def compared_arguments(args, effective_batch):
     arguments["effective_batch"] = effective_batch
     if swept := os.environ.get(SWEPT):
         changed = set(swept.split(","))
-    texts = {name: ", ".join(value) for name, value in arguments.items() if isinstance(value, list)}
+    texts = {name: ", ".join(map(str, value)) for name, value in arguments.items() if isinstance(value, list)}
     texts |= {name: redact(value) for name, value in arguments.items() if isinstance(value, str)}
     return {name: value for name, value in (arguments | texts).items() if value is not None}, changed
 

@@ -11,41 +11,16 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR
 
 from run_utils.arguments import read_yaml
 from run_utils.errors import UserError, one_line
-from run_utils.files import apply_umask, read_json, write_json
+from run_utils.files import ADAPTER_FILES, is_whole_model, read_json, write_json
+from run_utils.weights import load_whole_model, read_weights, write_weights
 
-FILES = (
-    *("adapter_model.safetensors", "adapter_config.json", "args.yaml", "environment.json", "split.json"),
-    *("optimizer.pt", "scheduler.pt", "state.json"),
-)
+FILES = ("args.yaml", "environment.json", "split.json", "optimizer.pt", "scheduler.pt", "state.json")
 # On a full disk, Python, torch and safetensors raise these.
 WRITING_FAILS = (OSError, RuntimeError, SafetensorError)
-
-
-class Training:
-    """Everything that training changes: a PEFT model, prepared by Accelerate, the optimizer, the
-    scheduler, and other objects of yours.
-
-    A checkpoint has the model's adapter in PEFT's format, and the `state_dict()` of each other
-    object in NAME.pt. A resume calls the object's `load_state_dict` with it."""
-
-    def __init__(self, *, model, optimizer, scheduler, **others):
-        self.model, self.optimizer = model, optimizer
-        self.others = {"optimizer": optimizer, "scheduler": scheduler, **others}
-
-    @property
-    def adapter_weights(self):
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def num_bytes(self, with_states=True):
-        """A checkpoint's approximate size: the adapter's weights, and the optimizer's tensors."""
-        states = self.optimizer.state.values() if with_states else ()
-        tensors = [*self.adapter_weights, *(value for state in states for value in state.values())]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))
 
 
 @dataclasses.dataclass
@@ -148,7 +123,7 @@ class Saved(NamedTuple):
     state: RunState
     args: dict
     environment: dict
-    lora: dict
+    lora: dict | None  # None: a whole model, not an adapter
     adapter: dict
     others: dict  # contents of NAME.pt by name, such as the optimizer's
 
@@ -156,43 +131,39 @@ class Saved(NamedTuple):
 def read_checkpoint(path):
     """The Saved checkpoint in a folder. Raises UserError if a file is missing, unreadable, or has
     NaN or infinite weights."""
-    from peft import PeftConfig  # late: peft imports bitsandbytes, which takes seconds
-
     try:
         state = read_state(path)
+        weights = () if is_whole_model(path) else ADAPTER_FILES
         # A pipe is not a file: reading it would wait.
-        if missing := [name for name in FILES if not (path / name).is_file()]:
+        if missing := [name for name in (*weights, *FILES) if not (path / name).is_file()]:
             raise ValueError(f"no {missing[0]}")
-        saved = Saved(
+        return Saved(
             path,
             state,
             read_yaml(path / "args.yaml"),
             read_json(path / "environment.json"),
-            PeftConfig.from_pretrained(path).to_dict(),
-            load_file(path / "adapter_model.safetensors"),
+            *read_weights(path),
             {file.stem: torch.load(file, map_location="cpu", weights_only=True) for file in sorted(path.glob("*.pt"))},
         )
-        if not all(tensor.isfinite().all() for tensor in saved.adapter.values()):
-            raise ValueError("weights that are not finite")
-        return saved
     # Broken files make json, yaml, safetensors and torch raise anything.
     except Exception as error:
         reason = str(error) if isinstance(error, ValueError | UserError) else type(error).__name__
         raise UserError(f"{path} cannot be read ({one_line(reason)})") from None
 
 
-def write_checkpoint(folder, model, others, split):
-    """Write adapter, states and split to a new folder. Raises UserError if a resume could not read
+def write_checkpoint(folder, training, model, split):
+    """Write weights, states and split to a new folder. Raises UserError if a resume could not read
     a state.
 
-    model: a PEFT model, unwrapped. others: objects with a `state_dict`, by name. split: the file to
-    copy."""
-    # Only the adapter's weights: under FSDP2, a request for the base's weights would move them on
-    # this process only.
-    weights = {name: weight for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
-    model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
-    apply_umask(folder / "adapter_model.safetensors")
+    model: of `training`, unwrapped. split: the file to copy."""
+    with training.as_delivered():
+        write_weights(folder, training, model)
+        write_states(folder, training.others)
     shutil.copyfile(split, folder / split.name)
+
+
+def write_states(folder, others):
+    """others: objects with a `state_dict`, by name."""
     for name, value in others.items():
         torch.save(value.state_dict(), folder / f"{name}.pt")
         try:
@@ -211,16 +182,17 @@ def flush_to_disk(folder):
 
 
 def load_checkpoint(saved, training, model):
-    """Load the saved states into adapter, optimizer, scheduler and other objects. Raises UserError,
+    """Load the saved states into model, optimizer, scheduler and other objects. Raises UserError,
     before any change, if the Saved checkpoint has other objects or settings.
 
-    model: the PEFT model of `training`, unwrapped."""
+    model: of `training`, unwrapped."""
     from peft import set_peft_model_state_dict  # late, as in read_checkpoint
 
     if saved.others.keys() != training.others.keys():
         found, wanted = (", ".join(f"{name}.pt" for name in names) for names in (saved.others, training.others))
         raise UserError(f"{saved.path} has {found}, and this training needs {wanted}: another experiment")
-    check_unchanged("LoRA's", model.peft_config["default"].to_dict(), saved.lora, saved.path)
+    if saved.lora:
+        check_unchanged("LoRA's", model.peft_config["default"].to_dict(), saved.lora, saved.path)
     groups, saved_groups = training.optimizer.param_groups, saved.others["optimizer"]["param_groups"]
     check_unchanged("the optimizer's", {"groups": len(groups)}, {"groups": len(saved_groups)}, saved.path)
     for index, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
@@ -228,7 +200,10 @@ def load_checkpoint(saved, training, model):
         check_unchanged(owner, group, saved_group, saved.path)
     check_schedule(training.others["scheduler"], saved)
     try:
-        set_peft_model_state_dict(model, saved.adapter)
+        if saved.lora:
+            set_peft_model_state_dict(model, saved.adapter)
+        else:
+            load_whole_model(model, saved.path)
         for name, value in training.others.items():
             value.load_state_dict(saved.others[name])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

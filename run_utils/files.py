@@ -22,6 +22,8 @@ MAX_DEPTH = 64  # far beyond any real call, far below the parser's recursion lim
 JSON_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 LOCKED = {}  # this process's locks: {path: open folder}
 
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
 
 def write_text(path, text):
     """Write a file. A kill or a full disk leaves the old file or the new one."""
@@ -119,6 +121,23 @@ def apply_umask(*paths):
 def file_hash(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_whole_model(folder):
+    """Whether a folder has a whole model of train.py, and no adapter."""
+    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
+
+
+def weight_files(folder):
+    """The files of a whole model's weights: one, or several of a large model."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def weights_hash(folder):
+    """The SHA-256 of an adapter's or a whole model's weights."""
+    if not is_whole_model(folder):
+        return file_hash(folder / ADAPTER_FILES[0])
+    return hashlib.sha256("".join(map(file_hash, weight_files(folder))).encode()).hexdigest()
 
 
 def lock_folder(folder):

@@ -12,6 +12,7 @@ from run_utils.checkpoint import complete_checkpoints, delete_checkpoint, read_c
 from run_utils.errors import UserError, say
 from run_utils.files import lock_folder, no_pipe
 from run_utils.paths import did_you_mean
+from run_utils.weights import round_weights
 
 
 def claim(output_dir):
@@ -64,7 +65,7 @@ def clear_run(output_dir):
     for path in reversed(complete_checkpoints(output_dir)):
         delete_checkpoint(path)
     delete_leftovers(output_dir, "incomplete", "superseded")
-    for name in ("adapter", "logs"):
+    for name in ("adapter", "model", "logs"):
         shutil.rmtree(output_dir / name, ignore_errors=True)
     (output_dir / "metrics.jsonl").unlink(missing_ok=True)
 
@@ -81,8 +82,26 @@ def delete_leftovers(output_dir, *prefixes):
     ("superseded")."""
     for prefix in prefixes:
         for path in output_dir.glob(f"{prefix}-*"):
-            if re.fullmatch(r"adapter|checkpoint-\d+", path.name.removeprefix(f"{prefix}-")):
+            if re.fullmatch(r"adapter|model|checkpoint-\d+", path.name.removeprefix(f"{prefix}-")):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def deliver(checkpoint, final, in_bf16):
+    """Copy a checkpoint without a resume's files, under a temporary name first. in_bf16: round a
+    whole model's weights."""
+    unfinished = final.with_name(f"incomplete-{final.name}")
+    left_out = shutil.ignore_patterns("*.pt", "state.json", "*.incomplete")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        # copyfile: checkpoints of older versions have weights of mode 0600.
+        shutil.copytree(checkpoint, unfinished, ignore=left_out, copy_function=shutil.copyfile)
+        if in_bf16:
+            round_weights(unfinished)
+        shutil.rmtree(final.with_name(f"superseded-{final.name}"), ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)
+        unfinished.rename(final)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def find_checkpoint(args, output_dir):

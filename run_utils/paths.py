@@ -4,7 +4,7 @@ import contextlib
 import difflib
 from pathlib import Path
 
-SUBFOLDERS = ("adapter", "evaluation", "export")  # of a run's folder
+SUBFOLDERS = ("adapter", "model", "evaluation", "export")  # of a run's folder
 
 
 def did_you_mean(path, marker=None):

@@ -86,6 +86,11 @@ def _redact_address(rest):
     return "***" * bool(user) + _KEY_IN_PATH.sub("***", place) + (separator + "***") * bool(separator)
 
 
+def published_names(names):
+    """The published_name of a name, or of each in a list, in one text."""
+    return ", ".join(map(published_name, names if isinstance(names, list) else [str(names)]))
+
+
 def published_name(name):
     """A model's or data set's hub id, or the last part of its path: cards name no folders of the
     training machine."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a LoRA run: the adapter, the optimizer and the run's state, never the frozen base.
+"""Checkpoints of a run: the adapter, the optimizer and the run's state, never the frozen base.
 
     output_dir/
       args.yaml environment.json  the resolved arguments (a valid --config), the results' origin
@@ -7,8 +7,9 @@
       checkpoint-100/             adapter_model.safetensors, adapter_config.json (PEFT's format),
                                   args.yaml, environment.json (with the step), split.json;
                                   state.json, optimizer.pt, scheduler.pt, and a NAME.pt of each
-                                  other object of Training
+                                  other object of Training (training.py)
       adapter/                    at the end: the last or best checkpoint, without a resume's files
+      model/                      the same of full fine-tuning, whose checkpoints are whole models
       incomplete-*                half-written or half-deleted by a kill; the next start deletes it
       superseded-*                beyond the resumed checkpoint, until the first new one is complete
 
@@ -37,7 +38,7 @@ from run_utils.checkpoint import (
 from run_utils.errors import UserError, one_line
 from run_utils.files import describe_free, is_full_disk, read_json, write_json, write_text
 from run_utils.launch import check_alike, run_on_main
-from run_utils.output_folder import claim, clear_run, delete_leftovers, find_checkpoint, holds_run, set_aside
+from run_utils.output_folder import claim, clear_run, delete_leftovers, deliver, find_checkpoint, holds_run, set_aside
 from run_utils.terminal import print_next
 
 # These may differ between machines: base, rows and adapter are compared by content.
@@ -77,7 +78,9 @@ class Run:
 
     def __init__(self, args, accelerator, saved, write_card):
         self.args, self.accelerator = args, accelerator
-        self.output_dir, self.adapter_dir = Path(args.output_dir), Path(args.output_dir, "adapter")
+        self.output_dir = Path(args.output_dir)
+        self.result = "adapter" if args.use_peft else "model"  # delivered at the end, in result_dir
+        self.result_dir = self.output_dir / self.result
         self.saved = saved  # the checkpoint to resume from, or None
         self.write_card = write_card
 
@@ -96,7 +99,7 @@ class Run:
         if not state or not (state.global_step == last_step or state.stops_early(self.args.early_stopping_patience)):
             return False
         try:
-            delivered = read_json(self.adapter_dir / "environment.json")
+            delivered = read_json(self.result_dir / "environment.json")
             return not state.evaluation_due and f"checkpoint-{delivered.get('global_step')}" == self.to_deliver(state)
         except UserError:
             return False
@@ -105,8 +108,8 @@ class Run:
     def print_end(self, last_step):
         state = self.saved.state
         steps = self.describe_early_end(state) if state.global_step < last_step else f"all {last_step} steps are done"
-        print(f"{self.output_dir} is finished: {steps}, the adapter is in {self.adapter_dir}")
-        print_next("python", "evaluate.py", "--adapter", self.adapter_dir)
+        print(f"{self.output_dir} is finished: {steps}, the {self.result} is in {self.result_dir}")
+        print_next("python", "evaluate.py", "--adapter", self.result_dir)
 
     def describe_early_end(self, state):
         stale = f"{state.stale_evaluations} evaluation{'s' * (state.stale_evaluations > 1)}"
@@ -171,9 +174,8 @@ class Run:
             return fresh
         checkpoint, state = self.saved.path, self.saved.state
         for name in ("base_fingerprint", "init_adapter_sha256"):  # only a warm start has the latter
-            value, saved = environment.get(name), self.saved.environment.get(name)
-            if value != saved:
-                raise UserError(f"{name} is {value} but {checkpoint} has {saved}")
+            if (now := environment.get(name)) != (then := self.saved.environment.get(name)):
+                raise UserError(f"{name} is {now} but {checkpoint} has {then}")
         load_checkpoint(self.saved, training, self.accelerator.unwrap_model(training.model))
         if state.best_checkpoint and not (self.output_dir / state.best_checkpoint).is_dir():
             # A better checkpoint replaced it, and that one is lost too.
@@ -196,8 +198,8 @@ class Run:
             clear_run(self.output_dir)
         delete_leftovers(self.output_dir, "incomplete")
         # The newest first: after a kill, the run only ends earlier.
-        for path in [*reversed(complete_checkpoints(self.output_dir)), self.adapter_dir]:
-            if path.is_dir() and (path == self.adapter_dir or checkpoint_step(path) > state.global_step):
+        for path in [*reversed(complete_checkpoints(self.output_dir)), self.result_dir]:
+            if path.is_dir() and (path == self.result_dir or checkpoint_step(path) > state.global_step):
                 set_aside(path)
         write_text(self.output_dir / "args.yaml", as_yaml(self.args))
         for name, record in {"environment.json": self.environment, **records}.items():
@@ -209,8 +211,10 @@ class Run:
         the surplus. A kill or a full disk leaves the earlier checkpoints whole. If the checkpoint
         is already complete, only the card and the state are written: an evaluation may have been
         added. Raises UserError if it cannot be written, or if the weights are not finite."""
-        if not all(weight.isfinite().all() for weight in training.adapter_weights):
-            raise UserError(f"after step {state.global_step} the adapter's weights are not finite; {self.last_good()}")
+        if not all(weight.isfinite().all() for weight in training.trainable):
+            raise UserError(
+                f"after step {state.global_step} the {self.result}'s weights are not finite; {self.last_good()}"
+            )
         final = self.output_dir / f"checkpoint-{state.global_step}"
         folder = self.output_dir / f"incomplete-{final.name}"
         if final.is_dir():
@@ -221,7 +225,7 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             model = self.accelerator.unwrap_model(training.model)
-            write_checkpoint(folder, model, training.others, self.output_dir / "split.json")
+            write_checkpoint(folder, training, model, self.output_dir / "split.json")
             self.write_card(folder, vars(self.args), self.origin(state))  # replaces PEFT's empty one
             write_text(folder / "args.yaml", as_yaml(self.args))
             self.write_state(folder, state)
@@ -255,9 +259,9 @@ class Run:
 
     def check_disk(self, training):
         """Print a line if the disk cannot hold the kept checkpoints, the next one, and adapter/."""
-        adapter = training.num_bytes(with_states=False)
-        # Adam keeps two moments of each weight.
-        needed = 3 * adapter * (self.args.save_total_limit + 1) + adapter
+        weights = training.num_bytes(with_states=False)
+        # Adam keeps two moments of each weight, an average the weight itself.
+        needed = (4 if training.average else 3) * weights * (self.args.save_total_limit + 1) + weights
         if shutil.disk_usage(self.output_dir).free < needed:
             self.accelerator.print(
                 f"Warning: {self.args.save_total_limit} checkpoints and the next need "
@@ -274,21 +278,14 @@ class Run:
 
     @on_main_process
     def finish(self, training, state, last_step):
-        """Make `adapter/` from the last or best checkpoint, without a resume's files."""
+        """Make `adapter/` or `model/` from the last or best checkpoint."""
         chosen = self.to_deliver(state)
-        unfinished = self.output_dir / "incomplete-adapter"
-        left_out = shutil.ignore_patterns("*.pt", "state.json", "*.incomplete")
+        in_bf16 = self.result == "model" and self.accelerator.mixed_precision == "bf16"
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            # copyfile: checkpoints of older versions have weights of mode 0600.
-            shutil.copytree(self.output_dir / chosen, unfinished, ignore=left_out, copy_function=shutil.copyfile)
-            shutil.rmtree(self.output_dir / "superseded-adapter", ignore_errors=True)
-            shutil.rmtree(self.adapter_dir, ignore_errors=True)
-            unfinished.rename(self.adapter_dir)
-        except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            deliver(self.output_dir / chosen, self.result_dir, in_bf16)
+        except WRITING_FAILS as error:
             why = self.describe_disk(error, training.num_bytes(with_states=False))
-            raise UserError(f"{self.adapter_dir} could not be written: {why}; {self.last_good()}") from None
+            raise UserError(f"{self.result_dir} could not be written: {why}; {self.last_good()}") from None
         if state.global_step < last_step:
             print(self.describe_early_end(state).capitalize())
         if state.best_checkpoint:
@@ -296,6 +293,6 @@ class Run:
             print(f"Best checkpoint: {best} ({self.args.best_metric} {state.best_value:.4f})")
         elif self.args.final_adapter == "best":
             print("No evaluation had a finite loss: none is the best")
-        print(f"The adapter of {chosen}: {self.adapter_dir}")
+        print(f"The {self.result} of {chosen}: {self.result_dir}")
         print(f"Curves: tensorboard --logdir {self.output_dir}")
-        print_next("python", "evaluate.py", "--adapter", self.adapter_dir)
+        print_next("python", "evaluate.py", "--adapter", self.result_dir)

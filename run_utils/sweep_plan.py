@@ -66,7 +66,7 @@ class Run(NamedTuple):
 
     @property
     def adapter(self):
-        return self.folder / "adapter"
+        return self.folder / ("adapter" if self.arguments.use_peft else "model")
 
 
 def parse_grid(words, arguments_class):

@@ -29,7 +29,7 @@ from model_utils.adapters import add_lora, linear_layers
 from model_utils.flops import count_flops
 from run_utils import progress
 from run_utils import run as run_folder
-from run_utils.checkpoint import Training
+from run_utils.training import Training
 
 
 @pytest.fixture

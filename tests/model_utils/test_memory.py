@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from data_utils.batching import Example, TrainingData, largest_chunks
 from model_utils.memory import runs, what_fits
-from run_utils.checkpoint import Training
+from run_utils.training import Training
 from train import TrainingArguments
 
 

