@@ -58,6 +58,7 @@ def inspect_rows(args, data, tokenizer):
         "lengths": None,
         "proof": None,
         "training": None,
+        "made": data.made_lines,
         "examples": [],
     }
     if data.tokens:
@@ -73,7 +74,7 @@ def inspect_rows(args, data, tokenizer):
     result["rows"] = [
         {
             "id": row.id,
-            "part": part,
+            "part": "made" if row.id in data.made else part,
             "query": row.query,
             "tools": row.tools,
             "answers": row.answers,
