@@ -51,6 +51,8 @@ def test_each_planted_fault_is_found_by_its_id_and_value(inspect):
             items = [f"{item['id']}: {item['detail']}" for item in finding(inspection, name)["items"]]
             assert any(item.startswith(row_id or "") and text in item for item in items), (name, row_id, items)
         assert name in shown
+    counts = inspection["counts"]  # each record has one row here
+    assert counts["records"] == counts["valid"] + counts["bad"] + counts["repeats"] == len(records) + 1
     # Nothing else is found among the right rows, except for near-repeats.
     assert {found["name"] for found in inspection["findings"]} <= planted.keys() | {
         "near_repeat",
