@@ -92,7 +92,9 @@ KINDS = {
         "An evaluation query that a training query nearly equals",
         "evaluate.py shows exact match without them too; --eval_split tools holds out whole tools.",
     ),
-    "near_repeat": Kind("note", "A query that nearly equals another training query", "Nothing, if the variety is enough."),
+    "near_repeat": Kind(
+        "note", "A query that nearly equals another training query", "Nothing, if the variety is enough."
+    ),
 }  # fmt: skip
 
 # The beginning of a bad row's reason: the name of its kind. Other reasons are wrong_form.

@@ -19,7 +19,14 @@ from run_utils.errors import UserError
 from run_utils.hub import check_hub_access
 
 GOOD = generate_rows(60, seed=3)
-EMPTY_SUMMARY = {"layouts": {}, "unreadable": 0, "without_calls": 0, "misfits": [0, []], "repeats": [0, []], "notes": {}}
+EMPTY_SUMMARY = {
+    "layouts": {},
+    "unreadable": 0,
+    "without_calls": 0,
+    "misfits": [0, []],
+    "repeats": [0, []],
+    "notes": {},
+}
 
 
 def write_jsonl(path, records):
