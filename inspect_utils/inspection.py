@@ -50,6 +50,7 @@ def inspect_rows(args, data, tokenizer):
         "layouts": merged(summary["layouts"] for *_, summary in data.read.values()),
         "notes": merged(summary["notes"] for *_, summary in data.read.values()),
         "counts": counts_of(data),
+        "made": list(data.made_lines),
         "verdict": None,  # and the findings: below, after the tokens
         "findings": None,
         "distributions": distributions(of_used),

@@ -24,6 +24,7 @@ class Inspected(NamedTuple):
     limit: int  # tokens: longer rows are left out
     tokens: list  # Tokenized of the training and the evaluation rows, of any length; [] without a tokenizer
     problems: list  # texts: train.py's reasons to refuse the rows
+    made_lines: tuple = ()  # the numbers of rows made and transformed, in words
 
     @property
     def fitting(self):
@@ -71,9 +72,7 @@ def with_made_rows(args, data, tokenize):
         )
     except UserError as error:
         return data._replace(problems=[str(error)])
-    for line in lines:
-        say(line)
     tokens = tokens._replace(examples=[*tokens.examples, *long.values()], too_long={})
     train_rows = [made.get(example.row_id) or rows[example.row_id] for example in tokens.examples]
     chosen = data.chosen._replace(parts=[train_rows, data.chosen.parts[1]])
-    return data._replace(chosen=chosen, made=made, tokens=[tokens, held_out])
+    return data._replace(chosen=chosen, made=made, made_lines=lines, tokens=[tokens, held_out])
