@@ -23,7 +23,7 @@ def check_data_sets(args):
     if shares is not None:
         several = len(names) if isinstance(names, list) else 1
         require(several > 1, "--dataset_shares needs several --dataset_name")
-        require(len(shares) == several, f"--dataset_shares has {len(shares)} shares for {several} data sets")
+        require(len(shares) == several, f"--dataset_shares needs one share a data set, {several}, not {len(shares)}")
         require(
             all(0 < share < 1 for share in shares) and math.isclose(sum(shares), 1, abs_tol=1e-6),
             f"--dataset_shares must be above 0 and add up to 1, not {' + '.join(map(str, shares))}",

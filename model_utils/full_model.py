@@ -24,7 +24,7 @@ def describe_size(model):
     """A line on the memory and the disk that full fine-tuning takes."""
     count = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return (
-        f"Full fine-tuning: {count:,} weights in float32. They, their gradients and AdamW's moments take "
+        f"Full fine-tuning: {count:,} weights in float32. Weights, gradients and AdamW's moments take "
         f"{16 * count / GIB:.2f} GiB beside the activations, each checkpoint {12 * count / GIB:.2f} GiB of disk"
     )
 

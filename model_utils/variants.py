@@ -58,7 +58,7 @@ def check_variants(args):
             reads_weights and args.quantization == "int8",
             f"{reader} reads the base's weights, which int8 layers do not give back: --quantization nf4 or none",
         ),
-        (init == "orthogonal" and odd, f"{named} needs even ranks, not {odd}"),
+        (init == "orthogonal" and odd, f"{named} needs even ranks, not {', '.join(map(str, odd))}"),
         (
             init == "loftq" and args.quantization != "nf4",
             f"{named} repairs the rounding of --quantization nf4 alone",
@@ -88,7 +88,7 @@ def check_full_training(args):
         group = field.metadata["group"] or group
         if group == "LoRA" and field.name != "use_peft":
             given = getattr(args, field.name) != field.default
-            require(not given, f"--{field.name} is of LoRA, which --use_peft false turns off: leave it out")
+            require(not given, f"--{field.name} is of LoRA, which --use_peft false turns off: leave it out, also of the recipe")
     require(
         args.quantization == "none",
         f"--use_peft false trains every weight, and {args.quantization} weights cannot be trained: --quantization none",

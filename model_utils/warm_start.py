@@ -41,7 +41,7 @@ def take_settings(args):
         given = sorted(set(given)) if isinstance(given, list) else given
         require(
             given in (value, defaults[name]),
-            f"--{name} is {given}, but --init_adapter {folder} has {value}: leave the flag out",
+            f"--{name} is {written(given)}, but --init_adapter {folder} has {written(value)}: leave it out, also of the recipe",
         )
         setattr(args, name, value)
 
@@ -49,6 +49,11 @@ def take_settings(args):
 def as_pairs(pattern):
     """PEFT's rank_pattern or alpha_pattern as train.py's flag, or None."""
     return [f"{name}={value}" for name, value in sorted(pattern.items())] if pattern else None
+
+
+def written(value):
+    """A value as it is written after its flag."""
+    return " ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value).lower()
 
 
 def load_weights(model, folder, record):

@@ -103,7 +103,7 @@ def test_all_rows_without_shares_and_a_resume_of_the_same_sets(run_here, mixed, 
     [
         ({"dataset_shares": [0.5, 0.6]}, "must be above 0 and add up to 1, not 0.5 + 0.6"),
         ({"dataset_shares": [1.5, -0.5]}, "must be above 0 and add up to 1"),
-        ({"dataset_shares": [1.0]}, "--dataset_shares has 1 shares for 2 data sets"),
+        ({"dataset_shares": [1.0]}, "--dataset_shares needs one share a data set, 2, not 1"),
         ({"dataset_name": ["demo", "demo"]}, "names a data set twice"),
         ({"dataset_revision": "main"}, "--dataset_revision is for one --dataset_name"),
         ({"dataset_config_name": "x"}, "--dataset_config_name is for one --dataset_name"),

@@ -98,7 +98,7 @@ def test_a_resume_is_exact_and_of_the_same_start(run_here, train_here, warm, fir
     [
         ({"lora_r": 4}, 2, "--lora_r is 4, but --init_adapter"),
         ({"lora_alpha": 8}, 2, "--lora_alpha is 8, but --init_adapter"),
-        ({"lora_target_modules": ["q_proj"]}, 2, "--lora_target_modules is ['q_proj'], but --init_adapter"),
+        ({"lora_target_modules": ["q_proj"]}, 2, "--lora_target_modules is q_proj, but --init_adapter"),
         ({"init_adapter": "absent"}, 1, "--init_adapter absent is no adapter"),
     ],
 )
