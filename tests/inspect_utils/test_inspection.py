@@ -207,7 +207,11 @@ def test_rows_that_training_makes_are_inspected(inspect):
     records = [row for row in generate_rows(80, seed=9) if row["answers"] != "[]"]
     options = {"no_call_fraction": 0.2, "augment": ["shuffle"], "augment_fraction": 0.5, "loss_mask": "names_only"}
     _, plain = inspect(records)
-    _, made = inspect(records, **options)
+    result, made = inspect(records, **options)
+    assert all(line in result.out for line in made["made"]) and [line.split()[0] for line in made["made"]] == [
+        "Added",
+        "Transformed",
+    ]
     added = round(0.25 * plain["counts"]["train"])
     assert made["counts"]["train"] == plain["counts"]["train"] + added and made["counts"]["without_calls"] == added
     assert made["training"]["rows"] == made["counts"]["train"] and made["proof"]["exact"] == made["proof"]["rows"]
@@ -217,3 +221,16 @@ def test_rows_that_training_makes_are_inspected(inspect):
     assert set(parts.values()) == {"train", "eval"} and not finding(made, "conflicting_answers")
     _, refused = inspect(records, no_call_fraction=0.9)
     assert "--no_call_fraction 0.9 needs" in refused["verdict"]["line"] and not refused["verdict"]["go_on"]
+
+
+def test_tools_are_judged_as_they_are_in_the_file(inspect):
+    """Names that --augment gives, and descriptions that it drops, are no faults of the rows."""
+    records = [row for row in generate_rows(80, seed=9) if row["answers"] != "[]"]
+    kinds = ("several_schemas", "no_description", "argument_without_description", "wrong_default", "unknown_type")
+    _, plain = inspect(records)
+    _, changed = inspect(records, augment=["rename", "drop_descriptions"], augment_fraction=1.0)
+    assert changed["counts"]["made"] == changed["counts"]["train"]
+    found, wanted = (
+        {name: finding(one, name) and finding(one, name)["count"] for name in kinds} for one in (changed, plain)
+    )
+    assert found == wanted
