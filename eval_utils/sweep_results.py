@@ -12,7 +12,7 @@ from collections import defaultdict
 
 from data_utils.systems import SYSTEMS
 from eval_utils.metrics import METRICS
-from eval_utils.statistics import bootstrap_ratio, difference_interval, sign_flips, welch, wilson_interval
+from eval_utils.statistics import bootstrap_mean, bootstrap_ratio, sign_flips, welch, wilson_interval
 from run_utils import journal
 from run_utils.errors import UserError
 from run_utils.files import read_json
@@ -200,7 +200,7 @@ def against(first, other):
     scale = math.lcm(of_a, of_b)
     shared = [row_id for row_id in a if row_id in b]
     differences = [sum(b[row_id]) * (scale // of_b) - sum(a[row_id]) * (scale // of_a) for row_id in shared]
-    low, high = difference_interval([difference / scale for difference in differences])
+    low, high = bootstrap_mean([difference / scale for difference in differences])
     rates = [found["rates"][MAIN]["values"] for found in (first, other)]
     return {
         "metric": MAIN,

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sweep_folders import write_evaluation, write_run
 
-from eval_utils.statistics import difference_interval, mcnemar, sign_flips, welch, wilson_interval
+from eval_utils.statistics import bootstrap_mean, mcnemar, sign_flips, welch, wilson_interval
 from eval_utils.sweep_pictures import pictures
 from eval_utils.sweep_report import verdict, write_sweep_report
 from eval_utils.sweep_results import compare_runs
@@ -50,12 +50,12 @@ def test_thousands_of_rows_have_an_exact_p_value_too():
 
 def test_intervals_of_means_and_tests_of_seeds():
     values = np.random.default_rng(0).choice([-1, 0, 0, 1, 1], size=400)
-    low, high = difference_interval(values)
+    low, high = bootstrap_mean(values)
     error = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - error, abs=0.02) and high == pytest.approx(
         values.mean() + error, abs=0.02
     )
-    assert difference_interval([1, 1, 1]) == (None, None)
+    assert bootstrap_mean([1, 1, 1]) == (None, None)
     assert welch([0.5, 0.6, 0.7], [0.9, 0.8, 0.85]) == pytest.approx(
         stats.ttest_ind([0.5, 0.6, 0.7], [0.9, 0.8, 0.85], equal_var=False).pvalue
     )
