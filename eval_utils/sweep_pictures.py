@@ -17,9 +17,9 @@ COLOURS = [fill for fill, _ in (*PALETTE["good"], *PALETTE["bad"])]
 def pictures(comparison):
     """`[{"axis", "is_log", "x_ticks", "y_ticks", "series", "base", "base_rate"}]`, in pixels.
 
-    A series has the configurations that differ in this argument alone: `{"label", "colour", "line",
-    "band", "whiskers", "points": [{"x", "y", "title"}], "seeds": [(x, y)]}`. base: the prompted
-    base's y, or None if it is far from the curves; base_rate: its rate."""
+    A series has configurations with differences in this argument alone: `{"label", "colour",
+    "line", "band", "whiskers", "points": [{"x", "y", "title"}], "seeds": [(x, y)]}`. base: the
+    prompted base's y, or None if it is far from the curves; base_rate: its rate."""
     found = []
     for axis in comparison["axes"]:
         groups = {}
@@ -116,13 +116,13 @@ def picture(axis, groups, base):
         "base": place_y(base) if is_near else None,
         "base_rate": base,
         "series": [
-            series(label, COLOURS[place % len(COLOURS)], axis, members, place_x, place_y)
+            series(label, axis, members, colour=COLOURS[place % len(COLOURS)], place_x=place_x, place_y=place_y)
             for place, (label, members) in enumerate(zip(labels, groups.values(), strict=True))
         ],
     }
 
 
-def series(label, colour, axis, members, place_x, place_y):
+def series(label, axis, members, *, colour, place_x, place_y):
     members = sorted(members, key=lambda one: float(one["settings"][axis]))
     places = [place_x(float(one["settings"][axis])) for one in members]
     rates = [one["rates"][MAIN] for one in members]
