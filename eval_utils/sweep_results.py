@@ -12,6 +12,7 @@ from collections import defaultdict
 
 from data_utils.systems import SYSTEMS
 from eval_utils.metrics import METRICS
+from eval_utils.report import SIGNIFICANT
 from eval_utils.statistics import bootstrap_mean, bootstrap_ratio, sign_flips, welch, wilson_interval
 from run_utils import journal
 from run_utils.errors import UserError
@@ -219,3 +220,10 @@ def base_figures(evaluation):
         system: {measure: pooled_rate(pool([of_rows])) for measure, of_rows in measures.items()}
         for system, measures in evaluation["systems"].items()
     }
+
+
+def is_clear(test, num_tests):
+    """Whether an `against_first` holds for other rows, by Bonferroni's correction for all tests,
+    and for other seeds, if there are several."""
+    by_seeds = test["p_seeds"] is None or test["p_seeds"] < SIGNIFICANT
+    return by_seeds and test["p"] * num_tests < SIGNIFICANT
