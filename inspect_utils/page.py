@@ -1,4 +1,4 @@
-"""inspection.html: one file with an inspection, and the rows that its findings name.
+"""inspection.html: one file with an inspection, and the rows behind its findings.
 
 The page makes no network requests: styles, script, drawings and data are inside it. Texts of data
 sets are untrusted: the template escapes them, the script inserts them as text, never as markup, and
@@ -29,7 +29,7 @@ def write_page(path, inspection):
 
 
 def render_page(inspection):
-    """The page, as text that UTF-8 can encode."""
+    """The page, as text for UTF-8."""
     environment = page_templates(Path(__file__).parent / "page", integer=show_integer, address=address)
     data = row_data(inspection)
     page = environment.get_template("inspection.html.jinja").render(
