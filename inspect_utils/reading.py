@@ -19,7 +19,7 @@ class Inspected(NamedTuple):
     chosen: Chosen  # its parts: with the rows of training_rows.py
     untouched: list  # the training rows before training_rows.py
     made: dict  # {id: row}: the rows of training_rows.py
-    lines: list  # about these rows
+    lines: list  # texts: how many rows were made, and from which rows none could be
     read: dict  # {data set: (number of valid rows, bad rows, summary) of valid_rows}
     prompt_format: object  # a PromptFormat or a ChatFormat
     limit: int  # tokens: longer rows are left out
