@@ -48,7 +48,7 @@ def print_comparison(comparison):
 
 
 def shown_measures(comparison):
-    """The measures of the table: exact match, others of the data set's own rows, of made rows."""
+    """The measures of the table: exact match, then the own rows' others, then made rows'."""
     names = dict.fromkeys(name for found in comparison["configurations"] for name in found["rates"] if is_shown(name))
     return sorted(names, key=lambda name: (name != MAIN, ": " in name))
 
