@@ -94,7 +94,7 @@ def sign_flips(differences):
     return float(min(1.0, 2 * distribution[: least + 1].sum() - distribution[least]))
 
 
-def difference_interval(values, resamples=2000):
+def bootstrap_mean(values, resamples=2000):
     """The 95% interval of a mean by bootstrap over the rows, as (low, high). The same rows give the
     same interval. (None, None) if all rows agree, or there are fewer than two."""
     values = np.asarray(values, dtype=float)

@@ -1,5 +1,7 @@
 """The inspection of a data set as one object of JSON values, for the terminal and the page."""
 
+import json
+
 import numpy as np
 
 from data_utils.augment import MADE_BY
@@ -32,15 +34,19 @@ def inspect_rows(args, data, tokenizer):
     placed = rows_and_parts(data, args.eval_dataset_name is not None)
     everything, parts = [row for row, _ in placed], [part for _, part in placed]
     add_left_out(data, findings)
-    of_all, of_used, of_training = Counts(), Counts(), Counts()
-    counts_by_part = {"train": [of_all, of_used, of_training], "eval": [of_all, of_used], "neither": [of_all]}
+    of_file, of_used, of_training = Counts(), Counts(), Counts()
+    counts_by_part = {"train": [of_used, of_training], "eval": [of_used], "neither": []}
     checked = faults_of(everything, prompt_marks(data.prompt_format, tokenizer))
     for part, (row, tools, calls, faults) in zip(parts, checked, strict=True):
         add_faults(row, faults, findings)
-        for counts in counts_by_part[part]:
+        for counts in counts_by_part[part] + [of_file] * (row.id not in data.made):
             counts.add(row, tools, calls)
     find_conflicts([row for row in everything if row.id not in data.made], findings)
-    of_all.find_tool_faults(findings)
+    kept = {row.id for row in everything}
+    for row in data.untouched:
+        if row.id not in kept:  # transformed in place: its tools are as in the file
+            of_file.add(row, json.loads(row.tools), json.loads(row.answers))
+    of_file.find_tool_faults(findings)
     of_training.find_one_sided(findings)
     near = find_near_repeats(data.untouched, eval_rows, findings)
     result = {
@@ -58,6 +64,7 @@ def inspect_rows(args, data, tokenizer):
         "lengths": None,
         "proof": None,
         "training": None,
+        "made": data.lines,
         "examples": [],
     }
     if data.tokens:
@@ -73,7 +80,7 @@ def inspect_rows(args, data, tokenizer):
     result["rows"] = [
         {
             "id": row.id,
-            "part": part,
+            "part": "made" if row.id in data.made else part,
             "query": row.query,
             "tools": row.tools,
             "answers": row.answers,
@@ -130,7 +137,7 @@ def counts_of(data):
     bad = sum(len(ids) for _, bad, _ in data.read.values() for ids in bad.values())
     long = sum(len(example.input_ids) > data.limit for part in data.tokens for example in part.examples)
     return {
-        "records": sum(sum(summary["layouts"].values()) for *_, summary in data.read.values()),
+        "records": sum(sum(summary["layouts"].values()) + summary["unreadable"] for *_, summary in data.read.values()),
         "valid": valid,
         "bad": bad,
         "repeats": sum(summary["repeats"][0] for *_, summary in data.read.values()),

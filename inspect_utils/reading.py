@@ -19,6 +19,7 @@ class Inspected(NamedTuple):
     chosen: Chosen  # its parts: with the rows of training_rows.py
     untouched: list  # the training rows before training_rows.py
     made: dict  # {id: row}: the rows of training_rows.py
+    lines: list  # texts: how many rows were made, and from which rows none could be
     read: dict  # {data set: (number of valid rows, bad rows, summary) of valid_rows}
     prompt_format: object  # a PromptFormat or a ChatFormat
     limit: int  # tokens: longer rows are left out
@@ -43,7 +44,7 @@ def read_data(args, tokenizer, positions, generators):
 
     prompt_format = training_format(args, tokenizer) if tokenizer else find_format(args.prompt_format, None)
     chosen, limit = choose_rows(args, prompt_format, load), min(args.max_seq_length, positions)
-    data = Inspected(chosen, chosen.parts[0], {}, read, prompt_format, limit, [], [])
+    data = Inspected(chosen, chosen.parts[0], {}, [], read, prompt_format, limit, [], [])
     if tokenizer and (count := sum(map(len, chosen.parts))):
         say(f"Tokenising {count:,} rows ...")
         weights = part_weights(args.loss_mask, args.loss_weights)
@@ -71,9 +72,7 @@ def with_made_rows(args, data, tokenize):
         )
     except UserError as error:
         return data._replace(problems=[str(error)])
-    for line in lines:
-        say(line)
     tokens = tokens._replace(examples=[*tokens.examples, *long.values()], too_long={})
     train_rows = [made.get(example.row_id) or rows[example.row_id] for example in tokens.examples]
     chosen = data.chosen._replace(parts=[train_rows, data.chosen.parts[1]])
-    return data._replace(chosen=chosen, made=made, tokens=[tokens, held_out])
+    return data._replace(chosen=chosen, made=made, lines=lines, tokens=[tokens, held_out])
