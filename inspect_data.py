@@ -62,7 +62,7 @@ def main(args):
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "inspection.json", inspection)
     write_page(folder / "inspection.html", inspection)
-    print_inspection(inspection)
+    print_inspection(inspection, folder / "inspection.html")
 
 
 def load_base(args):

@@ -12,15 +12,16 @@ from data_utils.rows import content_hash
 from data_utils.tool_schema import UNIONS, specs_at
 
 MADE_BY = "+"  # between a row's id and the name of its transformation
-MOST_ADDED = 4  # tools that distract adds
+MOST_ADDED = 4  # tools, by distract
 MOST_TRIED = 64  # tools of the pool tried for each place
-RENAMED_KEYS = {"name", "description", "parameters", "additionalProperties"}  # of a tool that rename reads
+RENAMED_KEYS = {"name", "description", "parameters", "additionalProperties"}  # of a tool, known to rename
 
 _IDENTIFIER = re.compile(r"\w+(?:\.\w+)*")
 
 
 class NotMade(ValueError):
-    """A row that a transformation cannot be done for, with one reason for all such rows."""
+    """A transformation cannot be done for a row. The message is the reason, without the row's own
+    texts: rows are counted by it."""
 
 
 def tool_pool(rows):
@@ -37,11 +38,11 @@ def tool_pool(rows):
 
 
 def without_answer(row, seed, pool):
-    """The row without the tools that it calls, and with no calls as its answer.
+    """The row without its called tools, and with no calls as its answer.
 
     A tool of the pool takes the place of each, so that short lists do not give the answer away; a
     list stays shorter if no tool of the pool is fit. NotMade if another tool of the row might
-    answer, or if messages before the turn name a tool that is taken away."""
+    answer, or if messages before the turn name a called tool."""
     tools, calls = json.loads(row.tools), json.loads(row.answers)
     wanted = right_calls(tools, calls)
     if not calls:
@@ -184,8 +185,8 @@ def generator(name, seed, row):
 
 
 def made(row, name, *, tools, calls=None, **columns):
-    """A row with other tools and perhaps other columns, as parsed values. Columns that the row does
-    not have stay empty."""
+    """A row with other tools and perhaps other columns, as parsed values. The row's empty columns
+    stay empty."""
     calls = json.loads(row.answers) if calls is None else calls
     texts = {
         column: value if column == "words" else to_json(value)
@@ -215,7 +216,7 @@ def question_of(row):
 
 
 def choose_strangers(row, tools, wanted, pool, rng, *, most):
-    """At most `most` tools of the pool that are not in the row and could not answer it."""
+    """At most `most` tools of the pool, not in the row and unable to answer it."""
     chosen, names = [], {tool["name"] for tool in tools}
     question = question_of(row)
     for tool in rng.sample(pool, min(len(pool), most * MOST_TRIED)):
@@ -232,7 +233,7 @@ def names_in(text, name):
 
 
 def is_identifier(name):
-    """Whether a name cannot be an ordinary word."""
+    """Whether a name is surely no ordinary word."""
     return bool(re.search(r"[_.\d]|[a-z][A-Z]", name))
 
 

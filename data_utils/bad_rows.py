@@ -26,7 +26,7 @@ def not_json(where, error):
     end = min(error.pos, len(text))
     line = text.count("\n", 0, end) + 1
     return BadRow(
-        f"broken JSON in {where}: {error.msg}",
+        f"broken JSON in {where}: {error.msg.removesuffix(' at')}",
         (f"line {line}, " if line > 1 else "") + f"column {end - text.rfind(chr(10), 0, end)}",
     )
 

@@ -123,7 +123,7 @@ def valid_rows(records):
     A row with the content of an earlier row is left out but is not bad. A row with only the id of
     an earlier row is bad. Records with the same opening are one conversation."""
     rows, bad, ids, contents = [], defaultdict(list), set(), {}
-    layouts, notes, without_calls, misfits, repeats = Counter(), Counter(), 0, [], []
+    layouts, notes, unreadable, without_calls, misfits, repeats = Counter(), Counter(), 0, 0, [], []
 
     def refuse(error, name):
         reason, fault = (error.reason, error.place) if isinstance(error, BadRow) else (str(error), "")
@@ -134,6 +134,7 @@ def valid_rows(records):
             layout, converted, left_out = as_records(record)
         except ValueError as error:
             refuse(error, name_in_file(record, place))
+            unreadable += 1
             continue
         layouts[layout] += 1
         if left_out:  # an empty update takes a microsecond
@@ -146,7 +147,7 @@ def valid_rows(records):
                     repeats.append([row.id, contents[content]])
                     continue
                 if row.id in ids:
-                    raise BadRow("the id of another row, with other content")
+                    raise BadRow("the id of another row, with other content", place)
             except ValueError as error:
                 refuse(error, name_in_file(turn if has_id(record) else record, place))
                 continue
@@ -159,7 +160,7 @@ def valid_rows(records):
             if not fit(calls, read.tools):
                 misfits.append((row.id, call_problems(calls, read.tools)[0]))
     rows = join_conversations(rows)
-    summary = {"layouts": dict(layouts), "without_calls": without_calls, "notes": dict(notes)}
+    summary = {"layouts": dict(layouts), "unreadable": unreadable, "without_calls": without_calls, "notes": dict(notes)}
     repeats = [len(repeats), repeats[:MOST_REPEATS]]
     return rows, dict(bad), summary | {"misfits": [len(misfits), misfits[:2]], "repeats": repeats}
 

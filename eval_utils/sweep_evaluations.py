@@ -13,7 +13,7 @@ class Evaluations(NamedTuple):
     flags: list  # of evaluate.py
     base: list  # the names of the base's systems
     adapter: list  # of the adapter's
-    has_rows: bool  # whether the flags name rows of their own
+    has_rows: bool  # whether the flags name a data set
 
 
 def plan_evaluations(arguments_class, run, *, config, shared_gpu):

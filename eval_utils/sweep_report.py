@@ -6,8 +6,8 @@ from pathlib import Path
 import jinja2
 
 from eval_utils import sweep_pictures
-from eval_utils.report import SIGNIFICANT, show_p
-from eval_utils.sweep_results import MAIN, measure_title
+from eval_utils.report import show_p
+from eval_utils.sweep_results import MAIN, is_clear, measure_title
 from eval_utils.sweep_table import shown_measures
 from run_utils.files import write_text
 
@@ -29,6 +29,7 @@ def write_sweep_report(path, comparison):
         measures=shown_measures(comparison),
         means=list(dict.fromkeys(name for found in comparison["configurations"] for name in found["means"])),
         pictures=sweep_pictures.pictures(comparison),
+        differences=sweep_pictures.differences(comparison),
         size=sweep_pictures,
         verdict=verdict(comparison),
         has_seeds=any(len(found["seeds"]) > 1 for found in comparison["configurations"]),
@@ -45,11 +46,10 @@ def verdict(comparison):
     tests = [one for one in found if one.get("against_first")]
     first, best = found[0], max(found, key=lambda one: one["rates"][MAIN]["mean"])
     test = best.get("against_first")
-    by_seeds = test and (test["p_seeds"] is None or test["p_seeds"] < SIGNIFICANT)
-    is_clear = test and by_seeds and test["difference"] > 0 and test["p"] * len(tests) < SIGNIFICANT
+    is_better = test and test["difference"] > 0 and is_clear(test, len(tests))
     return {
-        "tone": "good" if is_clear else "neutral",
-        "answer": f"{best['name']} is better." if is_clear else "No clear difference.",
+        "tone": "good" if is_better else "neutral",
+        "answer": f"{best['name']} is better." if is_better else "No clear difference.",
         "best": best,
         "first": first,
         "test": test,

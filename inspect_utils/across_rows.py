@@ -59,13 +59,13 @@ def find_near_repeats(train_rows, eval_rows, findings):
     for row in train_rows:
         keys = query_keys(row)
         if earlier := next((seen[key] for key in keys if key in seen), None):
-            findings.add("near_repeat", row.id, f"{earlier.id}: {earlier.query}")
+            findings.add("near_repeat", row.id, f"nearly {earlier.id}: {earlier.query}")
         seen.update((key, row) for key in keys if key not in seen)
     count = 0
     for row in eval_rows:
         if earlier := next((seen[key] for key in query_keys(row) if key in seen), None):
             count += 1
-            findings.add("evaluation_near_repeat", row.id, f"{earlier.id}: {earlier.query}")
+            findings.add("evaluation_near_repeat", row.id, f"nearly {earlier.id}: {earlier.query}")
     return count
 
 

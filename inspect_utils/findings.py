@@ -35,7 +35,9 @@ KINDS = {
     ),
     "repeated_row": Kind("note", "Left out: the same content as an earlier row", "Nothing: training reads it once."),
     # Answers
-    "missing_argument": Kind("error", "A required argument is missing in a call", CORRECT),
+    "missing_argument": Kind(
+        "error", "A required argument is missing in a call", 'Correct the answer, or the schema: type "str, optional".'
+    ),
     "wrong_type": Kind("error", "An argument of another type than its schema's", CORRECT),
     "not_in_enum": Kind("error", "An argument's value is not one of its schema's", CORRECT),
     "undeclared_argument": Kind("error", "An argument that the tool does not declare", CORRECT),
@@ -76,7 +78,7 @@ KINDS = {
         "error", "The supervised tokens decode to another text than the answer", "Take a base whose tokenizer has it."
     ),
     "unknown_token": Kind("warning", "A text that the tokenizer does not know", "Take another base, or another text."),
-    "too_long": Kind("warning", "Left out: longer than --max_seq_length", "Raise it: see the lengths."),
+    "too_long": Kind("warning", "Left out: longer than --max_seq_length", "Raise --max_seq_length: see the lengths."),
     # The whole
     "few_rows_without_calls": Kind(
         "warning",
@@ -90,7 +92,9 @@ KINDS = {
         "An evaluation query that a training query nearly equals",
         "evaluate.py shows exact match without them too; --eval_split tools holds out whole tools.",
     ),
-    "near_repeat": Kind("note", "A query that an earlier query nearly equals", "Nothing, if the variety is enough."),
+    "near_repeat": Kind(
+        "note", "A query that nearly equals another training query", "Nothing, if the variety is enough."
+    ),
 }  # fmt: skip
 
 # The beginning of a bad row's reason: the name of its kind. Other reasons are wrong_form.

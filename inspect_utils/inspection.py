@@ -81,7 +81,7 @@ def inspect_rows(args, data, tokenizer):
     result["rows"] = [
         {
             "id": row.id,
-            "part": part,
+            "part": "made" if row.id in data.made else part,
             "query": row.query,
             "tools": row.tools,
             "answers": row.answers,
@@ -138,7 +138,7 @@ def counts_of(data):
     bad = sum(len(ids) for _, bad, _ in data.read.values() for ids in bad.values())
     long = sum(len(example.input_ids) > data.limit for part in data.tokens for example in part.examples)
     return {
-        "records": sum(sum(summary["layouts"].values()) for *_, summary in data.read.values()),
+        "records": sum(sum(summary["layouts"].values()) + summary["unreadable"] for *_, summary in data.read.values()),
         "valid": valid,
         "bad": bad,
         "repeats": sum(summary["repeats"][0] for *_, summary in data.read.values()),

@@ -21,7 +21,7 @@ class Inspected(NamedTuple):
     chosen: Chosen  # its parts: with the rows of training_rows.py
     untouched: list  # the training rows before training_rows.py
     made: dict  # {id: row}: the rows of training_rows.py
-    lines: list  # about these rows
+    lines: list  # texts: how many rows were made, and from which rows none could be
     # {data set: (number of valid rows, bad rows, summary) of valid_rows}. Among the repeats of
     # several data sets are those of an earlier one, "of_earlier".
     read: dict

@@ -18,7 +18,7 @@ BORDER = "|"
 STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
-def print_inspection(inspection):
+def print_inspection(inspection, page):
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     print_counts(inspection, console)
     print_distributions(inspection, console)
@@ -28,6 +28,8 @@ def print_inspection(inspection):
     print_findings(inspection, console)
     for line in (inspection.get("estimate") or {}).get("lines", []):
         console.print(Text(line), soft_wrap=True)
+    then = "run train.py with the same arguments" if inspection["verdict"]["go_on"] else "correct the rows"
+    console.print(Text(f"Next: open {page} in a browser, then {then}"), soft_wrap=True)
     console.print(Text(inspection["verdict"]["line"]), soft_wrap=True)
 
 
@@ -70,7 +72,7 @@ def print_lengths(inspection, console):
     console.print(table)
     completion = lengths["completion"]
     console.print(
-        Text(f"Rows of at most so many tokens: {quantiles}; answers {completion['mean']:.0f} on average"),
+        Text(f"Share of the rows, and their most tokens: {quantiles}; answers {completion['mean']:.0f} on average"),
         soft_wrap=True,
     )
     table = Table(title=Text("Rows lost by each length"), title_justify="left", box=None)

@@ -25,8 +25,8 @@ def choose_targets(model, args):
 
 
 def layers_of_kind(model, kind):
-    """The names of the linear layers and experts whose path has a word of `kind`. A name that other
-    layers have too is given with its parent's."""
+    """The names of the linear layers and experts with a word of `kind` in their path. If other
+    layers have the same name, it is given with its parent's."""
     names, elsewhere = {}, set()
     known, experts = linear_layers(model), expert_names(model)
     for path, _ in text_decoder(model).named_modules():

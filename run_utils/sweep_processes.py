@@ -39,7 +39,7 @@ class Job(NamedTuple):
     run: str
     part: str
     command: list  # a script and its flags
-    result: Path  # a file of its folder, which exists when it is done
+    result: Path  # a file of its folder, there once it is done
 
     @property
     def folder(self):
@@ -66,7 +66,7 @@ def find_slots(runs_per_gpu):
 class Processes:
     """Runs the jobs of a sweep in its folder.
 
-    The folder's sweep.jsonl has a line for each process that ended; logs/ has their outputs.
+    The folder's sweep.jsonl has a line for each ended process; logs/ has their outputs.
     environment: variables for all processes."""
 
     def __init__(self, folder, slots, environment):
@@ -213,8 +213,8 @@ def die_with_parent():
 
 
 def wait_until_free(folder):
-    """Wait for a process of a killed sweep that still saves in a folder. Later, the script that
-    needs the folder says that it is taken."""
+    """Wait until a killed sweep's process no longer saves in a folder. Waits SECONDS_TO_SAVE at
+    most: then the next script refuses the folder."""
     if is_locked(folder):
         say(f"{folder}: waiting for the end of the process that works there ...")
         deadline = time.monotonic() + SECONDS_TO_SAVE

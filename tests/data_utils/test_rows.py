@@ -19,7 +19,14 @@ from run_utils.errors import UserError
 from run_utils.hub import check_hub_access
 
 GOOD = generate_rows(60, seed=3)
-EMPTY_SUMMARY = {"layouts": {}, "without_calls": 0, "misfits": [0, []], "repeats": [0, []], "notes": {}}
+EMPTY_SUMMARY = {
+    "layouts": {},
+    "unreadable": 0,
+    "without_calls": 0,
+    "misfits": [0, []],
+    "repeats": [0, []],
+    "notes": {},
+}
 
 
 def write_jsonl(path, records):
@@ -161,7 +168,7 @@ def test_bad_rows_are_counted_and_named(tmp_path):
         "half a surrogate pair in a string": ["surrogate (answers)"],
         "field 'query' is not a string": ["number"],
         "field 'required' is not an object with a list of names for each tool": ["shape"],
-        "the id of another row, with other content": ["fine"],
+        "the id of another row, with other content": ["fine (line 10)"],
         "broken JSON in a line, which must be a whole row: Expecting value": ['line 11: {"id": (column 7)'],
         "not a JSON object": ["line 13"],
     }

@@ -51,6 +51,8 @@ def test_each_planted_fault_is_found_by_its_id_and_value(inspect):
             items = [f"{item['id']}: {item['detail']}" for item in finding(inspection, name)["items"]]
             assert any(item.startswith(row_id or "") and text in item for item in items), (name, row_id, items)
         assert name in shown
+    counts = inspection["counts"]  # each record has one row here
+    assert counts["records"] == counts["valid"] + counts["bad"] + counts["repeats"] == len(records) + 1
     # Nothing else is found among the right rows, except for near-repeats.
     assert {found["name"] for found in inspection["findings"]} <= planted.keys() | {
         "near_repeat",
@@ -207,18 +209,17 @@ def test_rows_that_training_makes_are_inspected(inspect):
     records = [row for row in generate_rows(80, seed=9) if row["answers"] != "[]"]
     options = {"no_call_fraction": 0.2, "augment": ["shuffle"], "augment_fraction": 0.5, "loss_mask": "names_only"}
     _, plain = inspect(records)
-    result, made = inspect(records, **options)
-    assert all(line in result.out for line in made["made"]) and [line.split()[0] for line in made["made"]] == [
-        "Added",
-        "Transformed",
-    ]
+    shown, made = inspect(records, **options)
     added = round(0.25 * plain["counts"]["train"])
     assert made["counts"]["train"] == plain["counts"]["train"] + added and made["counts"]["without_calls"] == added
     assert made["training"]["rows"] == made["counts"]["train"] and made["proof"]["exact"] == made["proof"]["rows"]
     assert made["training"]["supervised_per_epoch"] < plain["training"]["supervised_per_epoch"]
     parts = {row["id"]: row["part"] for row in made["rows"]}
     assert sum("+" in row_id for row_id in parts) == made["counts"]["made"] > added
-    assert set(parts.values()) == {"train", "eval"} and not finding(made, "conflicting_answers")
+    assert all(part == "made" for row_id, part in parts.items() if "+" in row_id)
+    assert set(parts.values()) == {"train", "eval", "made"} and not finding(made, "conflicting_answers")
+    assert [line.split()[0] for line in made["made"]] == ["Added", "Transformed"]
+    assert all(line in shown.out for line in made["made"]) and not plain["made"]
     _, refused = inspect(records, no_call_fraction=0.9)
     assert "--no_call_fraction 0.9 needs" in refused["verdict"]["line"] and not refused["verdict"]["go_on"]
 
