@@ -96,8 +96,8 @@ def rename(row, seed, pool):
     Names without a meaning: the model has to read types and descriptions. Numbered words, since
     random letters would test copying. Texts, values and keys inside values stay; a description with
     a name as an identifier (get_user, userId) gets the new one. NotMade if the query, a message or
-    the turn's words have a tool's name as an identifier, for a keyword that holds names, and for an
-    earlier call to a tool that is not offered."""
+    the turn's words have a tool's name as an identifier, for a keyword with names in it, and for an
+    earlier call to a tool not on offer."""
     tools, calls, messages = json.loads(row.tools), json.loads(row.answers), json.loads(row.messages or "[]")
     if any(tool.keys() - RENAMED_KEYS for tool in tools):
         raise NotMade("a tool with keywords that hold names of arguments")
@@ -247,12 +247,12 @@ def is_identifier(name):
 
 
 def replace_names(text, names):
-    """The text with new names for the identifiers that are old names."""
+    """The text with new names in place of the old ones, as whole identifiers."""
     return _IDENTIFIER.sub(lambda found: names.get(found[0], found[0]), text) if names else text
 
 
 def new_names(names, word, row, rng):
-    """`{old name: word_number}`, with numbers that the row's texts do not have yet."""
+    """`{old name: word_number}`, with numbers new to the row's texts."""
     taken = set(re.findall(rf"{word}_(\d+)", row.tools + row.answers + row.messages))
     free = [number for number in range(10, 100 + len(names) + len(taken)) if str(number) not in taken]
     return {name: f"{word}_{number}" for name, number in zip(names, rng.sample(free, len(names)), strict=True)}

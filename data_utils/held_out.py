@@ -33,7 +33,7 @@ def read_split(folder):
 
 
 def trained_contents(split):
-    """The fingerprints of all rows that an adapter was trained on, in its run and before it."""
+    """The fingerprints of an adapter's training rows, in its run and before it."""
     return {*split["trained"].values(), *split["trained_before"]} if split else set()
 
 

@@ -1,4 +1,4 @@
-"""The scores of a set of rows: the data set's own, or one that an evaluation made from them (see
+"""The scores of a set of rows: the data set's own, or one made from them by an evaluation (see
 data_utils/made_rows.py). The sets are never mixed in one figure."""
 
 from collections import Counter
@@ -126,7 +126,7 @@ def call_lines(figures):
 
 
 def call_columns(lines):
-    """The figures that call_lines has, as `{column: title}`."""
+    """The columns of call_lines with figures, as `{column: title}`."""
     return {column: title for column, title in CALL_COLUMNS.items() if any(line[column] for line in lines)}
 
 

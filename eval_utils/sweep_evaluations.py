@@ -1,4 +1,4 @@
-"""The evaluations of a sweep: one of each adapter, one of the base for all runs that share it."""
+"""The evaluations of a sweep: one of each adapter, one of each base."""
 
 from pathlib import Path
 from typing import NamedTuple

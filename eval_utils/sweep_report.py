@@ -1,12 +1,8 @@
 """comparison/report.html: one file with a sweep's table, tests and pictures. It makes no network
 requests; the template escapes all texts."""
 
-from pathlib import Path
-
-import jinja2
-
 from eval_utils import sweep_pictures
-from eval_utils.report import show_p
+from eval_utils.report import page_templates, show_p
 from eval_utils.sweep_results import MAIN, is_clear, measure_title
 from eval_utils.sweep_table import shown_measures
 from run_utils.files import write_text
@@ -15,14 +11,7 @@ from run_utils.files import write_text
 def write_sweep_report(path, comparison):
     """Write the page. comparison: from compare_runs, with `halving` (lines), `parts` and `failed`
     (`{run: message}`)."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"p": show_p, "title_of": measure_title}
+    environment = page_templates(p=show_p, title_of=measure_title)
     page = environment.get_template("sweep.html.jinja").render(
         comparison,
         main=MAIN,

@@ -160,7 +160,7 @@ def configuration(label, runs, names):
 
 
 def pool(answers):
-    """`{row id: [value of each run]}` of the rows that all runs have."""
+    """`{row id: [value of each run]}` of the rows in all runs."""
     first, *rest = answers
     shared = [row_id for row_id in first if all(row_id in other for other in rest)]
     return {row_id: [of_rows[row_id] for of_rows in answers] for row_id in shared}

@@ -100,7 +100,7 @@ def rows_and_parts(data, has_eval_set):
     then of rows that are not in the file. part: "train", "eval", or "neither" of an unused row."""
     train, evaluation = ([(row, part) for row in rows] for rows, part in zip(data.chosen.parts, PARTS, strict=True))
     kept = {row.id for row, _ in train}
-    placed = {}  # a row transformed in place has the place of the row that it is made from
+    placed = {}  # a row transformed in place has the place of its source
     for row, part in train if has_eval_set else train + evaluation:
         source = row.id.rpartition(MADE_BY)[0] if row.id in data.made else row.id
         placed[row.id if source in kept or source in placed else source] = row, part
@@ -109,7 +109,7 @@ def rows_and_parts(data, has_eval_set):
 
 
 def add_left_out(data, findings):
-    """The rows that are left out before the split, and rows that the chat template refuses."""
+    """Rows left out before the split, and rows refused by the chat template."""
     for _, bad, summary in data.read.values():
         for reason, names in bad.items():
             for name in names:
@@ -153,7 +153,7 @@ def counts_of(data):
 
 
 def of_tokens(args, data, tokenizer, findings):
-    """The parts of the result that need tokens."""
+    """The parts of the result about tokens."""
     (train, evaluation), (train_rows, eval_rows) = data.tokens, data.chosen.parts
     examples = train.examples + evaluation.examples
     for example in examples:

@@ -1,4 +1,4 @@
-"""The rows of a training, read, split, made and tokenised by the functions that training uses."""
+"""The rows of a training, read, split, made and tokenised by training's own functions."""
 
 import functools
 import math
@@ -67,7 +67,7 @@ def read_data(args, tokenizer, positions, generators):
 
 
 def with_made_rows(args, data, tokenize):
-    """The Inspected with the rows that --no_call_fraction and --augment make. tokenize: see
+    """The Inspected with the rows of --no_call_fraction and --augment. tokenize: see
     make_training_rows."""
     train, held_out = data.tokens
     long = {example.row_id: example for example in train.examples if len(example.input_ids) > data.limit}

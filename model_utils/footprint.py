@@ -70,7 +70,7 @@ def footprint(args, config, dtype=torch.bfloat16):
 
 
 def quantized(model, quantization):
-    """The frozen weights that bitsandbytes quantises: of linear layers, without the head."""
+    """The frozen weights quantised by bitsandbytes: of linear layers, without the head."""
     head = unwrapped(model).get_output_embeddings()
     return [
         module.weight
@@ -93,7 +93,7 @@ def base_bytes(model, quantization):
 def kept_bytes(decoder):
     """The bytes per token kept by a forward pass for backward: plain, and compiled.
 
-    Plain: each storage that autograd saves, without parameters. Compiled: the results of matrix
+    Plain: each storage saved by autograd, without parameters. Compiled: the results of matrix
     products and the inputs and results of attention. Compiled code computes the rest again (see
     speed.compile_layers)."""
     own = {_storage(tensor) for tensor in [*decoder.parameters(), *decoder.buffers()]}

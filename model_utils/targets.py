@@ -1,4 +1,4 @@
-"""--lora_target_modules by name or by kind of layer, with the checks that need no weights."""
+"""--lora_target_modules by name or by kind of layer, checked without weights."""
 
 from model_utils.adapters import all_layers, expert_names, linear_layers
 from model_utils.loading import text_decoder
@@ -75,7 +75,7 @@ def check_targets(model, names, args):
 
 
 def check_ranks(model, names, args):
-    """Raise UserError if a rank is above the smaller side of a layer's weight, which has no more
+    """Raise UserError if a rank is above the smaller side of a layer's weight, its number of
     parts."""
     ranks = pattern("rank_pattern", args.rank_pattern)
     for path, module in text_decoder(model).named_modules():

@@ -9,7 +9,7 @@ from run_utils.errors import UsageError, require
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
 INITS = r"true|false|gaussian|orthogonal|pissa(_niter_[1-9]\d*)?|olora|loftq"
 RAMPS = ("linear", "cosine", "1-sqrt")
-# transformers' schedules that need no metric, with their arguments for --lr_scheduler_kwargs.
+# transformers' schedules without a metric, with their arguments for --lr_scheduler_kwargs.
 SCHEDULES = {
     "cosine": {"num_cycles": float},
     "linear": {},

@@ -215,7 +215,7 @@ def merge_plans(path, runs):
 
 
 def group_by_base(output_dir, runs):
-    """The runs that share base, prompt and rows, `{folder of the base's evaluation: [Run]}`, in
+    """The runs by base, prompt and rows, `{folder of the base's evaluation: [Run]}`, in
     their order."""
     varying = [name for name in OF_BASE if any(name in run.settings for run in runs)]
     groups = {}

@@ -19,7 +19,7 @@ from run_utils.signals import Stopped
 from run_utils.terminal import describe_seconds
 
 SECONDS_BETWEEN_LOOKS = 0.1
-SECONDS_TO_SAVE = 600  # for the processes of a sweep that was killed
+SECONDS_TO_SAVE = 600  # for the processes of a killed sweep
 
 
 class Slot(NamedTuple):
@@ -107,8 +107,8 @@ class Processes:
         """Run the jobs, as many at a time as there are slots. A failed run is noted and ends no
         other. On a signal the processes save and end, and Stopped is raised.
 
-        follow: a function of a job that is done, returns the jobs to do next. coming: the parts
-        that will follow, for the time left."""
+        follow: a function of a finished job, returns the jobs to do next. coming: the parts to
+        follow, for the time left."""
         waiting, running, free = deque(jobs), {}, list(self.slots)
         parts = [job.part for job in waiting] + list(coming)
         total = len(parts)
@@ -182,7 +182,7 @@ class Processes:
         return f"{errors[-1] if errors else 'no output'} ({path})"
 
     def time_left(self, parts):
-        """In words, from the mean seconds of the processes that ended well."""
+        """In words, from the mean seconds of the successful processes."""
         if not parts:
             return ""
         total, known = 0.0, True
@@ -216,7 +216,7 @@ def wait_until_free(folder):
     """Wait until a killed sweep's process no longer saves in a folder. Waits SECONDS_TO_SAVE at
     most: then the next script refuses the folder."""
     if is_locked(folder):
-        say(f"{folder}: waiting for the end of the process that works there ...")
+        say(f"{folder}: waiting for the process at work there ...")
         deadline = time.monotonic() + SECONDS_TO_SAVE
         while is_locked(folder) and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_LOOKS)

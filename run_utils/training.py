@@ -1,4 +1,4 @@
-"""The objects that training changes and checkpoints hold."""
+"""The objects changed by training and held in checkpoints."""
 
 import contextlib
 
@@ -27,7 +27,7 @@ class Training:
 
     @property
     def trainable(self):
-        """The weights that change."""
+        """The trained weights."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def num_bytes(self, with_states=True):

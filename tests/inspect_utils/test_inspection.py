@@ -209,7 +209,9 @@ def test_rows_that_training_makes_are_inspected(inspect):
     records = [row for row in generate_rows(80, seed=9) if row["answers"] != "[]"]
     options = {"no_call_fraction": 0.2, "augment": ["shuffle"], "augment_fraction": 0.5, "loss_mask": "names_only"}
     _, plain = inspect(records)
-    shown, made = inspect(records, **options)
+    result, made = inspect(records, **options)
+    assert [line.split()[0] for line in made["made"]] == ["Added", "Transformed"] and not plain["made"]
+    assert all(line in result.out for line in made["made"])
     added = round(0.25 * plain["counts"]["train"])
     assert made["counts"]["train"] == plain["counts"]["train"] + added and made["counts"]["without_calls"] == added
     assert made["training"]["rows"] == made["counts"]["train"] and made["proof"]["exact"] == made["proof"]["rows"]
@@ -218,8 +220,6 @@ def test_rows_that_training_makes_are_inspected(inspect):
     assert sum("+" in row_id for row_id in parts) == made["counts"]["made"] > added
     assert all(part == "made" for row_id, part in parts.items() if "+" in row_id)
     assert set(parts.values()) == {"train", "eval", "made"} and not finding(made, "conflicting_answers")
-    assert [line.split()[0] for line in made["made"]] == ["Added", "Transformed"]
-    assert all(line in shown.out for line in made["made"]) and not plain["made"]
     _, refused = inspect(records, no_call_fraction=0.9)
     assert "--no_call_fraction 0.9 needs" in refused["verdict"]["line"] and not refused["verdict"]["go_on"]
 
