@@ -48,7 +48,7 @@ def without_answer(row, seed, pool):
     if not calls:
         raise NotMade("the row has no calls")
     called = {call["name"] for call in calls}
-    if any(names_in(row.messages, name) for name in called):
+    if any(names_in(texts_of(json.loads(row.messages or "[]")), name) for name in called):
         raise NotMade("its messages name the right tool")
     others = [tool for tool in tools if tool["name"] not in called]
     if any(may_answer(tool, question_of(row), wanted) for tool in others):
@@ -95,16 +95,16 @@ def rename(row, seed, pool):
 
     Names without a meaning: the model has to read types and descriptions. Numbered words, since
     random letters would test copying. Texts, values and keys inside values stay; a description with
-    a name as an identifier (get_user, userId) gets the new one. NotMade if the query or a message
-    has a tool's name as an identifier, for a keyword with names in it, and for an earlier call to a
-    tool not on offer."""
+    a name as an identifier (get_user, userId) gets the new one. NotMade if the query, a message or
+    the turn's words have a tool's name as an identifier, for a keyword with names in it, and for an
+    earlier call to a tool not on offer."""
     tools, calls, messages = json.loads(row.tools), json.loads(row.answers), json.loads(row.messages or "[]")
     if any(tool.keys() - RENAMED_KEYS for tool in tools):
         raise NotMade("a tool with keywords that hold names of arguments")
     names = [tool["name"] for tool in tools]
-    texts = "\n".join([row.query if not messages else "", *(message["content"] for message in messages)])
+    texts = "\n".join([row.words, *(message["content"] for message in messages or [{"content": row.query}])])
     if any(is_identifier(name) and names_in(texts, name) for name in names):
-        raise NotMade("its query or messages name a tool")
+        raise NotMade("its query, messages or words name a tool")
     earlier = [call for message in messages for call in message.get("tool_calls", [])]
     if not {call["name"] for call in earlier} <= set(names):
         raise NotMade("its messages call a tool that is not offered")
@@ -213,6 +213,15 @@ def question_of(row):
     """The last text of the user."""
     texts = [message["content"] for message in json.loads(row.messages or "[]") if message["role"] == "user"]
     return texts[-1] if texts else row.query
+
+
+def texts_of(value):
+    """All strings of a JSON value, keys left out, as one text: in JSON, a line end before a name
+    would be a letter."""
+    if isinstance(value, str):
+        return value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return "\n".join(map(texts_of, inner))
 
 
 def choose_strangers(row, tools, wanted, pool, rng, *, most):

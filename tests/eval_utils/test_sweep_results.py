@@ -111,6 +111,17 @@ def test_seeds_are_averaged_row_by_row_and_may_be_missing(tmp_path):
     assert found["runs"]["r=16,seed=44"]["rates"] == {} and found["runs"]["r=16,seed=43"]["num_tokens"] == 75000
 
 
+def test_the_baseline_is_named_since_it_may_not_be_the_first_line(tmp_path, capsys):
+    """The first configuration was not evaluated: --halving ended it."""
+    for rank in (16, 32):
+        write_run(tmp_path / "runs" / f"r={rank},seed=42", answers(0, rank // 16))
+    found = compare_runs(tmp_path, plans("8/42", "16/42", "32/42"), {})
+    print_comparison(found)
+    assert found["first"] == "r=16" and "permutation test against r=16, by row" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_configurations_on_other_rows_are_not_tested(tmp_path):
     write_run(tmp_path / "runs" / "r=8,seed=42", answers(0, 1))
     write_run(tmp_path / "runs" / "r=16,seed=42", answers(0, 1, 2), fingerprints={"row 3": "edited"})
