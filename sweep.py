@@ -81,7 +81,8 @@ from run_utils.sweep_processes import Job, Processes, find_slots
 def main(args):
     # Everything is checked before the first run starts
     output_dir = Path(args.output_dir)
-    grid, vary = (parse_grid(words or [], train.TrainingArguments) for words in (args.grid, args.vary))
+    grid = parse_grid(args.grid or [], train.TrainingArguments)
+    vary = parse_grid(args.vary or [], train.TrainingArguments, "--vary")
     options = {"grid": grid, "vary": vary, "seeds": args.seeds, "output_dir": output_dir}
     runs = plan_runs(train.TrainingArguments, train.__doc__, args.flags, **options)
     slots = find_slots(args.runs_per_gpu)

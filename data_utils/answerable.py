@@ -1,5 +1,4 @@
-"""Whether a tool might answer a row's query: a judgement by words and types, which errs on the side
-of yes."""
+"""Whether a tool might answer a row's query: a judgement by words and types. If in doubt, yes."""
 
 import functools
 import re
@@ -8,8 +7,8 @@ from data_utils.tool_schema import conforms, is_required, parameter_schema
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
 _STEM = 6  # letters: calculate, calculation and calculator are one word
-# Words of a name that say nothing about its subject. A tool with these alone, such as requests.get,
-# might answer any query.
+# Words of names without a subject. A tool with these words alone, such as requests.get, might
+# answer any query.
 VERBS = (
     "a add all an and answer api app ask assistant at by calculate calculator call chat check code compute convert "
     "create data delete determine details do estimate evaluate execute fetch find for from function general generate "
@@ -70,11 +69,10 @@ def may_answer(tool, query, wanted):
 
     It might if its name has no subject (`run_code`), if it is for anything (`web_search`, "searches
     the web"), or if the query has all words of its subject. It might also if it resembles a right
-    tool: names that share half the words of the shorter one, a subject that is in the other's
-    description, descriptions that share half their words, two or more required arguments that are
-    all among the right ones by name, or a common subject and required arguments that the right ones
-    could fill by type. Without a right tool, one common word of its subject and the query is
-    enough."""
+    tool: by half the words of the shorter name, a subject in the other's description, half the
+    words of the descriptions, two or more required arguments, all with names of the right ones, or
+    a common subject and required arguments of fitting types. Without a right tool, one common word
+    of its subject and the query is enough."""
     subject, asked = subject_of(tool["name"]), subjects_in(query)
     if not subject or subject <= asked or (not wanted and subject & asked):
         return True
@@ -107,8 +105,7 @@ def same_arguments(tool, arguments):
 
 
 def fills(arguments, tool):
-    """Whether each required argument of a tool, and at least one, could take an own one of the
-    values."""
+    """Whether a tool has required arguments, and each could take a different one of the values."""
     required, left = required_of(tool), list(arguments.values())
     for spec in required.values():
         schema = parameter_schema(spec)

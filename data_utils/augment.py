@@ -12,15 +12,16 @@ from data_utils.rows import content_hash
 from data_utils.tool_schema import UNIONS, specs_at
 
 MADE_BY = "+"  # between a row's id and the name of its transformation
-MOST_ADDED = 4  # tools that distract adds
+MOST_ADDED = 4  # tools, by distract
 MOST_TRIED = 64  # tools of the pool tried for each place
-RENAMED_KEYS = {"name", "description", "parameters", "additionalProperties"}  # of a tool that rename reads
+RENAMED_KEYS = {"name", "description", "parameters", "additionalProperties"}  # of a tool, known to rename
 
 _IDENTIFIER = re.compile(r"\w+(?:\.\w+)*")
 
 
 class NotMade(ValueError):
-    """A row that a transformation cannot be done for, with one reason for all such rows."""
+    """A transformation cannot be done for a row. The message is the reason, without the row's own
+    texts: rows are counted by it."""
 
 
 def tool_pool(rows):
@@ -37,17 +38,17 @@ def tool_pool(rows):
 
 
 def without_answer(row, seed, pool):
-    """The row without the tools that it calls, and with no calls as its answer.
+    """The row without its called tools, and with no calls as its answer.
 
     A tool of the pool takes the place of each, so that short lists do not give the answer away; a
     list stays shorter if no tool of the pool is fit. NotMade if another tool of the row might
-    answer, or if messages before the turn name a tool that is taken away."""
+    answer, or if messages before the turn name a called tool."""
     tools, calls = json.loads(row.tools), json.loads(row.answers)
     wanted = right_calls(tools, calls)
     if not calls:
         raise NotMade("the row has no calls")
     called = {call["name"] for call in calls}
-    if any(names_in(row.messages, name) for name in called):
+    if any(names_in(texts_of(json.loads(row.messages or "[]")), name) for name in called):
         raise NotMade("its messages name the right tool")
     others = [tool for tool in tools if tool["name"] not in called]
     if any(may_answer(tool, question_of(row), wanted) for tool in others):
@@ -94,16 +95,16 @@ def rename(row, seed, pool):
 
     Names without a meaning: the model has to read types and descriptions. Numbered words, since
     random letters would test copying. Texts, values and keys inside values stay; a description with
-    a name as an identifier (get_user, userId) gets the new one. NotMade if the query or a message
-    has a tool's name as an identifier, for a keyword that holds names, and for an earlier call to a
-    tool that is not offered."""
+    a name as an identifier (get_user, userId) gets the new one. NotMade if the query, a message or
+    the turn's words have a tool's name as an identifier, for a keyword with names in it, and for an
+    earlier call to a tool not on offer."""
     tools, calls, messages = json.loads(row.tools), json.loads(row.answers), json.loads(row.messages or "[]")
     if any(tool.keys() - RENAMED_KEYS for tool in tools):
         raise NotMade("a tool with keywords that hold names of arguments")
     names = [tool["name"] for tool in tools]
-    texts = "\n".join([row.query if not messages else "", *(message["content"] for message in messages)])
+    texts = "\n".join([row.words, *(message["content"] for message in messages or [{"content": row.query}])])
     if any(is_identifier(name) and names_in(texts, name) for name in names):
-        raise NotMade("its query or messages name a tool")
+        raise NotMade("its query, messages or words name a tool")
     earlier = [call for message in messages for call in message.get("tool_calls", [])]
     if not {call["name"] for call in earlier} <= set(names):
         raise NotMade("its messages call a tool that is not offered")
@@ -184,8 +185,8 @@ def generator(name, seed, row):
 
 
 def made(row, name, *, tools, calls=None, **columns):
-    """A row with other tools and perhaps other columns, as parsed values. Columns that the row does
-    not have stay empty."""
+    """A row with other tools and perhaps other columns, as parsed values. The row's empty columns
+    stay empty."""
     calls = json.loads(row.answers) if calls is None else calls
     texts = {
         column: value if column == "words" else to_json(value)
@@ -214,8 +215,17 @@ def question_of(row):
     return texts[-1] if texts else row.query
 
 
+def texts_of(value):
+    """All strings of a JSON value, keys left out, as one text: in JSON, a line end before a name
+    would be a letter."""
+    if isinstance(value, str):
+        return value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return "\n".join(map(texts_of, inner))
+
+
 def choose_strangers(row, tools, wanted, pool, rng, *, most):
-    """At most `most` tools of the pool that are not in the row and could not answer it."""
+    """At most `most` tools of the pool, not in the row and unable to answer it."""
     chosen, names = [], {tool["name"] for tool in tools}
     question = question_of(row)
     for tool in rng.sample(pool, min(len(pool), most * MOST_TRIED)):
@@ -232,17 +242,17 @@ def names_in(text, name):
 
 
 def is_identifier(name):
-    """Whether a name cannot be an ordinary word."""
+    """Whether a name is surely no ordinary word."""
     return bool(re.search(r"[_.\d]|[a-z][A-Z]", name))
 
 
 def replace_names(text, names):
-    """The text with new names for the identifiers that are old names."""
+    """The text with new names in place of the old ones, as whole identifiers."""
     return _IDENTIFIER.sub(lambda found: names.get(found[0], found[0]), text) if names else text
 
 
 def new_names(names, word, row, rng):
-    """`{old name: word_number}`, with numbers that the row's texts do not have yet."""
+    """`{old name: word_number}`, with numbers new to the row's texts."""
     taken = set(re.findall(rf"{word}_(\d+)", row.tools + row.answers + row.messages))
     free = [number for number in range(10, 100 + len(names) + len(taken)) if str(number) not in taken]
     return {name: f"{word}_{number}" for name, number in zip(names, rng.sample(free, len(names)), strict=True)}

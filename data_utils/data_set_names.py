@@ -1,4 +1,4 @@
-"""The data sets that a script's arguments name: one, or several."""
+"""The data sets of a script's arguments: one, or several."""
 
 import math
 
@@ -7,10 +7,10 @@ from run_utils.redaction import published_name
 
 
 def check_data_sets(args):
-    """Make a list of one --dataset_name the name itself. Raises UsageError if a name repeats, if an
-    option is of one data set alone, or if the shares do not fit.
+    """Make a list of one --dataset_name the name itself. Raises UsageError for a repeated name, an
+    option of a single data set with several, or shares that do not fit.
 
-    args: of train.py, or of evaluate.py, which has no shares: it takes the held-out rows."""
+    args: train.py's, or evaluate.py's without shares."""
     names, shares = args.dataset_name, getattr(args, "dataset_shares", None)
     if isinstance(names, list) and len(names) == 1:
         args.dataset_name = names = names[0]

@@ -31,8 +31,8 @@ class Data(NamedTuple):
     eval_rows: list  # with rows too long for training: calls can be generated for them
     dropped: dict  # {reason: [ids]}
     # {"trained", "held_out": {id: fingerprint}, "near_repeats": result of near_repeats}. With
-    # training_rows.py, "made" too; "trained" has the rows that those are made from.
-    # With --init_adapter, "trained_before": the fingerprints that --init_adapter was trained on
+    # training_rows.py, "made" too; "trained" then has the rows behind them. With --init_adapter,
+    # "trained_before": the fingerprints of its training rows
     split: dict
     summary: list  # lines to print
     example: str  # the first training row's text, in a few lines
@@ -162,13 +162,13 @@ def training_format(args, tokenizer):
 
 
 class Chosen(NamedTuple):
-    rows: list  # all valid rows, without rows that a chat template refuses
+    rows: list  # all valid rows, without rows refused by a chat template
     train: list
     evaluation: list
     in_neither: list
     parts: list  # the rows of train and of evaluation to tokenise
     dropped: dict  # {reason: [ids]} of bad rows
-    refused: dict  # {reason: [ids]} of rows that a chat template cannot write
+    refused: dict  # {reason: [ids]} of rows refused by a chat template
     sources: dict | None  # {row id: data set}, with several
 
 

@@ -33,7 +33,7 @@ def read_split(folder):
 
 
 def trained_contents(split):
-    """The fingerprints of all rows that an adapter was trained on, in its run and before it."""
+    """The fingerprints of an adapter's training rows, in its run and before it."""
     return {*split["trained"].values(), *split["trained_before"]} if split else set()
 
 
@@ -78,6 +78,8 @@ def held_out_rows(args, adapter=None, generators=None):
     if not chosen:
         source = args.eval_dataset_name or args.dataset_name
         raise UserError(f"no rows are held out of {source} at --eval_fraction {args.eval_fraction}")
+    if before := {row.fingerprint for row in chosen} & {*(split or {}).get("trained_before", ())}:
+        say(f"Warning: --init_adapter of {adapter.folder} was trained on {len(before)} of the {len(chosen)} rows")
     in_training = {
         "tools_seen": trained_tools and {row.id: row.tool_names() <= trained_tools for row in chosen},
         "near_repeat": find_near_repeats(chosen, split),

@@ -1,5 +1,5 @@
-"""Rows that an evaluation makes from its own held-out rows: the right tool taken off the list
-(`no_call`), and perturbed rows. Each kind is a set of its own, beside the data set's own rows."""
+"""Rows made by an evaluation from its held-out rows: with the right tool off the list (`no_call`),
+and perturbed. Each kind is a set, beside the data set's own rows."""
 
 import hashlib
 
@@ -22,11 +22,11 @@ MOST_NO_CALL = 200  # without --no_call_examples
 
 
 def make_sets(args, rows, held_out):
-    """The sets that evaluate.py's arguments ask for, as `{set: [Row]}` without empty sets, and
-    lines about rows that could not be made.
+    """The sets of evaluate.py's arguments, as `{set: [Row]}` without empty sets, and lines about
+    rows not made.
 
-    rows: the evaluation's, of which no_call takes the first that can be made. held_out: all rows
-    that training held out: their tools are the ones added, so --num_examples changes no row."""
+    rows: the evaluation's; no_call takes the first possible ones. held_out: all held-out rows. The
+    added tools are theirs, so --num_examples changes no row."""
     most = min(len(rows) // 5, MOST_NO_CALL) if args.no_call_examples is None else args.no_call_examples
     wanted = {NO_CALL: without_answer} if most else {}
     wanted |= {name: TRANSFORMATIONS[name] for name in args.perturb or ()}
@@ -41,7 +41,7 @@ def make_sets(args, rows, held_out):
 
 
 def original_id(row_id, name):
-    """The id of the row from which the set `name` has a row."""
+    """The id of the data set's own row behind a row of the set `name`."""
     return row_id.removesuffix(MADE_BY + name)
 
 

@@ -11,8 +11,8 @@ def load_data_sets(args, load):
     """The rows of --dataset_name, one name or a list, in order, the bad ones as `{reason: [ids]}`,
     and `{row id: data set}`, None of a single one. load: a function like load_rows.
 
-    Ids that occur in several data sets get the data set's name. A row whose content an earlier data
-    set has is left out, which is said. Turns of one conversation stay one across data sets."""
+    Ids of several data sets get the data set's name. A row with the content of an earlier data
+    set's row is left out, with a line. Turns of one conversation stay one across data sets."""
     names = args.dataset_name if isinstance(args.dataset_name, list) else [args.dataset_name]
     found = [load(name, args.dataset_revision, config_name=args.dataset_config_name) for name in names]
     if len(names) == 1:

@@ -23,7 +23,7 @@ COLUMNS = ("query", "tools", "answers")
 # truly required arguments. The last two are JSON strings. The model sees none of the three.
 EXTRA_COLUMNS = ("category", "acceptable", "required")
 SHOWN = 60  # characters shown of a bad row without an id
-MOST_REPEATS = 100  # in a summary, each with the id of the row that it repeats
+MOST_REPEATS = 100  # in a summary, each with the id of the earlier row
 
 
 class Row(NamedTuple):

@@ -15,8 +15,8 @@ def token_parts(tokenizer, prompt_format, prompt_length, completion, completion_
     [tokens].
 
     completion: the text of completion_ids. Raises ValueError with the reason if the parts are
-    unknown: a slow tokenizer, which has no offsets, a completion that does not show its calls as
-    JSON objects, or a text with other tokens alone than after its prompt."""
+    unknown: a slow tokenizer without offsets, a completion without its calls as JSON objects, or a
+    text with other tokens alone than after its prompt."""
     text = MARKS.sub("", completion) if prompt_format.end_token else completion
     ids, offsets = token_offsets(tokenizer, text, prompt_format.end_token)
     if not np.array_equal(ids, completion_ids):

@@ -83,7 +83,7 @@ def functions_of(path):
                     continue
                 function = inspect.unwrap(value)
                 if inspect.isfunction(function) and function.__module__ == module.__name__:
-                    functions.append(function_schema(function))
+                    functions.append(items_take_choices(function_schema(function)))
                 elif name in defined or not inspect.isfunction(function):
                     left_out.append(f"{name}: not a plain function")
             except Stopped:
@@ -129,6 +129,16 @@ def function_schema(function):
         schema["properties"][name] |= documented
     read["function"]["parameters"] = schema
     return read
+
+
+def items_take_choices(tool):
+    """A function in OpenAI's form. The docstring's choices of a list move to its items:
+    get_json_schema writes them as an enum of the list, which no list fits."""
+    for argument in tool["function"]["parameters"].get("properties", {}).values():
+        is_list = argument.get("type") == "array" and "enum" in argument
+        if is_list and not any(isinstance(choice, list) for choice in argument["enum"]):
+            argument["items"] = argument.get("items", {}) | {"enum": argument.pop("enum")}
+    return tool
 
 
 def without_types(function, described):

@@ -1,6 +1,6 @@
-"""The rows that --no_call_fraction adds to the training rows, and those that --augment transforms
-in place. Both happen once, before the first epoch. They depend on --seed and the training rows
-alone: no held-out row and no tool of one is used."""
+"""Rows made from training rows: added by --no_call_fraction, transformed in place by --augment.
+Both happen once, before the first epoch, and depend on --seed and the training rows. All tools are
+from training rows. No made row has the content of a held-out row."""
 
 import hashlib
 import itertools
@@ -23,12 +23,12 @@ class TrainingRows(NamedTuple):
 
 def make_training_rows(args, rows, tokenized, tokenize, *, check=None, held_out=()):
     """The TrainingRows of train.py's arguments. Raises UserError if --no_call_fraction asks for
-    more rows than can be made.
+    too many rows.
 
     rows: the rows of `tokenized`, a Tokenized. tokenize: rows -> Tokenized. check: a function of a
-    made row that raises ValueError to refuse it. held_out: no made row has the content of these
-    rows."""
-    maker = RowMaker(args.seed, rows, tokenized, tokenize, check, {row.fingerprint for row in held_out})
+    made row; it raises ValueError to refuse it. held_out: rows; none is made again."""
+    contents = {row.fingerprint for row in held_out}
+    maker = RowMaker(args.seed, rows, tokenized, tokenize, check=check, contents=contents)
     sources, summary = dict(maker.rows), []
     if share := args.no_call_fraction:
         count = round(len(sources) * share / (1 - share))
@@ -67,7 +67,7 @@ def drawn_transformations(args):
 class RowMaker:
     """Makes rows from the training rows and tokenises them."""
 
-    def __init__(self, seed, rows, tokenized, tokenize, check, contents):
+    def __init__(self, seed, rows, tokenized, tokenize, *, check, contents):
         self.examples = {example.row_id: example for example in tokenized.examples}
         self.rows = {row.id: row for row in rows if row.id in self.examples}
         self.pool = tool_pool(self.rows.values())
@@ -75,10 +75,9 @@ class RowMaker:
         self.seed, self.tokenize, self.check, self.contents = seed, tokenize, check, contents
 
     def make(self, kind, count, transformations):
-        """`{id: row}` of at most `count` made rows that are not too long, and a text of the rows
-        that none was made from. Rows are tried in the order of their hash, so that a larger count
-        has the rows of a smaller one. transformations: row -> functions of augment.py, of which the
-        first that can make a row does."""
+        """`{id: row}` of at most `count` made rows, none too long, and a text of the rows without a
+        made one. Rows are tried in the order of their hash: a larger count has the rows of a
+        smaller one. transformations: row -> functions of augment.py, tried in their order."""
         made, not_made = {}, defaultdict(list)
         candidates = self.candidates(kind, transformations, not_made)
         while new := list(itertools.islice(candidates, count - len(made))):
@@ -106,7 +105,7 @@ class RowMaker:
                 not_made[reasons[0]].append(row.id)
 
     def refuse(self, made):
-        """Raise ValueError for a row that must not be trained on."""
+        """Raise ValueError for a row not to be trained on."""
         if made.id in self.rows:
             raise ValueError("another row has the id")
         if made.fingerprint in self.contents:
@@ -118,7 +117,7 @@ class RowMaker:
         return hashlib.sha256(f"{self.seed}:{kind}:{row.id}".encode()).digest()
 
     def tokenized(self, before):
-        """The Tokenized of all rows. before: of the rows that none was made from yet."""
+        """The Tokenized of all rows. before: the one before any were made."""
         kept = self.rows.keys() | before.too_long.keys()
         return before._replace(
             examples=[self.examples[row_id] for row_id in self.rows],

@@ -7,7 +7,7 @@ from demo.corpus import documents
 
 
 def english():
-    """Plain English prose, written for this project: no model has trained on it."""
+    """Plain English prose, written for this project."""
     return Path(__file__).with_name("retention.txt").read_text(encoding="utf-8")
 
 

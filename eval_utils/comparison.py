@@ -146,8 +146,7 @@ def short_names(folders):
 
 
 def shared_sets(evaluations):
-    """The made rows that all evaluations have, as `{set: [Row]}`: older evaluations have none, and
-    others may have fewer."""
+    """The made rows of all evaluations alike, as `{set: [Row]}`. Older evaluations have none."""
     first, *rest = (evaluation.made for evaluation in evaluations)
     others = [{name: set(rows) for name, rows in made.items()} for made in rest]
     shared = {

@@ -96,8 +96,10 @@ RECIPE = (
 
 VARIANTS = (  # of train.py's, named if they are not its defaults
     *("lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha", "loraplus_lr_ratio"),
-    *("use_rslora", "use_dora", "init_lora_weights", "rank_pattern", "alpha_pattern"),
+    *("use_rslora", "use_dora", "init_lora_weights", "rank_pattern", "alpha_pattern", "optim", "loss_mask"),
+    *("loss_weights", "no_call_fraction", "augment"),
 )
+DEFAULTS = (None, False, 0, "true", "adamw_torch_fused", "completion_only")
 
 
 def write_adapter_card(folder, args, environment, **results):
@@ -157,7 +159,8 @@ def write_card(folder, what, loading, args, environment, *, curves=(), evaluatio
             f"{name} {environment.get(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes")
         ),
         **{name: args[name] for name in RECIPE if args.get(name) is not None and (is_lora or name[:5] != "lora_")},
-        **{name: listed(args[name]) for name in VARIANTS if args.get(name) not in (None, False, 0, "true")},
+        **{name: listed(args[name]) for name in VARIANTS if args.get(name) not in DEFAULTS},
+        **({"init_adapter": published_name(str(args["init_adapter"]))} if args.get("init_adapter") else {}),
         **({"lora_target_modules": listed(args.get("lora_target_modules") or "all linear layers")} if is_lora else {}),
     }
     card = ModelCard.from_template(

@@ -70,21 +70,9 @@ def render_report(report):
 
     Raises ValueError if a number is not finite: neither JSON nor a browser has such numbers.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    environment = page_templates(
+        figure=show_figure, p=show_p, integer=show_integer, plain=show_json, zeros=zero_systems, address=address
     )
-    environment.filters |= {
-        "figure": show_figure,
-        "p": show_p,
-        "integer": show_integer,
-        "plain": show_json,
-        "zeros": zero_systems,
-        "address": address,
-    }
     outcomes = style_outcomes(report)
     judged = report["pairs"][0]["b"] if report["pairs"] else (report["systems"] or [None])[-1]
     counts = report["outcome_counts"].get(judged, {})
@@ -110,6 +98,20 @@ def render_report(report):
         data=embed_json(row_data(report, outcomes, judged)),
     )
     return _SURROGATE.sub("\ufffd", page)  # lone surrogates: Python's strings hold no pairs
+
+
+def page_templates(*folders, **filters):
+    """The templates of page/, and of more folders before it. They escape all texts. filters: more
+    functions for the templates, by name."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent / "page"]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment
 
 
 def embed_json(value):

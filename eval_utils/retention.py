@@ -1,5 +1,6 @@
-"""What else was lost: the perplexity of a plain text, under the base and under the adapter. An
-evaluation's folder has the loss of each block (data_utils/plain_text.py) in retention.json."""
+"""The perplexity of a plain text under the base and under the adapter: the training's cost
+elsewhere. An evaluation's folder has the loss of each block (data_utils/plain_text.py) in
+retention.json."""
 
 import math
 
@@ -10,7 +11,7 @@ from run_utils.files import read_json
 
 
 def perplexity():
-    """Of a plain text (--retention): lower is better. Above the base's: that much was lost."""
+    """Of a plain text (--retention): lower is better. Training costs the rise over the base's."""
 
 
 PERPLEXITY = Metric("perplexity", "mean", perplexity)

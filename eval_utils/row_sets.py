@@ -1,4 +1,4 @@
-"""The scores of a set of rows: the data set's own, or one that an evaluation made from them (see
+"""The scores of a set of rows: the data set's own, or one made from them by an evaluation (see
 data_utils/made_rows.py). The sets are never mixed in one figure."""
 
 from collections import Counter
@@ -52,11 +52,10 @@ def count_outcomes(scores):
 def made_figures(own, made):
     """`{set: {"num_rows", "left_out", "systems": {name: figures}}}` of the made sets.
 
-    own, made: ScoredRows and `{set: ScoredRows}`. left_out: the own rows from which none is made.
-    A system's figures are its rates, outcomes and call_table. Of no_call there is also the number
-    of answers that call a tool not on the list. Of a perturbed set there are `exact_match_before`,
-    of the same rows unperturbed, and the `flips` from them (statistics.flips, by the made rows'
-    ids)."""
+    own, made: ScoredRows and `{set: ScoredRows}`. left_out: the number of own rows without a made
+    one. A system's figures are its rates, outcomes and call_table. no_call also has the number of
+    answers with a call to a tool off the list. A perturbed set has `exact_match_before`, of the
+    same rows unperturbed, and the `flips` from them (statistics.flips, by the made rows' ids)."""
     places = {row.id: place for place, row in enumerate(own.rows)}
     found = {}
     for name, of_set in made.items():
@@ -127,7 +126,7 @@ def call_lines(figures):
 
 
 def call_columns(lines):
-    """The figures that call_lines has, as `{column: title}`."""
+    """The columns of call_lines with figures, as `{column: title}`."""
     return {column: title for column, title in CALL_COLUMNS.items() if any(line[column] for line in lines)}
 
 

@@ -1,9 +1,10 @@
-"""The evaluations of a sweep: one of each adapter, one of the base for all runs that share it."""
+"""The evaluations of a sweep: one of each adapter, one of each base."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from data_utils.systems import SYSTEMS
-from run_utils.arguments import ROOT, parse_arguments
+from run_utils.arguments import ROOT, parse_arguments, read_yaml
 from run_utils.errors import require
 from run_utils.sweep_processes import Job
 
@@ -12,7 +13,7 @@ class Evaluations(NamedTuple):
     flags: list  # of evaluate.py
     base: list  # the names of the base's systems
     adapter: list  # of the adapter's
-    has_rows: bool  # whether the flags name rows of their own
+    has_rows: bool  # whether the flags name a data set
 
 
 def plan_evaluations(arguments_class, run, *, config, shared_gpu):
@@ -38,16 +39,19 @@ def plan_evaluations(arguments_class, run, *, config, shared_gpu):
 
 
 def evaluation_job(evaluations, run):
-    return answers_job(
-        run.name, "evaluate", evaluations.adapter, run, run.folder / "evaluation", flags=evaluations.flags
-    )
+    folder = run.folder / "evaluation"
+    return answers_job(run.name, "evaluate", evaluations.adapter, run.adapter, folder, flags=evaluations.flags)
 
 
 def base_job(evaluations, run, folder):
-    """The base's systems, once for all runs with this base. The run's adapter names the rows."""
-    return answers_job(folder.name, "base", evaluations.base, run, folder, flags=evaluations.flags)
+    """The base's systems, once for all runs with this base. The run's adapter names the rows; of an
+    evaluation that another run has begun, its adapter, since evaluate.py refuses any other."""
+    args = folder / "args.yaml"
+    begun = read_yaml(args).get("adapter") if args.is_file() else None
+    adapter = begun if begun and Path(begun).is_dir() else run.adapter
+    return answers_job(folder.name, "base", evaluations.base, adapter, folder, flags=evaluations.flags)
 
 
-def answers_job(name, part, systems, run, folder, *, flags):
-    own = ["--systems", *systems, "--adapter", str(run.adapter), "--output_dir", str(folder)]
+def answers_job(name, part, systems, adapter, folder, *, flags):
+    own = ["--systems", *systems, "--adapter", str(adapter), "--output_dir", str(folder)]
     return Job(name, part, ["evaluate.py", *flags, *own], folder / "metrics.json")

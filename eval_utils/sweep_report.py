@@ -1,13 +1,9 @@
 """comparison/report.html: one file with a sweep's table, tests and pictures. It makes no network
 requests; the template escapes all texts."""
 
-from pathlib import Path
-
-import jinja2
-
 from eval_utils import sweep_pictures
-from eval_utils.report import SIGNIFICANT, show_p
-from eval_utils.sweep_results import MAIN, measure_title
+from eval_utils.report import page_templates, show_p
+from eval_utils.sweep_results import MAIN, is_clear, measure_title
 from eval_utils.sweep_table import shown_measures
 from run_utils.files import write_text
 
@@ -15,20 +11,14 @@ from run_utils.files import write_text
 def write_sweep_report(path, comparison):
     """Write the page. comparison: from compare_runs, with `halving` (lines), `parts` and `failed`
     (`{run: message}`)."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"p": show_p, "title_of": measure_title}
+    environment = page_templates(p=show_p, title_of=measure_title)
     page = environment.get_template("sweep.html.jinja").render(
         comparison,
         main=MAIN,
         measures=shown_measures(comparison),
         means=list(dict.fromkeys(name for found in comparison["configurations"] for name in found["means"])),
         pictures=sweep_pictures.pictures(comparison),
+        differences=sweep_pictures.differences(comparison),
         size=sweep_pictures,
         verdict=verdict(comparison),
         has_seeds=any(len(found["seeds"]) > 1 for found in comparison["configurations"]),
@@ -45,11 +35,10 @@ def verdict(comparison):
     tests = [one for one in found if one.get("against_first")]
     first, best = found[0], max(found, key=lambda one: one["rates"][MAIN]["mean"])
     test = best.get("against_first")
-    by_seeds = test and (test["p_seeds"] is None or test["p_seeds"] < SIGNIFICANT)
-    is_clear = test and by_seeds and test["difference"] > 0 and test["p"] * len(tests) < SIGNIFICANT
+    is_better = test and test["difference"] > 0 and is_clear(test, len(tests))
     return {
-        "tone": "good" if is_clear else "neutral",
-        "answer": f"{best['name']} is better." if is_clear else "No clear difference.",
+        "tone": "good" if is_better else "neutral",
+        "answer": f"{best['name']} is better." if is_better else "No clear difference.",
         "best": best,
         "first": first,
         "test": test,

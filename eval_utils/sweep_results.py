@@ -1,10 +1,10 @@
 """The comparison of a sweep's configurations: means and spreads over seeds, intervals and tests
 over rows. No torch.
 
-The seeds of a configuration answer the same rows. A row's value is therefore the mean over the
-seeds, and the row is the unit of every interval and test over rows. These tell whether the trained
-adapters differ on other rows of the same kind; the spread and the test over seeds tell whether
-other seeds might reverse it."""
+The seeds of a configuration answer the same rows. So a row's value is the mean over the seeds, and
+the row is the unit of every interval and test over rows. Intervals and tests over rows are about
+the same adapters on other rows. The spread and the test over seeds are about adapters of other
+seeds."""
 
 import math
 import statistics as means
@@ -12,6 +12,7 @@ from collections import defaultdict
 
 from data_utils.systems import SYSTEMS
 from eval_utils.metrics import METRICS
+from eval_utils.report import SIGNIFICANT
 from eval_utils.statistics import bootstrap_mean, bootstrap_ratio, sign_flips, welch, wilson_interval
 from run_utils import journal
 from run_utils.errors import UserError
@@ -19,10 +20,8 @@ from run_utils.files import read_json
 from run_utils.metrics_file import read_metrics
 
 MAIN = "exact_match"  # the measure of the tests and pictures
-# Of each set of rows, these measures are in the table; metrics.json has all rates.
+# The measures in the table, by set of rows, exact match for other sets. metrics.json has all rates.
 SHOWN = {"": ("exact_match", "json_valid", "over_call", "missed_call"), "no_call": ("over_call",)}
-
-
 RUN_FACTS = ("settings", "seed", "step", "eval_loss", "num_tokens", "minutes", "means")
 
 
@@ -161,7 +160,7 @@ def configuration(label, runs, names):
 
 
 def pool(answers):
-    """`{row id: [value of each run]}` of the rows that all runs have."""
+    """`{row id: [value of each run]}` of the rows in all runs."""
     first, *rest = answers
     shared = [row_id for row_id in first if all(row_id in other for other in rest)]
     return {row_id: [of_rows[row_id] for of_rows in answers] for row_id in shared}
@@ -221,3 +220,10 @@ def base_figures(evaluation):
         system: {measure: pooled_rate(pool([of_rows])) for measure, of_rows in measures.items()}
         for system, measures in evaluation["systems"].items()
     }
+
+
+def is_clear(test, num_tests):
+    """Whether an `against_first` holds for other rows, by Bonferroni's correction for all tests,
+    and for other seeds, if there are several."""
+    by_seeds = test["p_seeds"] is None or test["p_seeds"] < SIGNIFICANT
+    return by_seeds and test["p"] * num_tests < SIGNIFICANT

@@ -12,7 +12,7 @@ from eval_utils.sweep_results import MAIN, is_shown, measure_title
 MEANS = "Means over seeds, ± the standard deviation over seeds."
 TESTS = (
     " Below each rate: its 95% interval over rows (several seeds: bootstrap of the rows' means over seeds). "
-    "p rows: exact paired permutation test against the first line, by row; p seeds: Welch's t-test of the seeds' "
+    "p rows: exact paired permutation test against {first}, by row; p seeds: Welch's t-test of the seeds' "
     "rates. p rows alone says nothing about other seeds."
 )
 
@@ -44,11 +44,12 @@ def print_comparison(comparison):
             table.add_row(Text(f"{label}: {system}"), *cells, style="dim", end_section=True)
     console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(table)
-    console.print(Text(MEANS + TESTS * bool(columns)), style="dim")
+    tests = TESTS.format(first=comparison["first"]) if columns else ""
+    console.print(Text(MEANS + tests), style="dim")
 
 
 def shown_measures(comparison):
-    """The measures of the table: exact match, others of the data set's own rows, of made rows."""
+    """The measures of the table: exact match, then the own rows' others, then made rows'."""
     names = dict.fromkeys(name for found in comparison["configurations"] for name in found["rates"] if is_shown(name))
     return sorted(names, key=lambda name: (name != MAIN, ": " in name))
 

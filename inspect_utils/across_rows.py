@@ -1,4 +1,4 @@
-"""Findings and counts that need more than one row: repeats, conflicts, tools by name, and the
+"""Findings and counts over several rows: repeats, conflicts, tools by name, and the
 overlap of training and evaluation."""
 
 import json
@@ -53,7 +53,7 @@ def to_sorted_json(value):
 
 
 def find_near_repeats(train_rows, eval_rows, findings):
-    """Queries that nearly equal an earlier training query. Returns the number of evaluation rows
+    """Queries nearly equal to an earlier training query. Returns the number of evaluation rows
     among them."""
     seen = {}
     for row in train_rows:

@@ -17,15 +17,15 @@ class Kind(NamedTuple):
     unit: str = "row"  # of the count
 
 
-LEFT_OUT = "Left out"  # begins the titles of rows that training never sees
+LEFT_OUT = "Left out"  # begins the titles of rows not trained on
 CORRECT = "Correct the row's answers, or leave the row out."
 CORRECT_RECORD = "The row is left out: correct it in the file."
 KINDS = {
-    # Bad rows, which training leaves out.
+    # Rows left out of training
     "broken_json": Kind("error", "Left out: broken JSON", CORRECT_RECORD),
     "missing_field": Kind("error", "Left out: a missing field", CORRECT_RECORD),
     "empty_query": Kind("error", "Left out: an empty query", CORRECT_RECORD),
-    "unknown_tool": Kind("error", "Left out: a call to a tool that is not offered", CORRECT_RECORD),
+    "unknown_tool": Kind("error", "Left out: a call to a tool not on offer", CORRECT_RECORD),
     "repeated_tool_name": Kind("error", "Left out: two tools with one name", CORRECT_RECORD),
     "repeated_id": Kind("error", "Left out: the id of another row, with other content", CORRECT_RECORD),
     "broken_text": Kind("error", "Left out: half a surrogate pair", CORRECT_RECORD),
@@ -40,7 +40,7 @@ KINDS = {
     ),
     "wrong_type": Kind("error", "An argument of another type than its schema's", CORRECT),
     "not_in_enum": Kind("error", "An argument's value is not one of its schema's", CORRECT),
-    "undeclared_argument": Kind("error", "An argument that the tool does not declare", CORRECT),
+    "undeclared_argument": Kind("error", "An argument not declared by the tool", CORRECT),
     "other_misfit": Kind("error", "A call that does not fit its tool's schema", CORRECT),
     "conflicting_answers": Kind(
         "error", "The same query and tools as another row, with other answers", "Keep one of the two answers."
@@ -48,7 +48,7 @@ KINDS = {
     "null_argument": Kind("warning", "A null in the arguments", "Leave the argument out, if null means absent."),
     "made_up_value": Kind(
         "warning",
-        "A value that is in neither the query nor the tools",
+        "A value in neither the query nor the tools",
         "Correct the value: it teaches the model to make values up.",
     ),
     "placeholder": Kind("warning", "A placeholder instead of a text or a value", "Fill it in, or leave the row out."),
@@ -77,24 +77,22 @@ KINDS = {
     "answer_changed": Kind(
         "error", "The supervised tokens decode to another text than the answer", "Take a base whose tokenizer has it."
     ),
-    "unknown_token": Kind("warning", "A text that the tokenizer does not know", "Take another base, or another text."),
+    "unknown_token": Kind("warning", "A text unknown to the tokenizer", "Take another base, or another text."),
     "too_long": Kind("warning", "Left out: longer than --max_seq_length", "Raise --max_seq_length: see the lengths."),
     # The whole
     "few_rows_without_calls": Kind(
         "warning",
         "Hardly any training row without a call",
-        "The model forgets when not to call: add rows that no tool answers.",
+        "The model forgets when not to call: add rows for which no tool fits.",
     ),
     "one_tool_each": Kind("warning", "Nearly all rows offer a single tool", "The model never chooses: offer more."),
     "first_tool_right": Kind("warning", "The right tool is nearly always the first", "Shuffle the tools."),
     "evaluation_near_repeat": Kind(
         "warning",
-        "An evaluation query that a training query nearly equals",
+        "An evaluation query nearly equal to a training query",
         "evaluate.py shows exact match without them too; --eval_split tools holds out whole tools.",
     ),
-    "near_repeat": Kind(
-        "note", "A query that nearly equals another training query", "Nothing, if the variety is enough."
-    ),
+    "near_repeat": Kind("note", "A query nearly equal to another training query", "Nothing, if the variety is enough."),
 }  # fmt: skip
 
 # The beginning of a bad row's reason: the name of its kind. Other reasons are wrong_form.

@@ -1,6 +1,7 @@
 """The inspection of a data set as one object of JSON values, for the terminal and the page."""
 
 import json
+from collections import Counter
 
 import numpy as np
 
@@ -20,9 +21,9 @@ MOST_ROWS = 2000  # in the result
 NUM_EXAMPLES = 3
 MOST_FAULTY = 0.05  # share of the training rows with an error; above it, the advice is not to go on
 SETTINGS = (
-    "model_name_or_path", "dataset_name", "eval_dataset_name", "prompt_format", "eval_fraction", "eval_split", "seed",
-    "split_seed", "no_call_fraction", "augment", "augment_fraction", "loss_mask", "loss_weights", "max_bad_rows",
-    "max_train_examples", "max_eval_examples", "max_seq_length", "num_train_epochs", "max_train_steps",
+    "model_name_or_path", "dataset_name", "dataset_shares", "eval_dataset_name", "prompt_format", "eval_fraction",
+    "eval_split", "seed", "split_seed", "no_call_fraction", "augment", "augment_fraction", "loss_mask", "loss_weights",
+    "max_bad_rows", "max_train_examples", "max_eval_examples", "max_seq_length", "num_train_epochs", "max_train_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r",
 )  # fmt: skip
 
@@ -58,7 +59,7 @@ def inspect_rows(args, data, tokenizer):
         "counts": counts_of(data),
         "verdict": None,  # and the findings: below, after the tokens
         "findings": None,
-        "distributions": distributions(of_used),
+        "distributions": distributions(of_used) + by_data_set(data),
         "overlap": overlap(data.untouched, eval_rows, near, of_training.rows_by_tool.keys()),
         "tools": tool_counts(of_used, of_training),
         "lengths": None,
@@ -99,7 +100,7 @@ def rows_and_parts(data, has_eval_set):
     then of rows that are not in the file. part: "train", "eval", or "neither" of an unused row."""
     train, evaluation = ([(row, part) for row in rows] for rows, part in zip(data.chosen.parts, PARTS, strict=True))
     kept = {row.id for row, _ in train}
-    placed = {}  # a row transformed in place has the place of the row that it is made from
+    placed = {}  # a row transformed in place has the place of its source
     for row, part in train if has_eval_set else train + evaluation:
         source = row.id.rpartition(MADE_BY)[0] if row.id in data.made else row.id
         placed[row.id if source in kept or source in placed else source] = row, part
@@ -108,7 +109,7 @@ def rows_and_parts(data, has_eval_set):
 
 
 def add_left_out(data, findings):
-    """The rows that are left out before the split, and rows that the chat template refuses."""
+    """Rows left out before the split, and rows refused by the chat template."""
     for _, bad, summary in data.read.values():
         for reason, names in bad.items():
             for name in names:
@@ -133,7 +134,7 @@ def add_faults(row, faults, findings):
 
 def counts_of(data):
     train_rows, eval_rows = data.chosen.parts
-    valid = sum(count for count, *_ in data.read.values())
+    valid = sum(count - summary.get("of_earlier", 0) for count, _, summary in data.read.values())
     bad = sum(len(ids) for _, bad, _ in data.read.values() for ids in bad.values())
     long = sum(len(example.input_ids) > data.limit for part in data.tokens for example in part.examples)
     return {
@@ -152,7 +153,7 @@ def counts_of(data):
 
 
 def of_tokens(args, data, tokenizer, findings):
-    """The parts of the result that need tokens."""
+    """The parts of the result about tokens."""
     (train, evaluation), (train_rows, eval_rows) = data.tokens, data.chosen.parts
     examples = train.examples + evaluation.examples
     for example in examples:
@@ -182,6 +183,20 @@ def tool_counts(used, trained):
         "in_one_row": sum(count == 1 for count in used.rows_by_tool.values()),
         "unseen_in_training": len(used.rows_by_tool.keys() - trained.rows_by_tool.keys()),
     }
+
+
+def by_data_set(data):
+    """A table of the training rows that fit by their data set, before rows are made; none of a
+    single data set."""
+    sources = data.chosen.sources
+    if not sources:
+        return []
+    long = {
+        example.row_id for part in data.tokens[:1] for example in part.examples if len(example.input_ids) > data.limit
+    }
+    counts = Counter(sources[row.id] for row in data.untouched if row.id not in long)
+    values = [[label, counts[label]] for label in dict.fromkeys(sources.values())]
+    return [{"name": "data_sets", "title": "Rows to train on by data set", "values": values}]
 
 
 def merged(counts):

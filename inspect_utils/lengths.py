@@ -80,7 +80,7 @@ def describe_change(wanted, found):
 
 
 def describe_training(examples, args):
-    """Steps and tokens of the Examples that fit, on one GPU, as JSON values; None without any."""
+    """Steps and tokens of the fitting Examples, on one GPU, as JSON values; None without any."""
     if not examples:
         return None
     steps = TrainingData(examples, args.seed, args.per_device_train_batch_size, args.gradient_accumulation_steps)

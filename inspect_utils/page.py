@@ -1,4 +1,4 @@
-"""inspection.html: one file with an inspection, and the rows that its findings name.
+"""inspection.html: one file with an inspection, and the rows behind its findings.
 
 The page makes no network requests: styles, script, drawings and data are inside it. Texts of data
 sets are untrusted: the template escapes them, the script inserts them as text, never as markup, and
@@ -8,12 +8,9 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-import jinja2
-
-from eval_utils.report import address, embed_json, show_integer
+from eval_utils.report import address, embed_json, page_templates, show_integer
 from run_utils.files import write_text
 
-FOLDER = Path(__file__).parent
 MOST_BYTES = 8_000_000  # of the rows, as JSON
 MOST_CHARACTERS = 20_000  # of a text of a row
 MOST_TOKENS = 4_000  # of an example
@@ -32,15 +29,8 @@ def write_page(path, inspection):
 
 
 def render_page(inspection):
-    """The page, as text that UTF-8 can encode."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([FOLDER / "page", FOLDER.parent / "eval_utils" / "page"]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"integer": show_integer, "address": address}
+    """The page, as text for UTF-8."""
+    environment = page_templates(Path(__file__).parent / "page", integer=show_integer, address=address)
     data = row_data(inspection)
     page = environment.get_template("inspection.html.jinja").render(
         inspection,

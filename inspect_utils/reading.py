@@ -1,4 +1,4 @@
-"""The rows of a training, read, split, made and tokenised by the functions that training uses."""
+"""The rows of a training, read, split, made and tokenised by training's own functions."""
 
 import functools
 import math
@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from data_utils.batching import tokenize_rows
 from data_utils.chat_format import find_format
+from data_utils.data_set_names import labels_of
 from data_utils.dataset import Chosen, choose_rows, training_format
 from data_utils.parts import part_weights
+from data_utils.rows import MOST_REPEATS
 from data_utils.sources import read_rows
 from data_utils.training_rows import make_training_rows
 from run_utils.errors import UserError, say
@@ -19,8 +21,10 @@ class Inspected(NamedTuple):
     chosen: Chosen  # its parts: with the rows of training_rows.py
     untouched: list  # the training rows before training_rows.py
     made: dict  # {id: row}: the rows of training_rows.py
-    lines: list  # about these rows
-    read: dict  # {data set: (number of valid rows, bad rows, summary) of valid_rows}
+    lines: list  # texts: how many rows were made, and from which rows none could be
+    # {data set: (number of valid rows, bad rows, summary) of valid_rows}. Among the repeats of
+    # several data sets are those of an earlier one, "of_earlier".
+    read: dict
     prompt_format: object  # a PromptFormat or a ChatFormat
     limit: int  # tokens: longer rows are left out
     tokens: list  # Tokenized of the training and the evaluation rows, of any length; [] without a tokenizer
@@ -35,10 +39,17 @@ class Inspected(NamedTuple):
 def read_data(args, tokenizer, positions, generators):
     """args: train.py's. tokenizer: may be None, except with --prompt_format chat. positions: the
     model's number of positions. Raises UserError if the rows cannot be read."""
-    read = {}
+    read, contents = {}, {}
+    names = args.dataset_name if isinstance(args.dataset_name, list) else []
+    labels = dict(zip(names, labels_of(names), strict=True))
 
     def load(dataset_name, revision=None, *, config_name=None):
         rows, bad, summary = read_rows(dataset_name, revision, config_name=config_name, generators=generators)
+        if label := labels.get(dataset_name):  # of several: load_data_sets leaves these rows out
+            again = [[f"{label}: {row.id}", contents[row.fingerprint]] for row in rows if row.fingerprint in contents]
+            count, first = summary["repeats"]
+            summary |= {"repeats": [count + len(again), first + again[:MOST_REPEATS]], "of_earlier": len(again)}
+            contents.update((row.fingerprint, f"{label}: {row.id}") for row in rows if row.fingerprint not in contents)
         read[dataset_name] = len(rows), bad, summary
         return rows, bad
 
@@ -56,7 +67,7 @@ def read_data(args, tokenizer, positions, generators):
 
 
 def with_made_rows(args, data, tokenize):
-    """The Inspected with the rows that --no_call_fraction and --augment make. tokenize: see
+    """The Inspected with the rows of --no_call_fraction and --augment. tokenize: see
     make_training_rows."""
     train, held_out = data.tokens
     long = {example.row_id: example for example in train.examples if len(example.input_ids) > data.limit}

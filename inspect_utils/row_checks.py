@@ -33,7 +33,7 @@ PLACEHOLDER = re.compile(
     r"\b(?:TODO|TBD|FIXME|XXX+)\b|\bYOUR_\w+|(?i:lorem ipsum|\b(?:your|insert)[ _-]\w+[ _-]here\b|\bplaceholder\b"
     r"|<(?:your|insert|enter)\b[^<>]*>|\[(?:your|insert|enter)\b[^\[\]]*\]|\{\{[^{}]*\}\})"
 )
-# Texts that stand for a missing value, unless the query has them.
+# Texts in place of a missing value, unless the query has them.
 NO_VALUES = frozenset("n/a|na|none|null|nan|undefined|unknown|string|str|value|example|???|...|xxx|-".split("|"))
 # Controls (in JSON as escapes), invisible characters, changes of direction, and UTF-8 read as
 # Windows-1252.
@@ -73,7 +73,7 @@ def faults_of(rows, marks):
 
 
 def ingredients(rows, marks):
-    """Everything that determines the rows' faults, as bytes: texts and code."""
+    """The ingredients of the rows' faults, as bytes: texts and code."""
     yield marks.pattern.encode()
     for folder in (Path(__file__).parent, Path(grounding.__file__).parent):
         yield from (path.read_bytes() for path in sorted(folder.glob("*.py")))

@@ -2,8 +2,8 @@
 lengths, before anything is paid for. docs/estimate.md compares it with measurements.
 
 Memory: the counts of footprint.py, in the largest micro-batch. Time of a micro-batch: the larger of
-the GPU's work and the CPU's launches. The constants below were fitted to Qwen3-4B's shape on H100
-and H200; other GPUs are scaled by their data sheets."""
+the GPU's work and the CPU's launches. The constants of the time were fitted to Qwen3-4B's shape on
+H100 and H200. Other GPUs are scaled by their data sheets."""
 
 import math
 from types import SimpleNamespace
@@ -31,10 +31,10 @@ CHECKPOINTED_LAUNCHES = 2
 
 def estimate(args, config, train_examples, eval_examples, gpu=None):
     """The memory and time of a run, as JSON values with "lines" for the terminal. If the model
-    cannot be counted, "lines" is all.
+    cannot be counted, only "lines" with the reason.
 
-    args: train.py's. config: the model's. train_examples, eval_examples: [Example], of the rows
-    that fit. gpu: a name of GPUS or "cpu", by default the GPU at hand or else a few."""
+    args: train.py's. config: the model's. train_examples, eval_examples: [Example], within the
+    length limit. gpu: a name of GPUS or "cpu", by default the GPU at hand or else a few."""
     if not train_examples:
         return {"lines": ["Memory and time are not computed: no training row is left"]}
     names, at_hand = ([gpu], None) if gpu else gpus_to_show()

@@ -1,5 +1,5 @@
-"""The memory and FLOP that a training pass needs per token, without weights and without a GPU: the
-model is built on the meta device, and autograd reports the tensors that it keeps for backward."""
+"""Memory and FLOP of a training pass per token, without weights and without a GPU: the model is
+built on the meta device, and autograd reports the tensors kept for backward."""
 
 import contextlib
 from typing import NamedTuple
@@ -37,10 +37,10 @@ class Footprint(NamedTuple):
 
 
 def footprint(args, config, dtype=torch.bfloat16):
-    """The Footprint of a model that is trained by train.py's arguments.
+    """The Footprint of a model in a training by train.py's arguments.
 
     config: transformers'. dtype: of the base, if not quantised. Raises UserError if there is no
-    such model or adapter, and others if the model cannot run on the meta device."""
+    such model or adapter, and any error if the model cannot run on the meta device."""
     if not args.use_peft:
         raise UserError("full fine-tuning takes 16 bytes a weight beside the activations, which are not counted")
     model = without_weights(config, args.trust_remote_code).to(dtype).requires_grad_(False)
@@ -70,7 +70,7 @@ def footprint(args, config, dtype=torch.bfloat16):
 
 
 def quantized(model, quantization):
-    """The frozen weights that bitsandbytes quantises: of linear layers, without the head."""
+    """The frozen weights quantised by bitsandbytes: of linear layers, without the head."""
     head = unwrapped(model).get_output_embeddings()
     return [
         module.weight
@@ -91,9 +91,9 @@ def base_bytes(model, quantization):
 
 
 def kept_bytes(decoder):
-    """The bytes per token that a forward pass keeps for backward: plain, and compiled.
+    """The bytes per token kept by a forward pass for backward: plain, and compiled.
 
-    Plain: each storage that autograd saves, without parameters. Compiled: the results of matrix
+    Plain: each storage saved by autograd, without parameters. Compiled: the results of matrix
     products and the inputs and results of attention. Compiled code computes the rest again (see
     speed.compile_layers)."""
     own = {_storage(tensor) for tensor in [*decoder.parameters(), *decoder.buffers()]}
@@ -139,7 +139,7 @@ attention_tensors = []
 
 
 class Attended(torch.autograd.Function):
-    """Flash attention's result and the tensors that it keeps, without its numbers."""
+    """Flash attention's result and the tensors kept for backward, without numbers."""
 
     @staticmethod
     def forward(ctx, query, key, value):

@@ -21,7 +21,7 @@ def train_all_weights(base):
 
 
 def describe_size(model):
-    """A line on the memory and the disk that full fine-tuning takes."""
+    """A line on the memory and disk of full fine-tuning."""
     count = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return (
         f"Full fine-tuning: {count:,} weights in float32. Weights, gradients and AdamW's moments take "

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets, by torch's name of the
-# device. The longest match counts.
+# Dense bf16 tensor-core peaks in FLOP/s, from the data sheets, by torch's name of the device. The
+# longest match counts.
 PEAK_BF16_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA A10G": 70e12,
@@ -23,8 +23,8 @@ PEAK_BF16_FLOPS = {
 
 class GPU(NamedTuple):
     device_name: str  # torch's name begins with it; a key of PEAK_BF16_FLOPS
-    memory_gib: float  # by nvidia-smi
-    bandwidth: float  # of the memory, in bytes/s, from the data sheet
+    memory_gib: float  # the total of nvidia-smi: the data sheets round
+    bandwidth: float  # of the memory, in bytes/s, from the data sheet; of H100 and A100 the SXM form's
 
     @property
     def peak(self):

@@ -9,9 +9,9 @@ def add_noise(model, alpha):
     """Add uniform noise in +-alpha / sqrt(L d) to the input embeddings of a model in training
     mode. L: the tokens of the example, d: the width.
 
-    In a padding-free batch L is each example's own length, from cu_seq_lens_q: transformers' hook
-    would take the length of the whole batch, and add less noise. The noise is drawn by torch's
-    default generator, which train.py seeds at each step."""
+    In a padding-free batch L is each example's own length, from cu_seq_lens_q. transformers' hook
+    would take the length of the whole batch, and add less noise. torch's default generator draws
+    the noise; train.py seeds it at each step."""
     starts = None
 
     def note_starts(module, args, kwargs):

@@ -33,7 +33,7 @@ def measure_retention(folder, text, kind, model):
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
 def block_loss(model, ids, count):
-    """The summed cross-entropy of the last `count` tokens, after those before them."""
+    """The summed cross-entropy of the last `count` tokens, given the earlier ones."""
     ids = torch.from_numpy(ids).long().to(model.device)
     keep = torch.arange(len(ids) - count - 1, len(ids) - 1, device=model.device)
     with plain_transformers(model):

@@ -1,4 +1,4 @@
-"""--lora_target_modules by name or by kind of layer, with the checks that need no weights."""
+"""--lora_target_modules by name or by kind of layer, checked without weights."""
 
 from model_utils.adapters import all_layers, expert_names, linear_layers
 from model_utils.loading import text_decoder
@@ -25,8 +25,8 @@ def choose_targets(model, args):
 
 
 def layers_of_kind(model, kind):
-    """The names of the linear layers and experts whose path has a word of `kind`. A name that other
-    layers have too is given with its parent's."""
+    """The names of the linear layers and experts with a word of `kind` in their path. If other
+    layers have the same name, it is given with its parent's."""
     names, elsewhere = {}, set()
     known, experts = linear_layers(model), expert_names(model)
     for path, _ in text_decoder(model).named_modules():
@@ -75,7 +75,7 @@ def check_targets(model, names, args):
 
 
 def check_ranks(model, names, args):
-    """Raise UserError if a rank is above the smaller side of a layer's weight, which has no more
+    """Raise UserError if a rank is above the smaller side of a layer's weight, its number of
     parts."""
     ranks = pattern("rank_pattern", args.rank_pattern)
     for path, module in text_decoder(model).named_modules():

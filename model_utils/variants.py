@@ -1,5 +1,5 @@
-"""Variants of LoRA, optimizer and schedule by train.py's arguments: their values read, and the
-combinations that cannot be. No torch."""
+"""Variants of LoRA, optimizer and schedule by train.py's arguments: reads their values, and refuses
+combinations. No torch."""
 
 import re
 from dataclasses import fields
@@ -9,7 +9,7 @@ from run_utils.errors import UsageError, require
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
 INITS = r"true|false|gaussian|orthogonal|pissa(_niter_[1-9]\d*)?|olora|loftq"
 RAMPS = ("linear", "cosine", "1-sqrt")
-# transformers' schedules that need no metric, with their arguments for --lr_scheduler_kwargs.
+# transformers' schedules without a metric, with their arguments for --lr_scheduler_kwargs.
 SCHEDULES = {
     "cosine": {"num_cycles": float},
     "linear": {},
@@ -28,18 +28,18 @@ SCHEDULES = {
         **{"min_lr_ratio": float, "num_cycles": float},
     },
 }
-# --init_lora_weights from the base's weights: A and B start with a part of the weights in them.
+# --init_lora_weights by which A and B start as a part of the base's weights.
 FROM_WEIGHTS = ("pissa", "olora")
 
 
 def takes_part(init):
-    """Whether an initialisation starts with a part of the base's weights, which the adapter then
-    subtracts: see lora_init.py."""
+    """Whether an initialisation starts with a part of the base's weights, and the adapter subtracts
+    it: see lora_init.py."""
     return init.startswith(FROM_WEIGHTS)
 
 
 def check_variants(args):
-    """Raise UsageError if a value of a variant is wrong, or if two cannot go together."""
+    """Raise UsageError if a value of a variant is wrong, or if two do not go together."""
     if not args.use_peft:
         check_full_training(args)
     args.init_lora_weights = init = args.init_lora_weights.lower()
@@ -112,11 +112,11 @@ def lora_options(args):
 
 
 def unusual_rate(rate, width):
-    """A sentence on a learning rate far from those known to work for LoRA, or None.
+    """A sentence on a learning rate far from the best known rates of LoRA, or None.
 
     For models of 1B to 671B weights, Thinking Machines' sweeps (LoRA, AdamW, tulu3, 128 examples a
-    step, 780 steps) found the best rates between 1e-4 and 1e-3, at ranks of 1 to 64. Narrower
-    models than these take more: here the upper end grows with 2048 / width."""
+    step, 780 steps) found the best rates between 1e-4 and 1e-3, at ranks of 1 to 64. No sweeps of
+    narrower models are known: the upper end grows with 2048 / width, as a guess."""
     low, high = 1e-4, 1e-3 * max(1, 2048 / width)
     if low / 4 <= rate <= 4 * high:
         return None

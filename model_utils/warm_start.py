@@ -1,5 +1,5 @@
-"""A training that starts from an adapter's weights, train.py's own or any PEFT LoRA of the same
-base (`--init_adapter`)."""
+"""The start of a training from an adapter's weights (`--init_adapter`): train.py's own, or any PEFT
+LoRA of the same base."""
 
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -12,7 +12,6 @@ from run_utils.paths import did_you_mean
 from run_utils.redaction import published_name
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-NO_SETTINGS = ("init_lora_weights",)  # the weights are not drawn
 
 
 def take_settings(args):

@@ -15,7 +15,7 @@ class WeightAverage:
 
     def __init__(self, weights, decay):
         self.weights, self.decay, self.num_updates = list(weights), decay, 0
-        # The average, or, while the model has the average, the weights of training.
+        # The average; while the model has it (in_model), the weights of training.
         self.kept = [weight.detach().clone() for weight in self.weights]
 
     @torch.no_grad()

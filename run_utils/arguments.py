@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Flags of an invocation, not of the experiment. args.yaml leaves them out, so that --config can
 # read it.
 INVOCATION = ("config", "overwrite_output_dir", "resume_from_checkpoint")
-SWEPT = "SWEPT_ARGUMENTS"  # an environment variable of sweep.py's runs: the names of those that vary
+SWEPT = "SWEPT_ARGUMENTS"  # an environment variable of sweep.py's runs: the names of the varied ones
 MAPPINGS = ("lr_scheduler_kwargs", "rank_pattern", "alpha_pattern")  # a list NAME=VALUE, or a mapping in YAML
 MOST_VALUES = 100_000  # in a YAML file
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
@@ -240,8 +240,8 @@ def as_yaml(arguments):
 
 def compared_arguments(args, effective_batch):
     """`(arguments, changed)` for tables of runs: the experiment's arguments that are set, `{name:
-    number, boolean or text}`, and the names of those that differ from their defaults; in a sweep,
-    of those that vary."""
+    number, boolean or text}`, and the names of the ones that differ from their defaults; in a
+    sweep, of the varied ones."""
     fields = [field for field in dataclasses.fields(args) if field.name not in (*INVOCATION, "output_dir")]
     arguments = {field.name: getattr(args, field.name) for field in fields}
     # Arguments that are free on a resume, such as logging_steps, don't change the results.

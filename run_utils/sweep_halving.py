@@ -32,7 +32,7 @@ def halve(losses):
 
 def mean_losses(runs, step, failed):
     """`{configuration: mean loss over its seeds}` at a step, in the order of the runs. None if no
-    run of it has an evaluation. failed: the names of runs that count as without."""
+    run of it has an evaluation. failed: the names of runs, counted as without one."""
     losses = {}
     for run in runs:
         evaluation = None if run.name in failed else last_evaluation(run, step)

@@ -69,20 +69,20 @@ class Run(NamedTuple):
         return self.folder / ("adapter" if self.arguments.use_peft else "model")
 
 
-def parse_grid(words, arguments_class):
+def parse_grid(words, arguments_class, flag="--grid"):
     """`["learning_rate=1e-4,3e-4", "lora_r=8"]` as `{"learning_rate": ["1e-4", "3e-4"], "lora_r":
-    ["8"]}`. Raises UsageError for an unknown argument, or one that a sweep sets itself."""
+    ["8"]}`. Raises UsageError for an unknown argument, or one set by the sweep itself."""
     known = {field.name for field in dataclasses.fields(arguments_class)}
     grid = {}
     for word in words:
         name, equals, text = word.removeprefix("--").partition("=")
         name = name.replace("-", "_")
-        require(name in known, f"--grid: unknown argument {name!r}{closest(name, known)}")
-        require(name not in NOT_IN_GRID, f"--grid: {name} cannot vary: {NOT_IN_GRID.get(name)}")
-        require(name not in grid, f"--grid names {name} twice: {name}=A,B has both values")
+        require(name in known, f"{flag}: unknown argument {name!r}{closest(name, known)}")
+        require(name not in NOT_IN_GRID, f"{flag}: {name} cannot vary: {NOT_IN_GRID.get(name)}")
+        require(name not in grid, f"{flag} names {name} twice: {name}=A,B has both values")
         values = text.split(",")
-        require(equals and all(values), f"--grid: {word!r} must be like {name}=A,B")
-        require(len(set(values)) == len(values), f"--grid: {word!r} has a value twice")
+        require(equals and all(values), f"{flag}: {word!r} must be like {name}=A,B")
+        require(len(set(values)) == len(values), f"{flag}: {word!r} has a value twice")
         grid[name] = values
     return grid
 
@@ -117,7 +117,7 @@ def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir, v
                 raise UsageError(f"{name}: {error}") from None
             runs.append(Run(name, settings, seed, arguments, line))
         twin = seen.setdefault(str(vars(arguments) | {"output_dir": ""}), label)
-        require(twin == label, f"--grid: {label} and {twin} are the same experiment")
+        require(twin == label, f"{label} and {twin} are the same experiment: leave one out")
     return runs
 
 
@@ -140,8 +140,8 @@ def configuration_names(points):
             ",".join(f"{SHORT.get(name, name)}={safe(text)}" for name, text in point.items()) or UNCHANGED
             for point in points
         ]
-    require(len(set(names)) == len(names), "--grid: two values have the same name in a folder's name")
-    require(max(map(len, names)) <= LONGEST_NAME, f"--grid: the name {max(names, key=len)[:60]}... is too long")
+    require(len(set(names)) == len(names), "two values have the same name in a folder's name")
+    require(max(map(len, names)) <= LONGEST_NAME, f"the name {max(names, key=len)[:60]}... is too long")
     return names
 
 
@@ -157,8 +157,8 @@ def safe(text):
 
 
 def experiment(arguments):
-    """A run's arguments without those that a resume may change, without seed and folder. Of the
-    batch, a resume may change the parts and not the product."""
+    """A run's arguments without seed, folder and the ones free on a resume. Of the batch, the
+    factors are free, their product is not."""
     fields = [field for field in dataclasses.fields(arguments) if not field.metadata["free_on_resume"]]
     found = {field.name: redact(getattr(arguments, field.name)) for field in fields if field.name != "seed"}
     return found | {BATCH: arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps}
@@ -190,9 +190,9 @@ def claim(output_dir):
 
 
 def merge_plans(path, runs):
-    """Record the runs in the sweep's file, after those of earlier grids, and return the records of
-    all, `{run: {"settings", "seed", "arguments"}}`. Raises UserError if an argument outside of the
-    grids differs: two sweeps would be mixed."""
+    """Record the runs in the sweep's file, after the runs of earlier grids, and return all records,
+    `{run: {"settings", "seed", "arguments"}}`. Raises UserError if an argument outside of the grids
+    differs: two sweeps would be mixed."""
     known = read_json(path)["runs"] if path.exists() else {}
     axes = {name for record in known.values() for name in record["settings"]}
     axes |= {name for run in runs for name in run.settings}
@@ -215,7 +215,7 @@ def merge_plans(path, runs):
 
 
 def group_by_base(output_dir, runs):
-    """The runs that share base, prompt and rows, `{folder of the base's evaluation: [Run]}`, in
+    """The runs by base, prompt and rows, `{folder of the base's evaluation: [Run]}`, in
     their order."""
     varying = [name for name in OF_BASE if any(name in run.settings for run in runs)]
     groups = {}

@@ -19,7 +19,7 @@ from run_utils.signals import Stopped
 from run_utils.terminal import describe_seconds
 
 SECONDS_BETWEEN_LOOKS = 0.1
-SECONDS_TO_SAVE = 600  # for the processes of a sweep that was killed
+SECONDS_TO_SAVE = 600  # for the processes of a killed sweep
 
 
 class Slot(NamedTuple):
@@ -39,7 +39,7 @@ class Job(NamedTuple):
     run: str
     part: str
     command: list  # a script and its flags
-    result: Path  # a file of its folder, which exists when it is done
+    result: Path  # a file of its folder, there once it is done
 
     @property
     def folder(self):
@@ -66,7 +66,7 @@ def find_slots(runs_per_gpu):
 class Processes:
     """Runs the jobs of a sweep in its folder.
 
-    The folder's sweep.jsonl has a line for each process that ended; logs/ has their outputs.
+    The folder's sweep.jsonl has a line for each ended process; logs/ has their outputs.
     environment: variables for all processes."""
 
     def __init__(self, folder, slots, environment):
@@ -107,8 +107,8 @@ class Processes:
         """Run the jobs, as many at a time as there are slots. A failed run is noted and ends no
         other. On a signal the processes save and end, and Stopped is raised.
 
-        follow: a function of a job that is done, returns the jobs to do next. coming: the parts
-        that will follow, for the time left."""
+        follow: a function of a finished job, returns the jobs to do next. coming: the parts to
+        follow, for the time left."""
         waiting, running, free = deque(jobs), {}, list(self.slots)
         parts = [job.part for job in waiting] + list(coming)
         total = len(parts)
@@ -182,7 +182,7 @@ class Processes:
         return f"{errors[-1] if errors else 'no output'} ({path})"
 
     def time_left(self, parts):
-        """In words, from the mean seconds of the processes that ended well."""
+        """In words, from the mean seconds of the successful processes."""
         if not parts:
             return ""
         total, known = 0.0, True
@@ -213,10 +213,10 @@ def die_with_parent():
 
 
 def wait_until_free(folder):
-    """Wait for a process of a killed sweep that still saves in a folder. Later, the script that
-    needs the folder says that it is taken."""
+    """Wait until a killed sweep's process no longer saves in a folder. Waits SECONDS_TO_SAVE at
+    most: then the next script refuses the folder."""
     if is_locked(folder):
-        say(f"{folder}: waiting for the end of the process that works there ...")
+        say(f"{folder}: waiting for the process at work there ...")
         deadline = time.monotonic() + SECONDS_TO_SAVE
         while is_locked(folder) and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_LOOKS)

@@ -1,4 +1,4 @@
-"""The objects that training changes and checkpoints hold."""
+"""The objects changed by training and held in checkpoints."""
 
 import contextlib
 
@@ -6,12 +6,12 @@ import torch
 
 
 class Training:
-    """Everything that training changes: a model, prepared by Accelerate, the optimizer, the
+    """Everything changed by training: a model, prepared by Accelerate, the optimizer, the
     scheduler, perhaps a WeightAverage, and other objects of yours.
 
     A checkpoint has the model's adapter in PEFT's format, and the `state_dict()` of each other
     object in NAME.pt. A resume calls the object's `load_state_dict` with it. With an average, the
-    adapter's file has the average, and raw_weights.pt the weights that training goes on from.
+    adapter's file has the average, and raw_weights.pt the weights of training.
 
     tokenizer: of full fine-tuning, whose checkpoints have the whole model in transformers' format
     and its tokenizer."""
@@ -27,7 +27,7 @@ class Training:
 
     @property
     def trainable(self):
-        """The weights that change."""
+        """The trained weights."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def num_bytes(self, with_states=True):

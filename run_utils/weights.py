@@ -1,5 +1,5 @@
-"""The weights in a checkpoint's folder: an adapter in PEFT's format, or, of full fine-tuning, a
-whole model in transformers'."""
+"""The weights in a checkpoint's folder: an adapter in PEFT's format, or a whole model of full
+fine-tuning in transformers'."""
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,7 +8,7 @@ from run_utils.files import ADAPTER_FILES, apply_umask, is_whole_model, read_jso
 
 
 def write_weights(folder, training, model):
-    """Write the weights that change, or a whole model with its tokenizer. model: of `training`,
+    """Write the trained weights, or a whole model with its tokenizer. model: of `training`,
     unwrapped and as delivered."""
     if training.tokenizer:
         model.save_pretrained(folder)

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import ROOT, command_line, descendants, is_running, launch
 
+import evaluate
 import sweep
+from eval_utils.sweep_evaluations import Evaluations, base_job
 from run_utils import journal
 
 
@@ -86,6 +89,20 @@ def wait_for(reached, process, log):
 
 def parts(folder):
     return [(entry["run"], entry["part"], entry["code"]) for entry in journal.read(folder / "sweep.jsonl")]
+
+
+def test_the_base_is_answered_once_whichever_run_is_first(run_here, train_here, flags, tmp_path):
+    """Another grid in the folder has another first run, with another adapter."""
+    del flags["evaluation_config"]
+    evaluations = Evaluations(["--num_examples=2", "--max_new_tokens=4"], ["raw"], ["adapter"], False)
+    commands = []
+    for rank in (4, 8):
+        run = train_here(flags | {"max_train_steps": 1, "lora_r": rank, "output_dir": tmp_path / f"r={rank}"})
+        job = base_job(evaluations, SimpleNamespace(adapter=run / "adapter"), tmp_path / "base")
+        result = run_here(evaluate, job.command[1:])
+        assert result.code == 0, result.err
+        commands.append(job.command)
+    assert commands[0] == commands[1]  # so that a sweep does not run it again
 
 
 @pytest.mark.slow

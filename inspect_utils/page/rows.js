@@ -2,7 +2,7 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 50; // rows drawn at a time
-const PARTS = { train: "training", eval: "evaluation", neither: "neither" };
+const PARTS = { train: "training", eval: "evaluation", neither: "neither", made: "made" };
 const byId = (id) => document.getElementById(id);
 const number = (value) => value.toLocaleString("en-US");
 const collator = new Intl.Collator("en", { numeric: true });

@@ -136,6 +136,15 @@ def test_a_turn_whose_conversation_has_called_the_tool_is_not_made():
         without_answer(second, 0, [STOCK])
 
 
+def test_a_name_after_a_line_end_is_a_name():
+    """In the messages' JSON text, a letter is in front of it."""
+    talk = [{"role": "system", "content": "Tools:\nget_weather: rain"}, {"role": "user", "content": "Rain in Riga?"}]
+    row = validate(record("Rain in Riga?", [WEATHER], ("get_weather", {"city": "Riga"})))
+    assert without_answer(row, 0, [STOCK]).answers == "[]"
+    with pytest.raises(NotMade, match="messages name the right tool"):
+        without_answer(row._replace(messages=json.dumps(talk)), 0, [STOCK])
+
+
 @pytest.mark.parametrize(
     ("other", "may"),
     [
@@ -261,6 +270,13 @@ def test_rename_changes_identifiers_in_descriptions_and_no_words():
 def test_rename_refuses_rows_that_would_lose_a_name(row, reason):
     with pytest.raises(NotMade, match=reason):
         renamed(validate(row))
+
+
+def test_rename_refuses_a_turn_whose_words_name_its_tool():
+    row = validate(record("Rain in Riga?", [WEATHER], ("get_weather", {"city": "Riga"})))
+    assert "get_weather" not in "".join(renamed(row._replace(words="I look at the weather.")))
+    with pytest.raises(NotMade, match="words name a tool"):
+        renamed(row._replace(words="I call get_weather."))
 
 
 def test_drop_descriptions_leaves_types_names_and_an_argument_called_description():

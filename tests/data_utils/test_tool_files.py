@@ -163,6 +163,20 @@ def test_functions_that_transformers_can_read_have_its_schema(tmp_path):
     assert tools_of(tmp_path, code).tools == flat_tools([get_json_schema(namespace["f"])]).tools
 
 
+@pytest.mark.parametrize("kind, item", [("list[str]", "str"), ("list", "any"), ("set[str]", "str")])
+def test_a_list_s_choices_are_those_of_its_items(tmp_path, kind, item):
+    described = 'drinks: One or more (choices: ["tea", "coffee"])'
+    (tool,) = tools_of(tmp_path, function(f"drinks: {kind}", described)).tools
+    drinks = tool["parameters"]["drinks"]
+    assert "enum" not in drinks
+    assert drinks["items"] == {"type": item, "enum": ["tea", "coffee"]}
+
+
+def test_choices_that_are_lists_stay_the_list_s(tmp_path):
+    (tool,) = tools_of(tmp_path, function("drinks: list[str]", 'drinks: Both (choices: [["tea", "milk"]])')).tools
+    assert tool["parameters"]["drinks"]["enum"] == [["tea", "milk"]]
+
+
 def test_a_missing_pydantic_is_named(tmp_path, monkeypatch):
     code = "import datetime\n" + function("x: int") + function("x: datetime.date", name="g")
     monkeypatch.setitem(sys.modules, "pydantic", None)

@@ -250,3 +250,16 @@ def test_a_card_that_cannot_be_written_is_one_line(evaluated, fault, capsys):
 def test_a_name_in_the_figures_cannot_end_their_section():
     figures = {"systems": {SECTION[1]: {"num_examples": SECTION[1]}}, "rows": SECTION[1], "data": ""}
     assert evaluation_section(figures).count(SECTION[1]) == 1
+
+
+def test_what_changed_the_training_is_named(tmp_path):
+    plain = {"optim": "adamw_torch_fused", "loss_mask": "completion_only", "no_call_fraction": 0.0}
+    changed = {"optim": "adamw_torch", "loss_mask": "values_only", "no_call_fraction": 0.1, "augment": ["rename", "shuffle"],
+               "init_adapter": "/home/me/first/adapter"}  # fmt: skip
+    for args, cells in (
+        (plain, {}),
+        (changed, changed | {"no_call_fraction": "0.1", "augment": "rename, shuffle", "init_adapter": "adapter"}),
+    ):
+        write_card(tmp_path, "what", "loading", ARGS | args, {})
+        _, page = rendered(tmp_path)
+        assert {name: value for name, value in page.rows[1:] if name in changed} == cells

@@ -11,7 +11,7 @@ from scipy import stats
 from sweep_folders import write_evaluation, write_run
 
 from eval_utils.statistics import bootstrap_mean, mcnemar, sign_flips, welch, wilson_interval
-from eval_utils.sweep_pictures import pictures
+from eval_utils.sweep_pictures import differences, pictures
 from eval_utils.sweep_report import verdict, write_sweep_report
 from eval_utils.sweep_results import compare_runs
 from eval_utils.sweep_table import print_comparison
@@ -111,6 +111,17 @@ def test_seeds_are_averaged_row_by_row_and_may_be_missing(tmp_path):
     assert found["runs"]["r=16,seed=44"]["rates"] == {} and found["runs"]["r=16,seed=43"]["num_tokens"] == 75000
 
 
+def test_the_baseline_is_named_since_it_may_not_be_the_first_line(tmp_path, capsys):
+    """The first configuration was not evaluated: --halving ended it."""
+    for rank in (16, 32):
+        write_run(tmp_path / "runs" / f"r={rank},seed=42", answers(0, rank // 16))
+    found = compare_runs(tmp_path, plans("8/42", "16/42", "32/42"), {})
+    print_comparison(found)
+    assert found["first"] == "r=16" and "permutation test against r=16, by row" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_configurations_on_other_rows_are_not_tested(tmp_path):
     write_run(tmp_path / "runs" / "r=8,seed=42", answers(0, 1))
     write_run(tmp_path / "runs" / "r=16,seed=42", answers(0, 1, 2), fingerprints={"row 3": "edited"})
@@ -155,12 +166,12 @@ def curve(tmp_path):
 def test_each_numeric_argument_has_a_picture_with_a_line_for_each_setting_of_the_others(curve):
     learning, ranks = pictures(curve)
     assert ranks["axis"] == "lora_r" and learning["axis"] == "max_train_examples" and learning["is_log"]
-    assert [line["label"] for line in learning["series"]] == ["lora_r=8", "lora_r=16"]
-    first, second = learning["series"]
+    assert [line["label"] for line in learning["series"]] == [""]  # rank 16 has one point: no line
+    (first,) = learning["series"]
     xs, ys = ([point[key] for point in first["points"]] for key in "xy")
     # Equal steps of the logarithm are equal distances.
     assert (xs[1] - xs[0]) / (xs[2] - xs[0]) == pytest.approx(math.log(3) / math.log(10))
-    assert ys == sorted(ys, reverse=True) and len(first["seeds"]) == 6 and len(second["points"]) == 1
+    assert ys == sorted(ys, reverse=True) and len(first["seeds"]) == 6
     assert [label for _, label in learning["x_ticks"]] == ["100", "300", "1000"]
     assert learning["base"] is not None
 
@@ -169,10 +180,23 @@ def test_the_page_is_one_file_with_all_configurations_and_no_markup_of_theirs(cu
     write_sweep_report(tmp_path / "report.html", whole(curve) | {"failed": {"x": "train ended with 1: <i>"}})
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](https?:)?//|<b>|<i>""", page)
-    assert page.count("<polyline") == 5 and "rows=1000" in page and "the prompted base" in page
+    assert page.count("<polyline") == 2 and "rows=1000" in page and "the prompted base" in page
     assert json.loads(json.dumps(curve, allow_nan=False)) == curve
     print_comparison(curve)
     assert "rows=1000" in capsys.readouterr().out
+
+
+def test_all_differences_are_in_one_picture_with_the_clear_ones_filled(tmp_path):
+    labels = [f"{rank}/{seed}" for rank in (8, 16, 32) for seed in (42, 43)]
+    right = {8: 0, 16: 1, 32: 20}
+    for label in labels:
+        rank, seed = map(int, label.split("/"))
+        write_run(tmp_path / "runs" / f"r={rank},seed={seed}", answers(*range(right[rank] + seed % 2), rows=24))
+    picture = differences(compare_runs(tmp_path, plans(*labels), {}))
+    small, large = picture["lines"]
+    assert (small["name"], large["name"]) == ("r=16", "r=32") and small["y"] < large["y"]
+    assert picture["zero"] < small["x"] < large["x"] and small["low"] <= small["x"] <= small["high"]
+    assert large["is_clear"] and not small["is_clear"] and "+83.3 points" in large["title"]
 
 
 def test_a_difference_is_clear_only_if_rows_and_seeds_agree(tmp_path):

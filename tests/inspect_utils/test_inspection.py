@@ -1,4 +1,4 @@
-"""What inspect_data.py finds in rows, and that these are the rows and tokens of a training."""
+"""The findings of inspect_data.py in rows; its rows and tokens are the training's."""
 
 import contextlib
 import json
@@ -210,10 +210,8 @@ def test_rows_that_training_makes_are_inspected(inspect):
     options = {"no_call_fraction": 0.2, "augment": ["shuffle"], "augment_fraction": 0.5, "loss_mask": "names_only"}
     _, plain = inspect(records)
     result, made = inspect(records, **options)
-    assert all(line in result.out for line in made["made"]) and [line.split()[0] for line in made["made"]] == [
-        "Added",
-        "Transformed",
-    ]
+    assert [line.split()[0] for line in made["made"]] == ["Added", "Transformed"] and not plain["made"]
+    assert all(line in result.out for line in made["made"])
     added = round(0.25 * plain["counts"]["train"])
     assert made["counts"]["train"] == plain["counts"]["train"] + added and made["counts"]["without_calls"] == added
     assert made["training"]["rows"] == made["counts"]["train"] and made["proof"]["exact"] == made["proof"]["rows"]
@@ -227,7 +225,7 @@ def test_rows_that_training_makes_are_inspected(inspect):
 
 
 def test_tools_are_judged_as_they_are_in_the_file(inspect):
-    """Names that --augment gives, and descriptions that it drops, are no faults of the rows."""
+    """Names and dropped descriptions of --augment are no faults of the rows."""
     records = [row for row in generate_rows(80, seed=9) if row["answers"] != "[]"]
     kinds = ("several_schemas", "no_description", "argument_without_description", "wrong_default", "unknown_type")
     _, plain = inspect(records)
@@ -237,3 +235,24 @@ def test_tools_are_judged_as_they_are_in_the_file(inspect):
         {name: finding(one, name) and finding(one, name)["count"] for name in kinds} for one in (changed, plain)
     )
     assert found == wanted
+
+
+def test_several_data_sets_are_counted_as_training_counts_them(inspect, train_here, flags, tmp_path):
+    rows = generate_rows(120, seed=4)
+    options = {"dataset_name": [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], "dataset_shares": [0.75, 0.25]}
+    for path, part in zip(options["dataset_name"], (rows[:60], [rows[0], *rows[50:]]), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in part))
+    result, inspection = inspect([], **options, max_seq_length=600)
+    counts = inspection["counts"]
+    assert (counts["records"], counts["valid"], counts["repeats"]) == (131, 120, 11)
+    items = finding(inspection, "repeated_row")["items"]
+    assert (
+        items[0] == {"id": f"b.jsonl: {rows[0]['id']}", "detail": f"repeats a.jsonl: {rows[0]['id']}"}
+        and len(items) == 11
+    )
+    run = train_here(flags | options | {"max_seq_length": 600, "max_train_steps": 1})
+    trained = json.loads((run / "split.json").read_text())["trained"]
+    of_b = {row["id"] for row in rows[60:]} & trained.keys()
+    values = next(table["values"] for table in inspection["distributions"] if table["name"] == "data_sets")
+    assert values == [["a.jsonl", len(trained) - len(of_b)], ["b.jsonl", len(of_b)]]
+    assert f"Rows to train on by data set: a.jsonl: {values[0][1]}" in result.out

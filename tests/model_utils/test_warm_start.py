@@ -10,6 +10,7 @@ from conftest import curve, read_args
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import evaluate
 import train
 from data_utils.held_out import read_split
 
@@ -137,6 +138,8 @@ def test_other_prompts_and_rows_trained_on_are_named(run_here, warm, first):
     held_out = set(read_split(warm["output_dir"] / "adapter")["held_out"].values())
     count = len(held_out & set(read_split(first)["trained"].values()))
     assert count and f"Warning: --init_adapter was trained on {count} of the 4 held-out rows" in result.out
+    result = run_here(evaluate, {"adapter": warm["output_dir"] / "adapter", "systems": "adapter", "max_new_tokens": 1})
+    assert result.code == 0 and f"adapter was trained on {count} of the 4 rows" in result.err
 
 
 def test_a_warm_start_takes_the_adapter_s_variant(train_here, run_here, warm, tmp_path):
