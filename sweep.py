@@ -49,7 +49,7 @@ class SweepArguments:
         steps = self.halving or []
         require(all(step.isdecimal() for step in steps), f"--halving needs steps, not {' '.join(steps)}")
         self.halving = list(map(int, steps))
-        require(self.halving == sorted(set(self.halving)), "--halving needs rising steps")
+        require(self.halving == sorted(set(self.halving) - {0}), "--halving needs rising steps above 0")
 
 
 def parse():

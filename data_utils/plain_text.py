@@ -2,6 +2,7 @@
 most WINDOW - STRIDE tokens, as in transformers' guide "Perplexity of fixed-length models"."""
 
 import hashlib
+from pathlib import Path
 from typing import NamedTuple
 
 from data_utils.tokens import encode_prompts
@@ -30,7 +31,8 @@ def read_text(name, texts, tokenizer, positions):
     try:
         text = texts[name]() if name in texts else no_pipe(name).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"--retention {name} cannot be read: {error.strerror}{did_you_mean(name)}") from None
+        known = "" if Path(name).suffix else f"; texts that come with the project: {', '.join(texts)}"
+        raise UserError(f"--retention {name} cannot be read: {error.strerror}{did_you_mean(name)}{known}") from None
     except UnicodeDecodeError:
         raise UserError(f"--retention {name} cannot be read: it is no text in UTF-8") from None
     (ids,) = encode_prompts(tokenizer, [text])

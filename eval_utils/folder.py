@@ -191,8 +191,8 @@ def read_rows(output_dir):
         check_made(made, {row.id for row in rows})
         return rows, in_training, made
     except (OSError, ValueError, KeyError, TypeError) as error:
-        near = did_you_mean(output_dir, "rows.jsonl")
-        raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {error}{near}") from None
+        near, reason = did_you_mean(output_dir, "rows.jsonl"), getattr(error, "strerror", None) or error
+        raise UserError(f"{output_dir} holds no evaluation that can be read: rows.jsonl, {reason}{near}") from None
 
 
 def check_made(made, ids):

@@ -13,6 +13,7 @@ from collections import defaultdict
 from data_utils.systems import SYSTEMS
 from eval_utils.metrics import METRICS
 from eval_utils.report import SIGNIFICANT
+from eval_utils.row_sets import CALL_COLUMNS
 from eval_utils.statistics import bootstrap_mean, bootstrap_ratio, sign_flips, welch, wilson_interval
 from run_utils import journal
 from run_utils.errors import UserError
@@ -22,6 +23,12 @@ from run_utils.metrics_file import read_metrics
 MAIN = "exact_match"  # the measure of the tests and pictures
 # The measures in the table, by set of rows, exact match for other sets. metrics.json has all rates.
 SHOWN = {"": ("exact_match", "json_valid", "over_call", "missed_call"), "no_call": ("over_call",)}
+# Titles as in the table of one evaluation.
+TITLES = {
+    "over_call": CALL_COLUMNS["own"],
+    "no_call: over_call": CALL_COLUMNS["made"],
+    "missed_call": CALL_COLUMNS["missed"],
+}
 RUN_FACTS = ("settings", "seed", "step", "eval_loss", "num_tokens", "minutes", "means")
 
 
@@ -30,6 +37,8 @@ def measure_name(of_set, metric):
 
 
 def measure_title(name):
+    if name in TITLES:
+        return TITLES[name]
     of_set, _, metric = name.rpartition(": ")
     title = METRICS[metric].title if metric in METRICS else metric
     return f"{title} ({of_set})" if of_set else title

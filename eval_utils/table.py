@@ -31,7 +31,8 @@ def print_table(evaluation):
     table = Table(title=Text(evaluation.title), caption=Text(caption), caption_justify="left")
     table.add_column("system")
     for metric in headline.values():
-        table.add_column(metric.title + " %" * (metric.kind == "rate"), justify="right")
+        longest = max(map(len, metric.title.split()))  # with perplexity, 80 characters would cut words
+        table.add_column(metric.title + " %" * (metric.kind == "rate"), justify="right", min_width=longest)
     for system, of_system in figures["systems"].items():
         cells = [cell(name, metric, of_system) for name, metric in headline.items()]
         table.add_row(Text(system), *cells, end_section=True)

@@ -88,7 +88,10 @@ def check_full_training(args):
         group = field.metadata["group"] or group
         if group == "LoRA" and field.name != "use_peft":
             given = getattr(args, field.name) != field.default
-            require(not given, f"--{field.name} is of LoRA, which --use_peft false turns off: leave it out, also of the recipe")
+            require(
+                not given,
+                f"--{field.name} is of LoRA, which --use_peft false turns off: leave it out, also of the recipe",
+            )
     require(
         args.quantization == "none",
         f"--use_peft false trains every weight, and {args.quantization} weights cannot be trained: --quantization none",

@@ -40,7 +40,8 @@ def take_settings(args):
         given = sorted(set(given)) if isinstance(given, list) else given
         require(
             given in (value, defaults[name]),
-            f"--{name} is {written(given)}, but --init_adapter {folder} has {written(value)}: leave it out, also of the recipe",
+            f"--{name} is {written(given)}, but --init_adapter {folder} has {written(value)}: leave it out, "
+            "also of the recipe",
         )
         setattr(args, name, value)
 

@@ -101,7 +101,10 @@ class Processes:
 
     def describe_parts(self):
         parts = self.parts().items()
-        return "; ".join(f"{part}: {of['processes']} processes, {of['seconds']:.0f} s" for part, of in parts)
+        return "; ".join(
+            f"{part}: {of['processes']} process{'es' * (of['processes'] != 1)}, {of['seconds']:.0f} s"
+            for part, of in parts
+        )
 
     def work(self, jobs, follow=lambda job: (), coming=()):
         """Run the jobs, as many at a time as there are slots. A failed run is noted and ends no

@@ -115,6 +115,11 @@ def test_a_text_that_cannot_be_measured_is_one_line_before_the_model_loads(
     assert len(result.err.strip().splitlines()) == 1 and not flags["output_dir"].exists()
 
 
+def test_a_wrong_name_of_a_text_is_answered_with_the_names():
+    with pytest.raises(UserError, match="texts that come with the project: english, demo"):
+        read_text("englsh", TEXTS, None, 4096)
+
+
 def test_a_long_text_is_read_in_part_and_a_short_window_holds(tiny_model, tmp_path, capsys):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     path = tmp_path / "long.txt"

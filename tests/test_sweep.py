@@ -31,6 +31,7 @@ def flags(flags, tmp_path):
         ({"seeds": 0}, 2, "--seeds must be above 0"),
         ({"runs_per_gpu": 0}, 2, "--runs_per_gpu must be above 0"),
         ({"halving": [8, 4]}, 2, "--halving needs rising steps"),
+        ({"halving": [0, 4]}, 2, "--halving needs rising steps above 0"),
         ({"halving": ["half"]}, 2, "--halving needs steps, not half"),
         ({"halving": [2], "eval_fraction": 0}, 2, "--halving needs rows to evaluate"),
         ({"eval_fraction": 0}, 2, "no rows are held out to evaluate"),

@@ -13,7 +13,7 @@ from sweep_folders import write_evaluation, write_run
 from eval_utils.statistics import bootstrap_mean, mcnemar, sign_flips, welch, wilson_interval
 from eval_utils.sweep_pictures import differences, pictures
 from eval_utils.sweep_report import verdict, write_sweep_report
-from eval_utils.sweep_results import compare_runs
+from eval_utils.sweep_results import compare_runs, measure_title
 from eval_utils.sweep_table import print_comparison
 
 
@@ -144,6 +144,8 @@ def test_sets_of_made_rows_are_measures_of_their_own(tmp_path):
     write_sweep_report(tmp_path / "report.html", whole(found))
     assert "perplexity" in (tmp_path / "report.html").read_text()
     rates = found["configurations"][0]["rates"]
+    titles = [measure_title(name) for name in ("over_call", "no_call: over_call", "missed_call", "rename: exact_match")]
+    assert titles[1:] == ["calls, right tool off the list", "no call, own rows with calls", "exact match (rename)"]
     assert rates["over_call"]["mean"] == 1 and rates["no_call: over_call"]["mean"] == 0.5
     assert rates["no_call: over_call"]["num_rows"] == 2 and rates["rename: exact_match"]["mean"] == 1
 
