@@ -28,7 +28,11 @@ def print_inspection(inspection, page):
     print_findings(inspection, console)
     for line in (inspection.get("estimate") or {}).get("lines", []):
         console.print(Text(line), soft_wrap=True)
-    then = "run train.py with the same arguments" if inspection["verdict"]["go_on"] else "correct the rows"
+    then = (
+        "run train.py with the same arguments"
+        if inspection["verdict"]["go_on"]
+        else "correct the rows or the arguments"
+    )
     console.print(Text(f"Next: open {page} in a browser, then {then}"), soft_wrap=True)
     console.print(Text(inspection["verdict"]["line"]), soft_wrap=True)
 

@@ -5,7 +5,7 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 
 from model_utils.adapter_files import check_environment, config_fields, read_config
-from run_utils.arguments import read_yaml
+from run_utils.arguments import as_written, read_yaml
 from run_utils.errors import UserError, describe_error, require
 from run_utils.files import file_hash, read_json
 from run_utils.paths import did_you_mean
@@ -40,7 +40,7 @@ def take_settings(args):
         given = sorted(set(given)) if isinstance(given, list) else given
         require(
             given in (value, defaults[name]),
-            f"--{name} is {written(given)}, but --init_adapter {folder} has {written(value)}: leave it out, "
+            f"--{name} is {as_written(given)}, but --init_adapter {folder} has {as_written(value)}: leave it out, "
             "also of the recipe",
         )
         setattr(args, name, value)
@@ -49,11 +49,6 @@ def take_settings(args):
 def as_pairs(pattern):
     """PEFT's rank_pattern or alpha_pattern as train.py's flag, or None."""
     return [f"{name}={value}" for name, value in sorted(pattern.items())] if pattern else None
-
-
-def written(value):
-    """A value as it is written after its flag."""
-    return " ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value).lower()
 
 
 def load_weights(model, folder, record):

@@ -193,6 +193,13 @@ def recipe_as_flags(path, known):
     return flags
 
 
+def as_written(value):
+    """An argument's value as it is written after its flag, for a message."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def closest(word, candidates):
     matches = difflib.get_close_matches(word, sorted(candidates), n=1)
     return f": did you mean {matches[0]}?" if matches else ""

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
 
-from run_utils.arguments import read_yaml
+from run_utils.arguments import as_written, read_yaml
 from run_utils.errors import UserError, one_line
 from run_utils.files import ADAPTER_FILES, is_whole_model, read_json, write_json
 from run_utils.weights import load_whole_model, read_weights, write_weights
@@ -232,7 +232,7 @@ def check_arguments(args, saved):
     for field in dataclasses.fields(args):
         now, then = getattr(args, field.name), saved_args.get(field.name, field.default)
         if now != then and not field.metadata["free_on_resume"]:
-            raise UserError(f"--{field.name} is {now} but {checkpoint} was trained with {then}")
+            raise UserError(f"--{field.name} is {as_written(now)} but {checkpoint} was trained with {as_written(then)}")
     rows_now, rows_then = args.eval_generate_examples, saved_args.get("eval_generate_examples", 0)
     if args.best_metric != "eval_loss" and rows_now != rows_then:
         raise UserError(

@@ -17,7 +17,7 @@ def test_a_run_with_made_rows_resumes_exactly_and_with_no_other_fraction(train_h
     resume = flags | {"resume_from_checkpoint": "latest"}
     for other, told in (
         ({"no_call_fraction": 0.1}, "--no_call_fraction is 0.1 but"),
-        ({"augment": ["shuffle"]}, "--augment is ['shuffle'] but"),
+        ({"augment": ["shuffle"]}, "--augment is shuffle but"),
         ({"augment_fraction": 0.4}, "--augment_fraction is 0.4 but"),
     ):
         result = run_here(train, resume | other)
