@@ -41,7 +41,7 @@ def make_sets(args, rows, held_out):
 
 
 def original_id(row_id, name):
-    """The id of the data set's own row, of which the set `name` has a made one."""
+    """The id of the data set's own row behind a row of the set `name`."""
     return row_id.removesuffix(MADE_BY + name)
 
 

@@ -12,7 +12,7 @@ import re
 
 from run_utils.errors import require
 
-# A token with characters of several parts is of the last of them here: `"}}]` closes a value.
+# A token with characters of several parts is of the last one here: `"}}]` closes a value.
 PARTS = ("prompt", "syntax", "words", "arguments", "names", "values", "end")
 CODES = {part: code for code, part in enumerate(PARTS)}
 COMPLETION = PARTS[1:]

@@ -117,7 +117,7 @@ def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir, v
                 raise UsageError(f"{name}: {error}") from None
             runs.append(Run(name, settings, seed, arguments, line))
         twin = seen.setdefault(str(vars(arguments) | {"output_dir": ""}), label)
-        require(twin == label, f"{label} and {twin} are the same experiment")
+        require(twin == label, f"{label} and {twin} are the same experiment: leave one out")
     return runs
 
 

@@ -55,7 +55,7 @@ def test_plain_transformers_and_torch_train_the_same_model(train_here, full, tin
         ours.named_parameters(), peer.parameters(), base.parameters(), strict=True
     ):
         assert weight.dtype == torch.float32 and not torch.equal(weight, before), name
-        # Adam's first steps go by the gradient's sign, which rounding decides where it is near 0.
+        # Adam's first steps go by the gradient's sign. Near 0, rounding decides it.
         moved, off = (other - before).abs().mean(), (weight - other).abs().mean()
         assert off < 0.02 * moved, name
 

@@ -1,4 +1,4 @@
-"""Made folders of a sweep's runs: what train.py and evaluate.py would leave of the figures."""
+"""Made folders of a sweep's runs, with the figures of train.py and evaluate.py."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What inspect_data.py finds in rows, and that these are the rows and tokens of a training."""
+"""The findings of inspect_data.py in rows; its rows and tokens are the training's."""
 
 import contextlib
 import json
@@ -225,7 +225,7 @@ def test_rows_that_training_makes_are_inspected(inspect):
 
 
 def test_tools_are_judged_as_they_are_in_the_file(inspect):
-    """Names that --augment gives, and descriptions that it drops, are no faults of the rows."""
+    """Names and dropped descriptions of --augment are no faults of the rows."""
     records = [row for row in generate_rows(80, seed=9) if row["answers"] != "[]"]
     kinds = ("several_schemas", "no_description", "argument_without_description", "wrong_default", "unknown_type")
     _, plain = inspect(records)

@@ -96,7 +96,7 @@ def test_without_tokenizer_evaluation_and_estimate():
 
 
 def test_hostile_texts_stay_texts(tmp_path):
-    """In every place where a data set's texts can be."""
+    """In every place of a data set's texts."""
 
     def soiled(value):
         if isinstance(value, str) and value not in ("train", "eval", "error", "wrong_type", "broken_json", "launches"):

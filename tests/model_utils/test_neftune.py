@@ -11,7 +11,7 @@ from model_utils.neftune import add_noise
 
 
 def embedded(model, lengths):
-    """What the layers see of examples of these lengths, [tokens, width], drawn with the seed 0."""
+    """The layers' input for examples of these lengths, [tokens, width], drawn with the seed 0."""
     seen = []
     handle = (
         model.get_base_model()
