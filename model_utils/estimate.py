@@ -109,7 +109,8 @@ def micro_batch_memory(args, foot, tokens, supervised):
     moments = 2 * foot.trained if args.optim.endswith("8bit") else 2 * foot.trained_bytes
     parts = {
         "base": foot.base_bytes,
-        "trained": 2 * foot.trained_bytes + moments,  # weights and gradients
+        # Weights, gradients, perhaps the average of the weights
+        "trained": (3 if args.ema_decay else 2) * foot.trained_bytes + moments,
         "activations": kept + (layer if args.cuda_graphs else max(0, layer - logits)),
         "logits": logits,
     }

@@ -54,8 +54,9 @@ def initialise(model, init, original=None):
 
 
 def freeze_first_values(model):
-    """Keep the gradients of A0 and B0, the second halves of A and B, at zero. Without weight decay,
-    Adam then never moves them."""
+    """Keep the gradients of A0 and B0, the second halves of A and B, at zero. So Adam never moves
+    them, without weight decay and with moments in 32 bits: bitsandbytes' 8-bit AdamW rounds a
+    moment of 0 beside larger ones to another number (seen on a CPU)."""
     for layer in model.modules():
         if hasattr(layer, "lora_A"):
             a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight

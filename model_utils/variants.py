@@ -69,6 +69,11 @@ def check_variants(args):
             f"{named} starts at the weights' largest part, and --weight_decay would take it away: --weight_decay 0",
         ),
         (
+            takes_part(init) and args.optim.endswith("8bit"),
+            f"{named} keeps half of A and B as it starts, and 8-bit moments would move it, by rounding 0: "
+            "--optim adamw_torch or paged_adamw_32bit",
+        ),
+        (
             args.neftune_noise_alpha and args.cuda_graphs,
             "--neftune_noise_alpha needs each example's length, which a CUDA graph does not have: --cuda_graphs false",
         ),

@@ -46,6 +46,8 @@ def mean_losses(runs, step, failed):
 
 def describe_halving(runs, losses, kept, step):
     """The line of a rung, for the terminal and the report."""
+    if not runs:
+        return f"At step {step}, no run is left"
     metric = runs[0].arguments.best_metric
     sign = 1 if metric == "eval_loss" else -1
 

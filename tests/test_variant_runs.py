@@ -22,11 +22,11 @@ VARIANTS = {
         "alpha_pattern": ["q_proj=4"],
     },
     "dora": {"use_dora": "true"},
-    "gaussian": {"init_lora_weights": "gaussian"},
+    "gaussian": {"init_lora_weights": "gaussian", "optim": "adamw_bnb_8bit", "lora_r": 64},
     "false": {"init_lora_weights": "false", "lora_target_modules": "attention"},
     "orthogonal": {"init_lora_weights": "orthogonal", "lora_target_modules": "mlp"},
     "pissa": {"init_lora_weights": "pissa", "loraplus_lr_ratio": 4, "lora_target_modules": "all-linear"},
-    "pissa_niter": {"init_lora_weights": "pissa_niter_4", "use_rslora": "true", "optim": "adamw_bnb_8bit"},
+    "pissa_niter": {"init_lora_weights": "pissa_niter_4", "use_rslora": "true"},
     "olora": {"init_lora_weights": "olora", "rank_pattern": ["q_proj=8"], "lora_dropout": 0.1},
     "loftq": {"init_lora_weights": "loftq", "quantization": "nf4"},
     "noise": {

@@ -103,6 +103,7 @@ def test_checkpointing_compiling_and_nf4_need_less_and_dropout_needs_more():
     # 101 million weights a layer in half a byte instead of two
     assert plain - gib(quantization="nf4") == pytest.approx(4 * 100.9e6 * 1.484 / 2**30, rel=0.01)
     assert gib(per_device_train_batch_size=4) > plain
+    assert gib(ema_decay=0.99) - plain == pytest.approx(4 * 1.835e6 * 4 / 2**30, rel=0.01)
     # two moments of one byte instead of four for 1.8 million weights a layer
     assert plain - gib(optim="adamw_bnb_8bit") == pytest.approx(4 * 1.835e6 * 6 / 2**30, rel=0.01)
 

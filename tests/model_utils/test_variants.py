@@ -37,6 +37,7 @@ def test_each_optimizer_has_a_class():
         ({"init_lora_weights": "pissa", "quantization": "int8"}, "reads the base's weights"),
         ({"use_dora": True, "quantization": "int8"}, "--quantization nf4 or none"),
         ({"init_lora_weights": "pissa", "weight_decay": 0.1}, "--weight_decay 0"),
+        ({"init_lora_weights": "olora", "optim": "adamw_bnb_8bit"}, "--optim adamw_torch or paged_adamw_32bit"),
         ({"init_lora_weights": "orthogonal", "rank_pattern": ["q_proj=3"]}, "needs even ranks, not 3"),
         ({"neftune_noise_alpha": 5.0, "cuda_graphs": True}, "--cuda_graphs false"),
         ({"use_dora": True, "cuda_graphs": True}, "--cuda_graphs false"),

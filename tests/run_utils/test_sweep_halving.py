@@ -64,3 +64,10 @@ def test_a_higher_rate_is_better_and_the_untouched_base_is_no_candidate(tmp_path
     losses = mean_losses(runs, 10, failed=())
     assert halve(losses) == ["r=8"]
     assert "r=8 (0.5000) go on; r=16 (no evaluation) end" in describe_halving(runs, losses, ["r=8"], 10)
+
+
+def test_a_rung_after_all_runs_have_failed_has_a_line(tmp_path):
+    """The sweep then ends with the runs' own errors."""
+    runs = runs_with(tmp_path, {})
+    losses = mean_losses(runs, 4, failed={run.name: "no memory" for run in runs})
+    assert halve(losses) == [] and describe_halving([], mean_losses([], 8, {}), [], 8) == "At step 8, no run is left"
