@@ -22,7 +22,7 @@ if __name__ == "__main__":
 from dataclasses import dataclass
 from typing import Literal
 
-from data_utils.augment import TRANSFORMATIONS
+from data_utils.augment import TRANSFORMATIONS, check_names
 from data_utils.data_set_names import check_data_sets
 from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.systems import SYSTEMS
@@ -118,8 +118,7 @@ class EvaluationArguments:
         for system in self.systems:
             require(self.adapter or not SYSTEMS[system].adapter, f"the system {system!r} needs --adapter")
             require(self.endpoint or not SYSTEMS[system].server, f"the system {system!r} needs --endpoint")
-        unknown = [name for name in self.perturb or () if name not in TRANSFORMATIONS]
-        require(not unknown, f"--perturb knows {', '.join(TRANSFORMATIONS)}, not {', '.join(unknown)}")
+        check_names("--perturb", self.perturb)
         require(bool(self.endpoint) == bool(self.endpoint_model), "--endpoint and --endpoint_model go together")
         require(self.baseline in (None, *self.systems), f"--baseline names one of --systems, {', '.join(self.systems)}")
         require(len(set(self.systems)) == len(self.systems), "--systems names a system twice")

@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from data_utils.augment import TRANSFORMATIONS
+from data_utils.augment import TRANSFORMATIONS, check_names
 from data_utils.data_set_names import check_data_sets
 from data_utils.parts import LOSS_MASKS, PARTS, part_weights
 from data_utils.prompt import PROMPT_FORMATS
@@ -157,9 +157,7 @@ class TrainingArguments:
             self.best_metric == "eval_loss" or self.eval_generate_examples,
             f"--best_metric {self.best_metric} needs --eval_generate_examples",
         )
-        unknown = [name for name in self.augment or () if name not in TRANSFORMATIONS]
-        require(not unknown, f"--augment knows {', '.join(TRANSFORMATIONS)}, not {', '.join(unknown)}")
-        require(len(set(self.augment or ())) == len(self.augment or ()), "--augment names a transformation twice")
+        check_names("--augment", self.augment)
         require(self.augment or self.augment_fraction == 0.5, "--augment_fraction needs --augment")
         require(
             not (self.overwrite_output_dir and self.resume_from_checkpoint),

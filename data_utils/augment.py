@@ -10,6 +10,7 @@ from data_utils.answerable import may_answer
 from data_utils.prompt import render_messages, to_json
 from data_utils.rows import content_hash
 from data_utils.tool_schema import UNIONS, specs_at
+from run_utils.errors import require
 
 MADE_BY = "+"  # between a row's id and the name of its transformation
 MOST_ADDED = 4  # tools, by distract
@@ -162,6 +163,13 @@ def drop_descriptions(row, seed, pool):
 TRANSFORMATIONS = {
     "shuffle": shuffle, "distract": distract, "rename": rename, "drop_descriptions": drop_descriptions,
 }  # fmt: skip
+
+
+def check_names(flag, names):
+    """Raise UsageError if a flag's list (None: not set) has unknown names, or one twice."""
+    unknown = [name for name in names or () if name not in TRANSFORMATIONS]
+    require(not unknown, f"{flag} knows {', '.join(TRANSFORMATIONS)}, not {', '.join(unknown)}")
+    require(len(set(names or ())) == len(names or ()), f"{flag} names a transformation twice")
 
 
 def transform_rows(rows, transformation, seed, pool):

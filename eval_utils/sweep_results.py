@@ -112,7 +112,8 @@ def compare_runs(output_dir, plans, minutes, bases=()):
     for found in configurations:
         if first and found is not first and found["answers"]:
             found["against_first"] = against(first, found)
-    systems = {label: base_figures(read_evaluation(folder)) for label, folder in dict(bases).items()}
+    of_bases = {label: read_evaluation(folder) for label, folder in dict(bases).items()}
+    of_bases = {label: evaluation for label, evaluation in of_bases.items() if evaluation}
     return {
         "axes": axes,
         "first": first and first["name"],
@@ -120,7 +121,11 @@ def compare_runs(output_dir, plans, minutes, bases=()):
         "configurations": [
             {key: found[key] for key in found if key not in ("answers", "rows")} for found in configurations
         ],
-        "base": {label: found for label, found in systems.items() if found},
+        "base": {label: base_figures(evaluation) for label, evaluation in of_bases.items()},
+        "base_means": {
+            label: {system: means_of(evaluation["figures"], system) for system in evaluation["systems"]}
+            for label, evaluation in of_bases.items()
+        },
         "runs": {
             name: {key: run[key] for key in RUN_FACTS}
             | {"rates": {measure: rate(of_rows) for measure, of_rows in run["answers"].items()}}
@@ -224,8 +229,8 @@ def against(first, other):
 
 
 def base_figures(evaluation):
-    """`{system: {measure: rate's figure}}` of a base's evaluation; None without one."""
-    return evaluation and {
+    """`{system: {measure: rate's figure}}` of a base's evaluation."""
+    return {
         system: {measure: pooled_rate(pool([of_rows])) for measure, of_rows in measures.items()}
         for system, measures in evaluation["systems"].items()
     }

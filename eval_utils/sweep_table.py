@@ -40,7 +40,9 @@ def print_comparison(comparison):
         table.add_row(name, *cells, end_section=True)
     for label, systems in comparison["base"].items():
         for system, rates in systems.items():
+            of_base = comparison["base_means"][label][system]
             cells = [rate_cell(rates.get(measure)) for measure in columns]
+            cells += [f"{of_base[name]:.2f}" if name in of_base else "" for name in means]
             table.add_row(Text(f"{label}: {system}"), *cells, style="dim", end_section=True)
     console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(table)

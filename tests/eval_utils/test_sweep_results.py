@@ -141,8 +141,14 @@ def test_sets_of_made_rows_are_measures_of_their_own(tmp_path):
     write_run(tmp_path / "runs" / "r=8,seed=42", answers(0) | made, figures=figures)
     found = compare_runs(tmp_path, plans("8/42"), {})
     assert found["configurations"][0]["means"] == {"perplexity": {"mean": 9.5, "sd": None, "values": [9.5]}}
+    write_evaluation(tmp_path / "base", {"raw": answers(0)})
+    before = {"systems": {"raw": {"perplexity": {"n": 5, "mean": 2.25}}}}
+    (tmp_path / "base" / "metrics.json").write_text(json.dumps(before))
+    found = compare_runs(tmp_path, plans("8/42"), {}, {"base": tmp_path / "base"})
+    assert found["base_means"] == {"base": {"raw": {"perplexity": 2.25}}}
     write_sweep_report(tmp_path / "report.html", whole(found))
-    assert "perplexity" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "perplexity" in page and "9.50" in page and "2.25" in page
     rates = found["configurations"][0]["rates"]
     titles = [measure_title(name) for name in ("over_call", "no_call: over_call", "missed_call", "rename: exact_match")]
     assert titles[1:] == ["calls, right tool off the list", "no call, own rows with calls", "exact match (rename)"]

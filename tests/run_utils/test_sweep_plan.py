@@ -61,6 +61,7 @@ def test_lists_booleans_recipes_and_paths_are_values_of_a_grid(tmp_path):
         (["lr_scheduler_type=cosine,cosin"], DEMO, "lr_scheduler_type=cosin,seed=42: argument --lr_scheduler_type"),
         (["best_metric=eval_loss,exact_match"], DEMO, "needs --eval_generate_examples"),
         (["lora_r=8,9"], [*DEMO, "--lora_s=1"], "unknown argument --lora_s"),
+        (["lora_r=8,9"], [*DEMO, "--lora-r=4"], "--lora_r is a flag and in --grid"),
         (["lora_r=8,9"], [*DEMO, "--overwrite_output_dir"], "leave out --overwrite_output_dir"),
         (["lora_r=" + ",".join(map(str, range(1, 1002)))], DEMO, "1,001 runs: at most 1,000"),
     ],
@@ -83,6 +84,16 @@ def test_another_grid_adds_runs_and_another_experiment_is_refused(tmp_path):
     with pytest.raises(UserError, match="--split_seed 42, not 1"):
         merge_plans(path, plan("lora_r=64", flags=[*DEMO, "--seed=1"]))
     assert path.read_text() == before
+
+
+def test_the_unchanged_run_has_a_value_of_each_argument_that_varies(tmp_path):
+    """Also of one that a resume may change, such as the batch's factors: a picture shows it."""
+    vary = parse_grid(["per_device_train_batch_size=8,16"], train.TrainingArguments, "--vary")
+    options = {"grid": {}, "vary": vary, "seeds": 1, "output_dir": tmp_path}
+    runs = plan_runs(train.TrainingArguments, train.__doc__, list(DEMO), **options)
+    recorded = merge_plans(tmp_path / "sweep.json", runs)
+    sizes = [run["arguments"]["per_device_train_batch_size"] for run in recorded.values()]
+    assert sizes == [4, 8, 16] and next(iter(recorded)) == "unchanged,seed=42"
 
 
 def test_runs_share_a_bases_answers_unless_the_base_the_prompt_or_the_rows_differ():
