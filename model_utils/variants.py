@@ -79,7 +79,7 @@ def check_variants(args):
         ),
         (
             args.use_dora and args.cuda_graphs,
-            "--use_dora runs PEFT's layers, which nobody has tried in CUDA graphs: --cuda_graphs false",
+            "--use_dora runs PEFT's layers, which were not tried in CUDA graphs: --cuda_graphs false",
         ),
     ]
     for is_so, problem in refused:

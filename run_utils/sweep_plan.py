@@ -99,9 +99,6 @@ def plan_runs(arguments_class, description, flags, *, grid, seeds, output_dir, v
         not (base.overwrite_output_dir or base.resume_from_checkpoint),
         "a sweep continues by itself: leave out --overwrite_output_dir and --resume_from_checkpoint",
     )
-    named = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in flags if word.startswith("--")}
-    if both := sorted(named & grid.keys() - {"config"}):  # sweep.py may have added the demo's recipe
-        raise UsageError(f"--{both[0]} is a flag and in --grid, which has all its values: leave the flag out")
     split_seed = base.seed if base.split_seed is None else base.split_seed
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     points += [{name: value} for name, values in (vary or {}).items() for value in values]

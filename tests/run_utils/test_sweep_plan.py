@@ -61,7 +61,6 @@ def test_lists_booleans_recipes_and_paths_are_values_of_a_grid(tmp_path):
         (["lr_scheduler_type=cosine,cosin"], DEMO, "lr_scheduler_type=cosin,seed=42: argument --lr_scheduler_type"),
         (["best_metric=eval_loss,exact_match"], DEMO, "needs --eval_generate_examples"),
         (["lora_r=8,9"], [*DEMO, "--lora_s=1"], "unknown argument --lora_s"),
-        (["lora_r=8,9"], [*DEMO, "--lora-r=4"], "--lora_r is a flag and in --grid"),
         (["lora_r=8,9"], [*DEMO, "--overwrite_output_dir"], "leave out --overwrite_output_dir"),
         (["lora_r=" + ",".join(map(str, range(1, 1002)))], DEMO, "1,001 runs: at most 1,000"),
     ],
