@@ -1,4 +1,8 @@
-"""Modules whose forward is Llama's, with the kernels of kernels.py, for generation on a GPU."""
+"""Modules whose forward is Llama's, with the kernels of kernels.py, for generation on a GPU.
+
+A whole layer of the families Llama, Qwen2 and Qwen3 has ten kernels instead of twenty. Projections
+of the same input are one product, which is faster for few tokens, and products add to the
+residual."""
 
 import contextlib
 import functools
@@ -6,9 +10,14 @@ import inspect
 import sys
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.llama import modeling_llama as llama
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+from model_utils.attention import isolated_attention
 from model_utils.model_facts import unwrapped
 
 try:
@@ -16,13 +25,17 @@ try:
 except ImportError:
     kernels = None
 
-SILU = type(ACT2FN["silu"]), torch.nn.SiLU
+SILU = type(ACT2FN["silu"]), nn.SiLU
+ATTENTIONS = llama.LlamaAttention, qwen2.Qwen2Attention, qwen3.Qwen3Attention
 
 
 @contextlib.contextmanager
 def fused_modules(model):
     """Run RMSNorm, SwiGLU and rotary positions as one kernel each, in modules with the code of
-    transformers' Llama. Many families have the same code; all other modules stay as they are."""
+    transformers' Llama, and layers of dense weights with joined products. Many families have the
+    same code; all other modules stay as they are.
+
+    The weights of a layer's joined products become views of one tensor, and stay so."""
     base = unwrapped(model)
     swapped = [(module, type(module)) for module in base.modules() if fused_class(type(module))]
     # Functions of the files of the model's classes.
@@ -30,6 +43,13 @@ def fused_modules(model):
     patched = {file: file.apply_rotary_pos_emb for file in files if has_llamas_rotary(file)}
     for module, own_class in swapped:
         module.__class__ = fused_class(own_class)
+    layers = [module for module in base.modules() if can_join(module)]
+    for layer in layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        layer.joined = (
+            Joined(attention.q_proj, attention.k_proj, attention.v_proj),
+            Joined(mlp.gate_proj, mlp.up_proj),
+        )
     for file, own_function in patched.items():
         file.apply_rotary_pos_emb = fused_rotary(own_function)
     try:
@@ -37,6 +57,8 @@ def fused_modules(model):
     finally:
         for module, own_class in swapped:
             module.__class__ = own_class
+        for layer in layers:
+            layer.joined = None
         for file, own_function in patched.items():
             file.apply_rotary_pos_emb = own_function
 
@@ -44,7 +66,11 @@ def fused_modules(model):
 @functools.cache
 def fused_class(own_class):
     """The class with a fused forward, or None if the forward is not Llama's."""
-    for base, fused in ((llama.LlamaRMSNorm, FusedNorm), (llama.LlamaMLP, FusedMLP)):
+    for base, fused in (
+        (llama.LlamaRMSNorm, FusedNorm),
+        (llama.LlamaMLP, FusedMLP),
+        (llama.LlamaDecoderLayer, FusedLayer),
+    ):
         if same_code(own_class.forward, base.forward):
             return type(f"Fused{own_class.__name__}", (fused, own_class), {})
     return None
@@ -85,13 +111,109 @@ class FusedMLP:
     def forward(self, x):
         if not isinstance(self.act_fn, SILU) or not can_fuse(x):
             return super().forward(x)
-        return self.down_proj(kernels.swiglu(self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(kernels.swiglu(gate.flatten(0, -2), up.flatten(0, -2)).view_as(gate))
+
+
+class FusedLayer:
+    joined = None  # qkv and gate_up, Joined each, while the layer can run with them
+
+    def forward(
+        self, hidden_states, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False,
+        position_embeddings=None, **kwargs,
+    ):  # fmt: skip
+        if not self.joined or past_key_values is None or not can_fuse(hidden_states, *position_embeddings):
+            return super().forward(
+                hidden_states, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **kwargs
+            )
+        qkv, gate_up = self.joined
+        attention = self.self_attn
+        batch, tokens, _ = hidden_states.shape
+        residual = hidden_states.flatten(0, 1)
+        heads = qkv(self.input_layernorm(residual)).unflatten(-1, (-1, attention.head_dim))
+        key_heads = attention.k_proj.out_features // attention.head_dim
+        query, key, value = heads.split([heads.shape[1] - 2 * key_heads, key_heads, key_heads], dim=1)
+        cos, sin = (table.expand(batch, tokens, -1).flatten(0, 1) for table in position_embeddings)
+        query, key = kernels.rotary(query, key, cos, sin, *head_norms(attention))
+        query, key, value = (states.unflatten(0, (batch, tokens)).transpose(1, 2) for states in (query, key, value))
+        key, value = past_key_values.update(key, value, attention.layer_idx)
+        attended, _ = isolated_attention(
+            attention, query, key, value, None, scaling=attention.scaling,
+            sliding_window=getattr(attention, "sliding_window", None), **kwargs,
+        )  # fmt: skip
+        # Products add to the residual: it is nobody's input any more.
+        residual.addmm_(attended.reshape(batch * tokens, -1), attention.o_proj.weight.t())
+        gate, up = gate_up(self.post_attention_layernorm(residual)).chunk(2, dim=-1)
+        residual.addmm_(kernels.swiglu(gate, up), self.mlp.down_proj.weight.t())
+        return residual.view_as(hidden_states)
+
+
+def can_join(layer):
+    """Whether a module is a layer for FusedLayer: with the code of Llama, Qwen2 or Qwen3 and, on a
+    GPU, plain weights without adapters."""
+    if not isinstance(layer, FusedLayer) or not isinstance(layer.mlp, FusedMLP):
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj]
+    linears += [attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    return (
+        any(same_code(type(attention).forward, known.forward) for known in ATTENTIONS)
+        and has_llamas_rotary(sys.modules[type(attention).__module__])
+        and isinstance(mlp.act_fn, SILU)
+        and all(type(linear) is nn.Linear and linear.weight.is_cuda for linear in linears)
+        and all(linear.bias is None for linear in linears[3:])
+    )
+
+
+class Joined:
+    """Linear layers of the same input as one product. Their weights become views of one tensor, and
+    stay so."""
+
+    def __init__(self, *linears):
+        weights = [linear.weight for linear in linears]
+        self.weight = adjacent(weights)
+        if self.weight is None:
+            self.weight = torch.cat([weight.data for weight in weights])
+            for weight, part in zip(weights, self.weight.split([len(weight) for weight in weights]), strict=True):
+                weight.data = part
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+
+    def __call__(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+def adjacent(weights):
+    """The tensor whose consecutive rows are the weights, if they are parts of one, else None."""
+    first = weights[0]
+    end = first.data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != end or not weight.is_contiguous() or weight.shape[1] != first.shape[1]:
+            return None
+        end += weight.numel() * weight.element_size()
+    rows = sum(len(weight) for weight in weights)
+    if first.storage_offset() + rows * first.shape[1] > first.untyped_storage().nbytes() // first.element_size():
+        return None  # neighbours in memory by chance
+    return first.data.as_strided((rows, first.shape[1]), first.stride())
+
+
+def head_norms(attention):
+    """The weights of the RMSNorms of a query's and a key's heads, and their epsilon, for
+    kernels.rotary."""
+    if not hasattr(attention, "q_norm"):
+        return None, None, 0.0
+    return attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon
 
 
 def fused_rotary(own_function):
     def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
         if unsqueeze_dim != 1 or not can_fuse(q, k, cos, sin):
             return own_function(q, k, cos, sin, unsqueeze_dim)
-        return kernels.rotary(q, k, cos, sin)
+        batch, _, tokens, head_dim = q.shape
+        # In memory the heads of a token are together.
+        states = (x.transpose(1, 2).contiguous().flatten(0, 1) for x in (q, k))
+        tables = (table.expand(batch, tokens, head_dim).flatten(0, 1) for table in (cos, sin))
+        rotated = kernels.rotary(*states, *tables)
+        return tuple(x.unflatten(0, (batch, tokens)).transpose(1, 2) for x in rotated)
 
     return apply_rotary_pos_emb

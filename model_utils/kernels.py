@@ -40,30 +40,39 @@ def rms_norm(x, weight, eps):
     return y
 
 
-@triton.jit(do_not_specialize=["size"])
-def swiglu_kernel(gate, up, y, size, block: tl.constexpr):
+@triton.jit(do_not_specialize=["size", "step"])
+def swiglu_kernel(gate, up, y, size, step, width: tl.constexpr, block: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    values = tl.load(gate + place, place < size, 0.0).to(tl.float32)
-    factors = tl.load(up + place, place < size, 0.0).to(tl.float32)
+    source = place // width * step + place % width
+    values = tl.load(gate + source, place < size, 0.0).to(tl.float32)
+    factors = tl.load(up + source, place < size, 0.0).to(tl.float32)
     tl.store(y + place, as_stored(values * tl.sigmoid(values), y) * factors, place < size)
 
 
 def swiglu(gate, up):
-    """silu(gate) * up, in the memory of a contiguous `gate`."""
-    gate, up = gate.contiguous(), up.contiguous()
-    swiglu_kernel[(triton.cdiv(gate.numel(), BLOCK),)](gate, up, gate, gate.numel(), BLOCK)
-    return gate
+    """silu(gate) * up, [tokens, width] each: the two halves of one product, or contiguous."""
+    width = gate.shape[1]
+    y = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    swiglu_kernel[(triton.cdiv(y.numel(), BLOCK),)](gate, up, y, y.numel(), gate.stride(0), width, BLOCK)
+    return y
 
 
 @triton.jit
 def rotate_heads(
-    x, y, cos, sin, heads: tl.constexpr, padded_heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr
+    x, y, cos, sin, norm, eps, heads: tl.constexpr, padded_heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr
 ):
-    """One token: x and y point to [heads, 2 * half], cos and sin to [2 * half]."""
+    """One token: x and y point to [heads, 2 * half], cos and sin to [2 * half]. norm: the weight of
+    an RMSNorm of each head before, or None."""
     head, lane = tl.arange(0, padded_heads)[:, None], tl.arange(0, lanes)[None, :]
     place, inside = head * 2 * half + lane, (head < heads) & (lane < half)
     left = tl.load(x + place, inside, 0.0).to(tl.float32)
     right = tl.load(x + place + half, inside, 0.0).to(tl.float32)
+    if norm is not None:
+        scale = tl.rsqrt((tl.sum(left * left, 1) + tl.sum(right * right, 1)) / (2 * half) + eps)[:, None]
+        norm_left = tl.load(norm + lane, lane < half, 0.0).to(tl.float32)
+        norm_right = tl.load(norm + half + lane, lane < half, 0.0).to(tl.float32)
+        left = as_stored(norm_left * as_stored(left * scale, y), y)
+        right = as_stored(norm_right * as_stored(right * scale, y), y)
     cos_left = tl.load(cos + lane, lane < half, 0.0).to(tl.float32)
     sin_left = tl.load(sin + lane, lane < half, 0.0).to(tl.float32)
     cos_right = tl.load(cos + half + lane, lane < half, 0.0).to(tl.float32)
@@ -72,34 +81,35 @@ def rotate_heads(
     tl.store(y + place + half, as_stored(right * cos_right, y) + as_stored(left * sin_right, y), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["query_step", "key_step"])
 def rotary_kernel(
-    query, key, new_query, new_key, cos, sin, query_heads: tl.constexpr, key_heads: tl.constexpr,
-    padded_heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr,
+    query, key, new_query, new_key, cos, sin, query_norm, key_norm, eps, query_step, key_step,
+    query_heads: tl.constexpr, key_heads: tl.constexpr, padded_query_heads: tl.constexpr,
+    padded_key_heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     cos += token * 2 * half
     sin += token * 2 * half
-    place = token * query_heads * 2 * half
-    rotate_heads(query + place, new_query + place, cos, sin, query_heads, padded_heads, half, lanes)
-    place = token * key_heads * 2 * half
-    rotate_heads(key + place, new_key + place, cos, sin, key_heads, padded_heads, half, lanes)
+    y = new_query + token * query_heads * 2 * half
+    rotate_heads(query + token * query_step, y, cos, sin, query_norm, eps, query_heads, padded_query_heads, half, lanes)
+    y = new_key + token * key_heads * 2 * half
+    rotate_heads(key + token * key_step, y, cos, sin, key_norm, eps, key_heads, padded_key_heads, half, lanes)
 
 
-def rotary(query, key, cos, sin):
-    """transformers' apply_rotary_pos_emb. query [batch, heads, tokens, head_dim], key with as many
-    or fewer heads, cos and sin [batch or 1, tokens, head_dim]."""
-    # In memory the heads of a token are together.
-    query, key = query.transpose(1, 2).contiguous(), key.transpose(1, 2).contiguous()
-    batch, tokens, query_heads, head_dim = query.shape
-    cos, sin = (table.expand(batch, tokens, head_dim).contiguous() for table in (cos, sin))
-    new_query, new_key = torch.empty_like(query), torch.empty_like(key)
-    sizes = triton.next_power_of_2(query_heads), head_dim // 2, triton.next_power_of_2(head_dim // 2)
+def rotary(query, key, cos, sin, query_norm=None, key_norm=None, eps=0.0):
+    """transformers' apply_rotary_pos_emb, after an RMSNorm of each head if weights [head_dim] are
+    given. query [tokens, heads, head_dim], key with as many or fewer heads, cos and sin [tokens,
+    head_dim]. The heads of a token are together in memory; the results are contiguous."""
+    (tokens, query_heads, head_dim), key_heads = query.shape, key.shape[1]
+    new_query, new_key = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
+    padded_heads = triton.next_power_of_2(query_heads), triton.next_power_of_2(key_heads)
     # A fused multiply-add would leave out the rounding of products.
-    rotary_kernel[(batch * tokens,)](
-        query, key, new_query, new_key, cos, sin, query_heads, key.shape[2], *sizes, enable_fp_fusion=False
-    )
-    return new_query.transpose(1, 2), new_key.transpose(1, 2)
+    rotary_kernel[(tokens,)](
+        query, key, new_query, new_key, cos, sin, query_norm, key_norm, eps, query.stride(0), key.stride(0),
+        query_heads, key_heads, *padded_heads, head_dim // 2, triton.next_power_of_2(head_dim // 2),
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    return new_query, new_key
 
 
 @triton.jit(do_not_specialize=["length", "key_step", "value_step"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Olmo2Config, PhiConfig, Qwen3Config
 
-from model_utils.fused_modules import fused_modules
+from model_utils.fused_modules import Joined, fused_modules
 
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64,
@@ -15,8 +15,8 @@ SHAPE = {
 @pytest.mark.parametrize(
     ("config", "fused"),
     [
-        (LlamaConfig, {"FusedLlamaRMSNorm": 3, "FusedLlamaMLP": 1}),
-        (Qwen3Config, {"FusedQwen3RMSNorm": 5, "FusedQwen3MLP": 1}),
+        (LlamaConfig, {"FusedLlamaRMSNorm": 3, "FusedLlamaMLP": 1, "FusedLlamaDecoderLayer": 1}),
+        (Qwen3Config, {"FusedQwen3RMSNorm": 5, "FusedQwen3MLP": 1, "FusedQwen3DecoderLayer": 1}),
         (Olmo2Config, {"FusedOlmo2MLP": 1}),  # its RMSNorm rounds later
         (Gemma3TextConfig, {"FusedGemma3MLP": 1}),  # its RMSNorm adds 1 to the weight
         (PhiConfig, {}),
@@ -35,3 +35,17 @@ def test_modules_with_llamas_code_are_fused_for_a_while(config, fused):
             assert torch.equal(model(ids).logits, before)
     assert {name: names.count(name) for name in names if name.startswith("Fused")} == fused
     assert [type(module) for module in model.modules()] == classes
+
+
+def test_joined_products_are_the_products_of_their_parts():
+    torch.manual_seed(0)
+    parts = [torch.nn.Linear(8, size, bias=True) for size in (6, 2, 3)]
+    x = torch.randn(5, 8)
+    expected = torch.cat([part(x) for part in parts], dim=-1)
+    joined = Joined(*parts)
+    assert torch.equal(joined(x), expected)
+    assert Joined(*parts).weight.data_ptr() == joined.weight.data_ptr()  # not copied again
+    with torch.no_grad():
+        parts[1].weight.add_(1)  # as when an adapter is merged
+        parts[2].weight.data = parts[2].weight.data.clone()
+        assert torch.equal(Joined(*parts)(x), torch.cat([part(x) for part in parts], dim=-1))

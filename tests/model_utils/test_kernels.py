@@ -35,19 +35,32 @@ def test_rms_norm(dtype, width):
 
 @DTYPES
 def test_swiglu(dtype):
-    gate, up = randn(2, 5, 3000, dtype=dtype)
-    assert_near(kernels.swiglu(gate.clone(), up), F.silu(gate) * up)
+    product = randn(5, 6000, dtype=dtype)
+    for gate, up in (product.chunk(2, dim=-1), randn(2, 5, 3000, dtype=dtype)):
+        assert_near(kernels.swiglu(gate, up), F.silu(gate) * up)
 
 
 @DTYPES
 @HEADS
+@torch.no_grad()
 def test_rotary(dtype, heads, kv_heads, head_dim):
-    query, key = (randn(2, 11, n, head_dim, dtype=dtype).transpose(1, 2) for n in (heads, kv_heads))
-    cos, sin = randn(2, 2, 11, head_dim, dtype=dtype)
-    for found, expected in zip(
-        kernels.rotary(query, key, cos, sin), llama.apply_rotary_pos_emb(query, key, cos, sin), strict=True
-    ):
+    # As projections of one product are: the heads of a token are together, tokens are apart.
+    product = randn(11, heads + 2 * kv_heads, head_dim, dtype=dtype)
+    query, key = product[:, :heads], product[:, heads : heads + kv_heads]
+    cos, sin = randn(2, 11, head_dim, dtype=dtype)
+    norms = [llama.LlamaRMSNorm(head_dim, 1e-6).to("cuda", dtype) for _ in range(2)]
+    for norm in norms:
+        norm.weight.data = randn(head_dim, dtype=dtype)
+
+    def transformers(query, key):
+        rotated = llama.apply_rotary_pos_emb(query.transpose(0, 1)[None], key.transpose(0, 1)[None], cos, sin, 0)
+        return [x[0].transpose(0, 1) for x in rotated]
+
+    for found, expected in zip(kernels.rotary(query, key, cos, sin), transformers(query, key), strict=True):
         assert torch.equal(found, expected)
+    normed = kernels.rotary(query, key, cos, sin, norms[0].weight, norms[1].weight, 1e-6)
+    for found, expected in zip(normed, transformers(norms[0](query), norms[1](key)), strict=True):
+        assert_near(found, expected)
 
 
 @DTYPES
