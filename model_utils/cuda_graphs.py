@@ -8,6 +8,7 @@ has its own graph. The head and the loss stay outside, on the supervised tokens 
 fill gradients outside autograd, so DDP misses them: speed.gradient_sync averages them."""
 
 import contextlib
+import functools
 import gc
 
 import torch
@@ -44,6 +45,8 @@ def use_cuda_graphs(accelerator, model, data, steps):
     try:
         for size in progress(sizes, "Trying the sizes of micro-batches", unit="size"):
             graphed.warm_up(size)
+        gc.collect()
+        torch.cuda.empty_cache()  # graphs have memory of their own
         for size in progress(sizes, "Capturing their CUDA graphs", unit="size"):
             graphed.capture(size)
     except torch.OutOfMemoryError:
@@ -152,18 +155,34 @@ class GraphedDecoder:
 
 @contextlib.contextmanager
 def capturing(graph, pool=None):
-    """`torch.cuda.graph` without garbage collection, which may free objects that a capture must not
+    """Capture the CUDA work of this block in `graph`, on a stream of its own.
+
+    Unlike `torch.cuda.graph`, this does not wait for the GPU's earlier work, collects no garbage
+    and keeps the allocator's free memory. A collection may free objects that a capture must not
     free. CUDA calls of other threads, such as NCCL's, do not end the capture."""
     gc.disable()
+    stream = capture_stream()
+    stream.wait_stream(torch.cuda.current_stream())
     try:
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            yield
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            try:
+                yield
+            finally:
+                graph.capture_end()
     except RuntimeError as error:  # the end of a failed capture hides the lack of memory
         if isinstance(error.__context__, torch.OutOfMemoryError):
             raise error.__context__ from None
         raise
     finally:
         gc.enable()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@functools.cache
+def capture_stream():
+    """One stream for all captures: autograd runs a backward pass on its forward pass's stream."""
+    return torch.cuda.Stream()
 
 
 class Replay(torch.autograd.Function):

@@ -40,20 +40,20 @@ def rms_norm(x, weight, eps):
     return y
 
 
-@triton.jit(do_not_specialize=["size", "step"])
-def swiglu_kernel(gate, up, y, size, step, width: tl.constexpr, block: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    source = place // width * step + place % width
-    values = tl.load(gate + source, place < size, 0.0).to(tl.float32)
-    factors = tl.load(up + source, place < size, 0.0).to(tl.float32)
-    tl.store(y + place, as_stored(values * tl.sigmoid(values), y) * factors, place < size)
+@triton.jit(do_not_specialize=["step"])
+def swiglu_kernel(gate, up, y, step, width: tl.constexpr, block: tl.constexpr):
+    token, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * block + tl.arange(0, block)
+    place, inside = token * step + column, column < width
+    values = tl.load(gate + place, inside, 0.0).to(tl.float32)
+    factors = tl.load(up + place, inside, 0.0).to(tl.float32)
+    tl.store(y + token * width + column, as_stored(values * tl.sigmoid(values), y) * factors, inside)
 
 
 def swiglu(gate, up):
     """silu(gate) * up, [tokens, width] each: the two halves of one product, or contiguous."""
-    width = gate.shape[1]
+    tokens, width = gate.shape
     y = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    swiglu_kernel[(triton.cdiv(y.numel(), BLOCK),)](gate, up, y, y.numel(), gate.stride(0), width, BLOCK)
+    swiglu_kernel[(tokens, triton.cdiv(width, 2 * BLOCK))](gate, up, y, gate.stride(0), width, 2 * BLOCK)
     return y
 
 
