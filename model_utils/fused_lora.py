@@ -2,14 +2,19 @@
 
 PEFT computes `W x + scaling * B A dropout(x)` in nine operations or more, casts x to float32, and
 keeps a dropped-out copy of x for the backward pass. Here W x is added in place to the adapter's
-output, and only the dropout mask is kept. Compiled code only keeps the mask's random numbers."""
+output, and only the dropout mask is kept. Compiled code only keeps the mask's random numbers, and
+computes layers of one input together (group_lora)."""
 
 import functools
+import itertools
 
 import torch
 import torch.nn.functional as F
 from peft.tuners import lora
 from torch.autograd.function import once_differentiable
+
+# Layers of one parent that transformers calls with the same input.
+GROUPS = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
 def fuse_lora(model):
@@ -26,7 +31,23 @@ def fuse_lora(model):
             and all(b.bias is None for b in module.lora_B.values())
         ):
             module.__class__ = fused_class(type(module))
+            module.group, module.handed = [module], None
     return model
+
+
+def group_lora(model):
+    """Let the fused layers with one input share their work in compiled code. They read the input
+    once for all A, and once for the gradients of all A. Its gradient is one tensor from the start,
+    and not a sum of one for each layer.
+
+    With dropout they share a mask. Each layer drops as PEFT does, but not independently of the
+    others."""
+    for parent in model.modules():
+        for names in GROUPS:
+            group = [layer for name in names if isinstance(layer := getattr(parent, name, None), FusedForward)]
+            if len({layer.in_features for layer in group}) == 1:
+                for layer in group:
+                    layer.group = group
 
 
 @functools.cache
@@ -36,24 +57,48 @@ def fused_class(peft_class):
 
 class FusedForward:
     def forward(self, x):
-        if self.disable_adapters or self.merged:
+        if not self.is_plain:
             return super().forward(x)
-        (adapter,) = self.active_adapters
-        # Identity has no p.
-        dropout = getattr(self.lora_dropout[adapter], "p", 0.0) if self.training else 0.0
-        a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        y = LoraProjection.apply(x.flatten(0, -2), a, b, self.base_layer, self.scaling[adapter], dropout)
-        return y.view(*x.shape[:-1], -1)
+        handed, self.handed = self.handed, None
+        if handed and handed[0] is x:
+            return handed[1]
+        if not torch.compiler.is_compiling() or not all(layer.is_plain for layer in self.group):
+            return project(x, [self])[0]
+        # Those that are not called with this very tensor compute their own outputs.
+        for layer, y in zip(self.group, project(x, self.group), strict=True):
+            layer.handed = x, y
+        (_, y), self.handed = self.handed, None
+        return y
+
+    @property
+    def is_plain(self):
+        return not (self.disable_adapters or self.merged)
+
+
+def project(x, layers):
+    """The outputs [..., out] of LoRA layers with the input x [..., in]."""
+    parts = []
+    for layer in layers:
+        (adapter,) = layer.active_adapters
+        factors = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        parts.append((layer.base_layer, layer.scaling[adapter], *factors))
+    # Identity has no p.
+    dropout = getattr(layers[0].lora_dropout[adapter], "p", 0.0) if layers[0].training else 0.0
+    # The compiler takes no lists here.
+    ys = LoraProjection.apply(x.flatten(0, -2), dropout, *itertools.chain(*zip(*parts, strict=True)))
+    return [y.view(*x.shape[:-1], -1) for y in ys]
 
 
 class LoraProjection(torch.autograd.Function):
-    """x: [tokens, in]; a: [r, in] and b: [out, r], float32 or x's dtype; base: a frozen Linear.
-    Returns [tokens, out]."""
+    """LoRA layers with one input x, [tokens, in]. parts: their frozen Linears, then their scalings,
+    then their A [r, in], then their B [out, r]. A and B have float32 or x's dtype; ranks may
+    differ. Returns a tuple of [tokens, out]."""
 
     @staticmethod
-    def forward(ctx, x, a, b, base, scaling, dropout):
-        weight = dense(base, base.weight.t())
-        x = x.to(weight.dtype)
+    def forward(ctx, x, dropout, *parts):
+        bases, scalings, a, b = quarters(parts)
+        weights = [dense(base, base.weight.t()) for base in bases]
+        x = x.to(weights[0].dtype)
         dropped, mask, noise = x, None, None
         if dropout and torch.compiler.is_compiling():
             noise = draw_noise(x.shape, x.device)
@@ -62,32 +107,56 @@ class LoraProjection(torch.autograd.Function):
             dropped = (x.float() * (hashed_mask(noise, x.shape, dropout) / (1 - dropout))).to(x.dtype)
         elif dropout:
             dropped, mask = torch.native_dropout(x, dropout, True)
-        low = dropped @ a.t().to(x.dtype)
-        y = F.linear(low, (b * scaling).to(x.dtype), base.bias)
-        add_product(y, x, weight)
-        ctx.save_for_backward(x, mask, noise, low, a, b)
-        ctx.base, ctx.scaling, ctx.dropout = base, scaling, dropout
-        return y
+        low = dropped @ joined(a).t().to(x.dtype)
+        lows = low.split([len(part) for part in a], dim=1)
+        ys = []
+        for part, factor, scaling, base, weight in zip(lows, b, scalings, bases, weights, strict=True):
+            y = F.linear(part, (factor * scaling).to(x.dtype), base.bias)
+            add_product(y, x, weight)
+            ys.append(y)
+        ctx.save_for_backward(x, mask, noise, low, *a, *b)
+        ctx.bases, ctx.scalings, ctx.dropout = bases, scalings, dropout
+        return tuple(ys)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
-        x, mask, noise, low, a, b = ctx.saved_tensors
+    def backward(ctx, *dys):
+        x, mask, noise, low, *factors = ctx.saved_tensors
+        a, b = factors[: len(dys)], factors[len(dys) :]
         if noise is not None:
             mask = hashed_mask(noise, x.shape, ctx.dropout)
-        keep = 1 - ctx.dropout
-        dlow = dy @ (b * ctx.scaling).to(x.dtype)
-        db = (dy.t() @ low).to(b.dtype) * ctx.scaling
-        da = (dlow.t() @ (x if mask is None else x * mask)).to(a.dtype) / keep
+        keep, ranks = 1 - ctx.dropout, [len(part) for part in a]
+        dlows, db = [], []
+        for dy, part, factor, scaling in zip(dys, low.split(ranks, dim=1), b, ctx.scalings, strict=True):
+            dlows.append(dy @ (factor * scaling).to(x.dtype))
+            db.append((dy.t() @ part).to(factor.dtype) * scaling)
+        dlow = joined(dlows, dim=1)
+        da = (dlow.t() @ (x if mask is None else x * mask)).to(a[0].dtype) / keep
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = dlow @ (a / keep).to(x.dtype)
-            weight = dense(ctx.base, ctx.base.weight)
-            if mask is None:
-                add_product(dx, dy, weight)
-            else:
-                dx = (dy @ weight).addcmul_(dx, mask)
-        return dx, da, db, None, None, None
+            dx = dlow @ (joined(a) / keep).to(x.dtype)
+            weights = [dense(base, base.weight) for base in ctx.bases]
+            dx = add_products(dx, dys, weights) if mask is None else add_products(None, dys, weights).addcmul_(dx, mask)
+        return dx, *[None] * (1 + 2 * len(dys)), *da.split(ranks), *db
+
+
+def quarters(items):
+    size = len(items) // 4
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def joined(parts, dim=0):
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def add_products(total, lefts, rights):
+    """total plus the sum of left @ right, in place if there is a total."""
+    for left, right in zip(lefts, rights, strict=True):
+        if total is None:
+            total = left @ right
+        else:
+            add_product(total, left, right)
+    return total
 
 
 def add_product(y, left, right):

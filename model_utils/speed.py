@@ -45,6 +45,8 @@ def use_liger_kernels(model):
 def compile_layers(model):
     """Compile each decoder layer of a PEFT model separately, for any number of tokens. Training
     needs one graph for all layers and lengths, evaluation another."""
+    from model_utils.fused_lora import group_lora  # late: it imports peft
+
     base = model.get_base_model()
     layers = getattr(base.get_decoder(), "layers", None)
     if layers is None:
@@ -69,6 +71,7 @@ def compile_layers(model):
     # output. At 17,700 tokens a step of Qwen3-4B's shape, without dropout, they would keep 17 of 73
     # GiB.
     torch._functorch.config.ban_recompute_materialized_backward = False
+    group_lora(model)
     for layer in layers:
         layer.compile(**COMPILE)
 

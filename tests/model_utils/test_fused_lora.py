@@ -1,4 +1,4 @@
-"""The fused LoRA layer against PEFT's, finite differences and explicit dropout."""
+"""The fused LoRA layers against PEFT's, finite differences and explicit dropout."""
 
 import copy
 
@@ -6,9 +6,20 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
-from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
+from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, group_lora, hashed_mask
 from model_utils.speed import COMPILE
+
+
+def nf4(linear):
+    base = Linear4bit(
+        linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4",
+        compress_statistics=True,
+    )  # fmt: skip
+    base.load_state_dict({"weight": linear.weight.data})
+    return base.to("cpu")
 
 
 def layer(quantized=False, dropout=0.0, **variant):
@@ -19,10 +30,7 @@ def layer(quantized=False, dropout=0.0, **variant):
     torch.manual_seed(0)
     base = torch.nn.Linear(96, 64, bias=not quantized)
     if quantized:
-        dense = base.weight.data
-        base = Linear4bit(96, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=True)
-        base.load_state_dict({"weight": dense})
-        base = base.to("cpu")
+        base = nf4(base)
     model = torch.nn.Sequential(base).requires_grad_(False)
     model.is_loaded_in_4bit = quantized  # PEFT chooses its layer by this flag
     config = LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules=["0"], **variant)
@@ -92,7 +100,11 @@ def test_in_bf16_the_error_is_at_most_pefts():
 def test_gradients_equal_finite_differences():
     base = torch.nn.Linear(6, 5).double().requires_grad_(False)
     x, a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 6), (2, 6), (5, 2)))
-    assert torch.autograd.gradcheck(lambda *tensors: LoraProjection.apply(*tensors, base, 1.5, 0.0), (x, a, b))
+
+    def projection(x, a, b):
+        return LoraProjection.apply(x, 0.0, base, 1.5, a, b)
+
+    assert torch.autograd.gradcheck(projection, (x, a, b))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -171,3 +183,129 @@ def test_compiled_layers_save_no_dequantised_weights():
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         projection(torch.randn(40, 96, requires_grad=True))
     assert kept and not any(tensor.shape in ((64, 96), (96, 64)) for tensor in kept)
+
+
+class Projections(torch.nn.Module):
+    """Three projections of one input by transformers' names, of different widths."""
+
+    def __init__(self, quantized=False):
+        super().__init__()
+        wrap = nf4 if quantized else lambda linear: linear
+        self.q_proj = wrap(torch.nn.Linear(96, 64, bias=not quantized))
+        self.k_proj = wrap(torch.nn.Linear(96, 32, bias=not quantized))
+        self.v_proj = wrap(torch.nn.Linear(96, 32, bias=False))
+        self.v_scale = 1.0
+
+    def forward(self, x):
+        value = self.v_proj(x if self.v_scale == 1 else self.v_scale * x)
+        return self.q_proj(x) + torch.cat([self.k_proj(x), value], dim=-1)
+
+
+def group(quantized=False, dropout=0.0):
+    """Two modules of PEFT's layers, one after the other, and their grouped and compiled copy."""
+    torch.manual_seed(0)
+    modules = [Projections(quantized), torch.nn.Linear(64, 96), Projections(quantized)]
+    model = torch.nn.Sequential(*modules).requires_grad_(False)
+    model.is_loaded_in_4bit = quantized
+    config = LoraConfig(
+        r=4, lora_alpha=12, lora_dropout=dropout, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False,
+        rank_pattern={"k_proj": 6},
+    )  # fmt: skip
+    peft_model = get_peft_model(model, config).train()
+    grouped = fuse_lora(copy.deepcopy(peft_model)).train()
+    group_lora(grouped)
+    for module in grouped.base_model.model[::2]:
+        module.compile(backend="aot_eager", dynamic=True, fullgraph=True)
+    return peft_model, grouped
+
+
+def assert_equal_results(grouped, peft_model, x):
+    results = [output_and_gradients(model, x) for model in (grouped, peft_model)]
+    assert all(tensor is not None and tensor.any() for tensor in results[0])  # each weight has a gradient
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max())
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_groups_outputs_and_gradients_equal_pefts(quantized):
+    assert_equal_results(*reversed(group(quantized)), torch.randn(2, 7, 96))
+
+
+class Products(TorchDispatchMode):
+    """The shapes of the matrix products' factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.mm.default:
+            self.shapes.append([tuple(tensor.shape) for tensor in args])
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_group_reads_its_input_once_forward_and_once_backward():
+    _, grouped = group()
+    x = torch.randn(50, 96)
+    output_and_gradients(grouped, x)  # traces
+    with Products() as products:
+        output_and_gradients(grouped, x)
+    thin = [pair for pair in products.shapes if (50, 96) in pair]
+    # Two modules: x with all A forward, and with all gradients of low-rank activations backward.
+    assert sorted(thin) == [[(14, 50), (50, 96)]] * 2 + [[(50, 96), (96, 14)]] * 2
+
+
+@pytest.mark.parametrize("change", ["another input", "one adapter off", "all off", "no gradients", "checkpointing"])
+def test_a_group_in_other_uses_equals_pefts(change):
+    """Layers with another input or without an adapter compute their own outputs."""
+    peft_model, grouped = group()
+    x = torch.randn(2, 7, 96)
+    for model in (peft_model, grouped):
+        first = model.base_model.model[0]
+        if change == "another input":
+            first.v_scale = 0.5
+        elif change == "one adapter off":
+            first.k_proj.enable_adapters(False)
+        elif change == "all off":
+            model.base_model.disable_adapter_layers()
+    if change in ("all off", "no gradients"):
+        with torch.no_grad():
+            torch.testing.assert_close(grouped(x), peft_model(x), rtol=1e-4, atol=1e-4)
+    else:
+        assert_equal_results(Checkpointed(grouped) if change == "checkpointing" else grouped, peft_model, x)
+    assert not any(layer.handed for layer in grouped.modules() if hasattr(layer, "handed"))  # would fill memory
+
+
+class Checkpointed(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return checkpoint(self.model, x, use_reentrant=False)
+
+
+def test_the_layers_of_a_group_share_one_dropout_mask():
+    _, grouped = group(dropout=0.25)
+    x = torch.randn(3, 50, 96)
+    first = grouped.base_model.model[0]
+    torch.manual_seed(1)
+    got = output_and_gradients(first, x)
+    torch.manual_seed(1)
+    mask = hashed_mask(draw_noise((150, 96), "cpu"), (150, 96), 0.25).view_as(x)
+    x = x.requires_grad_()
+    layers = first.q_proj, first.k_proj, first.v_proj
+    outputs = [
+        layer.base_layer(x)
+        + layer.scaling["default"]
+        * (x * mask / 0.75)
+        @ layer.lora_A["default"].weight.t()
+        @ layer.lora_B["default"].weight.t()
+        for layer in layers
+    ]
+    y = outputs[0] + torch.cat(outputs[1:], dim=-1)
+    first.zero_grad()
+    (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+    wanted = y, x.grad, *(parameter.grad for parameter in first.parameters() if parameter.requires_grad)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max())
