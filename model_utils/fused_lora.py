@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from peft.tuners import lora
 from torch.autograd.function import once_differentiable
 
+from model_utils.fp8 import fp8_product
+
 
 def fuse_lora(model):
     """Give the plain LoRA layers of a PEFT model the fused forward. Weights and names stay PEFT's.
@@ -52,8 +54,7 @@ class LoraProjection(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, a, b, base, scaling, dropout):
-        weight = dense(base, base.weight.t())
-        x = x.to(weight.dtype)
+        x = x.to(dtype_of(base))
         dropped, mask, noise = x, None, None
         if dropout and torch.compiler.is_compiling():
             noise = draw_noise(x.shape, x.device)
@@ -63,8 +64,7 @@ class LoraProjection(torch.autograd.Function):
         elif dropout:
             dropped, mask = torch.native_dropout(x, dropout, True)
         low = dropped @ a.t().to(x.dtype)
-        y = F.linear(low, (b * scaling).to(x.dtype), base.bias)
-        add_product(y, x, weight)
+        y = frozen_product(x, base, low, (b * scaling).to(x.dtype))
         ctx.save_for_backward(x, mask, noise, low, a, b)
         ctx.base, ctx.scaling, ctx.dropout = base, scaling, dropout
         return y
@@ -81,13 +81,38 @@ class LoraProjection(torch.autograd.Function):
         da = (dlow.t() @ (x if mask is None else x * mask)).to(a.dtype) / keep
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = dlow @ (a / keep).to(x.dtype)
-            weight = dense(ctx.base, ctx.base.weight)
+            a = (a / keep).to(x.dtype)
             if mask is None:
-                add_product(dx, dy, weight)
+                dx = frozen_input_gradient(dy, ctx.base, dlow, a)
             else:
-                dx = (dy @ weight).addcmul_(dx, mask)
+                dx = frozen_input_gradient(dy, ctx.base).addcmul_(dlow @ a, mask)
         return dx, da, db, None, None, None
+
+
+def frozen_product(x, base, low, b):
+    """x Wᵀ + bias + low bᵀ."""
+    if in_fp8(base):
+        return fp8_product(x, base.fp8.rows, base.bias, low, b.t())
+    y = F.linear(low, b, base.bias)
+    add_product(y, x, dense(base, base.weight.t()))
+    return y
+
+
+def frozen_input_gradient(dy, base, dlow=None, a=None):
+    """dy W, + dlow a if given."""
+    if in_fp8(base):
+        return fp8_product(dy, base.fp8.columns, None, dlow, a)
+    weight = dense(base, base.weight)
+    if dlow is None:
+        return dy @ weight
+    dx = dlow @ a
+    add_product(dx, dy, weight)
+    return dx
+
+
+def in_fp8(base):
+    """Whether a pass multiplies by the FP8 copies of use_fp8_products: in training only."""
+    return base.training and hasattr(base, "fp8")
 
 
 def add_product(y, left, right):
@@ -129,10 +154,19 @@ def dense(linear, weight):
 
     Forward uses one and backward the other: compiled code would keep dense weights that both use,
     for all layers. It only keeps their scales, a sixteenth of a byte per weight."""
-    # FSDP2 gathers plain weights; the layer still has their quantisation state.
-    quant_state = getattr(linear.weight, "quant_state", None) or getattr(linear, "quant_state", None)
-    if quant_state is None:
+    state = quant_state(linear)
+    if state is None:
         return weight
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(weight, quant_state)
+    return dequantize_4bit(weight, state)
+
+
+def dtype_of(linear):
+    """Of the dense weight."""
+    return (quant_state(linear) or linear.weight).dtype
+
+
+def quant_state(linear):
+    """Of NF4 weights, else None. FSDP2 gathers plain weights; the layer still has the state."""
+    return getattr(linear.weight, "quant_state", None) or getattr(linear, "quant_state", None)
