@@ -48,6 +48,7 @@ from data_utils.sources import load_rows
 from demo.rows import GENERATORS
 from model_utils.attention import ISOLATED, isolated_attention
 from model_utils.cuda_graphs import use_cuda_graphs
+from model_utils.fp8 import use_fp8_products
 from model_utils.fused_lora import LoraProjection, draw_noise, fuse_lora, hashed_mask
 from model_utils.fused_modules import kernels
 from model_utils.generation import generate
@@ -67,10 +68,14 @@ PATHS = {
     "+ fused LoRA, NF4": FUSED | {"nf4": True},
     "+ CUDA graphs, NF4": FUSED | {"graphs": True, "nf4": True},
     "+ compiled + CUDA graphs, NF4": FUSED | {"compiled": True, "graphs": True, "nf4": True},
+    "+ fused LoRA, FP8": FUSED | {"fp8": True},
+    "+ compiled + CUDA graphs, FP8": FUSED | {"compiled": True, "graphs": True, "fp8": True},
     # Last: Liger changes transformers for the whole process.
     "+ Liger": FUSED | {"liger": True},
     "+ Liger + CUDA graphs": FUSED | {"liger": True, "graphs": True},
 }
+# FP8 rounds more than bf16, on purpose: of the loss, and of the gradients.
+FP8_BOUNDS = 3e-2, 0.15
 TAGS = PROMPT_FORMATS["tags-1"]
 
 
@@ -148,7 +153,9 @@ def main():
     make_rows(rows_file, tokenizer, count=16)
     data = TrainingData(tokenize_rows(tokenizer, TAGS, load_rows(str(rows_file))[0], 1024)[0], 0, 4, 2)
 
-    def build(dtype, attention, fused=False, liger=False, compiled=False, graphs=False, nf4=False, dropout=0.0):
+    def build(
+        dtype, attention, fused=False, liger=False, compiled=False, graphs=False, nf4=False, fp8=False, dropout=0.0
+    ):
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
@@ -167,6 +174,8 @@ def main():
                 parameter.data = torch.randn(parameter.shape).to(accelerator.device) * 0.02
         if fused:
             fuse_lora(model)
+        if fp8:
+            use_fp8_products(model)
         if liger:
             use_liger_kernels(model)
         if compiled:
@@ -295,12 +304,15 @@ def main():
             continue
         if not on_gpu and path.get("compiled"):
             path = path | {"attention": "sdpa"}
+        if on_gpu and path.get("fp8") and torch.cuda.get_device_capability() < (9, 0):
+            continue
         nf4 = path.get("nf4", False)
         if nf4 not in wanted:
             wanted[nf4] = loss_and_gradients(torch.float32, attention="sdpa", nf4=nf4)
             table.add_row("float32, of NF4" if nf4 else "float32", f"{wanted[nf4][0]:.6f}", "", "")
         try:
-            loss, gradient = loss_and_gradients(torch.bfloat16 if on_gpu else torch.float32, **path)
+            dtype = torch.bfloat16 if on_gpu or path.get("fp8") else torch.float32
+            loss, gradient = loss_and_gradients(dtype, **path)
         except Exception:  # the other paths are checked all the same
             traceback.print_exc()
             wrong.append(name)
@@ -309,6 +321,8 @@ def main():
         off = abs(loss - wanted[nf4][0]), ((gradient - wanted[nf4][1]).norm() / wanted[nf4][1].norm()).item()
         if name.startswith("plain"):
             bounds[nf4] = 2 * off[0] + 1e-3, 1.25 * off[1] + 1e-5
+        elif path.get("fp8"):
+            wrong += [name] * (off[0] > FP8_BOUNDS[0] or off[1] > FP8_BOUNDS[1])
         elif nf4 not in bounds or off[0] > bounds[nf4][0] or off[1] > bounds[nf4][1]:
             wrong.append(name)
         table.add_row(name, f"{loss:.6f}", f"{off[0]:.2e}", f"{off[1]:.2e}")

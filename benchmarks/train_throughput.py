@@ -79,11 +79,13 @@ OURS = {
     "compiled": ours(torch_compile=True),
     "compiled_graphs": ours(torch_compile=True, cuda_graphs=True),
     "compiled_graphs_nf4": ours(8, 1, "nf4", torch_compile=True, cuda_graphs=True),
+    "compiled_graphs_fp8": ours(torch_compile=True, cuda_graphs=True, base_precision="fp8"),
     # For 16 to 24 GiB.
     "compiled_graphs_nf4_2x4": ours(2, 4, "nf4", torch_compile=True, cuda_graphs=True),
     "large_liger": ours(40, liger_kernel=True),
     "large_compiled": ours(40, torch_compile=True),
     "large_compiled_graphs": ours(40, torch_compile=True, cuda_graphs=True),
+    "large_compiled_graphs_fp8": ours(40, torch_compile=True, cuda_graphs=True, base_precision="fp8"),
     "large_compiled_graphs_nf4": ours(40, 1, "nf4", torch_compile=True, cuda_graphs=True),
 }
 TRL = {

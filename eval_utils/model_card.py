@@ -97,9 +97,9 @@ RECIPE = (
 VARIANTS = (  # of train.py's, named if they are not its defaults
     *("lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha", "loraplus_lr_ratio"),
     *("use_rslora", "use_dora", "init_lora_weights", "rank_pattern", "alpha_pattern", "optim", "loss_mask"),
-    *("loss_weights", "no_call_fraction", "augment"),
+    *("loss_weights", "no_call_fraction", "augment", "base_precision"),
 )
-DEFAULTS = (None, False, 0, "true", "adamw_torch_fused", "completion_only")
+DEFAULTS = (None, False, 0, "true", "adamw_torch_fused", "completion_only", "same")
 
 
 def write_adapter_card(folder, args, environment, **results):

@@ -52,7 +52,7 @@ def estimate(args, config, train_examples, eval_examples, gpu=None):
     gpus = []
     for name in names:
         if name in GPUS:
-            known = None if fp32 or args.quantization == "int8" else GPUS[name]
+            known = None if fp32 or never_measured(args) else GPUS[name]
             time = known and training_time(
                 args, foot, known, train, eval_examples, steps=steps, evaluations=evaluations
             )
@@ -177,11 +177,17 @@ def num_evaluations(args, steps):
     return len(due | {steps}) + args.eval_on_start
 
 
+def never_measured(args):
+    """The kind of base, in a word, whose time was never compared with a measurement, or None."""
+    return "FP8" if args.base_precision == "fp8" else "int8" if args.quantization == "int8" else None
+
+
 # ---- words ---------------------------------------------------------------------------------------
 
 
 def describe_settings(args, fp32):
     base = {"none": "float32" if fp32 else "bf16", "nf4": "NF4", "int8": "int8"}[args.quantization]
+    base += " and FP8" * (args.base_precision == "fp8")
     parts = [f"base in {base}", f"LoRA r={args.lora_r}"]
     parts.append(f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} rows a step")
     flags = ("gradient_checkpointing", "torch_compile", "cuda_graphs")
@@ -199,8 +205,10 @@ def describe_limits(args, at_hand, gpu, gpus):
         notes.append("--use_dora is slower than this: PEFT's layers run")
     if args.liger_kernel:
         notes.append("--liger_kernel needs less than this")
-    if args.quantization == "int8":
-        notes.append("int8 was never compared with a measurement, and has no time here")
+    if weights := never_measured(args):
+        notes.append(f"{weights} was never compared with a measurement, and has no time here")
+    if args.base_precision == "fp8":
+        notes.append("--base_precision fp8 needs an H100, an H200 or a newer GPU")
     if at_hand and (len(gpus) > 1):
         notes.append(f"this machine's {at_hand} has no figures in model_utils/gpus.py")
     if gpu == "cpu":

@@ -10,6 +10,7 @@ from transformers import AttentionInterface
 
 from model_utils.adapters import add_lora
 from model_utils.flops import Flops, count_flops
+from model_utils.fp8 import fp8_bytes, fp8_layers
 from model_utils.loading import text_decoder, without_weights
 from model_utils.model_facts import set_attention, unwrapped
 from model_utils.targets import choose_targets
@@ -23,7 +24,7 @@ PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.o
 
 
 class Footprint(NamedTuple):
-    base_bytes: float
+    base_bytes: float  # with the copies of --base_precision fp8
     trained: int  # weights
     trained_bytes: float  # of the weights alone
     quantized: int  # weights
@@ -53,6 +54,8 @@ def footprint(args, config, dtype=torch.bfloat16):
     decoder = text_decoder(unwrapped(model))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kept, kept_compiled = kept_bytes(decoder)
+    if args.base_precision == "fp8":
+        base += fp8_bytes(fp8_layers(model))
     text_config = config.get_text_config(decoder=True)
     return Footprint(
         base_bytes=base,

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from peft.tuners import lora
 from torch.autograd.function import once_differentiable
 
+from model_utils.fp8 import fp8_product
+
 # Layers of one parent that transformers calls with the same input.
 GROUPS = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
@@ -97,8 +99,7 @@ class LoraProjection(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dropout, *parts):
         bases, scalings, a, b = quarters(parts)
-        weights = [dense(base, base.weight.t()) for base in bases]
-        x = x.to(weights[0].dtype)
+        x = x.to(dtype_of(bases[0]))
         dropped, mask, noise = x, None, None
         if dropout and torch.compiler.is_compiling():
             noise = draw_noise(x.shape, x.device)
@@ -109,11 +110,10 @@ class LoraProjection(torch.autograd.Function):
             dropped, mask = torch.native_dropout(x, dropout, True)
         low = dropped @ joined(a).t().to(x.dtype)
         lows = low.split([len(part) for part in a], dim=1)
-        ys = []
-        for part, factor, scaling, base, weight in zip(lows, b, scalings, bases, weights, strict=True):
-            y = F.linear(part, (factor * scaling).to(x.dtype), base.bias)
-            add_product(y, x, weight)
-            ys.append(y)
+        ys = [
+            frozen_product(x, base, part, (factor * scaling).to(x.dtype))
+            for base, part, factor, scaling in zip(bases, lows, b, scalings, strict=True)
+        ]
         ctx.save_for_backward(x, mask, noise, low, *a, *b)
         ctx.bases, ctx.scalings, ctx.dropout = bases, scalings, dropout
         return tuple(ys)
@@ -134,9 +134,12 @@ class LoraProjection(torch.autograd.Function):
         da = (dlow.t() @ (x if mask is None else x * mask)).to(a[0].dtype) / keep
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = dlow @ (joined(a) / keep).to(x.dtype)
-            weights = [dense(base, base.weight) for base in ctx.bases]
-            dx = add_products(dx, dys, weights) if mask is None else add_products(None, dys, weights).addcmul_(dx, mask)
+            through_a = dlow @ (joined(a) / keep).to(x.dtype)
+            dx = through_a if mask is None else None
+            for dy, base in zip(dys, ctx.bases, strict=True):
+                dx = add_input_gradient(dx, dy, base)
+            if mask is not None:
+                dx = dx.addcmul_(through_a, mask)
         return dx, *[None] * (1 + 2 * len(dys)), *da.split(ranks), *db
 
 
@@ -149,14 +152,30 @@ def joined(parts, dim=0):
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def add_products(total, lefts, rights):
-    """total plus the sum of left @ right, in place if there is a total."""
-    for left, right in zip(lefts, rights, strict=True):
-        if total is None:
-            total = left @ right
-        else:
-            add_product(total, left, right)
+def frozen_product(x, base, low, b):
+    """x Wᵀ + bias + low bᵀ."""
+    if in_fp8(base):
+        return fp8_product(x, base.fp8.rows, base.bias, low, b.t())
+    y = F.linear(low, b, base.bias)
+    add_product(y, x, dense(base, base.weight.t()))
+    return y
+
+
+def add_input_gradient(total, dy, base):
+    """total + dy W, in place if it can be. total may be None."""
+    if in_fp8(base):
+        product = fp8_product(dy, base.fp8.columns)
+        return product if total is None else total + product
+    weight = dense(base, base.weight)
+    if total is None:
+        return dy @ weight
+    add_product(total, dy, weight)
     return total
+
+
+def in_fp8(base):
+    """Whether a pass multiplies by the FP8 copies of use_fp8_products: in training only."""
+    return base.training and hasattr(base, "fp8")
 
 
 def add_product(y, left, right):
@@ -198,10 +217,19 @@ def dense(linear, weight):
 
     Forward uses one and backward the other: compiled code would keep dense weights that both use,
     for all layers. It only keeps their scales, a sixteenth of a byte per weight."""
-    # FSDP2 gathers plain weights; the layer still has their quantisation state.
-    quant_state = getattr(linear.weight, "quant_state", None) or getattr(linear, "quant_state", None)
-    if quant_state is None:
+    state = quant_state(linear)
+    if state is None:
         return weight
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(weight, quant_state)
+    return dequantize_4bit(weight, state)
+
+
+def dtype_of(linear):
+    """Of the dense weight."""
+    return (quant_state(linear) or linear.weight).dtype
+
+
+def quant_state(linear):
+    """Of NF4 weights, else None. FSDP2 gathers plain weights; the layer still has the state."""
+    return getattr(linear.weight, "quant_state", None) or getattr(linear, "quant_state", None)

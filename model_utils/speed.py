@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import is_liger_kernel_available
 
+from model_utils.fp8 import use_fp8_products
 from run_utils.errors import UserError, describe_error
 from run_utils.launch_file import is_sharded
 
@@ -18,13 +19,15 @@ COMPILE = {"dynamic": True, "options": {"fallback_random": True}}
 
 
 def enable_speedups(model, args, accelerator):
-    """Enable gradient checkpointing, kernels and compiled layers of a PEFT model by train.py's
-    arguments."""
+    """Enable gradient checkpointing, FP8 products, kernels and compiled layers of a PEFT model by
+    train.py's arguments."""
     if accelerator.device.type == "cpu" and (args.quantization != "none" or args.gradient_checkpointing):
         faster = "--quantization none --gradient_checkpointing false"
         accelerator.print(f"On a CPU, {faster} is several times faster, if memory allows")
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if args.base_precision == "fp8":
+        accelerator.print(use_fp8_products(model))
     if args.liger_kernel:
         use_liger_kernels(model)
     if args.torch_compile:

@@ -6,6 +6,7 @@ import torch
 from data_utils.prompt import format_hash
 from model_utils.adapters import adapter_record, add_lora, describe_experts, expert_names, layer_width
 from model_utils.flops import dtype_census
+from model_utils.fp8 import check_fp8
 from model_utils.full_model import describe_size, train_all_weights
 from model_utils.generation import choose_engine
 from model_utils.loading import base_fingerprint, choose_attention, load_base_model
@@ -26,6 +27,8 @@ def load_model(args, source, data, accelerator, *, max_new_tokens):
     args: train.py's. source: the base's ModelSource. data: its examples test the attention, and its
     prompts, with max_new_tokens more, the engine."""
     check_device(args, accelerator.device.type)
+    if args.base_precision == "fp8":
+        check_fp8(accelerator.device)
     base = load_base_model(source, accelerator)
     say("Comparing its attention with plain transformers ...")
     attention = choose_attention(

@@ -81,6 +81,18 @@ def check_variants(args):
             args.use_dora and args.cuda_graphs,
             "--use_dora runs PEFT's layers, which were not tried in CUDA graphs: --cuda_graphs false",
         ),
+        (
+            args.base_precision == "fp8" and args.quantization != "none",
+            f"--base_precision fp8 needs a base in bf16, not in {args.quantization}: --quantization none",
+        ),
+        (
+            args.base_precision == "fp8" and args.dtype == "fp32",
+            "--base_precision fp8 needs a base in bf16, not in float32: --dtype bf16",
+        ),
+        (
+            args.base_precision == "fp8" and args.use_dora,
+            "--use_dora runs PEFT's layers, which have no products in FP8: --base_precision same",
+        ),
     ]
     for is_so, problem in refused:
         require(not is_so, problem)
@@ -101,8 +113,12 @@ def check_full_training(args):
         args.quantization == "none",
         f"--use_peft false trains every weight, and {args.quantization} weights cannot be trained: --quantization none",
     )
-    for name in ("cuda_graphs", "torch_compile"):
-        require(not getattr(args, name), f"--{name} is for LoRA: leave it out with --use_peft false")
+    for name, is_on in {
+        "cuda_graphs": args.cuda_graphs,
+        "torch_compile": args.torch_compile,
+        "base_precision fp8": args.base_precision == "fp8",
+    }.items():
+        require(not is_on, f"--{name} is for LoRA: leave it out with --use_peft false")
 
 
 def check_device(args, device_type):

@@ -120,6 +120,11 @@ def test_each_process_holds_half_of_the_base(tiny_model, tmp_path, quantization)
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"cuda_graphs": "true"}, "--cuda_graphs false"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"quantization": "int8"}, "--quantization nf4 or none"),
         (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            {"base_precision": "fp8"},
+            "--base_precision same with FSDP2",
+        ),
+        (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
             {},
             "--gradient_checkpointing true",

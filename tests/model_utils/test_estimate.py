@@ -102,6 +102,8 @@ def test_checkpointing_compiling_and_nf4_need_less_and_dropout_needs_more():
     assert gib(gradient_checkpointing=True) < gib(torch_compile=True) < plain < gib(lora_dropout=0.1)
     # 101 million weights a layer in half a byte instead of two
     assert plain - gib(quantization="nf4") == pytest.approx(4 * 100.9e6 * 1.484 / 2**30, rel=0.01)
+    # two copies of a byte a weight
+    assert gib(base_precision="fp8") - plain == pytest.approx(4 * 100.9e6 * 2 / 2**30, rel=0.01)
     assert gib(per_device_train_batch_size=4) > plain
     assert gib(ema_decay=0.99) - plain == pytest.approx(4 * 1.835e6 * 4 / 2**30, rel=0.01)
     # two moments of one byte instead of four for 1.8 million weights a layer
@@ -134,8 +136,12 @@ def test_without_an_answer_there_is_a_line():
     with_cpu = estimate(TrainingArguments(quantization="none"), FOUR_LAYERS, rows, [], "cpu")
     assert with_cpu["gpus"] == [] and "CPU's time is not computed" in with_cpu["lines"][-1]
     assert with_cpu["memory"]["base"] == pytest.approx((4 * 100.9e6 + 151936 * 2560) * 4 / 2**30, rel=0.01)
-    int8 = estimate(TrainingArguments(quantization="int8"), FOUR_LAYERS, rows, [], "l4")
-    assert int8["gpus"][0]["time"] is None and "int8" in " ".join(describe(int8))
+    for name, flags in {
+        "int8": {"quantization": "int8"},
+        "FP8": {"quantization": "none", "base_precision": "fp8"},
+    }.items():
+        unmeasured = estimate(TrainingArguments(**flags), FOUR_LAYERS, rows, [], "l4")
+        assert unmeasured["gpus"][0]["time"] is None and f"{name} was never" in " ".join(describe(unmeasured))
 
 
 @pytest.mark.parametrize(
