@@ -54,6 +54,8 @@ def compile_layers(model):
     layers = getattr(base.get_decoder(), "layers", None)
     if layers is None:
         raise UserError(f"--torch_compile finds no layers in {type(base).__name__}")
+    from model_utils.recomputation import recompute_cheap_operations  # late: it loads the compiler
+
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=model.device))
     except torch.OutOfMemoryError:
@@ -70,10 +72,7 @@ def compile_layers(model):
     # finds one that cannot be an input (epsilon, LoRA's scaling), and traces each run's graph
     # twice.
     torch._dynamo.config.specialize_float = True
-    # Recompute the inputs of the backward pass's matrix products if possible, above all SwiGLU's
-    # output. At 17,700 tokens a step of Qwen3-4B's shape, without dropout, they would keep 17 of 73
-    # GiB.
-    torch._functorch.config.ban_recompute_materialized_backward = False
+    recompute_cheap_operations()
     group_lora(model)
     for layer in layers:
         layer.compile(**COMPILE)
@@ -83,10 +82,15 @@ def prepare_model(accelerator, model, cuda_graphs):
     """The model for training on all processes: under DDP, or with its base under FSDP2 if the
     launch file asks for it. DDP does not see the gradients of CUDA graphs, and FSDP2 does not have
     the adapter: in these cases gradient_sync averages the gradients."""
+    inner, forward = model, model.forward
     if is_sharded():
         shard_base(accelerator, model)
     else:
         model = accelerator.prepare_model(model, evaluation_mode=cuda_graphs)
+    if accelerator.mixed_precision == "bf16":
+        # In place of Accelerate's wrapper, which also converts the logits to float32. The loss does
+        # this on the fly.
+        inner.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(forward)
     if is_sharded() or cuda_graphs:
         # Start from the main process's adapter, as under DDP: different GPUs draw different
         # numbers.
@@ -120,8 +124,6 @@ def shard_base(accelerator, model):
         # The whole base was on the GPU for a moment: measure the peak from here on.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    if accelerator.mixed_precision == "bf16":  # as accelerator.prepare_model does
-        model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import ROOT, TAGS, first_moments, launch, values
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, Qwen3NextConfig, Qwen3NextForCausalLM
@@ -17,6 +18,7 @@ from model_utils.adapters import add_lora
 from model_utils.in_training import evaluation_figures
 from model_utils.loading import ModelSource, load_base_model
 from model_utils.self_checks import check_training_batches
+from model_utils.speed import prepare_model
 from run_utils.errors import UserError
 from run_utils.signals import SIGNALS, StopRequest
 from train import completion_loss, cross_entropy
@@ -220,6 +222,29 @@ def test_checkpointing_does_not_change_nf4_gradients(train_here, flags, tmp_path
         train_here(flags | {"output_dir": output_dir, "gradient_checkpointing": checkpointing})
         moments.append(first_moments(output_dir / "checkpoint-1"))
     assert all(torch.equal(*pair) for pair in zip(*moments, strict=True))
+
+
+def test_bf16_logits_have_the_loss_and_gradients_of_float32_copies(tiny_model, examples):
+    """Accelerate's own preparation makes the copies."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    dtypes, results = [], []
+
+    def loss_fn(logits, labels, weights):
+        dtypes.append(logits.dtype)
+        return cross_entropy(logits, labels, weights)
+
+    for prepare in (accelerator.prepare_model, lambda model: prepare_model(accelerator, model, cuda_graphs=False)):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).requires_grad_(False)
+        torch.manual_seed(0)
+        model = prepare(add_lora(model, 4, 8, 0.0, ["q_proj", "up_proj"], init="gaussian"))
+        loss = completion_loss(model, collate(examples), accelerator.device, cross_entropy=loss_fn)
+        accelerator.backward(loss)
+        results.append([loss, *(weight.grad for weight in model.parameters() if weight.requires_grad)])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert any(result.any() for result in results[0][1:])
 
 
 def test_nf4_gradients_are_those_of_the_dequantised_base(tiny_model, examples):
