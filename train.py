@@ -29,8 +29,9 @@ from eval_utils.metrics import METRICS
 from model_utils.variants import OPTIMIZERS, SCHEDULES, check_variants
 from model_utils.warm_start import take_settings
 from run_utils.arguments import argument, check_limits, parse_arguments
-from run_utils.errors import require, run_script, say
+from run_utils.errors import require, run_script
 from run_utils.launch_file import is_sharded
+from run_utils.libraries import load_libraries
 
 BEST_METRICS = [name for name, metric in METRICS.items() if metric.headline and metric.kind == "rate"]
 
@@ -193,7 +194,7 @@ def parse():
 
 if __name__ == "__main__":
     args = run_script(parse)  # --help and a wrong flag end here: the imports below take seconds
-    say("Loading PyTorch and transformers ...")
+    load_libraries()
 
 import functools
 import math
