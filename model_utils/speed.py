@@ -69,6 +69,8 @@ def compile_layers(model):
     # output. At 17,700 tokens a step of Qwen3-4B's shape, without dropout, they would keep 17 of 73
     # GiB.
     torch._functorch.config.ban_recompute_materialized_backward = False
+    # Also keep graphs with the fused LoRA's own backward. Their key has the code of both passes.
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     for layer in layers:
         layer.compile(**COMPILE)
 

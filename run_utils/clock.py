@@ -23,3 +23,10 @@ def table_of_parts():
         rate = f": {tokens} tokens, {tokens / seconds:.1f} a second" if tokens else ""
         lines.append(f"{seconds:7.2f} s  {part}{rate}")
     return "\n".join([*lines, f"{whole:7.2f} s  in all"])
+
+
+def describe_parts():
+    """The seconds until now in one line, without parts of less than a tenth."""
+    whole = lap("the rest")
+    shown = [f"{part} {seconds:.1f}" for part, (seconds, _) in PARTS.items() if seconds >= 0.1]
+    return f"Ready after {whole:.1f} s: {', '.join(shown)}"

@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import os
 import sys
+from pathlib import Path
 
 from run_utils.clock import lap
 from run_utils.errors import say
@@ -15,6 +17,7 @@ def load_libraries():
     lap("Python and arguments")
     import torch
 
+    keep_compiled_code(torch)
     lap("import of torch")
     with hidden("scipy"):  # for its losses of object detection
         import transformers.modeling_utils  # noqa: F401
@@ -28,6 +31,20 @@ def load_libraries():
     finally:
         torch.compile = compiled
     lap("import of bitsandbytes")
+
+
+def keep_compiled_code(torch):
+    """Let torch keep compiled code beside the rows' cache. Its own folder, in /tmp, ends with the
+    container or at the next boot. Its keys have the graph, its options and the GPU; the folder's
+    name has the rest."""
+    from huggingface_hub.constants import HF_HOME  # late, as all large libraries
+
+    version = f"{torch.__version__}_{torch.backends.cpu.get_cpu_capability()}"
+    folder = Path(HF_HOME) / "tool_call_cache" / f"compiled_{version}"
+    with contextlib.suppress(OSError):  # a read-only disk
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 @contextlib.contextmanager
