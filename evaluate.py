@@ -28,7 +28,8 @@ from data_utils.prompt import PROMPT_FORMATS, format_hash
 from data_utils.systems import SYSTEMS
 from demo.retention import TEXTS
 from run_utils.arguments import argument, check_limits, number_or_auto, parse_arguments
-from run_utils.errors import require, run_script, say
+from run_utils.errors import require, run_script
+from run_utils.libraries import load_libraries
 
 
 @dataclass
@@ -131,7 +132,7 @@ def parse():
 
 if __name__ == "__main__":
     args = run_script(parse)  # --help and a wrong flag end here: the imports below take seconds
-    say("Loading PyTorch and transformers ...")
+    load_libraries()
 
 import dataclasses
 import functools

@@ -22,6 +22,7 @@ from typing import Literal
 
 from run_utils.arguments import argument, parse_arguments
 from run_utils.errors import UserError, require, run_script, say
+from run_utils.libraries import load_libraries
 
 
 @dataclass
@@ -53,7 +54,7 @@ def parse():
 
 if __name__ == "__main__":
     args = run_script(parse)  # --help and a wrong flag end here: the imports below take seconds
-    say("Loading PyTorch and transformers ...")
+    load_libraries()
 
 import shutil
 from pathlib import Path

@@ -13,10 +13,7 @@ for each call that misfits its tools and each unreadable tool, which is left out
 these into exit code 1 too.
 """
 
-import time
-
-STARTED = time.perf_counter()
-
+from run_utils.clock import lap, table_of_parts
 from run_utils.signals import exit_at_once, handle_signals
 
 if __name__ == "__main__":
@@ -30,6 +27,7 @@ from data_utils.prompt import PROMPT_FORMATS, format_hash, to_json
 from run_utils.arguments import argument, check_limits, number_or_auto, parse_arguments
 from run_utils.errors import UserError, require, run_script, say
 from run_utils.files import encodes
+from run_utils.libraries import load_libraries
 
 
 @dataclass
@@ -40,6 +38,7 @@ class InferenceArguments:
     input: str | None = argument(None, "Rows with queries and, unless --tools has them, tools")
     output: str | None = argument(None, "JSON lines: calls, or the error, of each row of --input")
     interactive: bool = argument(False, "Ask many queries; the model is loaded once")
+    verbose: bool = argument(False, "Seconds by part, on stderr")
     compare: bool = argument(False, "Show the base's answers on both prompts too")
     constrained: bool = argument(False, "Hold answers to a grammar of the tools, by xgrammar")
     strict: bool = argument(False, "Exit code 1 if calls misfit the tools, or a tool is left out")
@@ -87,7 +86,7 @@ def parse():
 
 if __name__ == "__main__":
     args = run_script(parse)  # --help and a wrong flag end here: the imports below take seconds
-    say("Loading PyTorch and transformers ...")
+    load_libraries()
 
 import contextlib
 import dataclasses
@@ -110,15 +109,24 @@ from run_utils.launch import start_accelerator
 
 
 def main(args):
+    try:
+        answer(args)
+    finally:
+        if args.verbose:
+            say(table_of_parts())
+
+
+def answer(args):
+    library_seconds = lap("other imports")
     tools = read_tools_and_say(args.tools, args.strict) if args.tools else None
     requests = read_requests(args.input, tools) if args.input else None
     if args.constrained:
         import_xgrammar()
-    library_seconds = time.perf_counter() - STARTED
     adapter = read_adapter(args.adapter) if args.adapter else None
+    lap("tools, record of the adapter")
     systems = load_systems(args, adapter)
     name, system = next(systems)
-    say(f"Loaded in {time.perf_counter() - STARTED:.1f} s, of which libraries took {library_seconds:.1f}")
+    say(f"Loaded in {lap('the rest'):.1f} s, of which libraries took {library_seconds:.1f}")
     if args.compare:
         compare(args, itertools.chain([(name, system)], systems), tools)
     elif args.input:
@@ -149,9 +157,11 @@ def load_systems(args, adapter):
     require(args.prompt_format in (None, own_format), f"{args.adapter} was trained with --prompt_format {own_format}")
     require(own_format != "chat" or not args.constrained, NO_GRAMMAR)
     accelerator = start_accelerator(args.dtype, alone=True)
+    lap("device")
     source = model_source(args, adapter)
     tokenizer = load_tokenizer(source)
     prompt_format = find_format(own_format, tokenizer, adapter.prompt_hash if adapter else None)
+    lap("tokenizer")
     base = load_base_model(source, accelerator)
     for name, system in open_systems(
         ["raw", "prompted"] + ["adapter"] * bool(adapter) if args.compare else [args.system],

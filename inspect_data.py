@@ -20,6 +20,7 @@ from typing import Literal
 from model_utils.gpus import GPUS
 from run_utils.arguments import argument, arguments_of, parse_arguments
 from run_utils.errors import UserError, run_script, say
+from run_utils.libraries import load_libraries
 
 
 @dataclass
@@ -37,7 +38,7 @@ def parse():
 
 if __name__ == "__main__":
     args = run_script(parse)  # --help and a wrong flag end here: the imports below take seconds
-    say("Loading PyTorch and transformers ...")
+    load_libraries()
 
 import math
 from pathlib import Path

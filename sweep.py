@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from run_utils.arguments import SWEPT, ArgumentParser, argument, check_limits, with_demo_recipe
 from run_utils.errors import UserError, require, run_script, say
+from run_utils.libraries import load_libraries
 
 
 @dataclass
@@ -62,7 +63,7 @@ def parse():
 
 if __name__ == "__main__":
     args = run_script(parse)
-    say("Loading PyTorch and transformers ...")
+    load_libraries()
 
 from pathlib import Path
 

@@ -10,6 +10,7 @@ The defaults are the reference experiment. `main` is the run, from top to bottom
 data_utils/ turns rows into batches, model_utils/ holds the model, eval_utils/ the metrics.
 """
 
+from run_utils.clock import describe_parts, lap
 from run_utils.signals import Stopped, StopRequest, exit_at_once, handle_signals
 
 if __name__ == "__main__":
@@ -29,8 +30,9 @@ from eval_utils.metrics import METRICS
 from model_utils.variants import OPTIMIZERS, SCHEDULES, check_variants
 from model_utils.warm_start import take_settings
 from run_utils.arguments import argument, check_limits, parse_arguments
-from run_utils.errors import require, run_script, say
+from run_utils.errors import require, run_script
 from run_utils.launch_file import is_sharded
+from run_utils.libraries import load_libraries
 
 BEST_METRICS = [name for name, metric in METRICS.items() if metric.headline and metric.kind == "rate"]
 
@@ -200,7 +202,7 @@ def parse():
 
 if __name__ == "__main__":
     args = run_script(parse)  # --help and a wrong flag end here: the imports below take seconds
-    say("Loading PyTorch and transformers ...")
+    load_libraries()
 
 import functools
 import math
@@ -236,6 +238,7 @@ DECODING = {"max_new_tokens": 256, "batch_tokens": 16384}  # in the evaluations 
 
 
 def main(args):
+    lap("other imports")
     accelerator = start_accelerator(args.dtype, may_shard=True)
     run = open_run(args, accelerator, write_adapter_card)  # locks the folder, writes nothing yet
 
@@ -245,6 +248,7 @@ def main(args):
     report = run.bad_rows_file
     data = prepare_data(args, tokenizer, num_positions(config), accelerator, report=report, generators=GENERATORS)
     accelerator.print("\n".join(data.summary + [data.example] * (not run.saved)))
+    lap("rows")
     max_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.train.steps_per_epoch)
     last_step = min(max_steps, args.stop_after_steps or max_steps)
     if args.use_peft:
@@ -274,11 +278,14 @@ def main(args):
     state = run.resume(training, fresh, record)
     steps = range(state.global_step, last_step)
     check_training_memory(training, data.train, steps, args, loss_fn)
+    lap("largest micro-batches")
     if args.cuda_graphs and steps:
         use_cuda_graphs(accelerator, system.model, data.train, steps)
         check_graph_memory(training, data.train, steps, loss_fn)
     check_evaluation_memory(training, data, args, completion_loss, system)
+    lap("largest evaluation")
     run.start(state, training, {"dropped_rows.json": data.dropped, "split.json": data.split})
+    accelerator.print(describe_parts())
     log = TrainingLog(run, state, last_step, data, flops)
     stop = StopRequest(accelerator, run.last_checkpoint)  # from now on, signals wait for stop.check
     try:

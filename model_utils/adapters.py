@@ -18,10 +18,12 @@ from model_utils.adapter_files import (
 )
 from model_utils.flops import num_weights
 from model_utils.full_model import load_full_model
+from model_utils.kept_checks import check_key, has_passed, keep_pass
 from model_utils.loading import base_fingerprint, expert_parameters, text_decoder
-from model_utils.merging import adapts_shared_weights, merge_adapter
+from model_utils.merging import adapts_shared_weights, fits_in_float32, merge_adapter, merge_again
 from model_utils.model_facts import num_positions
 from model_utils.variants import takes_part
+from run_utils.clock import lap
 from run_utils.errors import UserError, describe_error, say
 from run_utils.launch_file import is_sharded
 
@@ -192,13 +194,22 @@ def load_adapter(model, adapter, *, merge_checked_on=None):
         raise
     except Exception as error:  # broken files make safetensors and peft raise anything
         raise UserError(f"cannot load the adapter {folder}: {describe_error(error)}") from None
+    lap("adapter")
     if quantized or merge_checked_on is None or adapts_shared_weights(model):
         return model
-    positions = num_positions(model.config)
-    model, merge = merge_adapter(model, [text[: min(len(text), positions)] for text in merge_checked_on])
-    if merge.problem:
-        raise UserError(f"merging {folder} into its base {merge.problem}: run it unmerged, with --merge_adapter false")
-    return model
+    key = check_key(model, "merge", fits_in_float32(model))
+    if has_passed(key):
+        merged = merge_again(model)
+    else:
+        positions = num_positions(model.config)
+        merged, merge = merge_adapter(model, [text[: min(len(text), positions)] for text in merge_checked_on])
+        if merge.problem:
+            raise UserError(
+                f"merging {folder} into its base {merge.problem}: run it unmerged, with --merge_adapter false"
+            )
+        keep_pass(key)
+    lap("merge and its check")
+    return merged
 
 
 def check_tensors(model, folder):

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from data_utils.batching import num_tokens
 from model_utils.attention import ISOLATED, has_varlen_kernel
+from run_utils.clock import lap
 from run_utils.errors import UserError
 from run_utils.launch import raise_anywhere
 from run_utils.terminal import progress
@@ -47,8 +48,10 @@ def use_cuda_graphs(accelerator, model, data, steps):
             graphed.warm_up(size)
         gc.collect()
         torch.cuda.empty_cache()  # graphs have memory of their own
+        lap("sizes of micro-batches")
         for size in progress(sizes, "Capturing their CUDA graphs", unit="size"):
             graphed.capture(size)
+        lap("CUDA graphs")
     except torch.OutOfMemoryError:
         problem = "CUDA graphs do not fit in this GPU's memory; --cuda_graphs false would"
     if problem:  # free memory: raise_anywhere uses the GPU

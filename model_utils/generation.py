@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from data_utils.tokens import decode_answer, decode_tokens, encode_prompts, end_token_id
+from model_utils.kept_checks import check_key, has_passed, keep_pass
 from model_utils.model_facts import length_dependent_from, num_positions, pad, unwrapped
 from model_utils.self_checks import (
     check_vocabulary,
@@ -26,6 +27,7 @@ from model_utils.self_checks import (
 )
 from model_utils.slots import can_fuse, generate_in_slots, problem_with_slots
 from model_utils.token_masks import compile_grammar, new_matcher, token_masks
+from run_utils.clock import lap
 from run_utils.errors import UserError, describe_error, say
 
 
@@ -67,8 +69,10 @@ def choose_engine(model, prompt_ids, room):
         problems = []
         for fused in [True, False] if can_fuse(model) else [False]:
             engine = Engine("continuous batching", functools.partial(generate_in_slots, fused=fused), room)
-            problem = problem_with_slots(model, prompt_ids, room, fused)
+            key = check_key(model, "generation in slots", fused)
+            problem = None if has_passed(key, room) else problem_with_slots(model, prompt_ids, room, fused)
             if not problem:
+                keep_pass(key, room)
                 break
             problems.append(problem)
         if problem:
@@ -120,8 +124,11 @@ def generate(
         )
     room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
     if engine is None or room > engine.room:
+        lap("prompts")
         engine = choose_engine(model, [prompt_ids[index] for index in fitting], room)
+        lap("check of the generation")
     for index, generation in engine.generate(model, prompt_ids, answers, batch_tokens):
+        lap("generation", generation.num_tokens)
         yield index, generation._replace(num_prompt_tokens=len(prompt_ids[index]))
 
 

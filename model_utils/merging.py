@@ -1,5 +1,6 @@
 """An adapter merged into its base's weights, and compared with the unmerged model."""
 
+import contextlib
 from collections import Counter
 from typing import NamedTuple
 
@@ -49,24 +50,37 @@ def merge_adapter(model, texts):
     Both are compared in float32 if memory allows: in bf16, a missing projection can move logits no
     further than rounding does. In float32, rounding may be a hundredth of the adapter's effect, or
     the difference of another attention kernel if that is larger."""
+    with float32_weights(model) as dtypes:
+        reference = reference_logits(model, texts)
+        with model.disable_adapter():
+            effect = difference(all_logits(model, texts), reference)
+        allowed, dtype = tolerance(model, texts[0], reference[:1], effect), model.dtype
+        merged = model.merge_and_unload().eval()
+        distance = difference(all_logits(merged, texts), reference)
+        rounding = 0.0
+        if any(weight.dtype != before for weight, before in dtypes):
+            for weight, before in dtypes:
+                weight.data = weight.data.to(before).float()
+            rounding = difference(all_logits(merged, texts), reference)
+    return merged, Merge(effect, distance, allowed, rounding, dtype)
+
+
+def merge_again(model):
+    """The merged model of merge_adapter, which has compared this adapter on this base before."""
+    with float32_weights(model):
+        return model.merge_and_unload().eval()
+
+
+@contextlib.contextmanager
+def float32_weights(model):
+    """Have the weights in float32 if memory allows. Yields `[(weight, its dtype), ...]`."""
     dtypes = [(weight, weight.dtype) for weight in model.parameters()]
     if fits_in_float32(model):
         for weight, _ in dtypes:
             weight.data = weight.data.float()
-    reference = reference_logits(model, texts)
-    with model.disable_adapter():
-        effect = difference(all_logits(model, texts), reference)
-    allowed, dtype = tolerance(model, texts[0], reference[:1], effect), model.dtype
-    merged = model.merge_and_unload().eval()
-    distance = difference(all_logits(merged, texts), reference)
-    rounding = 0.0
-    if any(weight.dtype != before for weight, before in dtypes):
-        for weight, before in dtypes:
-            weight.data = weight.data.to(before).float()
-        rounding = difference(all_logits(merged, texts), reference)
-        for weight, before in dtypes:
-            weight.data = weight.data.to(before)
-    return merged, Merge(effect, distance, allowed, rounding, dtype)
+    yield dtypes
+    for weight, before in dtypes:
+        weight.data = weight.data.to(before)
 
 
 def all_logits(model, texts):

@@ -73,6 +73,8 @@ def compile_layers(model):
     # twice.
     torch._dynamo.config.specialize_float = True
     recompute_cheap_operations()
+    # Also keep graphs with the fused LoRA's own backward. Their key has the code of both passes.
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     group_lora(model)
     for layer in layers:
         layer.compile(**COMPILE)

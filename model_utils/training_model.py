@@ -13,6 +13,7 @@ from model_utils.loading import base_fingerprint, choose_attention, load_base_mo
 from model_utils.neftune import add_noise
 from model_utils.variants import check_device, lora_options, takes_part, unusual_rate
 from model_utils.warm_start import load_weights
+from run_utils.clock import lap
 from run_utils.environment import environment_record
 from run_utils.errors import say
 from run_utils.launch import check_alike
@@ -39,6 +40,7 @@ def load_model(args, source, data, accelerator, *, max_new_tokens):
         train_all_weights(base)
     # Before training, so that a model without fast generation is named early.
     engine = choose_engine(base, data.prompt_ids, max(map(len, data.prompt_ids)) + max_new_tokens)
+    lap("checks")
     record = environment_record(
         base=published_name(args.model_name_or_path),
         data=published_names(args.dataset_name),
@@ -88,4 +90,5 @@ def load_model(args, source, data, accelerator, *, max_new_tokens):
     if remark := unusual_rate(args.learning_rate, layer_width(base)):
         accelerator.print(remark)
     accelerator.print("Parameters: " + ", ".join(f"{count:,} {role}" for role, count in dtype_census(model).items()))
+    lap("adapter")
     return model.train(), engine, record

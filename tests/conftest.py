@@ -26,6 +26,7 @@ from data_utils.prompt import PROMPT_FORMATS
 from demo.model import build_tokenizer
 from demo.rows import generate_rows
 from eval_utils.folder import read_predictions
+from model_utils import kept_checks
 from run_utils import errors
 from run_utils.metrics_file import read_metrics
 
@@ -37,6 +38,12 @@ EXACT_TAGS = (  # curves that a resumed run repeats bit for bit
     *("eval/loss_values", "eval/accuracy_names", "eval/entropy_end"),
 )
 hypothesis.settings.load_profile("ci")  # the same examples in each run
+
+
+@pytest.fixture(autouse=True)
+def no_kept_checks(monkeypatch, tmp_path_factory):
+    """Check models anew in each test. A test may plant a fault, and its model passed without it."""
+    monkeypatch.setattr(kept_checks, "HF_HOME", tmp_path_factory.mktemp("hf_home"))
 
 
 @pytest.fixture(scope="session")
