@@ -13,6 +13,11 @@ import torch.nn.functional as F
 from peft.tuners import lora
 from torch.autograd.function import once_differentiable
 
+try:
+    from model_utils import lora_kernels  # they need Triton, which torch for CPUs does not bring
+except ImportError:
+    lora_kernels = None
+
 # Layers of one parent that transformers calls with the same input.
 GROUPS = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
@@ -129,8 +134,9 @@ class LoraProjection(torch.autograd.Function):
         keep, ranks = 1 - ctx.dropout, [len(part) for part in a]
         dlows, db = [], []
         for dy, part, factor, scaling in zip(dys, low.split(ranks, dim=1), b, ctx.scalings, strict=True):
-            dlows.append(dy @ (factor * scaling).to(x.dtype))
-            db.append((dy.t() @ part).to(factor.dtype) * scaling)
+            dpart, gradient = low_rank_gradients(dy, part, (factor * scaling).to(x.dtype))
+            dlows.append(dpart)
+            db.append(gradient.to(factor.dtype) * scaling)
         dlow = joined(dlows, dim=1)
         da = (dlow.t() @ (x if mask is None else x * mask)).to(a[0].dtype) / keep
         dx = None
@@ -144,6 +150,14 @@ class LoraProjection(torch.autograd.Function):
 def quarters(items):
     size = len(items) // 4
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def low_rank_gradients(dy, low, b):
+    """dy @ b and dy.t() @ low, of dy [tokens, out]. On large GPUs, compiled code reads it once."""
+    if lora_kernels and torch.compiler.is_compiling() and lora_kernels.runs_on(dy.device, dy.dtype, low.shape[1]):
+        dlow, db = torch.ops.tool_calls.partial_gradients(dy, low, b)
+        return dlow.sum(0).to(dy.dtype), db.sum(0)
+    return dy @ b, dy.t() @ low
 
 
 def joined(parts, dim=0):
