@@ -268,7 +268,7 @@ def main(args):
     steps = range(state.global_step, last_step)
     check_training_memory(training, data.train, steps, args, loss_fn)
     if args.cuda_graphs and steps:
-        use_cuda_graphs(accelerator, system.model, data.train, steps)
+        use_cuda_graphs(accelerator, system.model, data.train, range(max_steps))
         check_graph_memory(training, data.train, steps, loss_fn)
     check_evaluation_memory(training, data, args, completion_loss, system)
     run.start(state, training, {"dropped_rows.json": data.dropped, "split.json": data.split})
