@@ -280,7 +280,7 @@ def main(args):
     check_training_memory(training, data.train, steps, args, loss_fn)
     lap("largest micro-batches")
     if args.cuda_graphs and steps:
-        use_cuda_graphs(accelerator, system.model, data.train, steps)
+        use_cuda_graphs(accelerator, system.model, data.train, range(max_steps))
         check_graph_memory(training, data.train, steps, loss_fn)
     check_evaluation_memory(training, data, args, completion_loss, system)
     lap("largest evaluation")

@@ -2,14 +2,17 @@
 thousands.
 
 At eight examples a step, a fast GPU finishes its kernels before the CPU has launched them. A CUDA
-graph is launched whole, but has fixed shapes and addresses. So micro-batches are padded to
-multiples of PADDING tokens, with the padding as one more example without supervision, and each size
-has its own graph. The head and the loss stay outside, on the supervised tokens only. The graphs
+graph is launched whole, but has fixed shapes and addresses. So micro-batches are padded to one of a
+few sizes, with the padding as one more example without supervision, and each size has its own
+graph. The head and the loss stay outside, on the supervised tokens only. The graphs
 fill gradients outside autograd, so DDP misses them: speed.gradient_sync averages them."""
 
+import bisect
 import contextlib
 import functools
 import gc
+import itertools
+from collections import Counter
 
 import torch
 from accelerate.utils import DistributedType
@@ -22,13 +25,16 @@ from run_utils.errors import UserError
 from run_utils.launch import raise_anywhere
 from run_utils.terminal import progress
 
-# Tokens. Half of it is wasted on average; a run has (largest - smallest) / PADDING sizes.
-PADDING = 256
+MULTIPLE = 64  # of the sizes, in tokens
+MOST_SIZES = 20  # each is captured before step 1, and its graphs take memory
 
 
 def use_cuda_graphs(accelerator, model, data, steps):
     """Let the training passes of a PEFT model replay CUDA graphs: a forward and a backward graph
-    for each size of `data`'s micro-batches in these steps (a range). Prints the number of sizes."""
+    for each size of micro-batches. Prints the number of sizes.
+
+    steps: the whole run's, as a range. The sizes follow from the numbers of tokens in `data`'s
+    micro-batches of these steps, so a resumed run pads and drops as before."""
     whole_model = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
     if accelerator.device.type != "cuda" or not whole_model:
         raise UserError("--cuda_graphs is for GPUs, each with the whole model")
@@ -39,9 +45,8 @@ def use_cuda_graphs(accelerator, model, data, steps):
     if getattr(model, "is_loaded_in_8bit", False):
         raise UserError("--cuda_graphs cannot capture int8 layers, which wait for the CPU: use nf4 or none")
     max_length = max(len(example.input_ids) for example in data.examples)
-    # The largest first: the smaller sizes fit in its memory.
-    sizes = sorted({padded(num_tokens(chunk)) for chunk in data.chunks(steps)}, reverse=True)
-    graphed = GraphedDecoder(decoder, data.batch_size, max_length, sizes[0])
+    graphed = GraphedDecoder(decoder, data.batch_size, max_length, [num_tokens(chunk) for chunk in data.chunks(steps)])
+    sizes = graphed.sizes[::-1]  # the largest first: the smaller ones fit in its memory
     problem = ""
     try:
         for size in progress(sizes, "Trying the sizes of micro-batches", unit="size"):
@@ -70,13 +75,15 @@ class GraphedDecoder:
 
     decoder: maps input_ids [1, tokens] to hidden states [1, tokens, hidden]; gradients are added to
     its trainable parameters as usual. A micro-batch has at most max_examples examples of max_length
-    tokens each, and max_size tokens with padding. Dropout uses the default generator, so
-    `torch.manual_seed` before a step has effect."""
+    tokens each. lengths: the numbers of tokens of all micro-batches. Dropout uses the default
+    generator, so `torch.manual_seed` before a step has effect."""
 
-    def __init__(self, decoder, max_examples, max_length, max_size):
+    def __init__(self, decoder, max_examples, max_length, lengths):
         weight = decoder.get_input_embeddings().weight
         self.plain_forward = decoder.forward
-        self.max_length = max(max_length, PADDING)
+        self.sizes = choose_sizes(lengths)
+        max_size = self.sizes[-1]
+        self.max_length = max(max_length, *(self.size_of(tokens) - tokens for tokens in lengths))
         self.dtype = weight.dtype
         self.device = weight.device
         self.input_ids = torch.zeros(1, max_size, dtype=torch.int64, device=self.device)
@@ -96,13 +103,17 @@ class GraphedDecoder:
         if not torch.is_grad_enabled():  # evaluation and generation
             return self.plain_forward(**kwargs)
         input_ids, position_ids, cu_seq_lens_q = (kwargs[k] for k in ("input_ids", "position_ids", "cu_seq_lens_q"))
-        tokens, size = input_ids.shape[1], padded(input_ids.shape[1])
+        tokens = input_ids.shape[1]
+        size = self.size_of(tokens)
         self.input_ids[:, :tokens] = input_ids
         self.position_ids[:, :tokens] = position_ids
-        self.position_ids[:, tokens:size] = torch.arange(size - tokens, device=self.device)
+        self.position_ids[:, tokens:size] = 0
         self.cu_seq_lens[: len(cu_seq_lens_q)] = cu_seq_lens_q
         self.cu_seq_lens[len(cu_seq_lens_q) :] = size
         return BaseModelOutputWithPast(last_hidden_state=Replay.apply(self.anchor, self, size, tokens))
+
+    def size_of(self, tokens):
+        return self.sizes[bisect.bisect_left(self.sizes, tokens)]
 
     def forward(self, size):
         # A separate context: an outer context's cached casts would be stale in the next step.
@@ -205,5 +216,17 @@ class Replay(torch.autograd.Function):
         return None, None, None, None
 
 
+def choose_sizes(lengths):
+    """The sizes for micro-batches of these numbers of tokens, ascending: their multiples of
+    MULTIPLE, at most MOST_SIZES. Of more, the one goes whose micro-batches then need the least
+    padding."""
+    counts = Counter(map(padded, lengths))
+    while len(counts) > MOST_SIZES:
+        pairs = itertools.pairwise(sorted(counts))
+        size, larger = min(pairs, key=lambda pair: counts[pair[0]] * (pair[1] - pair[0]))
+        counts[larger] += counts.pop(size)
+    return sorted(counts)
+
+
 def padded(tokens):
-    return -(-tokens // PADDING) * PADDING
+    return -(-tokens // MULTIPLE) * MULTIPLE

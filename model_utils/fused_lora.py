@@ -64,9 +64,10 @@ class FusedForward:
         handed, self.handed = self.handed, None
         if handed and handed[0] is x:
             return handed[1]
-        if not torch.compiler.is_compiling() or not all(layer.is_plain for layer in self.group):
+        is_alone = handed or not torch.compiler.is_compiling()
+        if is_alone or not all(layer.is_plain for layer in self.group):
             return project(x, [self])[0]
-        # Those that are not called with this very tensor compute their own outputs.
+        # The first to be called computes for all. The others take it if this very tensor is theirs.
         for layer, y in zip(self.group, project(x, self.group), strict=True):
             layer.handed = x, y
         (_, y), self.handed = self.handed, None
