@@ -71,8 +71,10 @@ def fp8_product(x, weight, bias=None, left=None, right=None):
     return torch.ops.tool_calls.fp8_product(*quantise(x), *weight, bias, left, right, x.dtype)
 
 
-# Hidden from the compiler: its own would try dozens of Triton kernels for each shape at the start.
-@torch.library.custom_op("tool_calls::fp8_product", mutates_args=())
+# Hidden from the compiler: its own product would try Triton kernels for each shape at the start.
+# With the tag, layers of one input share its rounded copy. Without it, the compiler would write one
+# for each layer, to be sure of its strides.
+@torch.library.custom_op("tool_calls::fp8_product", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def _(
     x: torch.Tensor,
     x_scales: torch.Tensor,
@@ -84,7 +86,7 @@ def _(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     scales = {"scale_a": x_scales, "scale_b": weight_scales.t()}
-    y = torch._scaled_mm(x, weight.t(), **scales, bias=bias, out_dtype=dtype, use_fast_accum=True)
+    y = torch._scaled_mm(x.contiguous(), weight.t(), **scales, bias=bias, out_dtype=dtype, use_fast_accum=True)
     return y if left is None else y.addmm_(left, right)
 
 
