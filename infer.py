@@ -123,7 +123,7 @@ def answer(args):
     if args.constrained:
         import_xgrammar()
     adapter = read_adapter(args.adapter) if args.adapter else None
-    lap("tools, record of the adapter")
+    lap("tools and adapter's record")
     systems = load_systems(args, adapter)
     name, system = next(systems)
     say(f"Loaded in {lap('the rest'):.1f} s, of which libraries took {library_seconds:.1f}")

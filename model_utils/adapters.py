@@ -208,7 +208,7 @@ def load_adapter(model, adapter, *, merge_checked_on=None):
                 f"merging {folder} into its base {merge.problem}: run it unmerged, with --merge_adapter false"
             )
         keep_pass(key)
-    lap("merge and its check")
+    lap("merge")
     return merged
 
 

@@ -1,7 +1,11 @@
 """--torch_compile: equal numbers from three graphs: training, its loss and evaluation.
 
-The count has a fourth graph, of the trial of the compiler.
+The count has a fourth graph, of the trial of the compiler. A second start compiles none.
 """
+
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -72,3 +76,59 @@ def test_a_missing_compiler_is_an_error_in_one_line(flags, monkeypatch):
     assert "error: --torch_compile, which needs g++, does not work here: InvalidCxxCompiler: " in result.err
     assert "Traceback" not in result.err
     assert not flags["output_dir"].exists()
+
+
+FIRST_STEP = """
+import json, sys
+from run_utils.libraries import load_libraries
+load_libraries()
+import torch
+from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM
+from model_utils import fused_lora
+from model_utils.adapters import add_lora
+from model_utils.speed import compile_layers
+
+if "edited" in sys.argv:
+    backward = fused_lora.LoraProjection.backward
+
+    def doubled(ctx, dy):
+        dx, da, db, *rest = backward(ctx, dy)
+        return dx, da, 2 * db, *rest
+
+    fused_lora.LoraProjection.backward = staticmethod(doubled)
+torch.manual_seed(0)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).requires_grad_(False)
+model = add_lora(model, 4, 8, 0.1, ["q_proj", "down_proj"]).train()
+compile_layers(model)
+batch = {"input_ids": torch.arange(40)[None], "position_ids": torch.arange(40)[None]}
+model(**batch, use_cache=False).logits.square().mean().backward()
+gradients = {name: weight.grad.norm().item() for name, weight in model.named_parameters() if weight.requires_grad}
+print(json.dumps({"gradients": gradients} | {name: counters[name] for name in ("aot_autograd", "inductor")}))
+"""
+
+
+@pytest.mark.slow  # a minute, mostly in the C++ compiler
+def test_a_second_process_compiles_nothing(tiny_model, tmp_path, monkeypatch):
+    """It finds all graphs in torch's caches, which are in the folder of the rows' cache. An edited
+    backward pass of the fused LoRA is not taken for the one before."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # set by compilers in this process
+
+    def first_step(*edited):
+        command = [sys.executable, "-c", FIRST_STEP, tiny_model, *edited]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    first, second, edited = first_step(), first_step(), first_step("edited")
+    assert (
+        first["aot_autograd"]["autograd_cache_miss"] == first["aot_autograd"]["total"] == 2
+    )  # with the compiler's trial
+    assert second["aot_autograd"]["autograd_cache_hit"] == second["aot_autograd"]["total"] == 2
+    assert "fxgraph_cache_miss" in first["inductor"] and "fxgraph_cache_miss" not in second["inductor"]
+    assert list((tmp_path / "tool_call_cache").glob(f"compiled_{torch.__version__}_*/fxgraph"))
+    assert second["gradients"] == first["gradients"]
+    for name, norm in edited["gradients"].items():
+        if name.endswith("lora_B.default.weight"):  # at the start, A has no gradient: B is 0
+            assert norm == pytest.approx(2 * first["gradients"][name], rel=1e-5) and norm > 0
