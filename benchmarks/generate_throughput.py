@@ -23,7 +23,8 @@ from pathlib import Path
 
 from benchmarks.processes import measure, report
 
-# By max_num_seqs: 1,024 is vLLM's default on a GPU of 70 GiB or more, 256 on others. Its CUDA graphs end at 512 rows.
+# By max_num_seqs: 1,024 is vLLM's default on a GPU of 70 GiB or more, 256 on others. Its CUDA
+# graphs end at 512 rows.
 VLLM = {"vllm_256": 256, "vllm_1024": 1024}
 NEEDS = {"constrained": "xgrammar", **dict.fromkeys(VLLM, "vllm")}
 SYSTEMS = ["ours", "constrained", *VLLM, "transformers"]

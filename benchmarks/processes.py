@@ -14,6 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "MEASURED "  # begins a line of `report`: libraries print lines of JSON too
 TAIL = 25  # lines of a failed process's output
+GRACE = 60  # seconds to write a checkpoint
+LATE = "stopped after "  # begins the error of a process that took too long
 
 
 def report(**figures):
@@ -36,15 +38,17 @@ def measure(command, log, timeout, environment=None):
 
 
 def run_logged(command, log, timeout, on_line=lambda line: None, environment=None):
-    """Run a command in the repository's root, its output in the file `log`, for `timeout` seconds
-    at most. Returns None, or its error in one line; the log's last lines are then on stderr.
+    """Run a command in the repository's root, its output in the file `log`. Returns None, or its
+    error in one line; the log's last lines are then on stderr. After `timeout` seconds it gets a
+    SIGTERM, and GRACE seconds later it is killed.
 
     on_line: called with each line of the output as it comes."""
-    lines, late = [], threading.Event()
+    lines, late, ended = [], threading.Event(), threading.Event()
 
     def stop():
         late.set()
-        kill(process)
+        send(process, signal.SIGTERM)
+        ended.wait(GRACE) or send(process, signal.SIGKILL)
 
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
@@ -60,19 +64,24 @@ def run_logged(command, log, timeout, on_line=lambda line: None, environment=Non
                 file.flush()
                 lines.append(line.rstrip())
                 on_line(line)
-            process.wait()
+        except BaseException:  # Ctrl-C
+            threading.Thread(target=stop).start()
+            file.writelines(process.stdout)
+            raise
         finally:
             timer.cancel()
-            kill(process)  # after Ctrl-C, or what it has left
+            ended.set()
+            send(process, signal.SIGKILL)  # what it has left
+            process.wait()
     if not process.returncode and not late.is_set():
         return None
     print(f"--- the end of {log}", *lines[-TAIL:], "---", sep="\n", file=sys.stderr, flush=True)
     if late.is_set():
-        return f"stopped after {timeout:.0f} s"
+        return f"{LATE}{timeout:.0f} s"
     ours = [line for line in lines if re.match(r"\w+\.py: ", line)]  # a launcher's traceback may follow it
     return ([f"exit code {process.returncode}"] + [line for line in lines if line] + ours)[-1]
 
 
-def kill(process):
+def send(process, number):
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, number)

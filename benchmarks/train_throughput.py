@@ -113,7 +113,7 @@ def make_rows(path, tokenizer, count=4000, seed=0):
     """Rows of as many tokens as xLAM's. A word is one token in the demo's tokenizer, and the blank
     before it another."""
     rng = np.random.default_rng(seed)
-    words = [token for token in sorted(tokenizer.get_vocab()) if re.fullmatch("[a-z]{3,}", token)]
+    words = np.array([token for token in sorted(tokenizer.get_vocab()) if re.fullmatch("[a-z]{3,}", token)])
     tools = json.dumps([{"name": "write", "description": "Writes.", "parameters": {"text": {"type": "str"}}}])
     rows = []
     for i in range(count):
