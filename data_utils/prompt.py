@@ -133,8 +133,14 @@ def check_format(name, prompt_format, row):
     """Check that a format reads back its own completion of a row's answers, or the part of it that
     generation would produce. Raises ValueError."""
     _, completion = prompt_format.texts(row)
-    ends = [end for end in range(len(completion)) if prompt_format.finished(completion[:end])] + [len(completion)]
-    text = completion[: ends[0]]
+    closing = prompt_format.closing()
+    # `finished` reads the whole text: as in generation, it is asked only where `closing` says so.
+    stops = (
+        end
+        for end, character in enumerate(completion, start=1)
+        if closing.add(character) and prompt_format.finished(completion[:end])
+    )
+    text = completion[: next(stops, None)]
     try:
         matches = tool_calls.json_equal(prompt_format.parse(text), json.loads(row.answers))
     except ValueError:

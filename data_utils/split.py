@@ -130,7 +130,9 @@ def query_keys(row):
     arguments = [call["arguments"] for call in json.loads(row.answers)]
     values = [_folded(_tokens(text)) for text in _strings(arguments) if len(text.split()) <= 5]
     values = [value for value in values if any(token[0].isalpha() for token in value)]
-    values.sort(key=len, reverse=True)
+    by_first = defaultdict(list)  # token: the values that begin with it, the longest first
+    for value in sorted(values, key=len, reverse=True):
+        by_first[value[0]].append(value)
     tokens = _tokens(row.query)
     folded = _folded(tokens)
     with_values, with_names = [], []
@@ -138,7 +140,8 @@ def query_keys(row):
     at_start = True  # of a sentence
     while place < len(tokens):
         token = tokens[place]
-        value = next((value for value in values if folded[place : place + len(value)] == value), None)
+        beginning_here = by_first.get(folded[place], ())
+        value = next((value for value in beginning_here if folded[place : place + len(value)] == value), None)
         is_word = value is None and token[0].isalpha()
         is_name = is_word and token[0].isupper() and not at_start
         with_values.append(_NAME if value else folded[place])

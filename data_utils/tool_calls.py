@@ -77,6 +77,15 @@ def json_equal(a, b):
     return a == b
 
 
+def hashable(value):
+    """A hashable form of a JSON value. Two forms are equal if and only if json_equal is true."""
+    if isinstance(value, dict):
+        return "object", frozenset((key, hashable(element)) for key, element in value.items())
+    if isinstance(value, list):
+        return "list", tuple(map(hashable, value))
+    return isinstance(value, bool), value
+
+
 def check_calls(calls):
     """Raise ValueError with the reason unless `calls` is a list of `{"name": str, "arguments":
     {...}}`."""

@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 
-from data_utils.tool_calls import json_equal
+from data_utils.tool_calls import hashable, json_equal
 from eval_utils.matching import is_call, pair_calls
 
 MAX_ALIGNED = 10_000  # pairs of elements: aligning longer lists could take minutes
@@ -26,11 +26,12 @@ def compare_calls(gold, value):
         return None
     calls = value if isinstance(value, list) else [value]
     partners = dict(pair_calls(calls, gold))
+    missing = set(range(len(gold))) - set(partners.values())
     compared = [
         _compare_call(gold[partners[place]], call) if place in partners else show_call("extra", call)
         for place, call in enumerate(calls)
     ]
-    return compared + [show_call("missing", call) for place, call in enumerate(gold) if place not in partners.values()]
+    return compared + [show_call("missing", gold[place]) for place in sorted(missing)]
 
 
 def show_call(state, call):
@@ -89,17 +90,8 @@ def _aligned(given, wanted):
     """Spans (i, i_end, j, j_end) of given[i:i_end] beside wanted[j:j_end]."""
     if len(given) * len(wanted) > MAX_ALIGNED:
         return [(0, len(given), 0, len(wanted))]
-    sides = [[_hashable(element) for element in elements] for elements in (given, wanted)]
+    sides = [list(map(hashable, elements)) for elements in (given, wanted)]
     return [opcode[1:] for opcode in difflib.SequenceMatcher(None, *sides, autojunk=False).get_opcodes()]
-
-
-def _hashable(value):
-    """A hashable form of a JSON value. Two forms are equal if and only if json_equal is true."""
-    if isinstance(value, dict):
-        return "object", frozenset((key, _hashable(element)) for key, element in value.items())
-    if isinstance(value, list):
-        return "list", tuple(map(_hashable, value))
-    return isinstance(value, bool), value
 
 
 def _join(path, key):

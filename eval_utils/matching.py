@@ -1,7 +1,9 @@
 """One pairing of calls with gold's calls, for the metrics, the outcomes, the leaderboard's match
 and the report."""
 
-from data_utils.tool_calls import json_equal
+from collections import Counter, defaultdict
+
+from data_utils.tool_calls import hashable, json_equal
 
 
 def best_pairs(weights):
@@ -20,9 +22,9 @@ def best_pairs(weights):
     ]
 
 
-def equal_calls(calls, gold):
-    """Pairs (i, j) of equal calls[i] and gold[j], as many as possible."""
-    return best_pairs([[json_equal(call, wanted) for wanted in gold] for call in calls])
+def num_equal_calls(calls, gold):
+    """The number of pairs of equal calls[i] and gold[j], each call in one pair at most."""
+    return (Counter(map(hashable, calls)) & Counter(map(hashable, gold))).total()
 
 
 def pair_calls(calls, gold):
@@ -32,13 +34,23 @@ def pair_calls(calls, gold):
     size = len(calls) * len(gold) + 1
 
     def weight(i, j):
-        call, wanted = calls[i], gold[j]
-        if not (is_call(call) and is_call(wanted) and call["name"] == wanted["name"]):
-            return 0
         nearness = max(len(calls), len(gold)) - abs(i - j)
-        return num_equal(call["arguments"], wanted["arguments"]) * size + nearness
+        return num_equal(calls[i]["arguments"], gold[j]["arguments"]) * size + nearness
 
-    return best_pairs([[weight(i, j) for j in range(len(gold))] for i in range(len(calls))])
+    places, wanted, pairs = places_by_name(calls), places_by_name(gold), []
+    for name in places.keys() & wanted.keys():
+        weights = [[weight(i, j) for j in wanted[name]] for i in places[name]]
+        pairs += [(places[name][i], wanted[name][j]) for i, j in best_pairs(weights)]
+    return sorted(pairs)
+
+
+def places_by_name(calls):
+    """`{name: [place of a call]}`."""
+    places = defaultdict(list)
+    for place, call in enumerate(calls):
+        if is_call(call):
+            places[call["name"]].append(place)
+    return places
 
 
 def is_call(value):

@@ -14,7 +14,7 @@ from data_utils.tool_calls import check_calls, json_equal, parse_json
 from data_utils.tool_schema import conforms, is_required
 from eval_utils.ast_match import ast_match
 from eval_utils.grounding import leaf_values
-from eval_utils.matching import equal_calls, num_equal
+from eval_utils.matching import num_equal, num_equal_calls
 from eval_utils.outcomes import kind_of_answer, outcome, turn_match
 from eval_utils.outputs import Output
 
@@ -98,7 +98,7 @@ def exact_schema_aware(output):
 
 
 def same_calls(calls, gold):
-    return len(calls) == len(gold) == len(equal_calls(calls, gold))
+    return len(calls) == len(gold) == num_equal_calls(calls, gold)
 
 
 def normalized(call, schemas, defaults):

@@ -6,7 +6,7 @@ import json
 from data_utils.tool_calls import check_calls, opening_value, parse_answer
 from data_utils.tool_schema import tool_schema
 from eval_utils.grounding import Sources
-from eval_utils.matching import equal_calls, pair_calls
+from eval_utils.matching import num_equal_calls, pair_calls
 
 
 class Task:
@@ -90,4 +90,4 @@ class Output:
 
     @functools.cached_property
     def num_right_calls(self):
-        return len(equal_calls(self.calls or [], self.gold))
+        return num_equal_calls(self.calls or [], self.gold)

@@ -37,16 +37,24 @@ def bootstrap_ratio(numerators, denominators, resamples=1000):
         return 0.0, 1.0
     if np.ptp(k_all[counted] / n_all[counted]) == 0:
         return wilson_interval(round(overall * num_rows), num_rows)
+    k, n = bootstrap_sums(np.stack([k_all, n_all], axis=1), resamples).T
+    # If a resample has a zero denominator, use the overall ratio.
+    return percentile_interval(np.divide(k, n, out=np.full_like(n, overall), where=n > 0))
 
-    def ratio(k, n, axis=-1):
-        total = n.sum(axis=axis)
-        # If a resample has a zero denominator, use the overall ratio.
-        return np.divide(k.sum(axis=axis), total, out=np.full_like(total, overall), where=total > 0)
 
-    result = stats.bootstrap(
-        (k_all, n_all), ratio, paired=True, n_resamples=resamples, method="percentile", rng=np.random.default_rng(0)
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+def bootstrap_sums(rows, resamples):
+    """The sums of the rows of [rows, columns] in each draw of as many rows, [resamples, columns].
+
+    A draw is how often it has each different row, which is multinomial. So time and memory grow
+    with the different rows, of which thousands of rows have a few dozen."""
+    different, counts = np.unique(rows, axis=0, return_counts=True)
+    return np.random.default_rng(0).multinomial(len(rows), counts / len(rows), size=resamples) @ different
+
+
+def percentile_interval(values):
+    """The 95% interval of a bootstrap's values, as (low, high)."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def mcnemar(a_only, b_only):
@@ -100,10 +108,7 @@ def bootstrap_mean(values, resamples=2000):
     values = np.asarray(values, dtype=float)
     if len(values) < 2 or np.ptp(values) == 0:
         return None, None
-    result = stats.bootstrap(
-        (values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(0)
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    return percentile_interval(bootstrap_sums(values[:, None], resamples) / len(values))
 
 
 def welch(a, b):
