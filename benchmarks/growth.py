@@ -14,7 +14,6 @@ it is that of the seconds a row.
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
