@@ -58,7 +58,7 @@ def main():
             from benchmarks.growth_gpu import measure_on_gpu
 
             journal.append(log, shown(measure_on_gpu(on_gpu, args.shape)))
-    print_tables(journal.read(log))
+    print_tables(list(journal.read(log)))
 
 
 def measure_on_cpu(args, group, log):
@@ -69,13 +69,13 @@ def measure_on_cpu(args, group, log):
         cache = args.work_dir / f"cache_{group}_{size}"  # for this size alone
         env = os.environ | {"HF_HOME": str(cache.resolve()), "HF_HUB_OFFLINE": "1"}
         for work in ["make", *args.works]:
-            before = len(journal.read(log)) if log.exists() else 0
+            before = len(list(journal.read(log))) if log.exists() else 0
             with (args.work_dir / f"{work}.log").open("w") as output:
                 done = subprocess.run(
                     [sys.executable, "-m", "benchmarks.growth_cpu", group, str(size), work, log],
                     cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT,
                 )  # fmt: skip
-            list(shown(journal.read(log)[before:] if log.exists() else []))
+            list(shown(list(journal.read(log))[before:]))
             if done.returncode:
                 print(f"{group} {size} {work} failed: see {args.work_dir / f'{work}.log'}", flush=True)
 

@@ -54,6 +54,7 @@ def read_folder(folder):
         check_markers(folder, environment.get("chat_markers"))
     answers = {}
     for prediction in read_predictions(folder / "predictions.jsonl"):
+        prediction.pop("gold", None)  # rows.jsonl has it
         answers.setdefault(prediction["system"], {})[prediction["id"]] = prediction
     wanted = [system for system in SYSTEMS if system in settings["systems"]]
     for system in wanted:
@@ -182,8 +183,10 @@ def score_systems(evaluations, baseline, **fields):
 def write_evaluation(folder, evaluation, adapter=None):
     """adapter: the folder whose card gets the figures."""
     write_results(folder, evaluation)
-    write_report(folder / "report.html", report_of(evaluation))
+    report = report_of(evaluation)
+    write_report(folder / "report.html", report)
     print_table(evaluation)
     print(f"Figures: {folder / 'metrics.json'}")
     update_card(folder, adapter)
-    print(f"Next: open {folder / 'report.html'} in a browser: the report with every row")
+    rows = f"{len(report['rows']):,} of the rows" if report["rows_left_out"] else "every row"
+    print(f"Next: open {folder / 'report.html'} in a browser: the report with {rows}")

@@ -244,11 +244,12 @@ def clear(output_dir):
 
 
 def read_predictions(path):
-    """Every whole prediction of a file, or none if the file is missing."""
+    """Yields every whole prediction of a file, or none if the file is missing."""
     if not path.exists():
-        return []
-    records = [record for record in journal.read(no_pipe(path)) if isinstance(record, dict)]
-    return [scorable(record) for record in records if all(isinstance(record.get(key), str) for key in ("system", "id"))]
+        return
+    for record in journal.read(no_pipe(path)):
+        if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("system", "id")):
+            yield scorable(record)
 
 
 def scorable(prediction):

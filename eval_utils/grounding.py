@@ -67,6 +67,7 @@ class Sources:
         self._dates = Dates()
         self._series = set()  # tuples of numbers (str) in the order of the text
         self._phones = set()  # their digits (str)
+        self._found = {}  # whether a value occurs: metrics and systems ask for the same ones
         self._add(_read(query))
         for value in _tool_values(tools):
             if isinstance(value, str):
@@ -85,10 +86,7 @@ class Sources:
         date and time in it does, in any order. A string without any of these must occur literally.
         Values that leaf_values skips always occur. Never raises.
         """
-        return all(
-            self._has_text(normalize(leaf)) if isinstance(leaf, str) else self._has_number(leaf)
-            for leaf in leaf_values(value)
-        )
+        return all(map(self._has_leaf, leaf_values(value)))
 
     def _add(self, reading):
         self._texts.append(reading.text)
@@ -97,6 +95,12 @@ class Sources:
         self._dates.merge(reading.dates)
         self._series |= reading.series
         self._phones |= reading.phones
+
+    def _has_leaf(self, leaf):
+        key = type(leaf), leaf  # 1.0 is found among rounded numbers, 1 is not
+        if key not in self._found:
+            self._found[key] = self._has_text(normalize(leaf)) if isinstance(leaf, str) else self._has_number(leaf)
+        return self._found[key]
 
     def _has_number(self, number):
         return number in (self._floats if isinstance(number, float) else self._numbers) or str(number) in self._phones

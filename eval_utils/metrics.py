@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from data_utils.prompt import PROMPT_FORMATS
 from data_utils.tool_calls import check_calls, json_equal, parse_json
 from data_utils.tool_schema import conforms, is_required
 from eval_utils.ast_match import ast_match
@@ -18,6 +19,7 @@ from eval_utils.matching import num_equal, num_equal_calls
 from eval_utils.outcomes import kind_of_answer, outcome, turn_match
 from eval_utils.outputs import Output
 
+GOLDS_OWN = ("no_hallucination", "required_coverage", "schema_conformity", "hallucinated_values", "acceptable_match")
 SCORING = "6"  # count up if a definition changes: figures of two versions are not comparable
 
 
@@ -272,6 +274,13 @@ def score(output):
     return {"outcome": outcome(output), **scores, **bounds}
 
 
+def score_gold(task):
+    """`{name: value}` of a Task's gold as an answer, by the metrics that do not compare with
+    gold."""
+    output = Output(task, task.row.answers, PROMPT_FORMATS["tags-1"])
+    return {name: METRICS[name].function(output) for name in GOLDS_OWN}
+
+
 def summarize(scores):
     """A rate's figure is `{"k", "n", "rate", "low", "high"}` (Wilson's interval), a ratio's `{"k",
     "n", "ratio", "low", "high"}` (bootstrap), a mean's `{"n", "mean"}`, a count's `{"n", "count"}`.
@@ -282,6 +291,8 @@ def summarize(scores):
     kinds |= {f"lenient_{name}": "rate" for name, metric in METRICS.items() if metric.lenient}
     figures = {}
     for name, kind in kinds.items():
+        if not scores or name not in scores[0]:
+            continue
         results = [row_scores[name] for row_scores in scores if row_scores[name] is not None]
         if not results:
             continue

@@ -67,6 +67,7 @@ def render_report(report):
         denominator]; None if the metric does not apply to the row, or the number of tokens is
         unknown. fault: see find_fault; None if the text parses. With a fault, the value is the
         forgiving parser's
+      rows_left_out: the number of rows that are not in `rows`
 
     Raises ValueError if a number is not finite: neither JSON nor a browser has such numbers.
     """

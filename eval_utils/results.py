@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from data_utils.made_rows import NO_CALL, SETS
-from data_utils.prompt import PROMPT_FORMATS
 from data_utils.systems import verdict_pair
 from eval_utils.json_faults import find_fault
-from eval_utils.metrics import METRICS, SCORING, score, summarize
+from eval_utils.metrics import METRICS, SCORING, summarize
 from eval_utils.outcomes import OUTCOMES, call_table, kind_of_answer, turn_table, what_followed
-from eval_utils.outputs import Output
 from eval_utils.retention import PERPLEXITY, describe_retention
 from eval_utils.row_sets import (
     ScoredRows,
@@ -29,8 +27,8 @@ from eval_utils.slices import describe_near_repeats, near_repeats, slices, worst
 from eval_utils.statistics import flips, mcnemar
 from run_utils.files import write_json, write_json_lines
 
+MOST_ROWS = 10_000  # on the page: 14 MB with two systems and rows of 366 tokens
 TONES = {"right": "good", "order only": "neutral"}  # all other outcomes are bad
-GOLDS_OWN = ("no_hallucination", "required_coverage", "schema_conformity", "hallucinated_values", "acceptable_match")
 
 
 @dataclass
@@ -78,9 +76,7 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=(),
     shown = {key: by_id for key, by_id in predictions.items() if first[key] == key}
     own = score_rows(rows, shown, prompt_formats)
     made = {name: score_rows(of_set, shown, prompt_formats) for name, of_set in made.items()}
-    _, tasks, outputs, scores = own
-    tags = PROMPT_FORMATS["tags-1"]
-    gold = summarize([score(Output(task, task.row.answers, tags)) for task in tasks])
+    _, tasks, outputs, scores, gold = own
     verdict = verdict_pair(list(outputs), list(dict.fromkeys(first[key] for key in baseline)))
     judged = verdict[1] if verdict else list(outputs)[-1]
     prompt_tokens = [predictions[judged][row.id].get("num_prompt_tokens") for row in rows]
@@ -97,7 +93,7 @@ def compare_systems(rows, predictions, prompt_formats, in_training, baseline=(),
             }
             for key, of_system in outputs.items()
         },
-        "gold": {name: gold[name] for name in GOLDS_OWN if name in gold},
+        "gold": summarize(gold),
         "pairs": pairs(rows, scores, verdict),
         "near_repeats": near_repeats(rows, scores, in_training["near_repeat"]),
         "slices": slices(tasks, scores, in_training, (judged.name, prompt_tokens)),
@@ -210,6 +206,7 @@ def report_of(evaluation):
     of_systems = figures["systems"]
     near_repeats = figures["near_repeats"] or {"slice": None}
     no_call = figures["made"].get(NO_CALL)
+    shown = rows_to_show(evaluation)
     return {
         "title": evaluation.title,
         "subtitle": evaluation.subtitle,
@@ -260,12 +257,27 @@ def report_of(evaluation):
                     for key in evaluation.systems
                 },
             }
-            for name, of_set in evaluation.sets.items()
-            for place, row in enumerate(of_set.rows)
+            for name, of_set, place, row in shown
         ],
+        "rows_left_out": sum(len(of_set.rows) for of_set in evaluation.sets.values()) - len(shown),
         "commands": {label: shlex.join(["python", *words]) for label, words in evaluation.commands.items()},
         "record": evaluation.record,
     }
+
+
+def rows_to_show(evaluation):
+    """`(set's name, ScoredRows, place, row)` of the rows for the page, in order. Of more than
+    MOST_ROWS, the first ones of each set and of each outcome of the judged system, equally many."""
+    pairs = evaluation.figures["pairs"]
+    judged = next((key for key in evaluation.systems if pairs and key.name == pairs[0]["b"]), evaluation.systems[-1])
+    found, ranks, seen = [], [], Counter()
+    for name, of_set in evaluation.sets.items():
+        for place, (row, scores) in enumerate(zip(of_set.rows, of_set.scores[judged], strict=True)):
+            found.append((name, of_set, place, row))
+            ranks.append(seen[name, scores["outcome"]])
+            seen[name, scores["outcome"]] += 1
+    chosen = sorted(range(len(found)), key=ranks.__getitem__)[:MOST_ROWS]
+    return [found[place] for place in sorted(chosen)]
 
 
 def row_output(prediction, scores, output):

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from data_utils.made_rows import NO_CALL, SETS, original_id
-from eval_utils.metrics import METRICS, score
+from eval_utils.metrics import METRICS, score, score_gold
 from eval_utils.outcomes import OUTCOMES, call_table
 from eval_utils.outputs import Output, Task
 from eval_utils.statistics import flips, rate_figure
@@ -20,22 +20,26 @@ CALL_COLUMNS = {
 
 class ScoredRows(NamedTuple):
     """One set of rows with the systems' answers: tasks in the rows' order, and for each SystemKey,
-    in the same order, Outputs and scores (metrics.score)."""
+    in the same order, Outputs and scores (metrics.score). gold: metrics.score_gold of each."""
 
     rows: list
     tasks: list
     outputs: dict
     scores: dict
+    gold: list
 
 
 def score_rows(rows, predictions, prompt_formats):
     """predictions: `{SystemKey: {row id: prediction}}`. prompt_formats: of each key."""
     tasks = [Task(row) for row in rows]
-    outputs = {
-        key: [output_of(task, by_id[task.row.id], prompt_formats[key]) for task in tasks]
-        for key, by_id in predictions.items()
-    }
-    return ScoredRows(rows, tasks, outputs, {key: list(map(score, of_system)) for key, of_system in outputs.items()})
+    outputs, scores, gold = {key: [] for key in predictions}, {key: [] for key in predictions}, []
+    for task in tasks:  # all answers to a row at once: they share what its query and tools hold
+        for key, by_id in predictions.items():
+            output = output_of(task, by_id[task.row.id], prompt_formats[key])
+            outputs[key].append(output)
+            scores[key].append(score(output))
+        gold.append(score_gold(task))
+    return ScoredRows(rows, tasks, outputs, scores, gold)
 
 
 def output_of(task, prediction, prompt_format):

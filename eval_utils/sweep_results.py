@@ -55,7 +55,7 @@ def read_evaluation(folder):
     try:
         figures = read_json(folder / "metrics.json")
         rows = {row["id"]: row["fingerprint"] for row in journal.read(folder / "rows.jsonl")}
-        entries = journal.read(folder / "scores.jsonl")
+        entries = list(journal.read(folder / "scores.jsonl"))
     except (OSError, UserError):
         return None
     systems = defaultdict(lambda: defaultdict(dict))

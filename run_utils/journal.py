@@ -20,15 +20,14 @@ def append(path, records):
 
 
 def read(path):
-    """The records of a journal's whole lines. Lines cut by a kill are skipped."""
-    records = []
+    """Yields the records of a journal's whole lines. Lines cut by a kill are skipped."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-    return records
+            yield record
 
 
 def open_journal(path, identity):
@@ -37,7 +36,7 @@ def open_journal(path, identity):
     try:
         path.touch()
         lock_folder(path)
-        first, *records = read(path) or [None]
+        first, *records = list(read(path)) or [None]
         if path.stat().st_size == 0:
             append(path, [identity])
         elif first != identity:

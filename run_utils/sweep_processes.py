@@ -72,7 +72,7 @@ class Processes:
     def __init__(self, folder, slots, environment):
         self.folder, self.slots, self.environment = folder, slots, environment
         self.journal = folder / "sweep.jsonl"
-        self.ended = journal.read(self.journal) if self.journal.exists() else []
+        self.ended = list(journal.read(self.journal)) if self.journal.exists() else []
         self.failed = {}  # {run: message}
         (folder / "logs").mkdir(exist_ok=True)
 

@@ -51,3 +51,12 @@ def test_both_formats_read_back_their_completion():
         completion = prompt_format.completion(answers)
         assert to_json(prompt_format.parse(completion)) == answers
         assert prompt_format.finished(completion + "\n\n[") and not prompt_format.finished(completion[:-1])
+
+
+def test_a_format_is_checked_without_reading_a_long_completion_again_and_again():
+    read = []  # characters
+    tags = PROMPT_FORMATS["tags-1"]
+    counting = tags._replace(finished=lambda text: read.append(len(text)) or tags.finished(text))
+    answers = to_json([{"name": "f", "arguments": {"x": "[{word}] " * 200}}] * 20)
+    check_format("tags-1", counting, Row("", "q", "[]", answers))
+    assert sum(read) <= 2 * len(answers)

@@ -1,14 +1,19 @@
 """The pairing of calls, compared with trying all pairings."""
 
 import itertools
+import json
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from data_utils.tool_calls import hashable, json_equal
 from eval_utils.matching import best_pairs, num_equal, num_equal_calls, pair_calls
 
 ARGUMENTS = st.dictionaries(st.sampled_from("abc"), st.sampled_from([1, True, "x"]), max_size=3)
 CALLS = st.lists(st.builds(lambda name, arguments: {"name": name, "arguments": arguments}, st.sampled_from("fg"), ARGUMENTS), max_size=4)  # fmt: skip
+
+LEAVES = st.sampled_from([0, 1, 1.0, True, False, None, "", "1"])
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner))
 
 
 def all_pairings(num_left, num_right):
@@ -51,3 +56,16 @@ def test_equal_calls_are_counted_as_a_multiset_and_true_is_not_one(calls, gold):
 def test_nothing_to_pair():
     assert best_pairs([]) == best_pairs([[]]) == best_pairs([[0, 0]]) == pair_calls([], [{}]) == []
     assert pair_calls([3, {"name": "f"}, {"name": "f", "arguments": {}}], [{"name": "f", "arguments": {}}]) == [(2, 0)]
+
+
+def test_calls_are_paired_by_their_places_in_the_whole_lists():
+    f, g = ({"name": name, "arguments": {}} for name in "fg")
+    assert pair_calls([g, f, f], [f, g]) == [(0, 1), (1, 0)]
+
+
+@given(JSON, JSON)
+@example(1, True)
+@example([1, "1", None], [1.0, "1", None])
+@example({"a": [], "b": {}}, {"b": {}, "a": []})
+def test_hashable_forms_are_equal_as_json_is(a, b):
+    assert (hashable(a) == hashable(b)) == json_equal(a, b) and hashable(a) == hashable(json.loads(json.dumps(a)))

@@ -39,6 +39,7 @@ EMPTY = {
     **{key: {} for key in ("published", "commands", "record")},
     "system_help": {},
     "when_not_to_call": [],
+    "rows_left_out": 0,
 }
 
 
@@ -172,6 +173,7 @@ def make_report(count):
         "when_not_to_call": [],
         "perturbed": [],
         "sets": {"": "own"},
+        "rows_left_out": 0,
         "warnings": ["the adapter over-calls"],
         "notes": ["2 queries nearly repeat one of training"],
     }

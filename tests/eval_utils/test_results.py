@@ -1,5 +1,6 @@
 """Systems of one or several evaluations: comparisons, warnings, and the table on the terminal."""
 
+import gc
 import hashlib
 import json
 
@@ -10,6 +11,7 @@ from data_utils.rows import Row
 from data_utils.systems import SystemKey, verdict_pair
 from eval_utils.comparison import Finished, commands_of
 from eval_utils.folder import hash_rows
+from eval_utils.grounding import Sources
 from eval_utils.report import render_report
 from eval_utils.results import Evaluation, compare_systems, report_of
 from eval_utils.table import print_table
@@ -314,3 +316,28 @@ def test_the_hash_of_rows_is_an_older_folders_unless_chats_read_more():
     )
     assert hash_rows([row], False) == hash_rows([talk], False) == hashlib.sha256(older.encode()).hexdigest()
     assert hash_rows([row], True) != hash_rows([talk], True)
+
+
+def test_a_page_of_too_many_rows_has_each_outcome_and_says_so(monkeypatch):
+    """Four of 20 rows fit: of the adapter's three outcomes the first rows, in the rows' order."""
+    monkeypatch.setattr("eval_utils.results.MOST_ROWS", 4)
+    rows = make_rows(20)
+    wrong = CALL.replace("1", "2")
+    texts = [*[CALL] * 10, *[wrong] * 9, "prose"]
+    evaluation = evaluate(rows, {("", "prompted"): [CALL] * 20, ("", "adapter"): texts})
+    report = report_of(evaluation)
+    assert [row["id"] for row in report["rows"]] == ["r0", "r1", "r10", "r19"] and report["rows_left_out"] == 16
+    assert report["figures"]["adapter"]["exact_match"]["n"] == 20
+    assert "4 of 20 rows are on this page" in render_report(report)
+    monkeypatch.setattr("eval_utils.results.MOST_ROWS", 20)
+    assert "are on this page" not in render_report(report_of(evaluation))
+
+
+def test_scores_of_many_rows_do_not_keep_what_was_read_from_their_texts():
+    rows = [row._replace(query=f"call it with {place}") for place, row in enumerate(make_rows(30))]
+    evaluation = evaluate(rows, {("", "prompted"): ["[]"] * 30, ("", "adapter"): [CALL] * 30})
+    assert evaluation.figures["systems"]["adapter"]["hallucinated_values"]["k"] == 29  # of "call it with 1"
+    gc.collect()
+    assert sum(type(found) is Sources for found in gc.get_objects()) <= 1
+    tools = [task.tools[0] for task in evaluation.own.tasks]
+    assert all(tool is tools[0] for tool in tools)  # rows share a tool

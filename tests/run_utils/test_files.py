@@ -131,7 +131,7 @@ FIELDS = (
 def test_a_prediction_of_any_types_is_scored_or_dropped(tmp_path_factory, fields):
     path = tmp_path_factory.getbasetemp() / "predictions-0.jsonl"
     path.write_text(json.dumps(PREDICTION | fields) + "\n" + json.dumps(PREDICTION))
-    read = read_predictions(path)
+    read = list(read_predictions(path))
     assert 1 <= len(read) <= 2 and read[-1] == PREDICTION
     describe_messages("prompted", read)
     for prediction in read:
@@ -143,7 +143,7 @@ def test_a_damaged_line_between_predictions_is_none(tmp_path, content):
     path = tmp_path / "predictions-0.jsonl"
     line = json.dumps(PREDICTION).encode()
     path.write_bytes(line + b"\n" + content + b"\n" + line)
-    assert read_predictions(path) == [PREDICTION, PREDICTION]
+    assert list(read_predictions(path)) == [PREDICTION, PREDICTION]
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "environment.json", "args.yaml"])
