@@ -1,13 +1,14 @@
 """The attention kernel: it separates the examples of a padding-free batch without masks, and
 decodes over slots of a cache."""
 
+import importlib.util
 import inspect
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from run_utils.errors import UserError
+from run_utils.errors import UserError, describe_error, say
 
 try:
     # torch's own flash attention needs no package.
@@ -37,6 +38,20 @@ def has_varlen_kernel(device, dtype):
         and dtype in (torch.bfloat16, torch.float16)
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
+
+
+def use_flash_attention_3(device):
+    """Have torch's flash attention run FlashAttention 3, in the whole process, if its package is
+    installed. It is for GPUs of the Hopper generation. Returns whether it does; it may not load."""
+    hopper = VARLEN_KNOWS_WINDOWS and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    if not hopper or importlib.util.find_spec("flash_attn_interface") is None:
+        return False
+    try:
+        torch.nn.attention.activate_flash_attention_impl("FA3")
+    except Exception as error:  # a library for another torch or CUDA raises anything
+        say(f"FlashAttention 3 is installed, but does not load: {describe_error(error)}")
+        return False
+    return True
 
 
 def isolated_attention(

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from model_utils.attention import ISOLATED, has_varlen_kernel
+from model_utils.attention import ISOLATED, has_varlen_kernel, use_flash_attention_3
 from model_utils.kept_checks import check_key, has_passed, keep_pass
 from model_utils.model_facts import set_attention
 from model_utils.self_checks import check_training_batches, check_vocabulary
@@ -113,10 +113,24 @@ def choose_attention(model, requested, name, examples, compiled):
 
     `auto` tries, in this order: a kernel that separates examples without masks, if torch has its
     variable-length kernel, or on a CPU; SDPA's block mask; eager. Elsewhere the first one's
-    substitute would wait for the GPU in every layer, and cannot be compiled."""
-    isolated = has_varlen_kernel(model.device, model.dtype) or (model.device.type == "cpu" and not compiled)
+    substitute would wait for the GPU in every layer, and cannot be compiled. Where FlashAttention 3
+    is installed, torch's kernel is tried with it first."""
     check_vocabulary(model, [example.input_ids for example in examples])
+    isolated = has_varlen_kernel(model.device, model.dtype)
+    if isolated and requested in ("auto", ISOLATED) and use_flash_attention_3(model.device):
+        try:
+            return f"{first_that_passes([ISOLATED], model, name, examples, "FA3")}, by FlashAttention 3"
+        except UserError as error:
+            say(f"FlashAttention 3 is not used: {error}")
+            torch.nn.attention.restore_flash_attention_impl()
+    isolated = isolated or (model.device.type == "cpu" and not compiled)
     candidates = [*([ISOLATED] if isolated else []), "sdpa", "eager"] if requested == "auto" else [requested]
+    return first_that_passes(candidates, model, name, examples)
+
+
+def first_that_passes(candidates, model, name, examples, kernel=None):
+    """Set the first attention implementation that the model has and that passes, and return its
+    name. Raises the last check's UserError."""
     problem, tried, longest = None, set(), max(len(example.input_ids) for example in examples)
     for candidate in candidates:
         try:
@@ -127,7 +141,7 @@ def choose_attention(model, requested, name, examples, compiled):
         if implementation in tried:
             continue
         tried.add(implementation)
-        key = check_key(model, "training batches", implementation)
+        key = check_key(model, "training batches", implementation, kernel)
         try:
             if not has_passed(key, longest):
                 check_training_batches(model, name, examples)
