@@ -119,7 +119,7 @@ def choose_attention(model, requested, name, examples, compiled):
     isolated = has_varlen_kernel(model.device, model.dtype)
     if isolated and requested in ("auto", ISOLATED) and use_flash_attention_3(model.device):
         try:
-            return f"{first_that_passes([ISOLATED], model, name, examples, "FA3")}, by FlashAttention 3"
+            return first_that_passes([ISOLATED], model, name, examples, "FA3") + ", by FlashAttention 3"
         except UserError as error:
             say(f"FlashAttention 3 is not used: {error}")
             torch.nn.attention.restore_flash_attention_impl()
