@@ -26,7 +26,7 @@ from model_utils.self_checks import (
     tolerance,
 )
 from model_utils.slots import can_fuse, generate_in_slots, problem_with_slots
-from model_utils.token_masks import compile_grammar, new_matcher, token_masks
+from model_utils.token_masks import compiling, new_matcher, token_masks
 from run_utils.clock import lap
 from run_utils.errors import UserError, describe_error, say
 
@@ -114,38 +114,45 @@ def generate(
     if not fitting:
         return
     check_vocabulary(model, [prompt_ids[index] for index in fitting])
-    vocab_size = model.config.get_text_config().vocab_size
-    answers = {}
-    for index in fitting:
-        offered = tools[index] if tools else None
-        grammar = compile_grammar(tokenizer, vocab_size, offered) if offered is not None else None
-        answers[index] = Answer(
-            index, budgets[index], model, tokenizer, prompt_format, grammar=grammar, on_token=on_token
-        )
-    room = max(len(prompt_ids[index]) + budgets[index] for index in fitting)
-    if engine is None or room > engine.room:
-        lap("prompts")
-        engine = choose_engine(model, [prompt_ids[index] for index in fitting], room)
-        lap("check of the generation")
-    for index, generation in engine.generate(model, prompt_ids, answers, batch_tokens):
-        lap("generation", generation.num_tokens)
-        yield index, generation._replace(num_prompt_tokens=len(prompt_ids[index]))
+    rooms = {index: len(prompt_ids[index]) + budgets[index] for index in fitting}
+    with compiling(tokenizer, model.config.get_text_config().vocab_size) as compile_later:
+        answers = {}
+        for index in sorted(fitting, key=lambda index: -rooms[index]):  # as prompts are read: the longest first
+            offered = tools[index] if tools else None
+            grammar = compile_later(offered) if offered is not None else None
+            answers[index] = Answer(
+                index, budgets[index], model, tokenizer, prompt_format, grammar=grammar, on_token=on_token
+            )
+        room = max(rooms.values())
+        if engine is None or room > engine.room:
+            lap("prompts")
+            engine = choose_engine(model, [prompt_ids[index] for index in fitting], room)
+            lap("check of the generation")
+        for index, generation in engine.generate(model, prompt_ids, answers, batch_tokens):
+            lap("generation", generation.num_tokens)
+            yield index, generation._replace(num_prompt_tokens=len(prompt_ids[index]))
 
 
 class Answer:
-    """One row's generated tokens so far, and whether the row is finished."""
+    """One row's generated tokens so far, and whether the row is finished. grammar: a Future of
+    compile_grammar's result, or None."""
 
     def __init__(self, index, budget, model, tokenizer, prompt_format, *, grammar=None, on_token=None):
         self.index, self.budget = index, budget
         self.tokenizer, self.prompt_format = tokenizer, prompt_format
         self.end_tokens = end_tokens(model, tokenizer, prompt_format)
+        self.padding = tokenizer.pad_token_id  # looked up once: the attribute is slow
         self.grammar = grammar
-        self.matcher = new_matcher(grammar, self.end_tokens - {None}) if grammar is not None else None
         self.on_token = on_token or (lambda answer: None)
         self.tokens = []
         self.closing = prompt_format.closing()  # None if the text can no longer be finished
         self.finish = None
         self.seconds = 0.0
+
+    @functools.cached_property
+    def matcher(self):
+        """The state of the text under its grammar, or None. Waits for the grammar."""
+        return new_matcher(self.grammar.result(), self.end_tokens - {None}) if self.grammar is not None else None
 
     def add(self, token):
         """Add the next token. Returns the row's Generation.finish, or None if it is not
@@ -159,7 +166,7 @@ class Answer:
             raise UserError(f"no token of this tokenizer continues {self.text()!r} as the grammar of its tools wants")
         # Judge the whole text, since single tokens lack spaces and letters, but only if the result
         # may have changed.
-        is_text = token != self.tokenizer.pad_token_id
+        is_text = token != self.padding
         if self.closing and is_text and self.closing.add(token_text(self.tokenizer, token)):
             text = self.text()
             if self.prompt_format.finished(text):
@@ -241,7 +248,7 @@ def generate_batch(model, prompts, answers):
                 attention_mask=mask,
                 max_new_tokens=answers[0].budget,
                 do_sample=False,
-                logits_processor=LogitsProcessorList(constraints(answers, base.device)),
+                logits_processor=LogitsProcessorList(constraints(answers, base)),
                 stopping_criteria=StoppingCriteriaList([StopWith(answers)]),
             )
     except (torch.OutOfMemoryError, UserError):
@@ -268,8 +275,8 @@ class StopWith(StoppingCriteria):
         return torch.tensor([bool(answer.finish) for answer in self.answers], device=input_ids.device)
 
 
-def constraints(answers, device):
-    masks = token_masks(answers, len(answers), device)
+def constraints(answers, model):
+    masks = token_masks(answers, len(answers), model)
     return [KeepToGrammars(answers, masks)] if masks else []
 
 

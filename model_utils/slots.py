@@ -4,8 +4,9 @@ All slots decode one token at a time, on a GPU by replaying one CUDA graph. A fi
 its slot. Waiting prompts are prefilled into free slots, end to end without padding, as in
 training.
 
-A GPU does not wait for the CPU: the next forward pass runs while the CPU reads the newest tokens,
-and fills the masks of grammars for the choice after that pass."""
+A GPU does not wait for the CPU: a forward pass runs while the CPU reads the newest tokens, and
+fills the masks of grammars for the choice after that pass. A pass over prompts runs while threads
+compile their grammars."""
 
 import contextlib
 import itertools
@@ -90,7 +91,7 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
     rooms = {index: len(prompt_ids[index]) + answer.budget for index, answer in answers.items()}
     with slots_modules(model, fused):
         for group, num_slots, length in plan_groups(rooms, batch_tokens):
-            masks = token_masks([answers[index] for index in group], num_slots, model.device)
+            masks = token_masks([answers[index] for index in group], num_slots, model)
             slots = Slots(model, num_slots, length, masks, fused)
             # running: {slot: Answer}
             waiting, running = deque(group), {}
@@ -106,17 +107,14 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
                     slots.release(finished)
                 for answer in [running.pop(slot) for slot in finished]:
                     yield answer.index, answer.generation()
-                old = list(running)
+                if running:
+                    slots.keep_to_grammars(running)
+                    slots.decode(list(running))
                 free = [slot for slot in range(num_slots) if slot not in running]
-                passes = plan_prefill(waiting, prompt_ids, len(free), num_slots)
-                new = dict(zip(free, itertools.chain(*passes), strict=False))
-                running |= {slot: answers[index] for slot, index in new.items()}
-                slots.keep_to_grammars(running)
-                if old:
-                    slots.decode(old)
-                for indices in passes:
-                    slots.prefill(free[: len(indices)], [prompt_ids[index] for index in indices])
-                    del free[: len(indices)]
+                for indices in plan_prefill(waiting, prompt_ids, len(free), num_slots):
+                    new = {free.pop(0): answers[index] for index in indices}
+                    slots.prefill(new, [prompt_ids[index] for index in indices])
+                    running |= new
 
 
 def plan_groups(rooms, batch_tokens):
@@ -193,10 +191,10 @@ class Slots:
         tokens = self.tokens_on_cpu.tolist()
         return {slot: tokens[slot] for slot in slots}
 
-    def keep_to_grammars(self, running):
-        """Let each slot's grammar constrain its next token. running: `{slot: Answer}`."""
+    def keep_to_grammars(self, answers):
+        """Let each slot's grammar constrain its next token. answers: `{slot: Answer}`."""
         if self.masks:
-            self.masks.fill({slot: answer.matcher for slot, answer in running.items()})
+            self.masks.fill({slot: answer.matcher for slot, answer in answers.items()})
 
     def choose(self, logits, slots=slice(None)):
         """The best token, int64, for each row of logits. slots: the slots of the rows, by default
@@ -204,8 +202,10 @@ class Slots:
         return (self.masks.apply(logits, slots) if self.masks else logits).argmax(-1)
 
     @torch.compiler.set_stance("force_eager")
-    def prefill(self, slots, prompts):
-        """Read a prompt (int32 token ids) into each of `slots`, and choose its first new token."""
+    def prefill(self, answers, prompts):
+        """Read a prompt (int32 token ids) into the slot of each answer, and choose its first new
+        token. answers: `{slot: Answer}`; without masks, slots are enough."""
+        slots = list(answers)
         lengths = np.array([len(prompt) for prompt in prompts])
         batch = pack(prompts) | {
             "slots": torch.tensor(slots),
@@ -219,6 +219,7 @@ class Slots:
         self.cache.write_at = batch.pop("slot_of_token"), batch["position_ids"][0]
         self.cache.shown = None
         logits = self.model(**batch, past_key_values=self.cache, use_cache=True).logits[0]
+        self.keep_to_grammars(answers)
         self.tokens[slots], self.positions[slots] = self.choose(logits, slots), lengths
         return logits
 

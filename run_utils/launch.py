@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, gather_object
 
+from run_utils.cores import cores_of_process
 from run_utils.errors import SECONDS_OF_LAST_MESSAGES, UserError, say
 from run_utils.launch_file import check_engine
 
@@ -55,8 +56,7 @@ def start_accelerator(dtype, may_shard=False, alone=False):
             "launch with one of the files in accelerate_configs/"
         )
     if use_cpu and not threads_were_chosen():
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(cores_of_process())
     return accelerator
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from run_utils import journal
 from run_utils.arguments import ROOT
+from run_utils.cores import cores_of_process
 from run_utils.errors import say
 from run_utils.files import is_locked
 from run_utils.redaction import redact_command
@@ -56,10 +57,9 @@ def find_slots(runs_per_gpu):
         gpus = os.environ["CUDA_VISIBLE_DEVICES"].split(",")[: len(gpus)]
     places = [(f"GPU {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [("the CPU", {})]
     slots = places * runs_per_gpu  # the first runs are on different GPUs
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     threads = {}
     if len(slots) > 1 and "OMP_NUM_THREADS" not in os.environ:  # otherwise each process takes all cores
-        threads = {"OMP_NUM_THREADS": str(max(1, cores // len(slots)))}
+        threads = {"OMP_NUM_THREADS": str(max(1, cores_of_process() // len(slots)))}
     return [Slot(label, environment | threads) for label, environment in slots]
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -402,7 +403,7 @@ def test_an_adapter_is_merged_once_for_all_systems_that_use_it(run_here, flags, 
     monkeypatch.setattr(systems, "load_adapter", lambda *args, **kw: loads.append(args) or load_adapter(*args, **kw))
     monkeypatch.setattr(evaluate, "import_xgrammar", lambda: None)
     monkeypatch.setattr(systems, "accepts", lambda *args: False)
-    monkeypatch.setattr(generation, "compile_grammar", lambda *args: None)
+    monkeypatch.setattr(generation, "compiling", lambda *args: nullcontext(lambda tools: None))
     flags |= {"systems": ["adapter", "constrained_adapter"], "num_examples": 6}
     result = run_here(evaluate, flags)
     assert result.code == 0 and len(loads) == 1

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_no_tools_and_tools_without_parameters_give_valid_answers(model, tokeniz
 def walk(tokenizer, tools, seed=0):
     """Calls of a model that prefers closing tokens; None if it does not end or repeats a key."""
     compiled = compile_grammar(tokenizer, len(tokenizer), tools)
-    matcher, masks = new_matcher(compiled, {tokenizer.eos_token_id}), TokenMasks(compiled, 1, torch.device("cpu"))
+    matcher, masks = new_matcher(compiled, {tokenizer.eos_token_id}), TokenMasks(len(tokenizer), 1, torch.device("cpu"))
     pieces = [tokenizer.decode([token]) for token in range(len(tokenizer))]
     preference = torch.tensor([3.0 if set(piece) <= set('"]}[{:, ') else 0.0 for piece in pieces])
     generator, tokens = np.random.default_rng(seed), []
@@ -360,7 +361,7 @@ def test_a_value_of_unknown_type_ends_for_any_model(tokenizer, liked):
     unbounded.)"""
     tools = [{"name": "f", "parameters": {"x": {"type": "no such type"}}}]
     compiled = compile_grammar(tokenizer, len(tokenizer), tools)
-    matcher, masks = new_matcher(compiled, {tokenizer.eos_token_id}), TokenMasks(compiled, 1, torch.device("cpu"))
+    matcher, masks = new_matcher(compiled, {tokenizer.eos_token_id}), TokenMasks(len(tokenizer), 1, torch.device("cpu"))
     tokens = tokenizer('[{"name": "f", "arguments": {"x": ').input_ids
     assert all(map(matcher.accept_token, tokens))
     (liked, closing) = ([tokenizer(character).input_ids[0] for character in text] for text in (liked, '7]}"'))
@@ -388,7 +389,7 @@ def test_a_number_of_an_enum_has_one_spelling(tokenizer):
 
 
 def test_no_grammar_is_compiled_for_a_prompt_that_is_too_long(model, tokenizer, rows, monkeypatch):
-    monkeypatch.setattr(generation, "compile_grammar", lambda tokenizer, size, tools: compiled.append(tools))
+    monkeypatch.setattr(generation, "compiling", lambda *args: nullcontext(lambda tools: compiled.append(tools)))
     compiled, (prompts, tools) = [], rows
     long = "word " * model.config.max_position_embeddings
     answers = answer_prompts(model, tokenizer, [long + prompts[0], prompts[1]], tools[:2], new_tokens=2)
@@ -423,7 +424,7 @@ def accepts(tokenizer, tools, text):
 
 def allowed_after(tokenizer, text, vocab_size, end_tokens):
     compiled = compile_grammar(tokenizer, vocab_size, [{"name": "f", "parameters": {"s": {"type": "str"}}}])
-    matcher, masks = new_matcher(compiled, end_tokens), TokenMasks(compiled, 2, torch.device("cpu"))
+    matcher, masks = new_matcher(compiled, end_tokens), TokenMasks(vocab_size, 2, torch.device("cpu"))
     for token in tokenizer(text).input_ids:
         assert matcher.accept_token(token)
     masks.fill({1: matcher})
@@ -458,7 +459,7 @@ def test_logits_beyond_the_tokenizers_vocabulary_are_never_chosen(constrained, t
     assert all(free[i].text == "" for i in range(4))  # the extra tokens have no text
     assert all(masked[i][:3] == constrained[i][:3] for i in range(4))
     with pytest.raises(ValueError, match="3072 tokens, and 3112 logits"):
-        TokenMasks(compile_grammar(tokenizer, 3072, tools[0]), 1, torch.device("cpu")).apply(torch.zeros(1, 3112))
+        TokenMasks(3072, 1, torch.device("cpu")).apply(torch.zeros(1, 3112))
 
 
 def test_equal_lists_of_tools_share_a_grammar(tokenizer):
