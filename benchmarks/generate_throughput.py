@@ -29,7 +29,12 @@ VLLM = {"vllm_256": 256, "vllm_1024": 1024}
 NEEDS = {"constrained": "xgrammar", **dict.fromkeys(VLLM, "vllm")}
 SYSTEMS = ["ours", "constrained", *VLLM, "transformers"]
 # One process, and greedy decoding, for which FlashInfer's sampler is not needed.
-ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_FLASHINFER_SAMPLER": "0", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def main():

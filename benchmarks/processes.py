@@ -78,6 +78,8 @@ def run_logged(command, log, timeout, on_line=lambda line: None, environment=Non
     print(f"--- the end of {log}", *lines[-TAIL:], "---", sep="\n", file=sys.stderr, flush=True)
     if late.is_set():
         return f"{LATE}{timeout:.0f} s"
+    if process.returncode < 0:
+        return f"ended by {signal.Signals(-process.returncode).name}"  # SIGKILL: perhaps out of memory
     ours = [line for line in lines if re.match(r"\w+\.py: ", line)]  # a launcher's traceback may follow it
     return ([f"exit code {process.returncode}"] + [line for line in lines if line] + ours)[-1]
 

@@ -21,6 +21,7 @@ parts.json has the seconds by part, up to the newest checkpoint: what a kill los
 import argparse
 import contextlib
 import json
+import math
 import re
 import sys
 import time
@@ -168,6 +169,7 @@ def train(args, parts, seconds_left):
         "stop_after_steps": args.steps - offset,
         "eval_steps": args.save_steps,
         "save_steps": args.save_steps,
+        "logging_steps": math.gcd(10, args.save_steps),  # a checkpoint is then at the end of an entry
         "max_eval_examples": args.eval_rows,
         **({} if on_gpu else {"torch_compile": False, "cuda_graphs": False}),
     }
@@ -197,16 +199,16 @@ def measured(folder, after, last=10**9):
     `last`."""
     from run_utils.metrics_file import read_metrics
 
-    training = evaluations = tokens = 0
+    training = evaluations = tokens = logged = 0
     entries = []
     with contextlib.suppress(UserError):  # no file yet
         entries = read_metrics(folder / "metrics.jsonl")
     for entry in entries:
         is_wanted = after < entry["step"] <= last
         if "train/num_tokens" in entry:
-            new = entry["train/num_tokens"] - tokens
+            new, logged = entry["train/num_tokens"] - logged, entry["train/num_tokens"]
             training += is_wanted * new / entry["train/tokens_per_second"]
-            tokens = entry["train/num_tokens"]
+            tokens += is_wanted * new
         evaluations += is_wanted * entry.get("eval/seconds", 0.0)
     return training, evaluations, tokens
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 COMMAND = [sys.executable, "-m", "benchmarks.whole_experiment"]
-SMALL = "--shape tiny --steps 40 --save_steps 4 --train_rows 400 --eval_rows 4 --test_rows 3 --new_tokens 4".split()
+SMALL = "--shape tiny --steps 24 --save_steps 4 --train_rows 400 --eval_rows 4 --test_rows 3 --new_tokens 4".split()
 
 
 def run(*flags):
@@ -32,14 +32,16 @@ def test_a_wrong_argument_is_one_line(tmp_path):
 def test_it_goes_on_after_a_stop_and_on_another_machine(tmp_path):
     first, other = tmp_path / "first", tmp_path / "other"
     process = subprocess.Popen([*COMMAND, *SMALL, "--work_dir", first], cwd=ROOT)
-    deadline = time.monotonic() + 300
-    while not (first / "parts.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 128 + signal.SIGTERM
+    deadline = time.monotonic() + 1200
+    try:
+        while not (first / "parts.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(300) == 128 + signal.SIGTERM
     stopped = read(first)["folders"]["train_from_0"]["steps"]
-    assert 4 <= stopped < 40
+    assert 4 <= stopped < 24
     other.mkdir()
     (other / "parts.json").write_text((first / "parts.json").read_text())
 
@@ -47,7 +49,7 @@ def test_it_goes_on_after_a_stop_and_on_another_machine(tmp_path):
         done = run(*SMALL, "--work_dir", work_dir)
         assert done.returncode == 0 and "Not finished" not in done.stdout, done.stderr
         parts = read(work_dir)
-        assert sum(folder["steps"] for folder in parts["folders"].values()) == 40
+        assert sum(folder["steps"] for folder in parts["folders"].values()) == 24
         assert set(parts["evaluate"]["systems"]) == {"raw", "prompted", "adapter"}
         assert all(seconds > 0 for seconds in parts["evaluate"]["systems"].values())
         for folder in parts["folders"].values():
