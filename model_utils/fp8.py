@@ -85,7 +85,8 @@ def _(
     right: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    scales = {"scale_a": x_scales, "scale_b": weight_scales.t()}
+    # The compiler may give a dimension of one entry any stride, which the product would refuse.
+    scales = {"scale_a": x_scales.flatten()[:, None], "scale_b": weight_scales.t()}
     y = torch._scaled_mm(x.contiguous(), weight.t(), **scales, bias=bias, out_dtype=dtype, use_fast_accum=True)
     return y if left is None else y.addmm_(left, right)
 
