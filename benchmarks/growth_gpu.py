@@ -3,6 +3,7 @@ a GPU, a dry run at an eighth of the sizes."""
 
 import gc
 import importlib.util
+import itertools
 import json
 import time
 
@@ -33,9 +34,9 @@ TRAINING_LENGTHS = [256, 1_024, 4_096, 8_192]  # tokens a row
 STEP_TOKENS = 8_192
 WARM_UP_STEPS, STEPS = 2, 6
 COMPLETION = 0.19  # of a row's tokens, as in xLAM
-NUMBERS_OF_ROWS, PROMPT_TOKENS = [100, 1_000, 10_000], 160
-PROMPT_LENGTHS, TOTAL_TOKENS = [256, 512, 1_024, 2_048, 4_096, 8_192], 65_536
-NUMBERS_OF_TOOLS = [1, 2, 4, 8, 16, 32, 64]
+NUMBERS_OF_ROWS, PROMPT_TOKENS = [100, 1_000, 10_000], 96
+PROMPT_LENGTHS, TOTAL_TOKENS = [256, 1_024, 4_096, 8_192], 65_536
+NUMBERS_OF_TOOLS, MOST_GRAMMARS = [1, 4, 16, 64], 20
 NEW_TOKENS = 16
 
 
@@ -86,7 +87,7 @@ def generation(model, tokenizer):
 
     start = time.perf_counter()
     longest = encode_prompts(tokenizer, prompts(2, PROMPT_LENGTHS[-1] // SCALE))
-    engine = choose_engine(model, longest, 2 * len(longest[0]))  # compiles kernels, and checks all lengths
+    engine = choose_engine(model, longest, len(longest[0]) + NEW_TOKENS)  # compiles kernels, and checks all lengths
     batch_tokens = cache_tokens(model, "auto")
     list(generate(model, tokenizer, TAGS, prompts(2, 64), 2, batch_tokens=4_096, engine=engine))
     yield {"group": "start", "part": "check of generation, kernels", "size": 1, "rows": 1, **seconds_and_memory(start)}
@@ -107,18 +108,25 @@ def generation(model, tokenizer):
         part = f"{TOTAL_TOKENS:,} tokens of prompts, {NEW_TOKENS} new a row"
         yield measured("tokens", part, tokens, prompts(-(-TOTAL_TOKENS // SCALE // tokens), tokens // SCALE))
     for count in NUMBERS_OF_TOOLS:
-        rows = list(rows_by_tools(count))
+        rows = list(itertools.islice(rows_by_tools(count), MOST_GRAMMARS))
         texts = [TAGS.render(row["query"], row["tools"]) for row in rows]
-        total = np.cumsum([len(ids) for ids in encode_prompts(tokenizer, texts)])
-        kept = max(1, int(np.searchsorted(total, TOTAL_TOKENS // SCALE)))
-        texts, tools = texts[:kept], [json.loads(row["tools"]) for row in rows[:kept]]
+        tokens = sum(map(len, encode_prompts(tokenizer, texts)))
+        kept = max(1, len(rows) * TOTAL_TOKENS // SCALE // tokens)
+        texts = list(itertools.islice(itertools.cycle(texts), kept))
+        tools = list(itertools.islice(itertools.cycle([json.loads(row["tools"]) for row in rows]), kept))
         yield measured("tools", f"{NEW_TOKENS} new tokens", count, texts)
         if importlib.util.find_spec("xgrammar"):
             start = time.perf_counter()
-            for offered in tools:
+            for offered in tools[:MOST_GRAMMARS]:
                 compile_grammar(tokenizer, model.config.vocab_size, offered)
             found = seconds_and_memory(start)
-            yield {"group": "generation by tools", "part": "grammars", "size": count, "rows": kept, **found}
+            yield {
+                "group": "generation by tools",
+                "part": "grammars",
+                "size": count,
+                "rows": min(kept, MOST_GRAMMARS),
+                **found,
+            }
             yield measured("tools", f"{NEW_TOKENS} new tokens with a grammar at hand", count, texts, tools)
 
 
