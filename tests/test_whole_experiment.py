@@ -1,4 +1,4 @@
-"""benchmarks.whole_experiment: its parts; how it goes on after a stop, and on another machine."""
+"""benchmarks.whole_experiment refuses wrong arguments in one line."""
 
 import json
 import subprocess
@@ -7,15 +7,10 @@ import sys
 from conftest import ROOT
 
 COMMAND = [sys.executable, "-m", "benchmarks.whole_experiment"]
-SMALL = "--shape tiny --steps 24 --save_steps 4 --train_rows 400 --eval_rows 4 --test_rows 3 --new_tokens 4".split()
 
 
 def run(*flags):
     return subprocess.run([*COMMAND, *map(str, flags)], cwd=ROOT, capture_output=True, text=True)
-
-
-def read(work_dir):
-    return json.loads((work_dir / "parts.json").read_text())
 
 
 def test_a_wrong_argument_is_one_line(tmp_path):
