@@ -2,7 +2,6 @@
 
 import functools
 import json
-import marshal
 
 from data_utils.tool_calls import check_calls, opening_value, parse_answer
 from data_utils.tool_schema import tool_schema
@@ -17,9 +16,9 @@ def kept_for_one(function):
 
 
 @functools.lru_cache(maxsize=2**14)  # rows share tools
-def read_tool(marshalled):
-    """A marshalled tool, and the JSON Schema of its arguments. Do not change them in place."""
-    tool = marshal.loads(marshalled)
+def read_tool(text):
+    """A tool in JSON, and the JSON Schema of its arguments. Do not change them in place."""
+    tool = json.loads(text)
     return tool, tool_schema(tool)
 
 
@@ -33,8 +32,7 @@ class Task:
     def __init__(self, row):
         self.row = row
         self.gold = json.loads(row.answers)
-        # Marshal takes a fifth of JSON's time, and its version 2 writes equal values alike.
-        tools = [read_tool(marshal.dumps(tool, 2)) for tool in json.loads(row.tools)]
+        tools = [read_tool(json.dumps(tool)) for tool in json.loads(row.tools)]
         self.tools = [tool for tool, _ in tools]
         self.schemas = {tool["name"]: schema for tool, schema in tools}
         self.acceptable = json.loads(row.acceptable) if row.acceptable else None
