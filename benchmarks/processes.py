@@ -1,5 +1,5 @@
-"""A measurement in a process of its own: what it measures as it comes, its output in a file, its
-error in one line."""
+"""A measurement in a process of its own. Figures come as they are measured, the output goes to a
+file, and an error is one line."""
 
 import contextlib
 import json

@@ -1,10 +1,10 @@
-"""The systems of train_throughput.py: what is trained, by which library, with which settings."""
+"""The systems of train_throughput.py: libraries and their settings."""
 
 from typing import NamedTuple
 
 
 class Setting(NamedTuple):
-    """What must be equal for a ratio. All have LoRA with r=32 and alpha=64 on the seven
+    """The settings that must be equal for a ratio. All have LoRA with r=32 and alpha=64 on the seven
     projections."""
 
     examples: int = 8  # of an optimizer step; 40 have about 15,500 tokens

@@ -15,7 +15,8 @@ longer than the training. A random model never stops, so each answer of evaluate
 The same command goes on from the newest checkpoint in --work_dir. A checkpoint has 800 MB. To go
 on on another machine, carry --work_dir/parts.json alone (2 KB): the weights are random, and a
 step's time does not depend on them, so the rest of the steps is trained from a fresh adapter.
-parts.json has the seconds by part, up to the newest checkpoint: what a kill lost is not in them.
+parts.json has the seconds by part, up to the newest checkpoint. Steps that a kill lost do not
+count.
 """
 
 import argparse

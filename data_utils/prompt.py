@@ -134,7 +134,7 @@ def check_format(name, prompt_format, row):
     generation would produce. Raises ValueError."""
     _, completion = prompt_format.texts(row)
     closing = prompt_format.closing()
-    # `finished` reads the whole text: as in generation, it is asked only where `closing` says so.
+    # `closing` is cheap and finds the few places at which `finished` must read the whole text.
     stops = (
         end
         for end, character in enumerate(completion, start=1)

@@ -1,4 +1,4 @@
-"""What compiled backward passes compute again instead of keeping. Importing this loads PyTorch's
+"""Recomputation in compiled backward passes, to keep less. Importing this loads PyTorch's
 compiler."""
 
 import torch
