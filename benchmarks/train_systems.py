@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 
 class Setting(NamedTuple):
-    """The settings that must be equal for a ratio. All have LoRA with r=32 and alpha=64 on the seven
-    projections."""
+    """The settings that must be equal for a ratio. All have LoRA with r=32 and alpha=64 on the
+    seven projections."""
 
     examples: int = 8  # of an optimizer step; 40 have about 15,500 tokens
     precision: str = "bf16"  # of the frozen weights
