@@ -48,14 +48,14 @@ def use_liger_kernels(model):
 def compile_layers(model):
     """Compile each decoder layer of a PEFT model separately, for any number of tokens. Training
     needs one graph for all layers and lengths, evaluation another."""
-    from model_utils.fused_lora import group_lora  # late: it imports peft
+    # Late: they import peft and the compiler.
+    from model_utils.fused_lora import group_lora
+    from model_utils.recomputation import recompute_cheap_operations
 
     base = model.get_base_model()
     layers = getattr(base.get_decoder(), "layers", None)
     if layers is None:
         raise UserError(f"--torch_compile finds no layers in {type(base).__name__}")
-    from model_utils.recomputation import recompute_cheap_operations  # late: it loads the compiler
-
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=model.device))
     except torch.OutOfMemoryError:
