@@ -124,6 +124,9 @@ class GraphedDecoder:
                 cu_seq_lens_q=self.cu_seq_lens,
                 max_length_q=self.max_length,
                 use_cache=False,
+                # PEFT's own calls have these. With other arguments, the layers would compile again.
+                output_attentions=None,
+                output_hidden_states=None,
             ).last_hidden_state
 
     def warm_up(self, size):
@@ -133,8 +136,7 @@ class GraphedDecoder:
         self.prepare(size)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            for _ in range(2):
-                self.forward(size).backward(self.hidden_grad[:, :size])
+            self.forward(size).backward(self.hidden_grad[:, :size])
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def capture(self, size):

@@ -28,9 +28,6 @@ def start_accelerator(dtype, may_shard=False, alone=False):
     if alone and launched > 1:
         raise UserError("this script works in one process: start it with python, without accelerate launch")
     check_engine(may_shard)
-    # Use expandable segments. Otherwise a freed block beside a longer-lived tensor would be lost to
-    # a later step's larger micro-batch, and the check before training could not foresee this.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # The default is on: some processes would then load empty weights, and only Accelerate would
     # send them the rest.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"

@@ -15,6 +15,7 @@ def load_libraries():
     take two seconds more."""
     say("Loading PyTorch and transformers ...")
     lap("Python and arguments")
+    grow_gpu_blocks()
     import torch
 
     keep_compiled_code(torch)
@@ -31,6 +32,14 @@ def load_libraries():
     finally:
         torch.compile = compiled
     lap("import of bitsandbytes")
+
+
+def grow_gpu_blocks():
+    """Let torch reserve GPU memory in blocks that can grow. Otherwise a freed block beside a
+    longer-lived tensor would be lost to a later step's larger micro-batch, and the check before
+    training could not foresee this. torch 2.11 reads the setting when it is imported."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def keep_compiled_code(torch):
