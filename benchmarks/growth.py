@@ -49,6 +49,7 @@ def main():
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     log = args.work_dir / "growth.jsonl"
+    log.touch()
     if not args.table:
         for group in args.only:
             if group in SIZES:
@@ -69,7 +70,7 @@ def measure_on_cpu(args, group, log):
         cache = args.work_dir / f"cache_{group}_{size}"  # for this size alone
         env = os.environ | {"HF_HOME": str(cache.resolve()), "HF_HUB_OFFLINE": "1"}
         for work in ["make", *args.works]:
-            before = len(list(journal.read(log))) if log.exists() else 0
+            before = len(list(journal.read(log)))
             with (args.work_dir / f"{work}.log").open("w") as output:
                 done = subprocess.run(
                     [sys.executable, "-m", "benchmarks.growth_cpu", group, str(size), work, log],
