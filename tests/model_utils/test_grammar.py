@@ -429,9 +429,8 @@ def allowed_after(tokenizer, text, vocab_size, end_tokens):
         assert matcher.accept_token(token)
     masks.fill({1: matcher})
     logits = torch.randn(2, vocab_size)
-    masked = masks.apply(logits)
+    masked = masks.apply(logits[:, None])[:, 0]
     assert torch.equal(masked[0], logits[0])  # a row without a grammar, bit for bit
-    assert torch.equal(masks.apply(logits[1:], torch.tensor([1])), masked[1:])
     return set(masked[1].isfinite().nonzero()[:, 0].tolist())
 
 
