@@ -12,6 +12,7 @@ from data_utils.tokens import encode_prompts
 from model_utils.drafts import DRAFTS, MOST_SLOTS, look_up, num_agreed
 from model_utils.generation import generate
 from model_utils.slots import Slots
+from model_utils.token_masks import TokenMasks, compile_grammar, new_matcher
 
 BASE = ROOT / "demo" / "base"
 
@@ -93,3 +94,23 @@ def test_drafts_may_reach_beyond_the_models_positions(monkeypatch, tokenizer, ro
     plain, _ = texts_and_passes(monkeypatch, 0, model, tokenizer, TAGS, [prompt], 40, batch_tokens=1)
     found, _ = texts_and_passes(monkeypatch, 1, model, tokenizer, TAGS, [prompt], 40, batch_tokens=1)
     assert found == plain and plain[0][1:] == (6, "length")
+
+
+@pytest.mark.parametrize("place", [5, -4])  # in the text, and with a draft of its end and drafts after it
+def test_masks_after_drafts_are_those_of_the_longer_text(tokenizer, rows, place):
+    pytest.importorskip("xgrammar", exc_type=ImportError)
+    grammar = compile_grammar(tokenizer, len(tokenizer), json.loads(rows[0].tools))
+    tokens = [*tokenizer(rows[0].answers).input_ids, tokenizer.eos_token_id]
+    start = range(len(tokens))[place]
+    matcher, alone = (new_matcher(grammar, {tokenizer.eos_token_id}) for _ in range(2))
+    for token in tokens[:start]:
+        assert matcher.accept_token(token) and alone.accept_token(token)
+    masks, single = (TokenMasks(len(tokenizer), 2, torch.device("cpu"), drafts) for drafts in (DRAFTS, 0))
+    row = torch.tensor([*tokens, *[5] * DRAFTS][start - 1 :][: 1 + DRAFTS])
+    masks.fill({1: matcher}, torch.stack([torch.zeros_like(row), row]))
+    for i, token in enumerate(tokens[start : start + 1 + DRAFTS]):
+        single.fill({1: alone})
+        assert torch.equal(masks.filled[1, i], single.filled[1, 0])
+        assert alone.accept_token(token)
+    assert (masks.filled[0] == -1).all()
+    assert matcher.accept_token(tokens[start])  # the matcher has not moved
