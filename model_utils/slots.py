@@ -1,8 +1,8 @@
 """Continuous batching: rows share the slots of one preallocated cache.
 
-All slots decode together: the next token and, with few slots, the tokens after it if drafts of them
-hold (drafts.py). A finished row leaves its slot. Waiting prompts are prefilled into free slots, end
-to end without padding, as in training.
+All slots decode together. A few slots get several tokens at once, where drafts of them hold
+(drafts.py). A finished row leaves its slot. Waiting prompts are prefilled into free slots, end to end
+without padding, as in training.
 
 A pass has two parts, on a GPU one CUDA graph each: choose the next tokens by the last logits, and
 compute the logits after them. A GPU does not wait for the CPU: the second part runs while the CPU
@@ -228,7 +228,7 @@ class Slots:
         self.advance(counts)
         if self.drafts:
             self.tokens[:, 1:], sure = look_up(self.history, (self.lengths - 1).clamp(min=0), self.drafts)
-            if not self.on_gpu:  # where each token costs time
+            if not self.on_gpu:  # a CPU's time grows with each token
                 self.width = 1 + self.drafts if sure.any() else 1
 
     def forward(self):
