@@ -11,7 +11,7 @@ from data_utils.sources import load_rows
 from data_utils.tokens import encode_prompts
 from model_utils.drafts import DRAFTS, MOST_SLOTS, look_up, num_agreed
 from model_utils.generation import generate
-from model_utils.slots import Slots
+from model_utils.slots import Slots, slots_modules
 from model_utils.token_masks import TokenMasks, compile_grammar, new_matcher
 
 BASE = ROOT / "demo" / "base"
@@ -94,6 +94,19 @@ def test_drafts_may_reach_beyond_the_models_positions(monkeypatch, tokenizer, ro
     plain, _ = texts_and_passes(monkeypatch, 0, model, tokenizer, TAGS, [prompt], 40, batch_tokens=1)
     found, _ = texts_and_passes(monkeypatch, 1, model, tokenizer, TAGS, [prompt], 40, batch_tokens=1)
     assert found == plain and plain[0][1:] == (6, "length")
+
+
+def test_a_new_row_accepts_no_drafts_of_the_row_before(tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    prompt = torch.arange(5, 12).int().numpy()
+    with slots_modules(model, fused=False), torch.inference_mode():
+        slots = Slots(model, num_slots=1, length=20, drafts=3)
+        slots.prefill([0], [prompt])
+        (token,) = slots.newest([0])[0]
+        slots.tokens[0, 1:] = token  # the drafts that would hold after the same prompt
+        slots.release([0])
+        slots.prefill([0], [prompt])
+        assert slots.newest([0]) == {0: [token]}
 
 
 @pytest.mark.parametrize("place", [5, -4])  # in the text, and with a draft of its end and drafts after it
