@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import ROOT, TAGS
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_utils.sources import load_rows
 from data_utils.tokens import encode_prompts
@@ -90,10 +90,17 @@ def test_drafts_may_reach_beyond_the_models_positions(monkeypatch, tokenizer, ro
     """Learned positions have no row for a draft beyond the last."""
     prompt = TAGS.render(rows[0].query, rows[0].tools)
     (ids,) = encode_prompts(tokenizer, [prompt])
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, max_position_embeddings=len(ids) + 6).eval()
-    plain, _ = texts_and_passes(monkeypatch, 0, model, tokenizer, TAGS, [prompt], 40, batch_tokens=1)
-    found, _ = texts_and_passes(monkeypatch, 1, model, tokenizer, TAGS, [prompt], 40, batch_tokens=1)
-    assert found == plain and plain[0][1:] == (6, "length")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=len(ids) + 8, n_embd=32, n_layer=2, n_head=2, eos_token_id=None
+    )
+    model = GPT2LMHeadModel(config).eval()  # a random model repeats tokens
+    common = model, tokenizer, TAGS, [prompt], 40
+    list(generate(*common, batch_tokens=1))
+    plain, passes = texts_and_passes(monkeypatch, 0, *common, batch_tokens=1)
+    found, drafted = texts_and_passes(monkeypatch, 1, *common, batch_tokens=1)
+    assert found == plain and plain[0][1:] == (8, "length")
+    assert set(passes) == {1} and max(drafted) == 1 + DRAFTS
 
 
 def test_a_new_row_accepts_no_drafts_of_the_row_before(tiny_model):
