@@ -259,11 +259,12 @@ def main():
         )
         return max(off)
 
-    def decoding_error(sliding_window, decode_kernel=None):
+    def decoding_error(sliding_window, num_tokens, decode_kernel=None):
         """Eight slots filled to different lengths: this device's path, in bf16 on a GPU, against
-        the CPU's mask in float32. decode_kernel: the path's kernel, None for PyTorch's."""
-        lengths = torch.tensor([1, 15, 16, 17, 300, 128, 129, 400], dtype=torch.int32)
-        states = torch.randn(8, 32, 1, 128), torch.randn(8, 8, 400, 128), torch.randn(8, 8, 400, 128)
+        the CPU's mask in float32. num_tokens: new ones in a slot. decode_kernel: the path's kernel,
+        None for PyTorch's."""
+        lengths = torch.tensor([8, 15, 16, 17, 300, 128, 129, 400], dtype=torch.int32) - 8 + num_tokens
+        states = torch.randn(8, 32, num_tokens, 128), torch.randn(8, 8, 400, 128), torch.randn(8, 8, 400, 128)
         dtype = torch.bfloat16 if on_gpu else torch.float32
         wanted, got = (
             isolated_attention(
@@ -275,7 +276,8 @@ def main():
         off = ((got - wanted).norm(dim=1) / wanted.norm(dim=1)).max().item()
         by = "Triton" if decode_kernel else "PyTorch"
         print(
-            f"decoding by {by}, {sliding_window or 'all'} tokens seen: a slot's attention off by {off:.1e}", flush=True
+            f"decoding {num_tokens} tokens by {by}, {sliding_window or 'all'} seen: a slot's attention off by {off:.1e}",
+            flush=True,
         )
         return off
 
@@ -306,7 +308,12 @@ def main():
         table.add_column(column)
     wrong += dropout_errors()
     decode_kernels = [None, kernels.decode] if on_gpu and kernels else [None]
-    errors = [decoding_error(window, kernel) for window in (None, 16) for kernel in decode_kernels]
+    errors = [
+        decoding_error(window, num_tokens, kernel)
+        for window in (None, 16)
+        for num_tokens in (1, 8)
+        for kernel in decode_kernels
+    ]
     wrong += ["decoding"] * (max(errors) > (1e-2 if on_gpu else 0))
     wrong += ["generation"] * (num_different_texts() > 0)
     wanted, bounds = {}, {}  # by whether the base is NF4

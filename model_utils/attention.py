@@ -58,14 +58,14 @@ def isolated_attention(
     module, query, key, value, attention_mask, scaling, dropout=0.0, cu_seq_lens_q=None, max_length_q=None,
     slot_lengths=None, decode_kernel=None, sliding_window=None, **kwargs,
 ):  # fmt: skip
-    """Causal attention within each example of a padding-free batch, or, with `slot_lengths`, of one
-    new token per cache slot.
+    """Causal attention within each example of a padding-free batch, or, with `slot_lengths`, of the
+    new tokens of each cache slot.
 
     query: [batch, heads, tokens, head_dim]; key, value: [batch, kv_heads, tokens, head_dim];
     returns [batch, tokens, heads, head_dim]. Padding-free: batch 1, examples end to end, none
     longer than max_length_q; example i is from cu_seq_lens_q[i] to cu_seq_lens_q[i + 1] (int32).
-    Decoding: the batch is the slots, with one query token each; key and value are the cache;
-    slot_lengths [slots] (int32) is the number of a slot's tokens, the newest included.
+    Decoding: the batch is the slots, with their new tokens as queries; key and value are the cache;
+    slot_lengths [slots] (int32) is the number of a slot's tokens, the new ones included.
     decode_kernel: kernels.decode, or None.
 
     Only the blocks on the diagonal are computed, without a tokens x tokens mask. The function is
@@ -79,7 +79,7 @@ def isolated_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(dtype) for states in (query, key, value))
     if slot_lengths is not None and decode_kernel:
-        return decode_kernel(query[:, :, 0], key, value, slot_lengths, scaling, sliding_window)[:, None], None
+        return decode_kernel(query.transpose(1, 2), key, value, slot_lengths, scaling, sliding_window), None
     if slot_lengths is not None:
         return decode(query, key, value, slot_lengths, sliding_window=sliding_window, scaling=scaling), None
     if has_varlen_kernel(query.device, query.dtype):
@@ -115,7 +115,8 @@ def decode(query, key, value, slot_lengths, *, sliding_window, scaling):
     """Query heads with the same key-value head take the place of query tokens, so no key is
     copied."""
     slots, kv_heads, length, head_dim = key.shape
-    query = query.reshape(slots, kv_heads, -1, head_dim)
+    tokens = query.shape[2]
+    query = query.unflatten(1, (kv_heads, -1)).transpose(2, 3)  # [slots, kv_heads, tokens, group, head_dim]
     if has_varlen_kernel(query.device, query.dtype):
         # This needs no mask, and reads no slot beyond its length. It calls the operator under
         # varlen_attn, which only has seqused_k from torch 2.12 on. A sequence is one key-value head
@@ -123,14 +124,18 @@ def decode(query, key, value, slot_lengths, *, sliding_window, scaling):
         starts = torch.arange(slots * kv_heads + 1, dtype=torch.int32, device=query.device)
         window = {} if sliding_window is None else {"window_size_left": sliding_window - 1, "window_size_right": 0}
         attended, *_ = torch.ops.aten._flash_attention_forward(
-            query.flatten(0, 1), key.reshape(-1, 1, head_dim), value.reshape(-1, 1, head_dim), starts, starts * length,
-            1, length, 0.0, False, False, scale=scaling, seqused_k=slot_lengths.repeat_interleave(kv_heads), **window,
+            query.flatten(0, 2), key.reshape(-1, 1, head_dim), value.reshape(-1, 1, head_dim), starts * tokens,
+            starts * length, tokens, length, 0.0, tokens > 1, False, scale=scaling,
+            seqused_k=slot_lengths.repeat_interleave(kv_heads), **window,
         )  # fmt: skip
     else:
-        ages = slot_lengths[:, None] - 1 - torch.arange(length, device=query.device)
+        places = slot_lengths[:, None] - tokens + torch.arange(tokens, device=query.device)  # of the new tokens
+        ages = places[:, :, None] - torch.arange(length, device=query.device)
         kept = ages >= 0 if sliding_window is None else (ages >= 0) & (ages < sliding_window)
-        attended = F.scaled_dot_product_attention(query, key, value, kept[:, None, None], scale=scaling)
-    return attended.reshape(slots, 1, -1, value.shape[-1])
+        kept = kept.repeat_interleave(query.shape[3], dim=1)[:, None]
+        attended = F.scaled_dot_product_attention(query.flatten(2, 3), key, value, kept, scale=scaling)
+    attended = attended.reshape(slots, kv_heads, tokens, -1, value.shape[-1])
+    return attended.transpose(1, 2).flatten(2, 3)
 
 
 AttentionInterface.register(ISOLATED, isolated_attention)

@@ -289,4 +289,4 @@ class KeepToGrammars(LogitsProcessor):
     def __call__(self, input_ids, scores):
         unfinished = [None if answer.finish else answer.matcher for answer in self.answers]
         self.masks.fill(dict(enumerate(unfinished)))
-        return self.masks.apply(scores)
+        return self.masks.apply(scores[:, None])[:, 0]

@@ -1,5 +1,5 @@
 """Triton kernels for generation on a GPU: RMSNorm, SwiGLU, rotary positions, writes to the cache of
-slots, and attention of one new token per slot.
+slots, and attention of the new tokens of each slot.
 
 A kernel rounds where transformers' operations round, so bf16 logits stay as near to transformers'
 as without these kernels. Triton compiles each kernel once and keeps it on disk."""
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 BLOCK = 1024  # elements of a program of the elementwise kernels
-DECODE_BLOCK = 64  # cached tokens that a program of decode_kernel reads at once
+DECODE_BLOCK = 64  # cached tokens that a program of decode_kernel reads at once, and its most rows
 
 
 @triton.jit
@@ -144,31 +144,37 @@ def write(key, value, keys, values, slots, positions):
 @triton.jit(do_not_specialize=["length", "window"])
 def decode_kernel(
     query, keys, values, lengths, y, length, window, scale, heads: tl.constexpr, group: tl.constexpr,
-    padded_group: tl.constexpr, head_dim: tl.constexpr, lanes: tl.constexpr, block: tl.constexpr,
+    tokens: tl.constexpr, rows: tl.constexpr, head_dim: tl.constexpr, lanes: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     pair = tl.program_id(0).to(tl.int64)  # a slot and one of its key-value heads
-    end = tl.load(lengths + pair // heads)
-    start = tl.maximum(end - window, 0)
-    row, lane, column = tl.arange(0, padded_group)[:, None], tl.arange(0, lanes), tl.arange(0, block)
-    place = (pair * group + row) * head_dim + lane[None, :]
-    inside = (row < group) & (lane[None, :] < head_dim)
+    slot, head = pair // heads, pair % heads
+    end = tl.load(lengths + slot)
+    # A row is one new token and one query head.
+    row, lane, column = tl.program_id(1) * rows + tl.arange(0, rows), tl.arange(0, lanes), tl.arange(0, block)
+    token = tl.minimum(row // group, tokens - 1)
+    row_end = (end - tokens + 1 + token)[:, None]
+    start = tl.maximum(end - tokens + 1 - window, 0)
+    place = (((slot * tokens + token) * heads + head) * group + row % group)[:, None] * head_dim + lane[None, :]
+    inside = (row < tokens * group)[:, None] & (lane[None, :] < head_dim)
     queries = tl.load(query + place, inside, 0.0)
     keys += pair * length * head_dim
     values += pair * length * head_dim
-    highest = tl.full([padded_group], float("-inf"), tl.float32)
-    total = tl.zeros([padded_group], tl.float32)
-    mixed = tl.zeros([padded_group, lanes], tl.float32)
+    highest = tl.full([rows], float("-inf"), tl.float32)
+    total = tl.zeros([rows], tl.float32)
+    mixed = tl.zeros([rows, lanes], tl.float32)
     for first in range(start, end, block):
         position = first + column
-        shown = position < end
+        stored = position < end
         key = tl.load(
-            keys + position[None, :] * head_dim + lane[:, None], shown[None, :] & (lane[:, None] < head_dim), 0.0
+            keys + position[None, :] * head_dim + lane[:, None], stored[None, :] & (lane[:, None] < head_dim), 0.0
         )
-        scores = tl.where(shown[None, :], tl.dot(queries, key) * scale, float("-inf"))
+        # The first block has a key of each row: it is longer than the new tokens.
+        shown = (position[None, :] < row_end) & (position[None, :] >= row_end - window)
+        scores = tl.where(shown, tl.dot(queries, key) * scale, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         shares, shrink = tl.exp(scores - higher[:, None]), tl.exp(highest - higher)
         value = tl.load(
-            values + position[:, None] * head_dim + lane[None, :], shown[:, None] & (lane[None, :] < head_dim), 0.0
+            values + position[:, None] * head_dim + lane[None, :], stored[:, None] & (lane[None, :] < head_dim), 0.0
         )
         mixed = mixed * shrink[:, None] + tl.dot(shares.to(value.dtype), value)
         total = total * shrink + tl.sum(shares, 1)
@@ -177,23 +183,24 @@ def decode_kernel(
 
 
 def decode(query, keys, values, lengths, scale, window=None):
-    """Attention of one new token per slot, in bf16 or float16.
+    """Causal attention of a few new tokens per slot, at most DECODE_BLOCK, in bf16 or float16.
 
-    query: [slots, heads, head_dim]; keys, values: [slots, kv_heads, length, head_dim], contiguous;
-    lengths: int32 [slots], at least 1, the newest token included. Returns [slots, heads,
+    query: [slots, tokens, heads, head_dim]; keys, values: [slots, kv_heads, length, head_dim],
+    contiguous; lengths: int32 [slots], the new tokens included. Returns [slots, tokens, heads,
     head_dim]."""
     if keys.shape != values.shape or not (keys.is_contiguous() and values.is_contiguous()):
         raise ValueError("the cache's keys and values have different shapes, or are not contiguous")
     slots, kv_heads, length, head_dim = keys.shape
     query = query.contiguous()
-    y, group = torch.empty_like(query), query.shape[1] // kv_heads
+    y, tokens, group = torch.empty_like(query), query.shape[1], query.shape[2] // kv_heads
     # A matrix product of Triton has 16 rows or more.
-    padded_group, lanes = max(16, triton.next_power_of_2(group)), triton.next_power_of_2(head_dim)
+    rows = max(16, min(DECODE_BLOCK, triton.next_power_of_2(tokens * group)))
+    lanes = triton.next_power_of_2(head_dim)
     # Three blocks in flight are faster than two, if keys and values of three fit.
     memory = torch.cuda.get_device_properties(keys.device).shared_memory_per_block_optin
     stages = 3 if memory > 3.3 * 2 * DECODE_BLOCK * lanes * keys.element_size() else 2
-    decode_kernel[(slots * kv_heads,)](
-        query, keys, values, lengths, y, length, window or length, scale, kv_heads, group, padded_group, head_dim,
+    decode_kernel[(slots * kv_heads, triton.cdiv(tokens * group, rows))](
+        query, keys, values, lengths, y, length, window or length, scale, kv_heads, group, tokens, rows, head_dim,
         lanes, DECODE_BLOCK, num_stages=stages,
     )  # fmt: skip
     return y

@@ -1,33 +1,33 @@
 """Continuous batching: rows share the slots of one preallocated cache.
 
-All slots decode one token at a time, on a GPU by replaying one CUDA graph. A finished row leaves
-its slot. Waiting prompts are prefilled into free slots, end to end without padding, as in
-training.
+All slots decode together. A few slots get several tokens at once, where drafts of them hold
+(drafts.py). A finished row leaves its slot. Waiting prompts are prefilled into free slots, end to
+end without padding, as in training.
 
-A GPU does not wait for the CPU: a forward pass runs while the CPU reads the newest tokens, and
-fills the masks of grammars for the choice after that pass. A pass over prompts runs while threads
-compile their grammars."""
+A pass has two parts, on a GPU one CUDA graph each: choose the next tokens by the last logits, and
+compute the logits after them. A GPU does not wait for the CPU: the second part runs while the CPU
+reads the chosen tokens, and fills the masks of grammars for the next choice. A pass over prompts
+runs while threads compile their grammars."""
 
 import contextlib
-import itertools
 import time
 from collections import deque
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from transformers.cache_utils import Cache
 
 from data_utils.batching import pack
 from model_utils.attention import ISOLATED, has_varlen_kernel
 from model_utils.cuda_graphs import capturing
+from model_utils.drafts import DRAFTS, look_up, num_agreed, num_drafts
 from model_utils.fused_modules import fused_modules, kernels
 from model_utils.model_facts import length_dependent_from, set_attention, unwrapped
 from model_utils.self_checks import LAST, difference, grown, reference_logits, tolerance
+from model_utils.slot_cache import SlotCache
+from model_utils.slot_plans import plan_groups, plan_prefill
 from model_utils.token_masks import token_masks
 from run_utils.errors import describe_error
-
-PREFILL_TOKENS = 8192  # of one forward pass over prompts; a longer prompt has a pass alone
 
 
 @torch.no_grad()
@@ -44,17 +44,22 @@ def problem_with_slots(model, prompt_ids, room, fused):
     try:
         with slots_modules(model, fused):
             # One slot more than rows, at the last position: idle slots must not count.
-            slots = Slots(model, len(texts) + 1, room, fused=fused)
-            slots.positions.fill_(room - 1)
+            slots, drafting = (Slots(model, len(texts) + 1, room, fused=fused, drafts=count) for count in (0, DRAFTS))
+            slots.cache, slots.lengths = drafting.cache, drafting.lengths
+            slots.lengths.fill_(room)
             forced = min(LAST, len(texts[-1])) - 1
-            logits = [slots.prefill([0, 1, 2], [text[: len(text) - forced] for text in texts])]
-            for place in range(forced, 0, -1):
-                tokens = [int(text[len(text) - place]) for text in texts]
-                slots.tokens[: len(texts)] = torch.tensor(tokens, device=model.device)
-                slots.forward(room)
-                logits.append(slots.logits[: len(texts)].clone())
-                slots.advance()
-            slot_logits = torch.stack(logits, dim=1).float()
+            slots.prefill([0, 1, 2], [text[: len(text) - forced] for text in texts])
+            logits = [slots.logits[: len(texts)].clone()]
+            tokens = torch.from_numpy(np.stack([text[len(text) - forced :] for text in texts])).to(model.device)
+            # One at a time, and the last ones together, as drafts are.
+            together = forced // 2
+            passes = [*((slots, token) for token in tokens[:, : forced - together].split(1, dim=1))]
+            for used, given in [*passes, (drafting, tokens[:, forced - together :])]:
+                used.tokens[: len(texts), : given.shape[1]] = given
+                used.advance(1)
+                used.forward()
+                logits.append(used.logits[: len(texts), : given.shape[1]].clone())
+            slot_logits = torch.cat(logits, dim=1).float()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # some models cannot use such a cache, and raise anything
@@ -91,8 +96,9 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
     rooms = {index: len(prompt_ids[index]) + answer.budget for index, answer in answers.items()}
     with slots_modules(model, fused):
         for group, num_slots, length in plan_groups(rooms, batch_tokens):
-            masks = token_masks([answers[index] for index in group], num_slots, model)
-            slots = Slots(model, num_slots, length, masks, fused)
+            drafts = num_drafts(num_slots, model.device)
+            masks = token_masks([answers[index] for index in group], num_slots, model, drafts)
+            slots = Slots(model, num_slots, length, masks, fused, drafts)
             # running: {slot: Answer}
             waiting, running = deque(group), {}
             start = time.perf_counter()
@@ -102,110 +108,77 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
                     seconds, start = time.perf_counter() - start, time.perf_counter()
                     for answer in running.values():
                         answer.seconds += seconds / len(running)
-                finished = [slot for slot, token in new_tokens.items() if running[slot].add(token)]
+                # Tokens after the one that finishes a row are left.
+                finished = [slot for slot, tokens in new_tokens.items() if any(map(running[slot].add, tokens))]
                 if finished:
                     slots.release(finished)
                 for answer in [running.pop(slot) for slot in finished]:
                     yield answer.index, answer.generation()
-                if running:
-                    slots.keep_to_grammars(running)
-                    slots.decode(list(running))
+                if running and not slots.on_gpu:  # a GPU has begun
+                    slots.forward()
                 free = [slot for slot in range(num_slots) if slot not in running]
                 for indices in plan_prefill(waiting, prompt_ids, len(free), num_slots):
                     new = {free.pop(0): answers[index] for index in indices}
-                    slots.prefill(new, [prompt_ids[index] for index in indices])
+                    slots.prefill(list(new), [prompt_ids[index] for index in indices])
                     running |= new
-
-
-def plan_groups(rooms, batch_tokens):
-    """Rows that share a cache: `[(indices, slots, tokens per slot), ...]`, longest first. rooms:
-    `{index: tokens that the row may need}`.
-
-    The remaining rows share one group if the cache has a slot for each. Otherwise each row of a
-    group needs more than half the tokens of its longest row, so that little of the cache is
-    idle."""
-    groups = []
-    order = sorted(rooms, key=lambda index: -rooms[index])
-    for done, index in enumerate(order):
-        room = rooms[index]
-        all_fit = groups and (len(order) - done + len(groups[-1][0])) * groups[-1][1] <= batch_tokens
-        if not groups or (2 * room <= groups[-1][1] and not all_fit):
-            groups.append(([], room))
-        groups[-1][0].append(index)
-    return [(group, max(1, min(len(group), batch_tokens // room)), room) for group, room in groups]
-
-
-def plan_prefill(waiting, prompt_ids, num_free, num_slots):
-    """Remove prompts from the front of `waiting` for the free slots: `[indices of a pass, ...]`.
-
-    A pass has at most PREFILL_TOKENS, or one prompt. A pass is worth its time if it is as full as
-    that, or has all waiting prompts, or a quarter of the slots. Other prompts wait for more free
-    slots."""
-    passes = []
-    while waiting and num_free:
-        count, num_tokens = 0, 0
-        for index in itertools.islice(waiting, num_free):
-            num_tokens += len(prompt_ids[index])
-            if count and num_tokens > PREFILL_TOKENS:
-                break
-            count += 1
-        if num_tokens < PREFILL_TOKENS and count < min(len(waiting), num_slots / 4):
-            break
-        passes.append([waiting.popleft() for _ in range(count)])
-        num_free -= count
-    return passes
+                slots.keep_to_grammars(running)
 
 
 class Slots:
     """A cache of `num_slots` rows of up to `length` tokens, and the model's prefill and decoding
     with it.
 
-    masks: TokenMasks of as many rows, or None if no answer has a grammar. fused: whether Triton's
-    kernels write the cache and attend to it."""
+    masks: TokenMasks of as many rows and drafts, or None if no answer has a grammar. fused: whether
+    Triton's kernels write the cache and attend to it. drafts: how many a pass verifies for each
+    slot."""
 
-    def __init__(self, model, num_slots, length, masks=None, fused=False):
+    def __init__(self, model, num_slots, length, masks=None, fused=False, drafts=0):
         self.model = model
         self.on_gpu = model.device.type == "cuda"
+        self.length = length
         self.masks = masks
         self.fused = fused
-        self.cache = SlotCache(num_slots, length, fused)
+        self.drafts = drafts
+        self.cache = SlotCache(num_slots, length + drafts, fused)  # drafts may exceed a row's end
         self.slots = torch.arange(num_slots, device=model.device)
-        self.tokens = torch.zeros_like(self.slots)  # the newest of each slot
-        self.positions = torch.zeros_like(self.slots)  # of the newest tokens
-        # A copy of the tokens. A GPU writes pinned memory without a wait.
-        self.tokens_on_cpu = torch.zeros(num_slots, dtype=torch.int64, pin_memory=True) if self.on_gpu else self.tokens
+        self.steps = torch.arange(1 + drafts, device=model.device)
+        self.lengths = torch.zeros_like(self.slots)  # of the rows, newest tokens included; 0 without a row
+        # Of each row, the prompt and the answer. Rejected tokens follow.
+        self.history = self.slots.new_zeros(num_slots, length + drafts + 1)
+        # For the CPU: how many tokens were chosen, these and rejected ones, the newest and drafts.
+        self.report = self.slots.new_zeros(num_slots, 1 + 2 * (1 + drafts))
+        self.counts, self.chosen, self.tokens = self.report.split([1, 1 + drafts, 1 + drafts], dim=1)
+        # A GPU writes pinned memory without a wait.
+        self.report_on_cpu = torch.zeros_like(self.report, device="cpu", pin_memory=self.on_gpu)
         self.copied = torch.cuda.Event() if self.on_gpu else None
-        self.logits = None  # [slots, vocabulary], the newest tokens' logits
-        self.graph = None
+        self.width = 1 + drafts  # tokens of a slot in the next pass
+        self.logits = None  # [slots, width, vocabulary], after the newest tokens and drafts
+        self.choose_graph, self.forward_graph = None, None
 
     def newest(self, slots):
-        """`{slot: newest token}`. On a GPU the next forward pass starts here, and runs beside the
+        """`{slot: its new tokens}`. On a GPU the next forward pass starts here, and runs beside the
         CPU's work."""
         if not slots:
             return {}
+        self.choose()
+        self.report_on_cpu.copy_(self.report, non_blocking=True)
         if self.on_gpu:
-            self.tokens_on_cpu.copy_(self.tokens, non_blocking=True)
             self.copied.record()
-            self.forward(self.cache.length)
+            self.forward()
             self.copied.synchronize()
-        tokens = self.tokens_on_cpu.tolist()
-        return {slot: tokens[slot] for slot in slots}
+        report = self.report_on_cpu.tolist()
+        return {slot: report[slot][1 : 1 + report[slot][0]] for slot in slots}
 
     def keep_to_grammars(self, answers):
-        """Let each slot's grammar constrain its next token. answers: `{slot: Answer}`."""
+        """Let each slot's grammar constrain its next tokens. answers: `{slot: Answer}`."""
         if self.masks:
-            self.masks.fill({slot: answer.matcher for slot, answer in answers.items()})
-
-    def choose(self, logits, slots=slice(None)):
-        """The best token, int64, for each row of logits. slots: the slots of the rows, by default
-        all."""
-        return (self.masks.apply(logits, slots) if self.masks else logits).argmax(-1)
+            tokens = self.report_on_cpu[:, 2 + self.drafts :]
+            self.masks.fill({slot: answer.matcher for slot, answer in answers.items()}, tokens)
 
     @torch.compiler.set_stance("force_eager")
-    def prefill(self, answers, prompts):
-        """Read a prompt (int32 token ids) into the slot of each answer, and choose its first new
-        token. answers: `{slot: Answer}`; without masks, slots are enough."""
-        slots = list(answers)
+    def prefill(self, slots, prompts):
+        """Read a prompt (int32 token ids) into each of `slots`: the next choice is its first new
+        token."""
         lengths = np.array([len(prompt) for prompt in prompts])
         batch = pack(prompts) | {
             "slots": torch.tensor(slots),
@@ -219,77 +192,69 @@ class Slots:
         self.cache.write_at = batch.pop("slot_of_token"), batch["position_ids"][0]
         self.cache.shown = None
         logits = self.model(**batch, past_key_values=self.cache, use_cache=True).logits[0]
-        self.keep_to_grammars(answers)
-        self.tokens[slots], self.positions[slots] = self.choose(logits, slots), lengths
-        return logits
-
-    def decode(self, slots):
-        """Choose the next token of each of `slots`. The other slots decode without effect."""
-        if not self.on_gpu:
-            # Attention over no more tokens than the longest row has.
-            self.forward(self.positions[slots].max().item() + 1)
-        self.tokens.copy_(self.choose(self.logits))
-        self.advance()
+        if self.logits is None:
+            self.logits = logits.new_zeros(len(self.slots), self.width, logits.shape[-1])
+        self.logits[slots, 0], self.lengths[slots] = logits, lengths
+        self.history[self.cache.write_at] = batch["input_ids"][0]
+        self.tokens[slots, 1:] = -1  # no choice: a prompt's logits are after its last token alone
 
     def release(self, slots):
-        """Let slots without a row attend to one token, which costs least."""
-        self.positions[torch.tensor(slots).to(self.positions.device, non_blocking=True)] = 0
+        """Let slots without a row attend to few tokens, which costs least."""
+        self.lengths[torch.tensor(slots).to(self.lengths.device, non_blocking=True)] = 0
 
-    def advance(self):
-        # A slot without a row stays at position 0.
-        self.positions.add_(self.positions > 0).clamp_(max=self.cache.length - 1)
+    def advance(self, counts):
+        # A slot without a row stays empty. A finished row may have chosen tokens beyond its end.
+        self.lengths.add_(counts * (self.lengths > 0)).clamp_(max=self.length)
 
-    def forward(self, width):
-        """Compute the newest tokens' logits. width: the number of a slot's tokens for attention; on
-        a GPU always the cache's length."""
-        if self.graph:
-            return self.graph.replay()
+    def choose(self):
+        """Choose each slot's next tokens by the last logits, and look up drafts of those after
+        them. Those of a slot without a row have no effect."""
+        if not self.forward_graph:  # its logits have the address for a graph
+            return self.choose_tokens()
+        if not self.choose_graph:
+            self.choose_graph = torch.cuda.CUDAGraph()
+            with capturing(self.choose_graph):
+                self.choose_tokens()  # captured, not run
+        self.choose_graph.replay()
+
+    def choose_tokens(self):
+        logits = self.masks.apply(self.logits) if self.masks else self.logits
+        chosen = logits.argmax(-1)
+        width = chosen.shape[1]
+        counts = 1 + num_agreed(chosen, self.tokens[:, 1:width])
+        self.counts[:, 0], self.chosen[:, :width] = counts, chosen
+        self.tokens[:, :1] = chosen.gather(1, counts[:, None] - 1)
+        self.history.scatter_(1, self.lengths[:, None] + self.steps[:width], chosen)
+        self.advance(counts)
+        if self.drafts:
+            self.tokens[:, 1:], sure = look_up(self.history, (self.lengths - 1).clamp(min=0), self.drafts)
+            if not self.on_gpu:  # a CPU's time grows with each token
+                self.width = 1 + self.drafts if sure.any() else 1
+
+    def forward(self):
+        """Compute the logits after the newest tokens and their drafts."""
+        if self.forward_graph:
+            return self.forward_graph.replay()
         # A capture must not include libraries' setup.
-        self.logits = self.newest_logits(width)
+        self.logits = self.next_logits()
         if self.on_gpu and not getattr(self.model, "is_loaded_in_8bit", False):  # int8 layers wait for the CPU
-            logits, self.graph = self.logits, torch.cuda.CUDAGraph()
-            with capturing(self.graph):
-                self.logits = self.newest_logits(width)  # captured, not run
+            logits, self.forward_graph = self.logits, torch.cuda.CUDAGraph()
+            with capturing(self.forward_graph):
+                self.logits = self.next_logits()  # captured, not run
             self.logits.copy_(logits)  # replays write to this tensor
 
     @torch.compiler.set_stance("force_eager")
-    def newest_logits(self, width):
-        self.cache.write_at = self.slots, self.positions
-        self.cache.shown = width
+    def next_logits(self):
+        positions = (self.lengths - 1).clamp(min=0)[:, None] + self.steps[: self.width]
+        ends = positions[:, -1] + 1
+        self.cache.write_at = self.slots.repeat_interleave(self.width), positions.flatten()
+        # A CPU attends to no more tokens than the longest row has.
+        self.cache.shown = self.cache.length if self.on_gpu else ends.max().item()
         return self.model(
-            input_ids=self.tokens[:, None],
-            position_ids=self.positions[:, None],
-            slot_lengths=(self.positions + 1).int(),
+            input_ids=self.tokens[:, : self.width],
+            position_ids=positions.clamp(max=self.length - 1),
+            slot_lengths=ends.int(),
             decode_kernel=kernels.decode if self.fused else None,
             past_key_values=self.cache,
             use_cache=True,
-        ).logits[:, -1]
-
-
-class SlotCache(Cache):
-    """Keys and values, [slots, kv_heads, length, head_dim] per layer, allocated when first
-    written. fused: see Slots."""
-
-    def __init__(self, num_slots, length, fused):
-        super().__init__(layers=[])
-        self.num_slots, self.length, self.fused = num_slots, length, fused
-        self.keys, self.values = [], []
-        # Slots and positions of the next tokens, int64 [tokens] each.
-        self.write_at = None
-        # The number of each slot's tokens for attention; None: only the new tokens.
-        self.shown = None
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        if layer_idx == len(self.keys):
-            for stored, states in ((self.keys, key_states), (self.values, value_states)):
-                stored.append(states.new_zeros(self.num_slots, states.shape[1], self.length, states.shape[3]))
-        slots, positions = self.write_at
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        new_keys, new_values = (states.transpose(1, 2).flatten(0, 1) for states in (key_states, value_states))
-        if self.fused:
-            kernels.write(new_keys, new_values, keys, values, slots, positions)
-        else:
-            keys[slots, :, positions], values[slots, :, positions] = new_keys, new_values
-        if self.shown is None:
-            return key_states, value_states
-        return keys[:, :, : self.shown], values[:, :, : self.shown]
+        ).logits

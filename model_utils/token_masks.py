@@ -102,44 +102,53 @@ def new_matcher(grammar, end_tokens):
 
 
 class TokenMasks:
-    """The allowed next tokens of `num_rows` rows, as bits at a fixed address on the device, which a
-    CUDA graph can read. vocab_size: see compile_grammar."""
+    """The allowed next tokens of `num_rows` rows, after a row's newest token and after each of its
+    drafts, as bits at a fixed address on the device, which a CUDA graph can read. vocab_size: see
+    compile_grammar."""
 
-    def __init__(self, vocab_size, num_rows, device):
+    def __init__(self, vocab_size, num_rows, device, drafts=0):
         self.vocab_size = vocab_size
         words = -(-self.vocab_size // 32)
         # Grammars fill a CPU tensor. The GPU copies pinned memory without a wait.
-        self.filled = torch.full((num_rows, words), -1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.filled = torch.full((num_rows, 1 + drafts, words), -1, dtype=torch.int32, pin_memory=device.type == "cuda")
         self.bits = self.filled.to(device)  # on a CPU the same tensor
         # A byte's bits, the lowest first: it is the first token's.
         self.each_bit = 2 ** torch.arange(8, dtype=torch.uint8, device=device)
         threads = min(cores_of_process(), -(-num_rows // ROWS_PER_THREAD))
         self.matchers = import_xgrammar().BatchGrammarMatcher(max_threads=threads)
+        # Drafts as a tree of one branch: the node after each node, and no node beside it.
+        self.following = torch.tensor([*range(1, 1 + drafts), -1])
+        self.beside = torch.full_like(self.following, -1)
 
-    def fill(self, matchers):
+    def fill(self, matchers, tokens=None):
         """matchers: `{row: matcher}` of new_matcher, None for a row without a grammar. Other rows
-        keep their masks. Call this after the rows' previous tokens are on the CPU: before, the GPU
-        may still read their bits."""
+        keep their masks. tokens, if there are drafts: each row's newest token and drafts, int64
+        [num_rows, 1 + drafts] on the CPU. After a forbidden draft a row has any masks. Call this
+        after the rows' previous tokens are on the CPU: before, the GPU may still read their
+        bits."""
         free = [row for row, matcher in matchers.items() if matcher is None]
         bound = {row: matcher for row, matcher in matchers.items() if matcher is not None}
         self.filled[free] = -1
-        if bound:
-            self.matchers.batch_fill_next_token_bitmask(list(bound.values()), self.filled, list(bound))
+        if len(self.following) > 1:
+            for row, matcher in bound.items():
+                matcher.traverse_draft_tree(self.following, self.beside, tokens[row], self.filled[row])
+        elif bound:
+            self.matchers.batch_fill_next_token_bitmask(list(bound.values()), self.filled[:, 0], list(bound))
         if self.bits is not self.filled:
             self.bits.copy_(self.filled, non_blocking=True)
 
-    def apply(self, logits, rows=slice(None)):
-        """The logits [rows, vocabulary] with -inf for forbidden tokens. rows: an int64 tensor, by
-        default all."""
+    def apply(self, logits):
+        """The logits [rows, tokens, vocabulary] with -inf for forbidden tokens. tokens: the newest
+        and its drafts, or the first of them."""
         if logits.shape[-1] != self.vocab_size:
             raise ValueError(f"grammars compiled for {self.vocab_size} tokens, and {logits.shape[-1]} logits")
         # Bytes need a quarter of the memory traffic of words.
-        allowed = self.bits[rows].view(torch.uint8)[:, :, None] & self.each_bit
-        return logits.masked_fill((allowed == 0).flatten(1)[:, : self.vocab_size], float("-inf"))
+        allowed = self.bits[:, : logits.shape[1]].view(torch.uint8)[..., None] & self.each_bit
+        return logits.masked_fill((allowed == 0).flatten(2)[..., : self.vocab_size], float("-inf"))
 
 
-def token_masks(answers, num_rows, model):
+def token_masks(answers, num_rows, model, drafts=0):
     """TokenMasks of `num_rows` rows, or None if no answer has a grammar."""
     if all(answer.grammar is None for answer in answers):
         return None
-    return TokenMasks(model.config.get_text_config().vocab_size, num_rows, model.device)
+    return TokenMasks(model.config.get_text_config().vocab_size, num_rows, model.device, drafts)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_utils.sources import load_rows
 from data_utils.tokens import encode_prompts
 from model_utils.generation import Answer, generate
-from model_utils.slots import PREFILL_TOKENS, Slots, plan_groups, plan_prefill, slots_modules
+from model_utils.slot_plans import PREFILL_TOKENS, plan_groups, plan_prefill
+from model_utils.slots import Slots, slots_modules
 
 BASE = ROOT / "demo" / "base"  # a random model repeats one token for any prompt
 
@@ -158,8 +159,10 @@ def test_a_slot_without_a_row_attends_to_one_token(tiny_model):
     with slots_modules(model, fused=False), torch.inference_mode():
         slots = Slots(model, num_slots=3, length=20)
         slots.prefill([0, 1], [torch.arange(5, 9).int().numpy(), torch.arange(5, 8).int().numpy()])
-        slots.decode([0, 1])
-        slots.release([1])
-        for _ in range(3):
-            slots.decode([0])
-        assert slots.positions.tolist() == [8, 0, 0]
+        for step in range(4):
+            slots.choose()
+            if step == 0:
+                slots.release([1])
+            slots.forward()
+        assert slots.lengths.tolist() == [8, 0, 0]
+        assert slots.cache.write_at[1].tolist() == [7, 0, 0]

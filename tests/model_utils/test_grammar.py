@@ -149,7 +149,7 @@ def walk(tokenizer, tools, seed=0):
     for _ in range(4000):
         masks.fill({0: matcher})
         noise = torch.from_numpy(generator.gumbel(size=len(tokenizer))).float()
-        token = masks.apply((preference + noise)[None]).argmax().item()
+        token = masks.apply((preference + noise)[None, None]).argmax().item()
         if token == tokenizer.eos_token_id:
             text = tokenizer.decode(tokens)
             try:
@@ -368,7 +368,7 @@ def test_a_value_of_unknown_type_ends_for_any_model(tokenizer, liked):
     place = 0
     for _ in range(400):
         masks.fill({0: matcher})
-        allowed = masks.apply(torch.zeros(1, len(tokenizer)))[0] == 0
+        allowed = masks.apply(torch.zeros(1, 1, len(tokenizer)))[0, 0] == 0
         wanted = [liked[place], tokenizer.eos_token_id, *closing]
         token = next(token for token in wanted if allowed[token])
         place = (place + (token == liked[place])) % len(liked)
@@ -429,9 +429,8 @@ def allowed_after(tokenizer, text, vocab_size, end_tokens):
         assert matcher.accept_token(token)
     masks.fill({1: matcher})
     logits = torch.randn(2, vocab_size)
-    masked = masks.apply(logits)
+    masked = masks.apply(logits[:, None])[:, 0]
     assert torch.equal(masked[0], logits[0])  # a row without a grammar, bit for bit
-    assert torch.equal(masks.apply(logits[1:], torch.tensor([1])), masked[1:])
     return set(masked[1].isfinite().nonzero()[:, 0].tolist())
 
 
@@ -459,7 +458,7 @@ def test_logits_beyond_the_tokenizers_vocabulary_are_never_chosen(constrained, t
     assert all(free[i].text == "" for i in range(4))  # the extra tokens have no text
     assert all(masked[i][:3] == constrained[i][:3] for i in range(4))
     with pytest.raises(ValueError, match="3072 tokens, and 3112 logits"):
-        TokenMasks(3072, 1, torch.device("cpu")).apply(torch.zeros(1, 3112))
+        TokenMasks(3072, 1, torch.device("cpu")).apply(torch.zeros(1, 1, 3112))
 
 
 def test_equal_lists_of_tools_share_a_grammar(tokenizer):

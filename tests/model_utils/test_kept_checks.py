@@ -62,7 +62,7 @@ def test_generation_is_checked_once_for_a_model_and_a_length(model, num_passes):
 def test_a_failed_check_of_generation_is_not_kept(model, monkeypatch, capsys):
     """A cache that loses a token, in the first process only."""
     with monkeypatch.context() as planted:
-        planted.setattr("model_utils.slots.Slots.advance", lambda self: None)
+        planted.setattr("model_utils.slots.Slots.advance", lambda self, counts: None)
         assert "transformers' generate" in in_a_new_process(model, 40).name
         assert "transformers' generate" in in_a_new_process(model, 40).name
     assert capsys.readouterr().err.count("which is slower: in one cache, rows' logits would move by") == 2

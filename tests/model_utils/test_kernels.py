@@ -78,14 +78,16 @@ def test_write(dtype, heads, kv_heads, head_dim):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("window", [None, 16])
-@HEADS
-def test_decode(dtype, window, heads, kv_heads, head_dim):
+@pytest.mark.parametrize("tokens", [1, 2, 8])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(32, 8, 128), (9, 3, 64), (4, 4, 80), (20, 1, 64)])
+def test_decode(dtype, window, tokens, heads, kv_heads, head_dim):
     keys, values = randn(2, 5, kv_heads, 300, head_dim, dtype=dtype)
-    query, lengths = randn(5, heads, head_dim, dtype=dtype), torch.tensor([1, 5, 64, 65, 300], device="cuda").int()
-    ages = lengths[:, None] - 1 - torch.arange(300, device="cuda")
+    query = randn(5, tokens, heads, head_dim, dtype=dtype)
+    lengths = torch.tensor([tokens, tokens + 4, 64, 65, 300], device="cuda").int()
+    places = lengths[:, None] - tokens + torch.arange(tokens, device="cuda")
+    ages = places[:, :, None] - torch.arange(300, device="cuda")
     kept = (ages >= 0) & (ages < (window or 300))
-    query_tokens, mask = query[:, :, None].float(), kept[:, None, None]
     expected = F.scaled_dot_product_attention(
-        query_tokens, keys.float(), values.float(), mask, scale=0.1, enable_gqa=True
+        query.transpose(1, 2).float(), keys.float(), values.float(), kept[:, None], scale=0.1, enable_gqa=True
     )
-    assert_near(kernels.decode(query, keys, values, lengths, 0.1, window), expected[:, :, 0])
+    assert_near(kernels.decode(query, keys, values, lengths, 0.1, window), expected.transpose(1, 2))
