@@ -37,7 +37,8 @@ def load_libraries():
 def grow_gpu_blocks():
     """Let torch reserve GPU memory in blocks that can grow. Otherwise a freed block beside a
     longer-lived tensor would be lost to a later step's larger micro-batch, and the check before
-    training could not foresee this. torch 2.11 reads the setting when it is imported."""
+    training could not foresee this. After the imports it is too late: torch 2.11 had read the
+    setting by then."""
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 
