@@ -1,5 +1,6 @@
 """What a script imports, and the seconds of its parts."""
 
+import os
 import re
 import subprocess
 import sys
@@ -52,6 +53,22 @@ def test_a_training_says_where_the_seconds_before_its_first_step_went(flags):
     assert {"import of torch", "import of transformers"} <= parts.keys()
     assert abs(sum(map(float, parts.values())) - float(whole)) < 1.5  # it leaves out parts below a tenth
     assert result.out.index("Ready after") < result.out.index("step 1/1")
+
+
+@pytest.mark.parametrize(
+    ("own", "seen"), [({}, "expandable_segments:True"), ({"PYTORCH_ALLOC_CONF": "backend:native"}, None)]
+)
+def test_gpu_memory_grows_in_blocks_unless_the_user_chose(own, seen):
+    """Set before torch is imported."""
+    code = (
+        "import os, sys\nfrom run_utils.libraries import load_libraries\n"
+        "class Watch:\n    def find_spec(self, name, *args):\n"
+        "        if name == 'torch':\n            sys.exit(print(os.environ.get('PYTORCH_CUDA_ALLOC_CONF')))\n"
+        "sys.meta_path.insert(0, Watch())\nload_libraries()"
+    )
+    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment | own, capture_output=True, text=True)
+    assert done.stdout == f"{seen}\n", done.stderr
 
 
 def test_a_hidden_package_is_absent_and_then_there():
