@@ -37,26 +37,27 @@ class Measured(NamedTuple):
     batch: int  # examples of a micro-batch; a step has 8 or, if they are more, these
     steps: int
     flags: dict
-    gib: float | None
+    gib: float | None  # None: not measured since the memory changed
     speed: float | None  # tokens/s
 
 
 MEASURED = [
     Measured("reference recipe", "4b", "h200", 2, 40, {}, 4.3, 852),
     Measured("the same, 500 steps", "4b", "h100", 2, 500, {}, 4.18, 810),
-    Measured("fast recipe", "4b", "h200", 8, 20, BF16 | FAST, 20.6, 24675),
-    Measured("fast recipe", "4b", "h100", 8, 16, BF16 | FAST, 19.9, 22621),
-    Measured("fast, NF4", "4b", "h200", 8, 20, FAST, 15.9, 22787),
-    Measured("fast, 40 examples", "4b", "h100", 40, 16, BF16 | FAST, 65.5, 26089),
-    Measured("fast, 40 examples, NF4, no dropout", "4b", "h100", 40, 16, NO_DROPOUT | FAST, 59.2, None),
-    Measured("fast, 48 examples, no dropout", "4b", "h100", 48, 16, BF16 | NO_DROPOUT | FAST, 74.4, None),
+    Measured("fast recipe", "4b", "h200", 8, 20, BF16 | FAST, 18.5, 26590),
+    Measured("fast recipe, no dropout", "4b", "h200", 8, 16, BF16 | NO_DROPOUT | FAST, 18.0, 25791),
+    Measured("fast, 40 examples", "4b", "h200", 40, 20, BF16 | FAST, 55.5, 29733),
+    Measured("fast, 40 examples, no dropout", "4b", "h200", 40, 20, BF16 | NO_DROPOUT | FAST, 55.1, 30812),
+    Measured("the same, FP8", "4b", "h200", 40, 20, BF16 | NO_DROPOUT | FAST | {"base_precision": "fp8"}, 62.8, None),
+    Measured("fast recipe", "4b", "h100", 8, 16, BF16 | FAST, None, 22621),
+    Measured("fast, 40 examples", "4b", "h100", 40, 16, BF16 | FAST, None, 26089),
+    Measured("fast, NF4", "4b", "h200", 8, 20, FAST, None, 22787),
     Measured("bf16, no dropout", "4b", "h200", 8, 40, BF16 | NO_DROPOUT | PLAIN, 34.6, 9648),
     Measured("bf16, no dropout, graphs alone", "4b", "h200", 8, 16, BF16 | NO_DROPOUT | GRAPHS, None, 15934),
-    Measured("bf16, no dropout, fast", "4b", "h200", 8, 40, BF16 | NO_DROPOUT | FAST, 24.5, 25262),
     Measured("NF4, no dropout", "4b", "h200", 8, 40, NO_DROPOUT | PLAIN, 29.6, 6974),
-    Measured("NF4, no dropout, fast", "4b", "h200", 8, 40, NO_DROPOUT | FAST, 19.9, 23668),
+    Measured("NF4, no dropout, fast", "4b", "h200", 8, 40, NO_DROPOUT | FAST, None, 23668),
     Measured("bf16, no dropout", "14b", "h200", 8, 24, BF16 | NO_DROPOUT | PLAIN, 76.9, 7007),
-    Measured("bf16, no dropout, fast", "14b", "h200", 8, 24, BF16 | NO_DROPOUT | FAST, 56.0, 9254),
+    Measured("bf16, no dropout, fast", "14b", "h200", 8, 24, BF16 | NO_DROPOUT | FAST, None, 9254),
     Measured("NF4, no dropout", "14b", "h200", 8, 24, NO_DROPOUT | PLAIN, 58.6, 5892),
     Measured("NF4, no dropout, fast", "14b", "h200", 8, 24, NO_DROPOUT | FAST, None, 8582),
 ]
@@ -94,12 +95,12 @@ def compute(measured, examples):
     )
     result = estimate(args, Qwen3Config(**SHAPES[measured.shape]), examples, [], measured.gpu)
     (gpu,) = result["gpus"]
-    return result["memory"]["peak"], gpu["time"]["tokens_per_second"]
+    return result["memory"]["peak"], gpu["time"] and gpu["time"]["tokens_per_second"]
 
 
 def compare(measured, computed, form):
     if measured is None:
-        return ["", format(computed, form), ""]
+        return ["", "" if computed is None else format(computed, form), ""]
     return [format(measured, form), format(computed, form), f"{computed / measured - 1:+.0%}"]
 
 

@@ -18,10 +18,11 @@ from run_utils.errors import UserError
 
 GIB = 2**30
 SHOWN = ("rtx-4090", "l40s", "a100-80gb", "h100")  # without a GPU at hand
-LOGIT_BYTES = {False: 14, True: 10}  # by compiled: float32 logits, their log-probabilities and gradients
+# By compiled: bf16 logits and their gradients; plain, float32 logits and log-probabilities too.
+LOGIT_BYTES = {False: 14, True: 4}
 OUTSIDE_GIB = 1.0  # CUDA's context and the allocator's gaps, beside the tensors
 PRODUCTS_SHARE = 0.74  # of the peak, by products of large matrices
-PASSES = {False: 30, True: 20}  # by compiled: reads and writes of a kept byte in forward and backward
+PASSES = {False: 30, True: 23}  # by compiled: reads and writes of a kept byte in forward and backward
 DEQUANTIZE_BYTES = 5  # read and written for an NF4 weight in each pass over it
 GRAPH_SECONDS = 0.5e-3  # per layer and micro-batch, with CUDA graphs
 # The CPU's launches without them, per layer and micro-batch.

@@ -97,11 +97,10 @@ def kept_bytes(decoder):
     """The bytes per token kept by a forward pass for backward: plain, and compiled.
 
     Plain: each storage saved by autograd, without parameters. Compiled: the results of matrix
-    products and the inputs and results of attention. Compiled code computes the rest again (see
-    speed.compile_layers)."""
+    products and of attention. Compiled code computes the rest again (recomputation.py)."""
     own = {_storage(tensor) for tensor in [*decoder.parameters(), *decoder.buffers()]}
     saved, products = {}, Products()
-    attention_tensors.clear()
+    attention_results.clear()
 
     def pack(tensor):
         saved[_storage(tensor)] = tensor
@@ -110,8 +109,8 @@ def kept_bytes(decoder):
     with torch.device("meta"), products, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         ids = torch.zeros(1, NUM_TOKENS, dtype=torch.int64)
         result = decoder(input_ids=ids, position_ids=ids, use_cache=False)
-    compiled = {_storage(tensor): tensor for tensor in [*products.results, *attention_tensors]}
-    attention_tensors.clear()
+    compiled = {_storage(tensor): tensor for tensor in [*products.results, *attention_results]}
+    attention_results.clear()
     del result
     return [
         sum(tensor.untyped_storage().nbytes() for key, tensor in tensors.items() if key not in own) / NUM_TOKENS
@@ -138,11 +137,11 @@ class Products(TorchDispatchMode):
 
 
 _COUNTED = "counted"  # in `attn_implementation`
-attention_tensors = []
+attention_results = []
 
 
 class Attended(torch.autograd.Function):
-    """Flash attention's result and the tensors kept for backward, without numbers."""
+    """Flash attention's results and the tensors kept for backward, without numbers."""
 
     @staticmethod
     def forward(ctx, query, key, value):
@@ -150,7 +149,7 @@ class Attended(torch.autograd.Function):
         attended = query.new_empty(batch, tokens, heads, value.shape[-1])
         sums = query.new_empty(batch, heads, tokens, dtype=torch.float32)
         ctx.save_for_backward(query, key, value, attended, sums)
-        attention_tensors.extend((query, key, value, attended, sums))
+        attention_results.extend((attended, sums))
         return attended
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import train
@@ -163,12 +164,17 @@ def launch(script, flags, processes=1, config=None):
 
 
 @pytest.fixture(scope="session")
-def demo_adapter(tmp_path_factory):
-    """The demo's base after 40 steps: most of its answers are right. Copy it to change it."""
-    folder = tmp_path_factory.mktemp("demo") / "run"
+def demo_adapter(tmp_path_factory, worker_id):
+    """The demo's base after 40 steps: most of its answers are right. Copy it to change it. All
+    workers of pytest-xdist share one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "demo_run"
     flags = {"config": ROOT / "recipes" / "demo.yaml", "output_dir": folder}
-    result = launch("train.py", flags | {"max_train_steps": 40, "max_eval_examples": 8})
-    assert result.code == 0, result.err
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "finished").exists():
+            result = launch("train.py", flags | {"max_train_steps": 40, "max_eval_examples": 8})
+            assert result.code == 0, result.err
+            (folder / "finished").touch()
     return folder / "adapter"
 
 

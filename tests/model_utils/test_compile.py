@@ -69,6 +69,7 @@ def test_a_layer_keeps_only_what_products_and_attention_compute():
     assert [width for width in widths if width > 16] == sorted(inputs + queries + keys + gates)
 
 
+@pytest.mark.slow  # 20 s, in the launcher and imports
 def test_a_missing_compiler_is_an_error_in_one_line(flags, monkeypatch):
     monkeypatch.setenv("CXX", "no_such_compiler")
     result = launch("train.py", flags | {"torch_compile": True})

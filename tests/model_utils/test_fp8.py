@@ -88,6 +88,7 @@ def test_the_frozen_products_are_those_of_the_rounded_factors(dropout, bias):
         assert torch.equal(ours, theirs) and theirs.any()
 
 
+@pytest.mark.slow  # 20 s, mostly in the C++ compiler
 def test_compiled_it_computes_the_same():
     _, in_fp8 = layers()
     compiled = copy.deepcopy(in_fp8)
