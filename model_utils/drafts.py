@@ -32,9 +32,9 @@ def look_up(history, ends, count):
         # The first places are compared with the last tokens: they get wrong drafts at worst.
         alike &= (history == token).roll(age, 1)
         num_alike += alike
-    # The newest token and what follows it are no earlier place.
+    # Only places before the newest token count.
     score, best = (num_alike * len(places) + places).masked_fill(places >= ends[:, None], -1).max(1)
-    # A repetition that has reached the newest token goes on.
+    # Where the copied tokens reach the newest one, copy them again.
     period = (ends - best).clamp(min=1)
     drafts = history.gather(1, best[:, None] + 1 + torch.arange(count, device=history.device) % period[:, None])
     return drafts, score >= MATCHED * len(places)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 BLOCK = 1024  # elements of a program of the elementwise kernels
-DECODE_BLOCK = 64  # cached tokens that a program of decode_kernel reads at once, and its most rows
+DECODE_BLOCK = 64  # of decode_kernel: cached tokens read at once, and a program's most rows
 
 
 @triton.jit

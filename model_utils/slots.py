@@ -1,8 +1,8 @@
 """Continuous batching: rows share the slots of one preallocated cache.
 
-All slots decode together. A few slots get several tokens at once, where drafts of them hold
-(drafts.py). A finished row leaves its slot. Waiting prompts are prefilled into free slots, end to
-end without padding, as in training.
+All slots decode together. With few slots, a pass verifies drafts of several tokens (drafts.py). A
+finished row leaves its slot. Waiting prompts are prefilled into free slots, end to end without
+padding, as in training.
 
 A pass has two parts, on a GPU one CUDA graph each: choose the next tokens by the last logits, and
 compute the logits after them. A GPU does not wait for the CPU: the second part runs while the CPU
