@@ -7,8 +7,9 @@ offer, with the exponent of each line.
     python -m benchmarks.growth --table                         # the table of what is measured
 
 Nothing is downloaded. Each work on a CPU is a process of its own. Each part of it is a line of
-growth.jsonl in --work_dir. So a killed run keeps its measurements. Runs with other sizes add lines. The exponent is the slope of the logarithms: 1 is linear. For `tokens`, `tools` and on a GPU,
-it is that of the seconds a row.
+growth.jsonl in --work_dir. So a killed run keeps its measurements. Runs with other sizes add lines.
+The exponent is the slope of the logarithms: 1 is linear. For `tokens`, `tools` and on a GPU, it is
+that of the seconds a row.
 """
 
 import argparse
