@@ -22,6 +22,7 @@ VARLEN_KNOWS_WINDOWS = "window_size" in VARLEN_PARAMETERS  # from torch 2.11 on;
 VARLEN_ASKS_FOR_GQA = "enable_gqa" in VARLEN_PARAMETERS
 
 ISOLATED = "isolated"  # the name in `attn_implementation`
+RUNS_FLASH_ATTENTION_3 = {}  # by device, once tried
 # cuDNN's backward has NaN in the query's gradient, in torch 2.11 to 2.13 on H100 and H200: with a
 # mask, at lengths of 64 modulo 128, if a row's scores are far below 0 (pytorch#196678). Without
 # cuDNN, SDPA takes another kernel. varlen_attn never uses cuDNN.
@@ -42,7 +43,21 @@ def has_varlen_kernel(device, dtype):
 
 def use_flash_attention_3(device):
     """Have torch's flash attention run FlashAttention 3, in the whole process, if its package is
-    installed. It is for GPUs of the Hopper generation. Returns whether it does; it may not load."""
+    installed. It is for GPUs of the Hopper generation. Returns whether it does: it may not load, or
+    have failed a check before."""
+    if device not in RUNS_FLASH_ATTENTION_3:
+        RUNS_FLASH_ATTENTION_3[device] = activate_flash_attention_3(device)
+    return RUNS_FLASH_ATTENTION_3[device]
+
+
+def leave_flash_attention_3(device, problem):
+    """Have torch's flash attention run FlashAttention 2 from now on, and say why."""
+    say(f"FlashAttention 3 is not used: {problem}")
+    torch.nn.attention.restore_flash_attention_impl()
+    RUNS_FLASH_ATTENTION_3[device] = False
+
+
+def activate_flash_attention_3(device):
     hopper = VARLEN_KNOWS_WINDOWS and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
     if not hopper or importlib.util.find_spec("flash_attn_interface") is None:
         return False

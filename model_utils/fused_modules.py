@@ -50,6 +50,7 @@ def fused_modules(model):
             Joined(attention.q_proj, attention.k_proj, attention.v_proj),
             Joined(mlp.gate_proj, mlp.up_proj),
         )
+        layer.is_last = layer is base.get_decoder().layers[-1]
     for file, own_function in patched.items():
         file.apply_rotary_pos_emb = fused_rotary(own_function)
     try:
@@ -117,11 +118,13 @@ class FusedMLP:
 
 class FusedLayer:
     joined = None  # qkv and gate_up, Joined each, while the layer can run with them
+    is_last = False
 
     def forward(
         self, hidden_states, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False,
-        position_embeddings=None, **kwargs,
+        position_embeddings=None, tokens_to_keep=None, **kwargs,
     ):  # fmt: skip
+        """tokens_to_keep: the last layer returns only these, [1, kept, hidden]."""
         if not self.joined or past_key_values is None or not can_fuse(hidden_states, *position_embeddings):
             return super().forward(
                 hidden_states, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **kwargs
@@ -134,18 +137,27 @@ class FusedLayer:
         key_heads = attention.k_proj.out_features // attention.head_dim
         query, key, value = heads.split([heads.shape[1] - 2 * key_heads, key_heads, key_heads], dim=1)
         cos, sin = (table.expand(batch, tokens, -1).flatten(0, 1) for table in position_embeddings)
-        query, key = kernels.rotary(query, key, cos, sin, *head_norms(attention))
+        place = *past_key_values.layer(attention.layer_idx, key, value), *past_key_values.write_at
+        query, key = kernels.rotary(query, key, cos, sin, *head_norms(attention), value, place)
         query, key, value = (states.unflatten(0, (batch, tokens)).transpose(1, 2) for states in (query, key, value))
-        key, value = past_key_values.update(key, value, attention.layer_idx)
+        key, value = past_key_values.to_attend(attention.layer_idx, key, value)
         attended, _ = isolated_attention(
             attention, query, key, value, None, scaling=attention.scaling,
             sliding_window=getattr(attention, "sliding_window", None), **kwargs,
         )  # fmt: skip
+        attended = attended.reshape(batch * tokens, -1)
+        if self.is_last and tokens_to_keep is not None:
+            residual, attended = residual[tokens_to_keep], attended[tokens_to_keep]
         # Products add to the residual: it is nobody's input any more.
-        residual.addmm_(attended.reshape(batch * tokens, -1), attention.o_proj.weight.t())
+        residual.addmm_(attended, attention.o_proj.weight.t())
         gate, up = gate_up(self.post_attention_layernorm(residual)).chunk(2, dim=-1)
         residual.addmm_(kernels.swiglu(gate, up), self.mlp.down_proj.weight.t())
-        return residual.view_as(hidden_states)
+        return residual.view(batch, -1, residual.shape[1])
+
+
+def can_keep_tokens(model):
+    """Whether the model's last layer returns tokens_to_keep alone."""
+    return any(getattr(module, "joined", None) and module.is_last for module in unwrapped(model).modules())
 
 
 def can_join(layer):

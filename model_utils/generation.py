@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from data_utils.tokens import decode_answer, decode_tokens, encode_prompts, end_token_id
+from model_utils.attention import leave_flash_attention_3, use_flash_attention_3
 from model_utils.kept_checks import check_key, has_passed, keep_pass
 from model_utils.model_facts import length_dependent_from, num_positions, pad, unwrapped
 from model_utils.self_checks import (
@@ -66,22 +67,31 @@ def choose_engine(model, prompt_ids, room):
     room = min(room, num_positions(base.config))
     engine = ENGINES.get(base)
     if engine is None or room > engine.room:
-        problems = []
-        for fused in [True, False] if can_fuse(model) else [False]:
+        for fused, prompts_by in candidates(model):
             engine = Engine("continuous batching", functools.partial(generate_in_slots, fused=fused), room)
-            key = check_key(model, "generation in slots", fused)
+            key = check_key(model, "generation in slots", fused, prompts_by)
             problem = None if has_passed(key, room) else problem_with_slots(model, prompt_ids, room, fused)
             if not problem:
                 keep_pass(key, room)
                 break
-            problems.append(problem)
+            if prompts_by:
+                leave_flash_attention_3(model.device, problem)
+            elif fused:
+                say(f"Triton's kernels are not used in generation, which is slower: {problem}")
         if problem:
             say(f"Generating by transformers' generate, which is slower: {problem}")
             engine = Engine(f"transformers' generate: {problem}", generate_plainly, math.inf)
-        elif problems:
-            say(f"Generating without Triton's kernels, which is slower: {problems[0]}")
         ENGINES[base] = engine
     return engine
+
+
+def candidates(model):
+    """Ways of continuous batching, the fastest first: with Triton's kernels or not, and the name of
+    an attention kernel for prompts beside torch's own, or None."""
+    if not can_fuse(model):
+        return [(False, None)]
+    by_fa3 = [(True, "FA3")] if use_flash_attention_3(model.device) else []
+    return [*by_fa3, (True, None), (False, None)]
 
 
 def generated_by(model):

@@ -59,10 +59,12 @@ def swiglu(gate, up):
 
 @triton.jit
 def rotate_heads(
-    x, y, cos, sin, norm, eps, heads: tl.constexpr, padded_heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr
-):
+    x, y, cache, step, cos, sin, norm, eps, heads: tl.constexpr, padded_heads: tl.constexpr, half: tl.constexpr,
+    lanes: tl.constexpr,
+):  # fmt: skip
     """One token: x and y point to [heads, 2 * half], cos and sin to [2 * half]. norm: the weight of
-    an RMSNorm of each head before, or None."""
+    an RMSNorm of each head before, or None. cache: where the result is stored too, with heads that
+    are `step` apart, or None."""
     head, lane = tl.arange(0, padded_heads)[:, None], tl.arange(0, lanes)[None, :]
     place, inside = head * 2 * half + lane, (head < heads) & (lane < half)
     left = tl.load(x + place, inside, 0.0).to(tl.float32)
@@ -77,37 +79,63 @@ def rotate_heads(
     sin_left = tl.load(sin + lane, lane < half, 0.0).to(tl.float32)
     cos_right = tl.load(cos + half + lane, lane < half, 0.0).to(tl.float32)
     sin_right = tl.load(sin + half + lane, lane < half, 0.0).to(tl.float32)
-    tl.store(y + place, as_stored(left * cos_left, y) - as_stored(right * sin_left, y), inside)
-    tl.store(y + place + half, as_stored(right * cos_right, y) + as_stored(left * sin_right, y), inside)
+    new_left = as_stored(left * cos_left, y) - as_stored(right * sin_left, y)
+    new_right = as_stored(right * cos_right, y) + as_stored(left * sin_right, y)
+    tl.store(y + place, new_left, inside)
+    tl.store(y + place + half, new_right, inside)
+    if cache is not None:
+        tl.store(cache + head * step + lane, new_left, inside)
+        tl.store(cache + head * step + half + lane, new_right, inside)
 
 
-@triton.jit(do_not_specialize=["query_step", "key_step"])
+@triton.jit
+def copy_heads(
+    x, cache, step, heads: tl.constexpr, padded_heads: tl.constexpr, head_dim: tl.constexpr, lanes: tl.constexpr
+):
+    """One token: from [heads, head_dim] to heads that are `step` apart."""
+    head, lane = tl.arange(0, padded_heads)[:, None], tl.arange(0, lanes)[None, :]
+    inside = (head < heads) & (lane < head_dim)
+    tl.store(cache + head * step + lane, tl.load(x + head * head_dim + lane, inside), inside)
+
+
+@triton.jit(do_not_specialize=["query_step", "key_step", "value_step", "length"])
 def rotary_kernel(
-    query, key, new_query, new_key, cos, sin, query_norm, key_norm, eps, query_step, key_step,
-    query_heads: tl.constexpr, key_heads: tl.constexpr, padded_query_heads: tl.constexpr,
-    padded_key_heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr,
+    query, key, value, new_query, new_key, cos, sin, query_norm, key_norm, eps, query_step, key_step, value_step,
+    keys, values, slots, positions, length, query_heads: tl.constexpr, key_heads: tl.constexpr,
+    padded_query_heads: tl.constexpr, padded_key_heads: tl.constexpr, half: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     cos += token * 2 * half
     sin += token * 2 * half
-    y = new_query + token * query_heads * 2 * half
-    rotate_heads(query + token * query_step, y, cos, sin, query_norm, eps, query_heads, padded_query_heads, half, lanes)
-    y = new_key + token * key_heads * 2 * half
-    rotate_heads(key + token * key_step, y, cos, sin, key_norm, eps, key_heads, padded_key_heads, half, lanes)
+    query += token * query_step
+    key += token * key_step
+    new_query += token * query_heads * 2 * half
+    new_key += token * key_heads * 2 * half
+    step = length * 2 * half
+    if keys is not None:
+        place = tl.load(slots + token) * key_heads * step + tl.load(positions + token) * 2 * half
+        keys += place
+        value += token * value_step
+        copy_heads(value, values + place, step, key_heads, padded_key_heads, 2 * half, 2 * lanes)
+    rotate_heads(query, new_query, None, 0, cos, sin, query_norm, eps, query_heads, padded_query_heads, half, lanes)
+    rotate_heads(key, new_key, keys, step, cos, sin, key_norm, eps, key_heads, padded_key_heads, half, lanes)
 
 
-def rotary(query, key, cos, sin, query_norm=None, key_norm=None, eps=0.0):
+def rotary(query, key, cos, sin, query_norm=None, key_norm=None, eps=0.0, value=None, cache=(None,) * 4):
     """transformers' apply_rotary_pos_emb, after an RMSNorm of each head if weights [head_dim] are
     given. query [tokens, heads, head_dim], key with as many or fewer heads, cos and sin [tokens,
-    head_dim]. The heads of a token are together in memory; the results are contiguous."""
+    head_dim]. The heads of a token are together in memory; the results are contiguous.
+
+    cache: `(keys, values, slots, positions)` of `write`, to write the new keys and `value` too."""
     (tokens, query_heads, head_dim), key_heads = query.shape, key.shape[1]
     new_query, new_key = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
     padded_heads = triton.next_power_of_2(query_heads), triton.next_power_of_2(key_heads)
+    value_step, length = (0, 0) if value is None else (value.stride(0), cache[0].shape[2])
     # A fused multiply-add would leave out the rounding of products.
     rotary_kernel[(tokens,)](
-        query, key, new_query, new_key, cos, sin, query_norm, key_norm, eps, query.stride(0), key.stride(0),
-        query_heads, key_heads, *padded_heads, head_dim // 2, triton.next_power_of_2(head_dim // 2),
-        enable_fp_fusion=False,
+        query, key, value, new_query, new_key, cos, sin, query_norm, key_norm, eps, query.stride(0), key.stride(0),
+        value_step, *cache, length, query_heads, key_heads, *padded_heads, head_dim // 2,
+        triton.next_power_of_2(head_dim // 2), enable_fp_fusion=False,
     )  # fmt: skip
     return new_query, new_key
 
@@ -117,13 +145,10 @@ def write_kernel(
     key, value, keys, values, slots, positions, length, key_step, value_step, heads: tl.constexpr,
     padded_heads: tl.constexpr, head_dim: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    slot, position = tl.load(slots + token), tl.load(positions + token)
-    head, lane = tl.arange(0, padded_heads)[:, None], tl.arange(0, lanes)[None, :]
-    place, inside = head * head_dim + lane, (head < heads) & (lane < head_dim)
-    target = ((slot * heads + head) * length + position) * head_dim + lane
-    tl.store(keys + target, tl.load(key + token * key_step + place, inside), inside)
-    tl.store(values + target, tl.load(value + token * value_step + place, inside), inside)
+    token, step = tl.program_id(0).to(tl.int64), length * head_dim
+    place = tl.load(slots + token) * heads * step + tl.load(positions + token) * head_dim
+    copy_heads(key + token * key_step, keys + place, step, heads, padded_heads, head_dim, lanes)
+    copy_heads(value + token * value_step, values + place, step, heads, padded_heads, head_dim, lanes)
 
 
 def write(key, value, keys, values, slots, positions):

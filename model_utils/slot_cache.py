@@ -18,17 +18,25 @@ class SlotCache(Cache):
         # The number of each slot's tokens for attention; None: only the new tokens.
         self.shown = None
 
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+    def layer(self, layer_idx, new_keys, new_values):
+        """A layer's keys and values. new_keys, new_values: [tokens, kv_heads, head_dim]."""
         if layer_idx == len(self.keys):
-            for stored, states in ((self.keys, key_states), (self.values, value_states)):
-                stored.append(states.new_zeros(self.num_slots, states.shape[1], self.length, states.shape[3]))
-        slots, positions = self.write_at
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
+            for stored, (_, heads, head_dim) in ((self.keys, new_keys.shape), (self.values, new_values.shape)):
+                stored.append(new_keys.new_zeros(self.num_slots, heads, self.length, head_dim))
+        return self.keys[layer_idx], self.values[layer_idx]
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         new_keys, new_values = (states.transpose(1, 2).flatten(0, 1) for states in (key_states, value_states))
+        keys, values = self.layer(layer_idx, new_keys, new_values)
+        slots, positions = self.write_at
         if self.fused:
             kernels.write(new_keys, new_values, keys, values, slots, positions)
         else:
             keys[slots, :, positions], values[slots, :, positions] = new_keys, new_values
+        return self.to_attend(layer_idx, key_states, value_states)
+
+    def to_attend(self, layer_idx, key_states, value_states):
+        """The keys and values for the attention of the tokens with these states."""
         if self.shown is None:
             return key_states, value_states
-        return keys[:, :, : self.shown], values[:, :, : self.shown]
+        return self.keys[layer_idx][:, :, : self.shown], self.values[layer_idx][:, :, : self.shown]

@@ -21,7 +21,7 @@ from data_utils.batching import pack
 from model_utils.attention import ISOLATED, has_varlen_kernel
 from model_utils.cuda_graphs import capturing
 from model_utils.drafts import DRAFTS, look_up, num_agreed, num_drafts
-from model_utils.fused_modules import fused_modules, kernels
+from model_utils.fused_modules import can_keep_tokens, fused_modules, kernels
 from model_utils.model_facts import length_dependent_from, set_attention, unwrapped
 from model_utils.self_checks import LAST, difference, grown, reference_logits, tolerance
 from model_utils.slot_cache import SlotCache
@@ -112,8 +112,7 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
                 finished = [slot for slot, tokens in new_tokens.items() if any(map(running[slot].add, tokens))]
                 if finished:
                     slots.release(finished)
-                for answer in [running.pop(slot) for slot in finished]:
-                    yield answer.index, answer.generation()
+                done = [running.pop(slot) for slot in finished]
                 if running and not slots.on_gpu:  # a GPU has begun
                     slots.forward()
                 free = [slot for slot in range(num_slots) if slot not in running]
@@ -122,6 +121,8 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
                     slots.prefill(list(new), [prompt_ids[index] for index in indices])
                     running |= new
                 slots.keep_to_grammars(running)
+                for answer in done:  # while a GPU reads prompts
+                    yield answer.index, answer.generation()
 
 
 class Slots:
@@ -137,6 +138,7 @@ class Slots:
         self.on_gpu = model.device.type == "cuda"
         self.length = length
         self.masks = masks
+        self.keeps_tokens = can_keep_tokens(model)
         self.fused = fused
         self.drafts = drafts
         self.cache = SlotCache(num_slots, length + drafts, fused)  # drafts may exceed a row's end
@@ -184,7 +186,7 @@ class Slots:
             "slots": torch.tensor(slots),
             "lengths": torch.from_numpy(lengths),
             "slot_of_token": torch.from_numpy(np.repeat(slots, lengths)),
-            "logits_to_keep": torch.from_numpy(lengths.cumsum() - 1),
+            "tokens_to_keep" if self.keeps_tokens else "logits_to_keep": torch.from_numpy(lengths.cumsum() - 1),
         }
         # Without a wait for the GPU's earlier work.
         batch = send_to_device(batch, self.model.device, non_blocking=True)

@@ -74,6 +74,15 @@ def test_write(dtype, heads, kv_heads, head_dim):
     keys[slots, :, positions], values[slots, :, positions] = key, value
     kernels.write(key, value, written_keys, written_values, slots, positions)
     assert torch.equal(keys, written_keys) and torch.equal(values, written_values)
+    # With rotary positions before, from one product.
+    product, cos, sin = randn(13, heads + 2 * kv_heads, head_dim, dtype=dtype), *randn(2, 13, head_dim, dtype=dtype)
+    query, key, value = product.split([heads, kv_heads, kv_heads], dim=1)
+    cache = written_keys, written_values, slots, positions
+    expected_query, expected_key = kernels.rotary(query, key, cos, sin)
+    keys[slots, :, positions], values[slots, :, positions] = expected_key, value
+    new_query, new_key = kernels.rotary(query, key, cos, sin, value=value, cache=cache)
+    assert torch.equal(new_query, expected_query) and torch.equal(new_key, expected_key)
+    assert torch.equal(keys, written_keys) and torch.equal(values, written_values)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
