@@ -104,12 +104,20 @@ def pack(sequences):
     token of each sequence and the end of the last. max_length_q: the length of the longest, for
     kernels that need it."""
     lengths = [len(sequence) for sequence in sequences]
+    positions, starts = end_to_end(lengths)
     return {
         "input_ids": torch.from_numpy(np.concatenate(sequences).astype(np.int64))[None],
-        "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
-        "cu_seq_lens_q": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
+        "position_ids": positions[None],
+        "cu_seq_lens_q": starts,
         "max_length_q": max(lengths),
     }
+
+
+def end_to_end(lengths):
+    """Of sequences of these lengths, end to end: the position of each token in its sequence, int64
+    [tokens], and each sequence's first token and the end of the last, int32 [sequences + 1]."""
+    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))
+    return positions, torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
 
 
 def collate(examples, supervised=True, completions=False):

@@ -71,7 +71,7 @@ def activate_flash_attention_3(device):
 
 def isolated_attention(
     module, query, key, value, attention_mask, scaling, dropout=0.0, cu_seq_lens_q=None, max_length_q=None,
-    slot_lengths=None, decode_kernel=None, sliding_window=None, **kwargs,
+    cu_seq_lens_k=None, max_length_k=None, slot_lengths=None, decode_kernel=None, sliding_window=None, **kwargs,
 ):  # fmt: skip
     """Causal attention within each example of a padding-free batch, or, with `slot_lengths`, of the
     new tokens of each cache slot.
@@ -79,6 +79,7 @@ def isolated_attention(
     query: [batch, heads, tokens, head_dim]; key, value: [batch, kv_heads, tokens, head_dim];
     returns [batch, tokens, heads, head_dim]. Padding-free: batch 1, examples end to end, none
     longer than max_length_q; example i is from cu_seq_lens_q[i] to cu_seq_lens_q[i + 1] (int32).
+    With cu_seq_lens_k and max_length_k, an example has keys and values of earlier tokens too.
     Decoding: the batch is the slots, with their new tokens as queries; key and value are the cache;
     slot_lengths [slots] (int32) is the number of a slot's tokens, the new ones included.
     decode_kernel: kernels.decode, or None.
@@ -97,6 +98,8 @@ def isolated_attention(
         return decode_kernel(query.transpose(1, 2), key, value, slot_lengths, scaling, sliding_window), None
     if slot_lengths is not None:
         return decode(query, key, value, slot_lengths, sliding_window=sliding_window, scaling=scaling), None
+    if cu_seq_lens_k is None:
+        cu_seq_lens_k, max_length_k = cu_seq_lens_q, max_length_q
     if has_varlen_kernel(query.device, query.dtype):
         if dropout:
             raise UserError(f"{ISOLATED} attention has no dropout on a GPU, which this model needs")
@@ -104,12 +107,12 @@ def isolated_attention(
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
         gqa = {"enable_gqa": True} if VARLEN_ASKS_FOR_GQA else {}
         attended = varlen_attn(
-            query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+            query, key, value, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k,
             scale=scaling, window_size=(window, 0), **gqa,
         )  # fmt: skip
         return attended[None], None
-    lengths = cu_seq_lens_q.diff().tolist()
-    blocks = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    starts = (query, cu_seq_lens_q), (key, cu_seq_lens_k), (value, cu_seq_lens_k)
+    blocks = zip(*(states.split(start.diff().tolist(), dim=2) for states, start in starts), strict=True)
     attended = [
         one_example(*block, sliding_window=sliding_window, scaling=scaling, dropout=dropout) for block in blocks
     ]
@@ -117,10 +120,12 @@ def isolated_attention(
 
 
 def one_example(query, key, value, *, sliding_window, scaling, dropout):
-    length, mask = query.shape[2], None
-    if sliding_window is not None and length > sliding_window:
-        ages = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)
-        mask = (ages >= 0) & (ages < sliding_window)
+    tokens, length, mask = query.shape[2], key.shape[2], None
+    window = length if sliding_window is None else sliding_window
+    if tokens < length or window < length:
+        places = torch.arange(length, device=query.device)
+        ages = places[length - tokens :, None] - places
+        mask = (ages >= 0) & (ages < window)
     return F.scaled_dot_product_attention(
         query, key, value, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
     )

@@ -15,8 +15,10 @@ class SlotCache(Cache):
         self.keys, self.values = [], []
         # Slots and positions of the next tokens, int64 [tokens] each.
         self.write_at = None
-        # The number of each slot's tokens for attention; None: only the new tokens.
+        # The number of each slot's tokens for attention; None: only the new tokens, or
         self.shown = None
+        # the tokens of these slots and positions, int64 [tokens] each.
+        self.read_at = None
 
     def layer(self, layer_idx, new_keys, new_values):
         """A layer's keys and values. new_keys, new_values: [tokens, kv_heads, head_dim]."""
@@ -37,6 +39,10 @@ class SlotCache(Cache):
 
     def to_attend(self, layer_idx, key_states, value_states):
         """The keys and values for the attention of the tokens with these states."""
-        if self.shown is None:
+        if self.shown is None and self.read_at is None:
             return key_states, value_states
+        if self.shown is None:
+            slots, positions = self.read_at
+            layer = self.keys[layer_idx], self.values[layer_idx]
+            return (states[slots, :, positions].transpose(0, 1)[None] for states in layer)
         return self.keys[layer_idx][:, :, : self.shown], self.values[layer_idx][:, :, : self.shown]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
-from data_utils.batching import pack
+from data_utils.batching import end_to_end, pack
 from model_utils.attention import ISOLATED, has_varlen_kernel
 from model_utils.cuda_graphs import capturing
 from model_utils.drafts import DRAFTS, look_up, num_agreed, num_drafts
@@ -25,7 +25,7 @@ from model_utils.fused_modules import can_keep_tokens, fused_modules, kernels
 from model_utils.model_facts import length_dependent_from, set_attention, unwrapped
 from model_utils.self_checks import LAST, difference, grown, reference_logits, tolerance
 from model_utils.slot_cache import SlotCache
-from model_utils.slot_plans import plan_groups, plan_prefill
+from model_utils.slot_plans import common_beginning, plan_groups, plan_prefill
 from model_utils.token_masks import token_masks
 from run_utils.errors import describe_error
 
@@ -48,7 +48,11 @@ def problem_with_slots(model, prompt_ids, room, fused):
             slots.cache, slots.lengths = drafting.cache, drafting.lengths
             slots.lengths.fill_(room)
             forced = min(LAST, len(texts[-1])) - 1
-            slots.prefill([0, 1, 2], [text[: len(text) - forced] for text in texts])
+            prompts = [text[: len(text) - forced] for text in texts]
+            slots.prefill([0], prompts[:1])
+            shared = len(prompts[2]) // 2
+            slots.share([1, 2], prompts[2][:shared])
+            slots.prefill([1, 2], [prompt[shared:] for prompt in prompts[1:]])
             logits = [slots.logits[: len(texts)].clone()]
             tokens = torch.from_numpy(np.stack([text[len(text) - forced :] for text in texts])).to(model.device)
             # One at a time, and the last ones together, as drafts are.
@@ -99,6 +103,9 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
             drafts = num_drafts(num_slots, model.device)
             masks = token_masks([answers[index] for index in group], num_slots, model, drafts)
             slots = Slots(model, num_slots, length, masks, fused, drafts)
+            shared = common_beginning([prompt_ids[index] for index in group])
+            slots.share(range(num_slots), prompt_ids[group[0]][:shared])
+            prompts = {index: prompt_ids[index][shared:] for index in group}
             # running: {slot: Answer}
             waiting, running = deque(group), {}
             start = time.perf_counter()
@@ -116,9 +123,9 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
                 if running and not slots.on_gpu:  # a GPU has begun
                     slots.forward()
                 free = [slot for slot in range(num_slots) if slot not in running]
-                for indices in plan_prefill(waiting, prompt_ids, len(free), num_slots):
+                for indices in plan_prefill(waiting, prompts, len(free), num_slots):
                     new = {free.pop(0): answers[index] for index in indices}
-                    slots.prefill(list(new), [prompt_ids[index] for index in indices])
+                    slots.prefill(list(new), [prompts[index] for index in indices])
                     running |= new
                 slots.keep_to_grammars(running)
                 for answer in done:  # while a GPU reads prompts
@@ -153,6 +160,7 @@ class Slots:
         # A GPU writes pinned memory without a wait.
         self.report_on_cpu = torch.zeros_like(self.report, device="cpu", pin_memory=self.on_gpu)
         self.copied = torch.cuda.Event() if self.on_gpu else None
+        self.shared = 0  # tokens at the beginning of all rows, see share
         self.width = 1 + drafts  # tokens of a slot in the next pass
         self.logits = None  # [slots, width, vocabulary], after the newest tokens and drafts
         self.choose_graph, self.forward_graph = None, None
@@ -177,21 +185,39 @@ class Slots:
             tokens = self.report_on_cpu[:, 2 + self.drafts :]
             self.masks.fill({slot: answer.matcher for slot, answer in answers.items()}, tokens)
 
+    def share(self, slots, beginning):
+        """Read the beginning (int32 token ids) of all later prompts of `slots`, once. It stays in
+        these slots, and prefill takes the rest of a prompt."""
+        self.shared, (first, *others) = 0, slots
+        if len(beginning):
+            self.prefill([first], [beginning])
+            self.release([first])  # it has no row yet
+            for states in [self.history[:, None], *self.cache.keys, *self.cache.values]:
+                states[others, :, : len(beginning)] = states[first, :, : len(beginning)]
+        self.shared = len(beginning)
+
     @torch.compiler.set_stance("force_eager")
     def prefill(self, slots, prompts):
-        """Read a prompt (int32 token ids) into each of `slots`: the next choice is its first new
-        token."""
+        """Read a prompt (int32 token ids), or what follows its shared beginning, into each of
+        `slots`: the next choice is its first new token."""
         lengths = np.array([len(prompt) for prompt in prompts])
+        ends = lengths + self.shared
         batch = pack(prompts) | {
             "slots": torch.tensor(slots),
-            "lengths": torch.from_numpy(lengths),
+            "lengths": torch.from_numpy(ends),
             "slot_of_token": torch.from_numpy(np.repeat(slots, lengths)),
             "tokens_to_keep" if self.keeps_tokens else "logits_to_keep": torch.from_numpy(lengths.cumsum() - 1),
         }
+        batch["position_ids"] += self.shared
+        if self.shared:
+            positions, batch["cu_seq_lens_k"] = end_to_end(ends)
+            batch["max_length_k"] = int(ends.max())
+            batch["read_at"] = torch.from_numpy(np.repeat(slots, ends)), positions
         # Without a wait for the GPU's earlier work.
         batch = send_to_device(batch, self.model.device, non_blocking=True)
         slots, lengths = batch.pop("slots"), batch.pop("lengths")
         self.cache.write_at = batch.pop("slot_of_token"), batch["position_ids"][0]
+        self.cache.read_at = batch.pop("read_at", None)
         self.cache.shown = None
         logits = self.model(**batch, past_key_values=self.cache, use_cache=True).logits[0]
         if self.logits is None:
@@ -226,7 +252,7 @@ class Slots:
         counts = 1 + num_agreed(chosen, self.tokens[:, 1:width])
         self.counts[:, 0], self.chosen[:, :width] = counts, chosen
         self.tokens[:, :1] = chosen.gather(1, counts[:, None] - 1)
-        self.history.scatter_(1, self.lengths[:, None] + self.steps[:width], chosen)
+        self.history.scatter_(1, self.lengths.clamp(min=self.shared)[:, None] + self.steps[:width], chosen)
         self.advance(counts)
         if self.drafts:
             self.tokens[:, 1:], sure = look_up(self.history, (self.lengths - 1).clamp(min=0), self.drafts)
@@ -247,7 +273,8 @@ class Slots:
 
     @torch.compiler.set_stance("force_eager")
     def next_logits(self):
-        positions = (self.lengths - 1).clamp(min=0)[:, None] + self.steps[: self.width]
+        # Slots without a row write behind the shared tokens.
+        positions = (self.lengths - 1).clamp(min=self.shared)[:, None] + self.steps[: self.width]
         ends = positions[:, -1] + 1
         self.cache.write_at = self.slots.repeat_interleave(self.width), positions.flatten()
         # A CPU attends to no more tokens than the longest row has.

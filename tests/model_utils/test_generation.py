@@ -1,8 +1,10 @@
 """Batched greedy generation equals generation one at a time and stops correctly."""
 
+import math
 import time
 from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TAGS
@@ -12,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_utils.sources import load_rows
 from data_utils.tokens import encode_prompts
-from model_utils.generation import Answer, generate
-from model_utils.slot_plans import PREFILL_TOKENS, plan_groups, plan_prefill
+from model_utils import slot_plans
+from model_utils.generation import Answer, choose_engine, generate
+from model_utils.slot_plans import PREFILL_TOKENS, common_beginning, plan_groups, plan_prefill
 from model_utils.slots import Slots, slots_modules
 
 BASE = ROOT / "demo" / "base"  # a random model repeats one token for any prompt
@@ -65,8 +68,33 @@ def test_rows_reuse_the_slots_of_finished_rows(model, tokenizer, prompts):
     assert all(few[i][:3] == many[i][:3] for i in range(32))
 
 
-def test_the_last_prompts_do_not_wait_for_many_slots(model, tokenizer, prompts):
+def test_prompts_share_the_pass_over_their_beginning(model, tokenizer, prompts, monkeypatch):
+    ids = encode_prompts(tokenizer, prompts)
+    beginning = common_beginning(ids)
+    assert beginning >= len(tokenizer(prompts[0].partition("<tools>")[0]).input_ids)
+    engine, read = choose_engine(model, ids, max(map(len, ids)) + 40), []
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: read.append(kwargs), with_kwargs=True)
+    shared = dict(generate(model, tokenizer, TAGS, prompts, 40, batch_tokens=50_000, engine=engine))
+    hook.remove()
+    tokens = sum(kwargs["input_ids"].shape[1] for kwargs in read if "cu_seq_lens_q" in kwargs)
+    assert tokens == sum(map(len, ids)) - (len(ids) - 1) * beginning
+    monkeypatch.setattr(slot_plans, "LEAST_SAVED", math.inf)
+    alone = dict(generate(model, tokenizer, TAGS, prompts, 40, batch_tokens=50_000))
+    assert all(shared[i][:3] == alone[i][:3] for i in range(32))
+
+
+def test_a_beginning_is_common_if_all_prompts_have_it_and_more_tokens():
+    prompts = [np.array([*range(2000), *rest]) for rest in ([7, 8], [7, 9, 3], [7])]
+    assert common_beginning(prompts) == 2000
+    assert common_beginning([*prompts, prompts[0][:1500]]) == 1499
+    assert common_beginning([*prompts, prompts[0][1:]]) == 0
+    assert common_beginning(prompts[:1]) == 0
+    assert common_beginning([prompt[-100:] for prompt in prompts[:2]]) == 0  # costs more than it saves
+
+
+def test_the_last_prompts_do_not_wait_for_many_slots(model, tokenizer, prompts, monkeypatch):
     """The last prompt exceeds the first prefill but has a slot: its prefill precedes decoding."""
+    monkeypatch.setattr(slot_plans, "LEAST_SAVED", math.inf)
     lengths = {prompt: len(ids) for prompt, ids in zip(prompts, encode_prompts(tokenizer, prompts), strict=True)}
     longest = sorted(lengths, key=lengths.get, reverse=True)
     first = [i for i in range(len(longest)) if sum(lengths[prompt] for prompt in longest[:i]) <= PREFILL_TOKENS][-1]
