@@ -61,11 +61,12 @@ def main():
     args.work_dir = args.work_dir.resolve()
     parts = Parts(args.work_dir / "parts.json", settings)
     make_inputs(args)
-    while parts.steps < args.steps:
+    while parts.steps < args.steps or lacks_end(args, parts):
         train(args, parts, end - time.perf_counter())
         if time.perf_counter() > end:
             break
-    finished = parts.steps >= args.steps and evaluate(args, parts, end - time.perf_counter())
+    is_trained = parts.steps >= args.steps and not lacks_end(args, parts)
+    finished = is_trained and evaluate(args, parts, end - time.perf_counter())
     print_table(args, parts)
     if not finished:
         print(f"Not finished: step {parts.steps} of {args.steps}. The same command goes on.")
@@ -102,6 +103,13 @@ class Parts:
 
     def of_processes(self, name):
         return sum(process[name] for folder in self.data["folders"].values() for process in folder["processes"])
+
+
+def lacks_end(args, parts):
+    """Whether the training was stopped after its last step's checkpoint: the last evaluation and
+    the adapter are to come."""
+    folder = args.work_dir / max(parts.data["folders"], key=offset_of)
+    return newest_checkpoint(folder) > 0 and not (folder / "adapter").is_dir()
 
 
 def offset_of(folder_name):

@@ -170,8 +170,8 @@ def _read(text):
     return _Reading(text.casefold(), words, numbers, dates, series, phones)
 
 
-# Many rows offer the same tools.
-_read_again = functools.lru_cache(maxsize=2**14)(_read)
+# Many rows offer the same tools. A text takes 2 KB. 200,000 rows like xLAM's have 25,000 of them.
+_read_again = functools.lru_cache(maxsize=2**16)(_read)
 
 
 def _tool_values(tools):
