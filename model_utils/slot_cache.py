@@ -15,9 +15,9 @@ class SlotCache(Cache):
         self.keys, self.values = [], []
         # Slots and positions of the next tokens, int64 [tokens] each.
         self.write_at = None
-        # The number of each slot's tokens for attention; None: only the new tokens, or
+        # New tokens attend to so many tokens of each slot,
         self.shown = None
-        # the tokens of these slots and positions, int64 [tokens] each.
+        # or to the tokens of these slots and positions (int64 [tokens] each), or to themselves.
         self.read_at = None
 
     def layer(self, layer_idx, new_keys, new_values):
@@ -39,10 +39,10 @@ class SlotCache(Cache):
 
     def to_attend(self, layer_idx, key_states, value_states):
         """The keys and values for the attention of the tokens with these states."""
-        if self.shown is None and self.read_at is None:
-            return key_states, value_states
-        if self.shown is None:
+        layer = self.keys[layer_idx], self.values[layer_idx]
+        if self.shown is not None:
+            return tuple(states[:, :, : self.shown] for states in layer)
+        if self.read_at is not None:
             slots, positions = self.read_at
-            layer = self.keys[layer_idx], self.values[layer_idx]
-            return (states[slots, :, positions].transpose(0, 1)[None] for states in layer)
-        return self.keys[layer_idx][:, :, : self.shown], self.values[layer_idx][:, :, : self.shown]
+            return tuple(states[slots, :, positions].transpose(0, 1)[None] for states in layer)
+        return key_states, value_states

@@ -34,7 +34,7 @@ from run_utils.errors import describe_error
 def problem_with_slots(model, prompt_ids, room, fused):
     """A model's problem with continuous batching, in words, or None. Compares teacher-forced logits
     in slots with plain transformers on the longest prompt at a row's full length, the shortest
-    prompt, and half of the shortest. fused: see Slots."""
+    prompt, and half of the shortest; the last two share their beginning. fused: see Slots."""
     shortest, longest = min(prompt_ids, key=len), max(prompt_ids, key=len)
     if room > (apart := length_dependent_from(model.config)):
         return f"rows beyond {apart} tokens move the rotary positions of all"
