@@ -3,6 +3,7 @@ decodes over slots of a cache."""
 
 import importlib.util
 import inspect
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,8 @@ def activate_flash_attention_3(device):
     if not hopper or importlib.util.find_spec("flash_attn_interface") is None:
         return False
     try:
-        torch.nn.attention.activate_flash_attention_impl("FA3")
+        with warnings.catch_warnings(action="ignore"):  # ten lines on the kernels that this replaces
+            torch.nn.attention.activate_flash_attention_impl("FA3")
     except Exception as error:  # a library for another torch or CUDA raises anything
         say(f"FlashAttention 3 is installed, but does not load: {describe_error(error)}")
         return False
