@@ -44,13 +44,14 @@ def fused_modules(model):
     for module, own_class in swapped:
         module.__class__ = fused_class(own_class)
     layers = [module for module in base.modules() if can_join(module)]
+    last = getattr(base.get_decoder(), "layers", [None])[-1]
     for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
         layer.joined = (
             Joined(attention.q_proj, attention.k_proj, attention.v_proj),
             Joined(mlp.gate_proj, mlp.up_proj),
         )
-        layer.is_last = layer is base.get_decoder().layers[-1]
+        layer.is_last = layer is last
     for file, own_function in patched.items():
         file.apply_rotary_pos_emb = fused_rotary(own_function)
     try:

@@ -68,7 +68,8 @@ def choose_engine(model, prompt_ids, room):
     engine = ENGINES.get(base)
     if engine is None or room > engine.room:
         for fused, prompts_by in candidates(model):
-            engine = Engine("continuous batching", functools.partial(generate_in_slots, fused=fused), room)
+            name = "continuous batching" + (", prompts by FlashAttention 3" if prompts_by else "")
+            engine = Engine(name, functools.partial(generate_in_slots, fused=fused), room)
             key = check_key(model, "generation in slots", fused, prompts_by)
             problem = None if has_passed(key, room) else problem_with_slots(model, prompt_ids, room, fused)
             if not problem:

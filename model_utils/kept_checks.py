@@ -20,7 +20,7 @@ from run_utils.arguments import ROOT
 from run_utils.errors import UserError
 from run_utils.files import read_json, write_json
 
-PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "accelerate")
+PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "accelerate", "flash_attn_3")
 NUMBERS = 64  # of each weight, in the key
 MOST = 200  # kept checks, the newest
 

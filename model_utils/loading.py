@@ -10,7 +10,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from model_utils.attention import ISOLATED, has_varlen_kernel, leave_flash_attention_3, use_flash_attention_3
+from model_utils.attention import (
+    ISOLATED,
+    RUNS_FLASH_ATTENTION_3,
+    has_varlen_kernel,
+    leave_flash_attention_3,
+    use_flash_attention_3,
+)
 from model_utils.kept_checks import check_key, has_passed, keep_pass
 from model_utils.model_facts import set_attention
 from model_utils.self_checks import check_training_batches, check_vocabulary
@@ -122,6 +128,7 @@ def choose_attention(model, requested, name, examples, compiled):
             return first_that_passes([ISOLATED], model, name, examples, "FA3") + ", by FlashAttention 3"
         except UserError as error:
             leave_flash_attention_3(model.device, error)
+    RUNS_FLASH_ATTENTION_3.setdefault(model.device, False)  # generation must not change training's attention
     isolated = isolated or (model.device.type == "cpu" and not compiled)
     candidates = [*([ISOLATED] if isolated else []), "sdpa", "eager"] if requested == "auto" else [requested]
     return first_that_passes(candidates, model, name, examples)

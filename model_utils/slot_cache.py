@@ -15,16 +15,17 @@ class SlotCache(Cache):
         self.keys, self.values = [], []
         # Slots and positions of the next tokens, int64 [tokens] each.
         self.write_at = None
-        # New tokens attend to so many tokens of each slot,
+        # How many tokens of each slot new tokens attend to, in decoding.
         self.shown = None
-        # or to the tokens of these slots and positions (int64 [tokens] each), or to themselves.
+        # Slots and positions of all tokens of the prompts of a pass, int64 [tokens] each. None: the
+        # pass has all of them.
         self.read_at = None
 
     def layer(self, layer_idx, new_keys, new_values):
         """A layer's keys and values. new_keys, new_values: [tokens, kv_heads, head_dim]."""
         if layer_idx == len(self.keys):
-            for stored, (_, heads, head_dim) in ((self.keys, new_keys.shape), (self.values, new_values.shape)):
-                stored.append(new_keys.new_zeros(self.num_slots, heads, self.length, head_dim))
+            for stored, new in ((self.keys, new_keys), (self.values, new_values)):
+                stored.append(new.new_zeros(self.num_slots, new.shape[1], self.length, new.shape[2]))
         return self.keys[layer_idx], self.values[layer_idx]
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):

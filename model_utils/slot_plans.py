@@ -9,8 +9,8 @@ LEAST_SAVED = 1024  # tokens; on a GPU, a pass over a few takes as long as over 
 
 
 def common_beginning(prompts):
-    """How many tokens all prompts (int32 arrays) begin with, all without their last token. 0 if one
-    pass over these tokens alone saves less than LEAST_SAVED tokens."""
+    """The number of tokens with which all prompts (int32 arrays) begin; each has one token more. 0
+    if reading them once saves less than LEAST_SAVED tokens."""
     length = min(map(len, prompts)) - 1
     alike = np.all([prompt[:length] == prompts[0][:length] for prompt in prompts], axis=0)
     length = length if alike.all() else int(alike.argmin())

@@ -119,7 +119,8 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
                 finished = [slot for slot, tokens in new_tokens.items() if any(map(running[slot].add, tokens))]
                 if finished:
                     slots.release(finished)
-                done = [running.pop(slot) for slot in finished]
+                for answer in [running.pop(slot) for slot in finished]:
+                    yield answer.index, answer.generation()
                 if running and not slots.on_gpu:  # a GPU has begun
                     slots.forward()
                 free = [slot for slot in range(num_slots) if slot not in running]
@@ -128,8 +129,6 @@ def generate_in_slots(model, prompt_ids, answers, batch_tokens, fused):
                     slots.prefill(list(new), [prompts[index] for index in indices])
                     running |= new
                 slots.keep_to_grammars(running)
-                for answer in done:  # while a GPU reads prompts
-                    yield answer.index, answer.generation()
 
 
 class Slots:
@@ -186,14 +185,14 @@ class Slots:
             self.masks.fill({slot: answer.matcher for slot, answer in answers.items()}, tokens)
 
     def share(self, slots, beginning):
-        """Read the beginning (int32 token ids) of all later prompts of `slots`, once. It stays in
-        these slots, and prefill takes the rest of a prompt."""
-        self.shared, (first, *others) = 0, slots
+        """Read the beginning (int32 token ids) of all later prompts of these slots, once. The slots
+        have no rows yet. From now on, prefill takes the rest of a prompt."""
+        self.shared, slots = 0, list(slots)
         if len(beginning):
-            self.prefill([first], [beginning])
-            self.release([first])  # it has no row yet
+            self.prefill(slots[:1], [beginning])
+            self.release(slots[:1])
             for states in [self.history[:, None], *self.cache.keys, *self.cache.values]:
-                states[others, :, : len(beginning)] = states[first, :, : len(beginning)]
+                states[slots, :, : len(beginning)] = states[slots[0], :, : len(beginning)].clone()
         self.shared = len(beginning)
 
     @torch.compiler.set_stance("force_eager")
@@ -273,9 +272,9 @@ class Slots:
 
     @torch.compiler.set_stance("force_eager")
     def next_logits(self):
-        # Slots without a row write behind the shared tokens.
+        # Slots without a row write behind the shared tokens, and attend to few tokens.
         positions = (self.lengths - 1).clamp(min=self.shared)[:, None] + self.steps[: self.width]
-        ends = positions[:, -1] + 1
+        ends = (self.lengths - 1).clamp(min=0) + self.width
         self.cache.write_at = self.slots.repeat_interleave(self.width), positions.flatten()
         # A CPU attends to no more tokens than the longest row has.
         self.cache.shown = self.cache.length if self.on_gpu else ends.max().item()

@@ -83,6 +83,22 @@ def test_prompts_share_the_pass_over_their_beginning(model, tokenizer, prompts, 
     assert all(shared[i][:3] == alone[i][:3] for i in range(32))
 
 
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_a_shared_beginning_changes_neither_texts_nor_drafts(model, tokenizer, prompts, monkeypatch, num_slots):
+    ids = encode_prompts(tokenizer, prompts[:6])
+    room, found = max(map(len, ids)) + 40, []
+    engine = choose_engine(model, ids, room)
+    for least in (1, math.inf):
+        monkeypatch.setattr(slot_plans, "LEAST_SAVED", least)
+        calls = []
+        hook = model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)  # noqa: B023
+        done = generate(model, tokenizer, TAGS, prompts[:6], 40, batch_tokens=num_slots * room, engine=engine)
+        texts = {index: generation[:3] for index, generation in done}
+        hook.remove()
+        found.append((texts, sum("slot_lengths" in kwargs for kwargs in calls)))
+    assert found[0] == found[1]
+
+
 def test_a_beginning_is_common_if_all_prompts_have_it_and_more_tokens():
     prompts = [np.array([*range(2000), *rest]) for rest in ([7, 8], [7, 9, 3], [7])]
     assert common_beginning(prompts) == 2000
@@ -195,3 +211,22 @@ def test_a_slot_without_a_row_attends_to_one_token(tiny_model):
             slots.forward()
         assert slots.lengths.tolist() == [8, 0, 0]
         assert slots.cache.write_at[1].tolist() == [7, 0, 0]
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_shared_tokens_stay_in_all_slots(tiny_model, drafts):
+    """Also in slots without a row, which a pass computes too."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    with slots_modules(model, fused=False), torch.inference_mode():
+        slots = Slots(model, num_slots=3, length=30, drafts=drafts)
+        beginning = torch.arange(5, 11).int()
+        slots.share(range(3), beginning.numpy())
+        shared = [states[0, :, :6].clone() for states in (*slots.cache.keys, *slots.cache.values)]
+        slots.prefill([1], [torch.arange(12, 15).int().numpy()])
+        for _ in range(3):
+            slots.choose()
+            slots.forward()
+        assert slots.lengths.tolist()[0] == slots.lengths.tolist()[2] == 0 < slots.lengths[1]
+        assert (slots.history[:, :6] == beginning).all()
+        for states, expected in zip((*slots.cache.keys, *slots.cache.values), shared, strict=True):
+            assert all(torch.equal(states[slot, :, :6], expected) for slot in range(3))
