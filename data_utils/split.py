@@ -1,13 +1,16 @@
 """The split into training and evaluation rows, held-out rows found by content, and near-repeats
 across the split."""
 
+import functools
 import hashlib
 import json
 import re
 import unicodedata
 from collections import defaultdict
 
-_TOKEN = re.compile(r"(?P<number>(?:(?<!\w)[-+\u2212])?\d+(?:[.,:/-]\d+)*)|(?P<word>[^\W\d]\w*(?:-\w+)*)|[^\w\s]")
+_SIGNS = "-+\u2212"
+# A number, a word, or another character.
+_TOKEN = re.compile(rf"(?:(?<!\w)[{_SIGNS}])?\d+(?:[.,:/-]\d+)*|[^\W\d]\w*(?:-\w+)*|[^\w\s]")
 _DIGITS = re.compile(r"\d+")
 _NUMBER_WORDS = frozenset(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -139,34 +142,42 @@ def query_keys(row):
     num_words = num_names = place = 0
     at_start = True  # of a sentence
     while place < len(tokens):
-        token = tokens[place]
-        beginning_here = by_first.get(folded[place], ())
-        value = next((value for value in beginning_here if folded[place : place + len(value)] == value), None)
+        token, plain, value = tokens[place], folded[place], None
+        if plain in by_first:
+            value = next((value for value in by_first[plain] if folded[place : place + len(value)] == value), None)
         is_word = value is None and token[0].isalpha()
-        is_name = is_word and token[0].isupper() and not at_start
-        with_values.append(_NAME if value else folded[place])
-        if not (value or is_name) or with_names[-1:] != [_NAME]:  # New York is one name
-            with_names.append(_NAME if is_name else with_values[-1])
+        is_name = is_word and not at_start and token[0].isupper()
+        with_values.append(_NAME if value else plain)
+        if not value and not is_name:
+            with_names.append(plain)
+        elif with_names[-1:] != [_NAME]:  # New York is one name
+            with_names.append(_NAME)
         num_words, num_names = num_words + is_word, num_names + is_name
         at_start = token in ".!?:" or (at_start and not token[0].isalnum())
-        place += len(value or [token])
+        place += len(value) if value else 1
     keys = [folded]
     if num_words >= 1:
         keys.append(with_values)
     if num_words - num_names >= max(3, num_names):
         keys.append(with_names)
-    return {hashlib.sha256("".join(key).encode()).digest()[:16] for key in keys}
+    return {hashlib.sha256(key.encode()).digest()[:16] for key in set(map("".join, keys))}
 
 
 def _tokens(text):
     """Words, numbers and other characters, without whitespace. Adjacent numbers become one 0."""
     tokens = []
-    for found in _TOKEN.finditer(unicodedata.normalize("NFKC", text)):
-        is_number = found["number"] or (found["word"] and _NUMBER_WORDS.issuperset(found[0].casefold().split("-")))
-        token = _NUMBER if is_number else _DIGITS.sub(_NUMBER, found[0])
+    for token in map(_token, _TOKEN.findall(unicodedata.normalize("NFKC", text))):
         if token != _NUMBER or tokens[-1:] != [_NUMBER]:
             tokens.append(token)
     return tokens
+
+
+@functools.lru_cache(2**16)
+def _token(found):
+    """One match of _TOKEN, with its numbers as 0."""
+    is_digits = found[0].isdecimal() or (found[0] in _SIGNS and len(found) > 1)
+    is_number = is_digits or _NUMBER_WORDS.issuperset(found.casefold().split("-"))
+    return _NUMBER if is_number else _DIGITS.sub(_NUMBER, found)
 
 
 def _folded(tokens):

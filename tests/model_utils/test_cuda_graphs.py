@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
+from transformers import Qwen3Config, Qwen3Model
 
-from model_utils.cuda_graphs import MOST_SIZES, MULTIPLE, choose_sizes
+from model_utils.cuda_graphs import MOST_SIZES, MULTIPLE, choose_sizes, few_layers
 
 
 def row_lengths(count):
@@ -23,3 +25,20 @@ def test_few_sizes_need_little_padding(rows, most_padding):
 
 def test_a_short_run_has_the_nearest_size_of_each_micro_batch():
     assert choose_sizes([1, 64, 65, 700, 700]) == [64, 128, 704]
+
+
+@pytest.mark.parametrize(
+    ("types", "num_run"), [(["full_attention"] * 4, 2), (["sliding_attention", "full_attention"] * 2, 4)]
+)
+def test_equal_layers_warm_up_as_two_and_mixed_ones_as_all(types, num_run):
+    sizes = {"hidden_size": 16, "head_dim": 8, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 32}
+    window = {"layer_types": types, "use_sliding_window": True, "sliding_window": 4}
+    model = Qwen3Model(Qwen3Config(**sizes, **window, num_hidden_layers=4, num_key_value_heads=1))
+    run, names = [], list(model.state_dict())
+    for index, layer in enumerate(model.layers):
+        layer.register_forward_hook(lambda *_, index=index: run.append(index))
+    with few_layers(model):
+        model(torch.tensor([[1, 2, 3]]))
+    assert run == list(range(num_run))
+    model(torch.tensor([[1, 2, 3]]))
+    assert run[num_run:] == [0, 1, 2, 3] and list(model.state_dict()) == names
