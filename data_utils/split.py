@@ -8,6 +8,10 @@ import re
 import unicodedata
 from collections import defaultdict
 
+import numpy as np
+
+from data_utils import cache
+
 _SIGNS = "-+\u2212"
 # A number, a word, or another character.
 _TOKEN = re.compile(rf"(?:(?<!\w)[{_SIGNS}])?\d+(?:[.,:/-]\d+)*|[^\W\d]\w*(?:-\w+)*|[^\w\s]")
@@ -117,9 +121,16 @@ def find_held_out(rows, split):
 
 def near_repeats(train_rows, eval_rows):
     """The ids of evaluation rows whose query equals a training query except for case, whitespace,
-    numbers or names (see query_keys). Takes time linear in the rows."""
-    seen = set().union(*map(query_keys, train_rows))
-    return [row.id for row in eval_rows if not seen.isdisjoint(query_keys(row))]
+    numbers or names (see query_keys). Takes time linear in the rows, and is kept in the cache."""
+    texts = (text for row in (*train_rows, *eval_rows) for text in (row.query, row.answers))
+    file = cache.file_of("near_repeats", (text.encode() for text in (str(len(train_rows)), *texts)))
+    stored = cache.load(file)
+    if stored is None:
+        seen = set().union(*map(query_keys, train_rows))
+        stored = {"is_repeat": np.array([not seen.isdisjoint(query_keys(row)) for row in eval_rows], dtype=bool)}
+        if len(train_rows) + len(eval_rows) >= cache.FROM_ROWS:
+            cache.save(file, stored)
+    return [row.id for row, is_repeat in zip(eval_rows, stored["is_repeat"], strict=True) if is_repeat]
 
 
 def query_keys(row):

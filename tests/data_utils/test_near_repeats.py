@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from data_utils import cache
 from data_utils.rows import Row
 from data_utils.split import near_repeats
 
@@ -67,3 +68,16 @@ def test_the_ids_are_in_the_order_of_the_held_out_rows():
     held_out = [row(f"item {place}" if place % 2 else "something else", row_id=str(place)) for place in range(6)]
     assert near_repeats([row("Item 99")], held_out) == ["1", "3", "5"]
     assert near_repeats([], held_out) == near_repeats(held_out, []) == []
+
+
+def test_the_result_for_many_rows_is_kept_by_their_texts_and_sides(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "HF_HOME", tmp_path)
+    training, held_out = [row("Item 9")] * cache.FROM_ROWS, [row("item 1", row_id="1"), row("else", row_id="2")]
+    assert near_repeats(training, held_out) == near_repeats(training, held_out) == ["1"]
+    (kept,) = (tmp_path / "tool_call_cache").iterdir()
+    other_ids = [held_out[0]._replace(id="3"), held_out[1]]
+    assert near_repeats(training, other_ids) == ["3"] and list(kept.parent.iterdir()) == [kept]
+    assert near_repeats([*training, held_out[0]], held_out[1:]) == []
+    assert near_repeats([row("Other 9")] * cache.FROM_ROWS, held_out) == []
+    kept.write_bytes(b"broken")
+    assert near_repeats(training, held_out) == ["1"]
