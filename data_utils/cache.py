@@ -1,5 +1,4 @@
-"""Validated rows, their tokens and near-repeats on disk, so that only the first run over 60,000 rows
-waits.
+"""Validated rows, their tokens and near-repeats on disk: only the first run over 60,000 rows waits.
 
 A file's name is a hash of everything that determines its content, including the code of this
 folder: an edited prompt, other rows or another tokenizer get a new file."""
