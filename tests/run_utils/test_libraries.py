@@ -17,6 +17,22 @@ UNUSED = {
 }
 
 
+def test_a_script_outside_the_environment_ends_in_one_line(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
+    for script in ("train", "evaluate", "infer", "export", "inspect_data", "sweep"):
+        done = subprocess.run([tmp_path / "bin" / "python", f"{script}.py"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and re.fullmatch(
+            rf"{script}\.py: error: {tmp_path}/bin/python has no \w+: type `\. \.venv/bin/activate` first, .*\n",
+            done.stderr,
+        )
+
+
+def test_other_errors_of_a_script_keep_their_traceback():
+    code = "import run_utils\nimport no_such_package"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" in done.stderr and "No module named 'no_such_package'" in done.stderr
+
+
 @pytest.mark.parametrize("system", ["prompted", "adapter"])
 def test_one_query_imports_nothing_that_it_does_not_use(demo_adapter, system):
     """infer.py as a user starts it; --verbose accounts for its seconds."""
