@@ -8,8 +8,8 @@ offer, with the exponent of each line.
 
 Nothing is downloaded. Each work on a CPU is a process of its own. Each part of it is a line of
 growth.jsonl in --work_dir. So a killed run keeps its measurements. Runs with other sizes add lines.
-The exponent is the slope of the logarithms: 1 is linear. For `tokens`, `tools` and on a GPU, it is
-that of the seconds a row.
+The exponent is the slope of the logarithms: 1 is linear. In the groups by rows it is that of all
+rows' seconds, in the others that of a row's.
 """
 
 import argparse

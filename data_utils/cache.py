@@ -3,6 +3,7 @@
 A file's name is a hash of everything that determines its content, including the code of this
 folder: an edited prompt, other rows or another tokenizer get a new file."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -43,4 +44,5 @@ def save(path, arrays):
         apply_umask(unfinished)
         unfinished.replace(path)
     except (OSError, SafetensorError):
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder of another user
+            unfinished.unlink()

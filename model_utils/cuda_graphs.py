@@ -174,7 +174,8 @@ class GraphedDecoder:
 @contextlib.contextmanager
 def few_layers(decoder):
     """Let the decoder run two of its layers, if all are equal: a size's setup in them is its setup
-    in all, and 20 sizes through all layers take seconds."""
+    in all, and 20 sizes through all layers take seconds. Compiled layers must have run before, as
+    the check of the memory does: some families' layers need a graph each."""
     layers, types = getattr(decoder, "layers", []), getattr(decoder.config, "layer_types", None) or []
     if len(set(map(repr, layers))) != 1 or len(set(types)) > 1:
         yield

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from data_utils import cache
@@ -28,6 +29,7 @@ def row(query, *values, row_id="x"):
         (row("On 2024-01-05 at 10:30"), row("On 2023-12-31 at 9:05")),
         (row("for twenty-five days"), row("for 7 days")),
         (row("for two hundred days"), row("for seven days")),
+        (row("Twenty-One days at \u22125 degrees"), row("3 days at 12 degrees")),
         (row("ticket A17, seat B4"), row("ticket A3, seat B21")),
         (row("weather in rome", "rome"), row("weather in new york", "New York")),
         (
@@ -79,5 +81,15 @@ def test_the_result_for_many_rows_is_kept_by_their_texts_and_sides(tmp_path, mon
     assert near_repeats(training, other_ids) == ["3"] and list(kept.parent.iterdir()) == [kept]
     assert near_repeats([*training, held_out[0]], held_out[1:]) == []
     assert near_repeats([row("Other 9")] * cache.FROM_ROWS, held_out) == []
+    named = [row("go to Rome", "Rome")] * cache.FROM_ROWS, [row("go to oslo", "oslo", row_id="1")]
+    assert near_repeats(*named) == ["1"] and near_repeats(named[0], [row("go to oslo", row_id="1")]) == []
+    cache.save(kept, {"is_repeat": np.array([False, True])})
+    assert near_repeats(training, held_out) == ["2"]  # it was read
     kept.write_bytes(b"broken")
     assert near_repeats(training, held_out) == ["1"]
+
+
+def test_a_cache_in_no_folder_costs_only_the_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cache, "HF_HOME", tmp_path / "file")
+    assert near_repeats([row("Item 9")] * cache.FROM_ROWS, [row("item 1")]) == ["x"]
