@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.check_fast_paths import attention_gradient_errors
+from benchmarks.check_parts import attention_gradient_errors
 
 
 def test_attention_has_the_gradients_of_eager_float32_and_never_cudnns_kernel():
